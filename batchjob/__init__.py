@@ -1,0 +1,19 @@
+"""Cluster the self-attention of vision transformers, head by head, over a whole dataset."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    import xarray
+
+__version__ = "0.1.0"
+
+
+def open(run: str | PathLike[str]) -> xarray.Dataset:
+    """The arrays of RUN/labels.zarr as one Dataset, read lazily; see docs/store.md. Raises UserError if RUN is none."""
+    from batchjob import store
+
+    return store.open_labels(run)

@@ -1,0 +1,148 @@
+"""The options: what changes the result (`Options`, frozen by `plan`) and what does not (`Runtime`)."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from batchjob.errors import UserError, nearest
+
+METHODS = ("kmeans", "spectral", "agglomerative", "hdbscan")
+SCORES = ("attention", "pairs")
+K_RULES = ("instances", "silhouette", "eigengap")
+MAX_K = 254  # 255 is "none", 254 "noise" in the labels array; clusters are numbered from 0
+
+
+def _option(default: Any, meaning: str, *, choices: tuple[str, ...] = (), metavar: str = "") -> Any:
+    return field(default=default, metadata={"help": meaning, "choices": choices, "metavar": metavar})
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What changes the result. Frozen in `plan.json`; the same RUN with others is refused."""
+
+    model: str = _option("vit_small_patch14_dinov2.lvd142m", "any timm model name", metavar="NAME")
+    weights: str = _option("", "a safetensors or pth file, or 'random'; else pretrained", metavar="FILE|random")
+    image_size: str = _option("", "S or HxW; else 224, or the model's own where it can't take that", metavar="S|HxW")
+    resize: str = _option(
+        "squash",
+        "squash: the whole image to S×S; crop: short side to S, centre; pad: long side to S, its padding left out",
+        choices=("squash", "crop", "pad"),
+    )
+    layers: str = _option("-1", "-1, or 0,5,11, or all", metavar="LIST")
+    heads: str = _option("all", "all, or 0,3", metavar="LIST")
+    stage: str = _option("", "feature stage of a CNN; else the last at stride 16", metavar="N")
+    scope: str = _option("image", "clusters of each image, or of the dataset", choices=("image", "dataset"))
+    queries: str = _option("rows", "what is clustered; cls in dataset scope only", choices=("rows", "cls"))
+    method: str = _option("kmeans", f"one or more of {', '.join(METHODS)}", metavar="LIST")
+    distance: str = _option("euclidean", "between attention rows", choices=("euclidean", "cosine", "hellinger"))
+    k: str = _option("5", f"a number, {', '.join(K_RULES)}, or a CSV of image_id,k", metavar="K")
+    n_init: int = _option(4, "starts of each k-means", metavar="N")
+    seed: int = _option(0, "of everything random", metavar="N")
+    precision: str = _option(
+        "auto", "auto: fp16 where a GPU is seen or planned for, else fp32", choices=("auto", "fp16", "bf16", "fp32")
+    )
+    annotations: str = _option("", "COCO JSON or VOC folder; else the COCO root's own", metavar="FILE")
+    split: str = _option("", "of a COCO root, e.g. val2017; else all found", metavar="NAME")
+    scores: str = _option("none", f"computed while labelling: {', '.join(SCORES)}", metavar="LIST")
+    keep_maps: str = _option("0", "store the attention rows of N images, or of those named in a file", metavar="N|FILE")
+    features: str = _option("absolute", "of a dataset-scope row", choices=("absolute", "relative"))
+    fit_rows: str = _option("auto", "rows that the dataset-scope fit sees", metavar="N")
+    limit: int = _option(0, "only the first N images; 0 = all", metavar="N")
+    rows_per_partition: str = _option("auto", "images of one unit of work, at most 4096", metavar="N")
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        for name, known in (("method", METHODS), ("scores", SCORES)):
+            values = split_list(getattr(self, name))
+            if name == "scores" and values == ["none"]:
+                continue
+            if not values:
+                raise UserError(f"--{name} is empty; known: {', '.join(known)}")
+            for value in values:
+                if value not in known:
+                    raise UserError(f"--{name} {value!r} is unknown; {nearest(value, list(known))}")
+            if len(set(values)) != len(values):
+                raise UserError(f"--{name} {getattr(self, name)} names one twice; give each once")
+        if self.n_init < 1:
+            raise UserError(f"--n-init {self.n_init} is no number of starts; give 1 or more")
+        if self.limit < 0:
+            raise UserError(f"--limit {self.limit} is negative; give 0 (all images) or more")
+        if self.k.lstrip("+-").isdigit() and not 1 <= int(self.k) <= MAX_K:
+            raise UserError(f"--k {self.k} is out of range; labels are bytes: give 1 to {MAX_K}")
+        if self.queries == "cls" and self.scope != "dataset":
+            raise UserError("--queries cls clusters one row an image, which needs --scope dataset")
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The clustering methods, in the order of the store's `method` dimension."""
+        return tuple(split_list(self.method))
+
+    @property
+    def score_groups(self) -> frozenset[str]:
+        """Which groups of scores are computed while labelling: a subset of `SCORES`."""
+        return frozenset(split_list(self.scores)) - {"none"}
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) over all options: equal options, equal digest."""
+        return hashlib.sha256(json.dumps(to_json(self), sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """What doesn't change the result; `run`, `fit` and `label` take it, each time as they like."""
+
+    device: str = _option("auto", "where the model and the clustering run", choices=("auto", "cuda", "cpu"))
+    engine: str = _option("auto", "who computes k-means", choices=("auto", "batched", "cuml", "sklearn"))
+    gpus: str = _option("all", "all, a number, or a list such as 0,2", metavar="LIST")
+    batch_size: str = _option("auto", "images of one forward pass", metavar="N")
+    workers: str = _option("auto", "decoding processes of each rank", metavar="N")
+    max_failures: float = _option(0.01, "share of failed images above which `finish` ends 1", metavar="FRACTION")
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        for name in ("batch_size", "workers"):
+            value = getattr(self, name)
+            if value != "auto" and not (value.isdigit() and (int(value) > 0 or name == "workers")):
+                raise UserError(f"--{name.replace('_', '-')} {value!r} is no count; give a number, or auto")
+        if not 0 <= self.max_failures <= 1:
+            raise UserError(f"--max-failures {self.max_failures} is no fraction; give 0 to 1")
+
+
+def split_list(text: str) -> list[str]:
+    """The items of a comma-separated option, stripped, in order."""
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def to_json(options: Options | Runtime) -> dict[str, Any]:
+    """The options as plain JSON values, in the order of their declaration."""
+    return dataclasses.asdict(options)
+
+
+def options_from_json(values: dict[str, Any]) -> Options:
+    """The inverse of `to_json`; raises UserError where a key is unknown (a plan of another version)."""
+    known = [f.name for f in dataclasses.fields(Options)]
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise UserError(f"the plan has options this version does not know: {', '.join(unknown)}; use its own version")
+    return Options(**values)
+
+
+def difference(ours: Options, theirs: Options, *, names: Sequence[str] = ("asked", "planned")) -> str:
+    """One phrase an option that differs, e.g. `k: planned 5, asked 7`; empty if they are equal."""
+    parts = []
+    for f in dataclasses.fields(Options):
+        a, b = getattr(ours, f.name), getattr(theirs, f.name)
+        if a != b:
+            parts.append(f"{f.name.replace('_', '-')}: {names[1]} {b!r}, {names[0]} {a!r}")
+    return "; ".join(parts)
+
+
+def _check_choices(options: Any) -> None:
+    for f in dataclasses.fields(options):
+        choices, value = f.metadata["choices"], getattr(options, f.name)
+        if choices and value not in choices:
+            raise UserError(f"--{f.name.replace('_', '-')} {value!r} is unknown; {nearest(value, list(choices))}")
