@@ -90,4 +90,4 @@ def _overlaps(
     ends = np.minimum(starts + patch_px * scale, high)
     pixels = np.arange(source_px)[None, :]
     covered = np.clip(np.minimum(ends, pixels + 1) - np.maximum(starts, pixels), 0, None)
-    return (covered / (patch_px * scale)).astype(np.float32)
+    return np.asarray(covered / (patch_px * scale), dtype=np.float32)
