@@ -1,0 +1,106 @@
+"""Clusters of attention rows: one narrow protocol, several engines behind it, several methods on top.
+
+Nothing here knows of images or stores: N problems of P rows go in, labels come out.
+"""
+
+import importlib.util
+
+import torch
+from torch import Tensor
+
+from batchjob.clustering.base import (
+    NOISE,
+    NONE,
+    Clusters,
+    Engine,
+    NotFiniteError,
+    number_by_appearance,
+    problem_seeds,
+)
+from batchjob.errors import UserError, nearest
+
+__all__ = [
+    "DISTANCES",
+    "ENGINES",
+    "NOISE",
+    "NONE",
+    "Clusters",
+    "Engine",
+    "NotFiniteError",
+    "choose_engine",
+    "cluster",
+    "number_by_appearance",
+    "open_engine",
+    "problem_seeds",
+]
+
+DISTANCES = ("euclidean", "cosine", "hellinger")
+ENGINES = ("batched", "cuml", "sklearn")
+
+
+def choose_engine(name: str, device: torch.device) -> tuple[str, str]:
+    """(engine, why): what `auto` stands for on this device, or the name itself. Raises UserError if it can't run."""
+    if name == "auto":
+        if device.type == "cuda" and importlib.util.find_spec("cuml") is not None:
+            return "batched", "thousands of small problems at once on the device; cuml solves one a call"
+        return "batched", "thousands of small problems at once, on any device"
+    if name not in ENGINES:
+        raise UserError(f"--engine {name!r} is unknown; {nearest(name, ['auto', *ENGINES])}")
+    return name, "asked for"
+
+
+def open_engine(name: str, device: torch.device) -> Engine:
+    """The engine, ready for work on `device`; imported only now. Raises UserError where it can't run."""
+    name = choose_engine(name, device)[0]
+    if name == "batched":
+        from batchjob.clustering.batched import BatchedEngine
+
+        return BatchedEngine()
+    if name == "sklearn":
+        from batchjob.clustering.reference import ReferenceEngine
+
+        return ReferenceEngine()
+    raise UserError(f"engine {name!r} is not there; use --engine batched")
+
+
+def prepare(rows: Tensor, distance: str, mask: Tensor | None) -> Tensor:
+    """float32 [N, P, P]: attention rows such that Euclidean distance between them is the wanted one.
+
+    rows [N, P, P] are distributions over the patches. Columns outside the mask are dropped and the rest renormalised.
+    `hellinger`: square roots (Hellinger 1909); `cosine`: rows of length 1.
+    """
+    x = rows.float()
+    if mask is not None:
+        x = torch.where(mask[:, None, :], x, 0)
+        x = x / x.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    if distance == "hellinger":
+        return x.clamp_min(0).sqrt()
+    if distance == "cosine":
+        return torch.nn.functional.normalize(x, dim=-1, eps=torch.finfo(torch.float32).tiny)
+    if distance != "euclidean":
+        raise UserError(
+            f"--distance {distance!r} is unknown; {nearest(distance, ['euclidean', 'cosine', 'hellinger'])}"
+        )
+    return x
+
+
+def cluster(
+    method: str,
+    rows: Tensor,
+    k: Tensor | int,
+    seeds: Tensor,
+    *,
+    engine: Engine,
+    distance: str = "euclidean",
+    n_init: int = 4,
+    mask: Tensor | None = None,
+) -> Clusters:
+    """The clusters of each problem by `method`; labels on the device of `rows`.
+
+    rows float [N, P, P]: attention rows that sum to 1; k int or int64 [N]; seeds int64 [N]; mask bool [N, P].
+    Raises NotFiniteError, UserError.
+    """
+    k = torch.full((rows.shape[0],), k, dtype=torch.int64) if isinstance(k, int) else k
+    if method == "kmeans":
+        return engine.kmeans(prepare(rows, distance, mask), k, seeds, n_init=n_init, mask=mask)
+    raise UserError(f"--method {method!r} is unknown; {nearest(method, ['kmeans'])}")

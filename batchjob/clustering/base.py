@@ -1,0 +1,120 @@
+"""What every clustering engine takes and gives, the seeds, and the numbering of clusters. Letters: see the README."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+NONE, NOISE = 255, 254  # labels of patches that take no part, and of hdbscan's noise
+
+_WORD = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Clusters:
+    """The clusters of N problems.
+
+    `labels` uint8 [N, P]: numbered by first appearance, so equal partitions are equal arrays; `NONE` outside the mask,
+    `NOISE` for hdbscan's noise. `inertia` float32 [N]: the sum of squared distances to the own centroid. `k` uint8 [N]:
+    the clusters found; less than asked for where a problem has fewer distinct rows.
+    """
+
+    labels: Tensor
+    inertia: Tensor
+    k: Tensor
+
+
+class Engine(Protocol):
+    """Who computes k-means: many problems of one shape in, labels out, all on the engine's device."""
+
+    name: str
+
+    def kmeans(self, x: Tensor, k: Tensor, seeds: Tensor, *, n_init: int, mask: Tensor | None = None) -> Clusters:
+        """The best of `n_init` greedy k-means++ starts of Lloyd's algorithm, for each of N problems.
+
+        x float [N, P, D], k int64 [N] (any from 1, each problem its own), seeds int64 [N], mask bool [N, P] (False: the
+        row takes no part). A problem's labels depend on its own rows, k, seed and mask alone, bit for bit. Raises
+        NotFiniteError.
+        """
+        ...
+
+
+class NotFiniteError(ValueError):
+    """Problems hold NaN or infinity, which no distance can be told from: `problems` are their indices."""
+
+    def __init__(self, problems: Sequence[int]) -> None:
+        self.problems = tuple(problems)
+        shown = ", ".join(map(str, self.problems[:10])) + (", …" if len(self.problems) > 10 else "")
+        super().__init__(f"{len(self.problems)} clustering problems hold NaN or infinity: {shown}")
+
+
+def check(x: Tensor, k: Tensor, seeds: Tensor, mask: Tensor | None) -> None:
+    """Nothing; raises ValueError for unfit shapes, and NotFiniteError. Rows outside the mask may be anything."""
+    n, p, _ = x.shape
+    if tuple(k.shape) != (n,) or tuple(seeds.shape) != (n,) or (mask is not None and tuple(mask.shape) != (n, p)):
+        found = f"k {tuple(k.shape)}, seeds {tuple(seeds.shape)}, mask {None if mask is None else tuple(mask.shape)}"
+        raise ValueError(f"{n} problems of {p} rows need k [{n}], seeds [{n}], mask [{n}, {p}]; found {found}")
+    if not bool(_finite(x.sum(-1, dtype=torch.float32), mask).all()):  # a finite sum has finite terms: the quick look
+        bad = ~_finite(x, None if mask is None else mask[:, :, None])
+        if bool(bad.any()):
+            raise NotFiniteError(bad.nonzero()[:, 0].tolist())
+    if n and int(k.min()) < 1:
+        raise ValueError(f"k is at least 1; found {int(k.min())}")
+
+
+def _finite(x: Tensor, mask: Tensor | None) -> Tensor:
+    finite = x.isfinite() if mask is None else x.isfinite() | ~mask
+    return finite.flatten(1).all(1)
+
+
+def number_by_appearance(labels: Tensor, k_max: int) -> tuple[Tensor, Tensor]:
+    """(uint8 [N, P], uint8 [N]): clusters renumbered by their first patch in row-major order, and how many there are.
+
+    labels integer [N, P]; values of `k_max` and more (`NOISE`, `NONE`) stay as they are.
+    """
+    n, p = labels.shape
+    wide = labels.long()
+    at = torch.arange(p, device=labels.device).expand(n, p)
+    first = torch.full((n, 256), p, dtype=torch.int64, device=labels.device)
+    first.scatter_reduce_(1, wide, at, "amin")  # whole numbers: the order of writes doesn't matter
+    first[:, k_max:] = p
+    rank = first.argsort(dim=1, stable=True).argsort(dim=1, stable=True)
+    numbered = torch.where(wide < k_max, rank.gather(1, wide), wide)
+    return numbered.to(torch.uint8), (first < p).sum(1).to(torch.uint8)
+
+
+def mix(x: Tensor) -> Tensor:
+    """int64, same shape: the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), equal on every device."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x = (x ^ _shift(x, shift)) * _signed(factor)
+    return x ^ _shift(x, 31)
+
+
+def uniform(seeds: Tensor, counter: int, *, count: int) -> Tensor:
+    """float64 [*seeds.shape, count] in [0, 1): draw number `counter`, …, `counter` + count − 1 of each seed."""
+    steps = [_signed((counter + i + 1) * 0x9E3779B97F4A7C15 & _WORD) for i in range(count)]
+    words = mix(seeds[..., None] + torch.tensor(steps, device=seeds.device))
+    return _shift(words, 11).double() * 2.0**-53
+
+
+def problem_seeds(rows: Tensor, layer: int, heads: Sequence[int], k: Tensor | int, seed: int) -> Tensor:
+    """int64 [B * H], head running fastest: from the image's row, the layer, the head, k and the run's seed alone.
+
+    rows int64 [B] are rows of the plan; k is one number or int64 [B * H].
+    """
+    head = torch.tensor(list(heads), dtype=torch.int64, device=rows.device)
+    word = mix(torch.full_like(rows, _signed(seed & _WORD)) + 1)
+    word = mix(word + rows)
+    word = mix(word + layer)
+    word = mix(word[:, None] + head).flatten()
+    return mix(word + k)
+
+
+def _signed(word: int) -> int:
+    return word - (1 << 64) if word >> 63 else word
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    return (x >> bits) & ((1 << (64 - bits)) - 1)  # int64 shifts are arithmetic; this one is logical
