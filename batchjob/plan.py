@@ -30,7 +30,7 @@ class Plan:
 
     options: Options  # as asked, so that asking again compares equal
     data: str
-    spec: "ModelSpec"
+    model: "ModelSpec"
     weights: dict[str, str]
     annotations: str
     layers: tuple[int, ...]
@@ -45,7 +45,7 @@ class Plan:
     @property
     def geometry(self) -> Geometry:
         """From photo to patch grid."""
-        (height, width), (patch_height, patch_width) = self.spec.input_px, self.spec.patch_px
+        (height, width), (patch_height, patch_width) = self.model.input_px, self.model.patch_px
         resize: Any = self.options.resize
         return Geometry(height, width, patch_height, patch_width, resize)
 
@@ -57,7 +57,7 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `digest` is the sha256 of the others but the versions."""
         values = {"schema": SCHEMA} | {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        values |= {"options": to_json(self.options), "spec": self.spec.to_json(), "geometry": self.geometry.to_json()}
+        values |= {"options": to_json(self.options), "model": self.model.to_json(), "geometry": self.geometry.to_json()}
         values = json.loads(json.dumps(values))
         decisive = {name: value for name, value in values.items() if name != "versions"}
         return values | {"digest": hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()}
@@ -115,7 +115,7 @@ def load(run: Path) -> Plan:
         values = json.loads(path.read_text())
     except OSError as error:
         raise UserError(
-            f"{run} is no run: no plan.json can be read there ({error.strerror}); make one with: batchjob plan DATA {run}"
+            f"{run} is no run: no plan.json to read ({error.strerror}); make one with: batchjob plan DATA {run}"
         ) from error
     except ValueError as error:
         raise UserError(f"{path} is no JSON ({error}); the run is damaged, delete it and plan again") from error
@@ -123,7 +123,7 @@ def load(run: Path) -> Plan:
         found = values.get("schema") if isinstance(values, dict) else None
         raise UserError(f"{path} has schema {found}, this version reads {SCHEMA}; use the version that wrote it")
     fields = {f.name: values[f.name] for f in dataclasses.fields(Plan)}
-    fields |= {"options": options_from_json(values["options"]), "spec": ModelSpec.from_json(values["spec"])}
+    fields |= {"options": options_from_json(values["options"]), "model": ModelSpec.from_json(values["model"])}
     fields |= {name: tuple(values[name]) for name in ("layers", "heads", "kept_rows")}
     plan = Plan(**fields)
     if plan.digest != values["digest"]:

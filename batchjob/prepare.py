@@ -37,7 +37,7 @@ def prepare(data: str, run: Path, options: Options, *, say: Callable[[str], None
     spec = model.describe(options)
     layers, heads = model.resolve_layers(options.layers, spec), model.resolve_heads(options.heads, spec)
     found = weights.locate(options.model, options.weights, say=say)
-    model.check_state(spec, weights.state_dict(found))
+    model.load_model(spec, weights.state_dict(found), precision="fp32", device="cpu")  # refuses what does not fit
     index = sources.index_images(data, split=options.split, limit=options.limit, progress=True)
     precision, reason, is_for_gpu = choose_precision(options.precision)
     if options.precision == "auto":
@@ -46,7 +46,7 @@ def prepare(data: str, run: Path, options: Options, *, say: Callable[[str], None
     plan = Plan(
         options=options,
         data=os.path.abspath(data),
-        spec=spec,
+        model=spec,
         weights=found.to_json(),
         annotations=os.path.abspath(annotations) if os.path.exists(annotations) else annotations,
         layers=layers,
