@@ -1,0 +1,214 @@
+"""From a plan to the arrays of its store: names, dimensions, types, shards and chunks. Pure; see docs/store.md."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from batchjob.errors import UserError
+
+SCHEMA_VERSION = 1
+NO_LABEL = 255  # the image failed, or the patch is padding
+NOISE_LABEL = 254  # hdbscan
+_CHUNK_ROWS = 512  # images of one inner chunk: one head of 50,000 images reads in 0.05 s, one image in 9 ms
+_LEAST_CHUNK_ROWS = 64
+_MOST_ROWS = 4096
+_MOST_ROWS_ON_CPU = 256  # at 2 images/s a kill costs two minutes; a GPU does 4096 in seconds
+_FEWEST_ROWS = 8
+_FEWEST_ROWS_ON_GPU = 64  # batches don't cross partitions
+
+
+class PlanLike(Protocol):
+    """What the store reads of a plan."""
+
+    @property
+    def row_count(self) -> int: ...
+    @property
+    def rows_per_partition(self) -> int: ...
+    @property
+    def layers(self) -> Sequence[int]: ...
+    @property
+    def heads(self) -> Sequence[int]: ...
+    @property
+    def options(self) -> Any: ...
+    @property
+    def model(self) -> Any: ...
+    @property
+    def digest(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySpec:
+    """One array of a store. Its first dimension is cut into shards, each with one writer."""
+
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    fill: float
+    chunks: tuple[int, ...]  # what a reader must load at least
+    shards: tuple[int, ...] | None  # what is one file; None: a chunk is
+    meaning: str
+    store: Literal["labels", "scores"] = "labels"
+
+    @property
+    def rows_per_shard(self) -> int:
+        """Entries along the first dimension in one file."""
+        return (self.shards or self.chunks)[0]
+
+
+def rows_per_partition(row_count: int, *, on_gpu: bool) -> int:
+    """Images of one unit of work for `--rows-per-partition auto`: a power of two near the square root of all images.
+
+    As many units as images in each lets work be shared and little be lost at any scale: COCO val2017 gets 79 units,
+    train2017 462, a billion images 244,141 (of 4096). Without a GPU a unit is at most 256 images.
+    """
+    low, high = (_FEWEST_ROWS_ON_GPU, _MOST_ROWS) if on_gpu else (_FEWEST_ROWS, _MOST_ROWS_ON_CPU)
+    return max(low, min(high, 1 << max(0, math.isqrt(row_count).bit_length() - 1)))
+
+
+def rows_per_chunk(rows: int) -> int:
+    """Images of one inner chunk of a shard of `rows` images: its largest divisor up to 512.
+
+    Raises UserError where there is no useful one, with the next number that has one.
+    """
+    found = _largest_divisor(rows)
+    if rows > _MOST_ROWS:
+        raise UserError(f"--rows-per-partition {rows} is more than {_MOST_ROWS}; give {_MOST_ROWS} or less, or auto")
+    if rows < 1:
+        raise UserError(f"--rows-per-partition {rows} holds no image; give 1 to {_MOST_ROWS}, or auto")
+    if rows > _CHUNK_ROWS and found < _LEAST_CHUNK_ROWS:
+        better = next(n for n in range(rows, _MOST_ROWS + 1) if _largest_divisor(n) >= _LEAST_CHUNK_ROWS)
+        raise UserError(
+            f"--rows-per-partition {rows} has no divisor from {_LEAST_CHUNK_ROWS} to {_CHUNK_ROWS} "
+            f"to cut shards into chunks; try {better}"
+        )
+    return found
+
+
+def layout(plan: PlanLike) -> dict[str, ArraySpec]:
+    """name -> spec of every array that labelling writes, partition by partition (docs/store.md has the reasons)."""
+    options, n, rows = plan.options, plan.row_count, plan.rows_per_partition
+    sizes = {
+        "image": n,
+        "method": len(options.methods),
+        "layer": len(plan.layers),
+        "head": len(plan.heads),
+        "y": plan.model.grid[0],
+        "x": plan.model.grid[1],
+    }
+    patches = sizes["y"] * sizes["x"]
+    inner = rows_per_chunk(rows)
+
+    def by_head(dims: str, dtype: str, fill: float, meaning: str) -> ArraySpec:
+        names = tuple(dims.split())
+        one_head = {"method": 1, "layer": 1, "head": 1}
+        return ArraySpec(
+            dims=names,
+            shape=tuple(sizes[d] for d in names),
+            dtype=dtype,
+            fill=fill,
+            chunks=tuple(inner if d == "image" else one_head.get(d, sizes[d]) for d in names),
+            shards=tuple(rows if d == "image" else sizes[d] for d in names),
+            meaning=meaning,
+        )
+
+    def whole(dims: str, dtype: str, fill: float, meaning: str) -> ArraySpec:
+        names = tuple(dims.split())
+        shape = tuple(sizes[d] for d in names)
+        return ArraySpec(names, shape, dtype, fill, (rows, *shape[1:]), None, meaning)
+
+    arrays: dict[str, ArraySpec] = {}
+    if options.scope == "dataset" and options.queries == "cls":
+        arrays["image_labels"] = whole(
+            "image method layer head", "uint8", NO_LABEL, "number of the centroid nearest to the CLS row; 255 = none"
+        )
+    else:
+        arrays["labels"] = by_head(
+            "image method layer head y x",
+            "uint8",
+            NO_LABEL,
+            "cluster of each patch; 255 = none (failed, padding), 254 = noise (hdbscan)",
+        )
+    kind_of_map = "saliency" if plan.model.kind == "cnn" else "cls_attention"
+    arrays[kind_of_map] = by_head(
+        "image layer head y x",
+        "float16",
+        math.nan,
+        "the CLS row after the softmax over all tokens, prefix columns dropped, not renormalised; NaN = failed",
+    )
+    arrays["k"] = whole("image method layer head", "uint8", 0, "clusters found; 0 = failed")
+    arrays["inertia"] = whole(
+        "image method layer head", "float32", math.nan, "sum of squared distances to the own centroid; NaN = failed"
+    )
+    arrays["prefix_mass"] = whole(
+        "image layer head", "float16", math.nan, "mean over patch queries of the mass on CLS and registers"
+    )
+    arrays["status"] = whole("image", "uint8", 255, "0 = ok; the other codes are in the attribute 'codes'")
+    arrays["height"] = whole("image", "int32", 0, "pixels, after the EXIF rotation; 0 = unknown")
+    arrays["width"] = whole("image", "int32", 0, "pixels, after the EXIF rotation; 0 = unknown")
+    kept = len(kept_rows(plan))
+    if kept:
+        shape = (kept, sizes["layer"], sizes["head"], patches, patches)
+        arrays["attention_rows"] = ArraySpec(
+            ("kept_image", "layer", "head", "query", "key"),
+            shape,
+            "float16",
+            math.nan,
+            (1, 1, 1, patches, patches),
+            (1, *shape[1:]),
+            "attention of each patch to each patch, not renormalised; kept_image holds the rows of the images",
+        )
+    for name in score_names(plan):
+        spec = whole("image layer head", "float32", math.nan, "score of one image and head; docs/metrics.md")
+        arrays[name] = ArraySpec(
+            spec.dims, spec.shape, spec.dtype, spec.fill, spec.chunks, None, spec.meaning, "scores"
+        )
+    return arrays
+
+
+def kept_rows(plan: PlanLike) -> tuple[int, ...]:
+    """Rows whose attention is stored (`--keep-maps`), ascending."""
+    return tuple(getattr(plan, "kept_rows", ()))
+
+
+def score_names(plan: PlanLike) -> tuple[str, ...]:
+    """Names of the scores that are computed while labelling (`--scores`)."""
+    return tuple(getattr(plan, "score_names", ()))
+
+
+def partition_count(plan: PlanLike) -> int:
+    """How many units of work the rows make."""
+    return -(-plan.row_count // plan.rows_per_partition)
+
+
+def rows_of(plan: PlanLike, partition: int) -> tuple[int, int]:
+    """(first row, past the last row) of a partition."""
+    start = partition * plan.rows_per_partition
+    return start, min(start + plan.rows_per_partition, plan.row_count)
+
+
+def shards_of(spec: ArraySpec, plan: PlanLike, partition: int) -> range:
+    """The shard numbers of one array that a partition writes: one, or one for each of its kept images."""
+    start, stop = rows_of(plan, partition)
+    if spec.dims[0] == "image":
+        return range(partition, partition + 1)
+    inside = [j for j, row in enumerate(kept_rows(plan)) if start <= row < stop]
+    return range(inside[0], inside[-1] + 1) if inside else range(0)
+
+
+def shard_key(shard: int, spec: ArraySpec) -> str:
+    """The file name of a shard: flat, since a folder a dimension would cost six folders a shard."""
+    return ".".join(["c", str(shard), *["0"] * (len(spec.dims) - 1)])
+
+
+def shard_paths(specs: Mapping[str, ArraySpec], plan: PlanLike, partition: int) -> list[str]:
+    """The files that a partition writes, relative to RUN."""
+    return [
+        f"{spec.store}.zarr/{name}/{shard_key(shard, spec)}"
+        for name, spec in specs.items()
+        for shard in shards_of(spec, plan, partition)
+    ]
+
+
+def _largest_divisor(rows: int) -> int:
+    return next((n for n in range(min(_CHUNK_ROWS, rows), 0, -1) if rows % n == 0), 1)
