@@ -1,0 +1,271 @@
+"""One image: bytes to the model's uint8 input, or the reason why not. Pillow is the reference; see docs/input.md."""
+
+import errno
+import io
+import math
+import os
+import stat
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Imported for their effect: `Image.open(formats=...)` knows only the plugins that are loaded.
+from PIL import (  # noqa: F401
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageOps,
+    Jpeg2KImagePlugin,
+    JpegImagePlugin,
+    MpoImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
+
+from batchjob.geometry import Geometry
+
+STATUS: dict[str, int] = {
+    "ok": 0,
+    "truncated": 1,  # began as an image; its data are cut off or damaged
+    "not_an_image": 2,
+    "unreadable": 3,  # no permission, a dangling link, a folder, a FIFO, a disk error
+    "too_large": 4,
+    "degenerate": 5,  # no pixels, or too thin to fill two patches
+    "missing": 6,
+    "killed_worker": 7,
+    "timeout": 8,
+    "not_finite": 9,
+    "pending": 255,  # the fill value: not labelled yet
+}
+
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM")  # no EPS: it runs programs
+MAX_PIXELS = 89_478_485  # where Pillow starts to warn of a decompression bomb: 268 MB as RGB
+MAX_FILE_BYTES = 2**30
+RESAMPLE = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+    "nearest": Image.Resampling.NEAREST,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+}
+RGB = tuple[int, int, int]
+Box = tuple[float, float, float, float]
+
+
+class ReadFailure(Exception):
+    """Why an image has no pixels: `cause` is a name of `STATUS`, `message` a sentence for failures.csv."""
+
+    def __init__(self, cause: str, message: str) -> None:
+        super().__init__(cause, message)
+        self.cause = cause
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """The model's input, uint8 [3, H, W] RGB, and the photo's own size in pixels after the EXIF rotation."""
+
+    pixels: NDArray[np.uint8]
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Placing:
+    """What `Geometry` says of one photo, in integers where a resize needs them."""
+
+    hull: tuple[int, int, int, int]  # left, top, right, bottom: whole pixels around the source box
+    box: Box  # the source box, measured from the hull's corner
+    size: tuple[int, int]  # height, width of the content area in the input
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the box is the hull, so that a plain crop and resize does it."""
+        left, top, right, bottom = self.hull
+        return self.box == (0, 0, right - left, bottom - top)
+
+
+# (file's bytes, EXIF orientation 1-8, placing, interpolation) -> uint8 [3, h, w], or None: Pillow does it.
+Accelerator = Callable[[bytes, int, Placing, str], NDArray[np.uint8] | None]
+
+
+def decode(
+    data: bytes | str | os.PathLike[str],
+    geometry: Geometry,
+    fill: RGB,
+    *,
+    interpolation: str = "bicubic",
+    accelerate: Accelerator | None = None,
+) -> Decoded:
+    """The image as the model's uint8 input; raises ReadFailure, and nothing else, whatever the bytes are.
+
+    `fill` lies behind transparent pixels and in the padding. `accelerate` may take ordinary JPEGs.
+    """
+    if not isinstance(data, bytes):
+        data = read_file(os.fsencode(data))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's notes on odd metadata; bombs are judged by `_check_pixels`
+            return _decode(data, geometry, fill, interpolation, accelerate)
+    except ReadFailure:
+        raise
+    except MemoryError:
+        raise ReadFailure("too_large", f"the memory did not suffice to decode its {len(data)} bytes") from None
+    except Exception as error:  # a decoder fed with anything raises anything
+        raise ReadFailure("truncated", f"cut off or damaged: {one_line(error)}") from None
+
+
+def placing(geometry: Geometry, height: int, width: int) -> Placing:
+    """Where the `height` × `width` photo goes."""
+    box = geometry.source_box(height, width)
+    left, top, right, bottom = (round(v, 6) for v in box)  # 0.1 + 0.2 must not widen the hull by a pixel
+    x0, y0 = max(0, math.floor(left)), max(0, math.floor(top))
+    x1, y1 = min(width, math.ceil(right)), min(height, math.ceil(bottom))
+    inner = (max(left - x0, 0.0), max(top - y0, 0.0), min(right, x1) - x0, min(bottom, y1) - y0)
+    return Placing((x0, y0, x1, y1), inner, geometry.content_size(height, width))
+
+
+def resize(image: Image.Image, place: Placing, interpolation: str) -> NDArray[np.uint8]:
+    """uint8 [3, h, w]: the placing's part of an RGB image at the content's size. Nothing outside the hull is seen."""
+    if place.hull != (0, 0, *image.size):
+        image = image.crop(place.hull)
+    small = image.resize((place.size[1], place.size[0]), RESAMPLE[interpolation], box=place.box)
+    return np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1))
+
+
+def read_file(path: bytes) -> bytes:
+    """The file's bytes; raises ReadFailure. Looks before it opens: opening a FIFO would block for ever."""
+    try:
+        return _read_file(path)
+    except OSError as error:
+        raise ReadFailure(_cause_of(error, path), one_line(error.strerror or error)) from None
+
+
+def one_line(what: object) -> str:
+    """The text with line breaks and unprintable characters escaped, at most 300 characters."""
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(what))
+    return text if len(text) <= 300 else text[:299] + "…"
+
+
+def _read_file(path: bytes) -> bytes:
+    _check_regular(os.stat(path))
+    # O_NONBLOCK: should a FIFO have taken the file's place since, opening it returns at once
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(fd, "rb", buffering=0) as file:
+        _check_regular(os.fstat(fd))
+        return file.readall()
+
+
+def _check_regular(found: os.stat_result) -> None:
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+    if not stat.S_ISREG(found.st_mode):
+        raise ReadFailure("unreadable", f"is {kinds.get(stat.S_IFMT(found.st_mode), 'a device')}, not a file")
+    if found.st_size > MAX_FILE_BYTES:
+        raise ReadFailure("too_large", f"{found.st_size} bytes; at most {MAX_FILE_BYTES} are read")
+
+
+def _cause_of(error: OSError, path: bytes) -> str:
+    if error.errno in (errno.ENOENT, errno.ENOTDIR) and not os.path.lexists(path):
+        return "missing"
+    return "unreadable"  # a dangling link is there, and leads nowhere
+
+
+def _decode(data: bytes, geometry: Geometry, fill: RGB, interpolation: str, accelerate: Accelerator | None) -> Decoded:
+    image = _open(data)
+    _check_pixels(*image.size)  # before the orientation is asked for: a PNG decodes itself to find its EXIF block
+    orientation = _orientation(image)
+    width, height = image.size if orientation < 5 else image.size[::-1]
+    if geometry.resize == "pad" and geometry.content_patches(height, width).sum() < 2:
+        raise ReadFailure("degenerate", f"{width}×{height} pixels, padded, fill less than two patches")
+    place = placing(geometry, height, width)
+    content = None
+    if accelerate is not None and image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
+        content = accelerate(data, orientation, place, interpolation)
+    if content is None:
+        image.load()
+        content = resize(_to_rgb(_orient(image, orientation), fill), place, interpolation)
+    if place.size == (geometry.height, geometry.width):
+        return Decoded(content, height, width)
+    canvas = np.empty((3, geometry.height, geometry.width), np.uint8)
+    canvas[:] = np.array(fill, np.uint8)[:, None, None]
+    canvas[:, : place.size[0], : place.size[1]] = content
+    return Decoded(canvas, height, width)
+
+
+def _open(data: bytes) -> Image.Image:
+    if not data:
+        raise ReadFailure("not_an_image", "empty file")
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise ReadFailure("not_an_image", f"no image format that is read; it starts with {data[:16]!r}") from None
+    except Image.DecompressionBombError as error:
+        raise ReadFailure("too_large", one_line(error)) from None
+
+
+def _check_pixels(width: int, height: int) -> None:
+    if height * width > MAX_PIXELS:
+        raise ReadFailure("too_large", f"{width}×{height} pixels; at most {MAX_PIXELS} are decoded")
+    if height * width == 0:
+        raise ReadFailure("degenerate", f"{width}×{height} pixels")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(0x0112, 1)
+    except Exception:  # damaged metadata cost no photo
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _orient(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else image
+
+
+def _to_rgb(image: Image.Image, fill: RGB) -> Image.Image:
+    """8-bit RGB on `fill`. `convert("RGB")` alone would turn 16-bit images white and drop the alpha."""
+    transparent = image.info.get("transparency")
+    if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I", "F"):
+        values = np.asarray(image)
+        grey = Image.fromarray(_to_8_bits(values, is_16_bit=image.mode.startswith("I;16") or image.format == "PPM"))
+        if isinstance(transparent, int):
+            grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+        image = grey
+    elif image.mode == "RGB" and transparent is None:
+        return image
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or image.info.get("transparency") is not None:
+        over = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", over.size, (*fill, 255)), over).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_8_bits(values: NDArray[np.generic], *, is_16_bit: bool) -> NDArray[np.uint8]:
+    """The high byte of 16-bit values; of 32-bit integers and floats, whose range nobody states, min to max."""
+    if is_16_bit:
+        return (values.astype(np.uint32) >> 8).astype(np.uint8)
+    numbers = values.astype(np.float64)
+    finite = np.isfinite(numbers)
+    if not finite.any():
+        raise ReadFailure("degenerate", "no pixel of it is a finite number")
+    low, high = float(numbers[finite].min()), float(numbers[finite].max())
+    scaled = (np.where(finite, numbers, low) - low) * (255 / (high - low) if high > low else 0.0)
+    return np.asarray(np.rint(scaled), np.uint8)
