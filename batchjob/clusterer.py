@@ -1,0 +1,60 @@
+"""From one layer's maps to the clusters of every method: k, seeds and masks of each problem looked up."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from batchjob import clustering
+from batchjob.attention import LayerMaps, renormalise
+from batchjob.clustering import Clusters, Engine
+from batchjob.loader import Batch
+from batchjob.plan import Plan
+
+FindClusters = Callable[[LayerMaps, Batch], list[Clusters]]  # one a method, problems [B * H], head running fastest
+
+
+def open_clusterer(plan: Plan, run: Path, engine: Engine, device: torch.device) -> FindClusters:
+    """What finds the clusters of a batch in image scope: for each head the P attention rows, renormalised."""
+    k_of_image = np.load(run / "index" / "k.npy")
+    options, heads = plan.options, plan.heads
+
+    def find(maps: LayerMaps, batch: Batch) -> list[Clusters]:
+        rows = renormalise(maps.rows).flatten(0, 1)  # [B * H, P, P]
+        mask = patch_mask(plan, batch)
+        if mask is not None:
+            mask = mask.repeat_interleave(len(heads), dim=0).to(device)
+        k = torch.from_numpy(k_of_image[batch.rows].astype(np.int64)).repeat_interleave(len(heads)).to(device)
+        if options.k in ("silhouette", "eigengap"):
+            k = clustering.choose_k(options.k, rows, mask=mask)
+        found = []
+        for method in options.methods:
+            seeds = clustering.problem_seeds(
+                torch.from_numpy(batch.rows).to(device), maps.layer, heads, k, options.seed
+            )
+            found.append(
+                clustering.cluster(
+                    method,
+                    rows,
+                    k,
+                    seeds,
+                    engine=engine,
+                    distance=options.distance,
+                    n_init=options.n_init,
+                    mask=mask,
+                )
+            )
+        return found
+
+    return find
+
+
+def patch_mask(plan: Plan, batch: Batch) -> Tensor | None:
+    """bool [B, P]: patches that are image rather than padding; None where there is no padding at all."""
+    if plan.options.resize != "pad":
+        return None
+    sizes = zip(batch.heights, batch.widths, strict=True)
+    masks = [plan.geometry.content_patches(max(int(h), 1), max(int(w), 1)).ravel() for h, w in sizes]
+    return torch.from_numpy(np.stack(masks))

