@@ -54,7 +54,7 @@ def put_maps(buffers: Buffers, layer: int, maps: LayerMaps, batch: Batch) -> Non
     plan, rows = buffers.plan, buffers.rows(batch)
     name = "saliency" if plan.model.kind == "cnn" else "cls_attention"
     grid = buffers.arrays[name].shape[-2:]
-    buffers.arrays[name][rows, layer] = maps.cls.unflatten(-1, grid).half().cpu().numpy()
+    buffers.arrays[name][rows, layer] = maps.cls.reshape(*maps.cls.shape[:2], *grid).half().cpu().numpy()
     buffers.arrays["prefix_mass"][rows, layer] = maps.prefix_mass.half().cpu().numpy()
     overflowed = ~maps.finite.cpu().numpy() & (buffers.arrays["status"][rows] == STATUS["ok"])
     buffers.arrays["status"][rows][overflowed] = STATUS["not_finite"]

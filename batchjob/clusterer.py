@@ -28,7 +28,9 @@ def open_clusterer(plan: Plan, run: Path, engine: Engine, device: torch.device) 
             mask = mask.repeat_interleave(len(heads), dim=0).to(device)
         k = torch.from_numpy(k_of_image[batch.rows].astype(np.int64)).repeat_interleave(len(heads)).to(device)
         if options.k in ("silhouette", "eigengap"):
-            k = clustering.choose_k(options.k, rows, mask=mask)
+            from batchjob.clustering.choose_k import choose_k  # type: ignore[import-not-found]
+
+            k = choose_k(options.k, rows, mask)
         found = []
         for method in options.methods:
             seeds = clustering.problem_seeds(

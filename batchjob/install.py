@@ -17,10 +17,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m batchjob.install")
     parser.add_argument("env", type=Path, help="folder of the virtual or conda environment")
     parser.add_argument("--dev", action="store_true", help="with what the tests need")
-    parser.add_argument("--gpu", default="auto", help="auto: cupy and cuml if there is an NVIDIA driver; 1: with; 0: without")
+    parser.add_argument("--gpu", default="auto", help="auto: cupy and cuml where there is an NVIDIA driver; 1; 0")
     args = parser.parse_args()
     if sys.version_info < OLDEST_PYTHON and not (args.env / "bin" / "python").exists():
-        return _fail(f"{sys.executable} is Python {sys.version.split()[0]}, 3.11 or newer is needed; try PYTHON=python3.12")
+        return _fail(
+            f"{sys.executable} is Python {sys.version.split()[0]}, 3.11 or newer is needed; try PYTHON=python3.12"
+        )
     driver_cuda = driver_cuda_version()
     extras = choose_extras(args.gpu, driver_cuda, dev=args.dev)
     python = args.env / "bin" / "python"
@@ -35,8 +37,8 @@ def main() -> int:
     if subprocess.run(command, check=False).returncode != 0:
         free = shutil.disk_usage(args.env).free / 2**30
         return _fail(
-            f"pip could not install {target} (its reason is above; {free:.0f} GB are free, 8 are needed, 11 with a GPU); "
-            "mend that and run the same command again"
+            f"pip could not install {target} (its reason is above; {free:.0f} GB are free, 8 are needed, "
+            "11 with a GPU); mend that and run the same command again"
         )
     if driver_cuda and subprocess.run([str(python), "-c", CHECK_GPU], check=False).returncode != 0:
         return _fail(torch_cannot_use_gpu(driver_cuda))
@@ -64,8 +66,8 @@ def torch_cannot_use_gpu(driver_cuda: str) -> str:
     return (
         f"there is a GPU with a driver for CUDA {driver_cuda}, and the torch that pip installed cannot use it "
         f"(it is built for CUDA 13); update the driver to 580 or newer, or make the environment with conda: set "
-        f"cuda-version={driver_cuda.split('.')[0]} in environment.yml, conda env create -f environment.yml, activate it "
-        "and run make again. GPU=0 does not help here: nothing runs on the CPU by accident"
+        f"cuda-version={driver_cuda.split('.')[0]} in environment.yml, conda env create -f environment.yml, activate "
+        "it and run make again. GPU=0 does not help here: nothing runs on the CPU by accident"
     )
 
 

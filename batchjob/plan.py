@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from batchjob import layout
 from batchjob.config import Options, difference, options_from_json, to_json
 from batchjob.errors import UserError
 from batchjob.geometry import Geometry
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from batchjob.model import ModelSpec
 
 SCHEMA = 1  # of plan.json and the arrays; a run of another version is recognised, not guessed at
-MAX_ROWS_PER_PARTITION = 4096
-PARTITIONS_WANTED = 64  # enough for 8 GPUs to share COCO val2017 to within an eighth, few enough for the file system
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +42,7 @@ class Plan:
     @property
     def geometry(self) -> Geometry:
         """From photo to patch grid."""
-        (height, width), (patch_height, patch_width) = self.model.input_px, self.model.patch_px
-        resize: Any = self.options.resize
-        return Geometry(height, width, patch_height, patch_width, resize)
+        return geometry_of(self.model, self.options)
 
     @property
     def partitions(self) -> list[tuple[int, int]]:
@@ -56,7 +51,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `digest` is the sha256 of the others but the versions."""
-        values = {"schema": SCHEMA} | {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values: dict[str, Any] = {"schema": SCHEMA} | {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         values |= {"options": to_json(self.options), "model": self.model.to_json(), "geometry": self.geometry.to_json()}
         values = json.loads(json.dumps(values))
         decisive = {name: value for name, value in values.items() if name != "versions"}
@@ -68,24 +63,29 @@ class Plan:
         return str(self.to_json()["digest"])
 
 
+def geometry_of(model: "ModelSpec", options: Options) -> Geometry:
+    """From photo to the model's input and its patches."""
+    (height, width), (patch_height, patch_width) = model.input_px, model.patch_px
+    resize: Any = options.resize
+    return Geometry(height, width, patch_height, patch_width, resize)
+
+
 def partition_bounds(row_count: int, rows_per_partition: int) -> list[tuple[int, int]]:
     """The rows cut into partitions of equal size, the last one shorter; none for no rows."""
     return [(start, min(start + rows_per_partition, row_count)) for start in range(0, row_count, rows_per_partition)]
 
 
 def choose_rows_per_partition(asked: str, row_count: int, *, is_for_gpu: bool) -> int:
-    """Images of one unit of work: `asked`, or enough units to be shared by many devices and resumed with little lost.
+    """Images of one unit of work: as asked, or enough units to be shared by many devices and resumed with little lost.
 
-    A CPU labels a few images a second, so its units are at most 256 images: minutes. Raises UserError out of range.
+    Raises UserError where what is asked can't be cut into chunks.
     """
-    if asked != "auto":
-        if not asked.isdigit() or not 1 <= int(asked) <= MAX_ROWS_PER_PARTITION:
-            raise UserError(
-                f"--rows-per-partition {asked} is out of range; give 1 to {MAX_ROWS_PER_PARTITION}, or auto"
-            )
-        return int(asked)
-    wanted = -(-row_count // PARTITIONS_WANTED)
-    return int(np.clip(-(-wanted // 8) * 8, 8, MAX_ROWS_PER_PARTITION if is_for_gpu else 256))
+    if asked == "auto":
+        return layout.rows_per_partition(row_count, on_gpu=is_for_gpu)
+    if not asked.isdigit():
+        raise UserError(f"--rows-per-partition {asked!r} is no number of images; give 1 to 4096, or auto")
+    layout.rows_per_chunk(int(asked))
+    return int(asked)
 
 
 def default_run(data: str, options: Options) -> Path:

@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -16,6 +17,7 @@ from batchjob.config import K_RULES, MAX_K, Options
 from batchjob.errors import UserError
 from batchjob.geometry import Geometry
 from batchjob.plan import Plan
+from batchjob.registry import sha256_of
 
 if TYPE_CHECKING:
     from batchjob.coco import Annotations
@@ -43,34 +45,42 @@ def prepare(data: str, run: Path, options: Options, *, say: Callable[[str], None
     if options.precision == "auto":
         say(f"precision: {precision}, since {reason}")
     annotations = options.annotations or index.annotations
-    plan = Plan(
-        options=options,
-        data=os.path.abspath(data),
-        model=spec,
-        weights=found.to_json(),
-        annotations=os.path.abspath(annotations) if os.path.exists(annotations) else annotations,
-        layers=layers,
-        heads=heads,
-        precision=precision,
-        row_count=len(index),
-        rows_per_partition=plans.choose_rows_per_partition(
-            options.rows_per_partition, len(index), is_for_gpu=is_for_gpu
-        ),
-        kept_rows=kept_rows(options.keep_maps, index),
-        index_sha256=index.sha256,
-        versions=plans.versions(),
-    )
+    rows = plans.choose_rows_per_partition(options.rows_per_partition, len(index), is_for_gpu=is_for_gpu)
+    geometry = plans.geometry_of(spec, options)
     known = coco.open_annotations(annotations) if annotations else None
-    k = read_k(options, index, known, plan.geometry)
+    k, kept = read_k(options, index, known, geometry), kept_rows(options.keep_maps, index)
     try:
         run.mkdir(parents=True, exist_ok=True)
         index.save(run / "index")
         np.save(run / "index" / "k.npy", k)
+        plan = Plan(
+            options=options,
+            data=os.path.abspath(data),
+            model=spec,
+            weights=found.to_json(),
+            annotations=",".join(os.path.abspath(path) for path in annotations.split(",") if path),
+            layers=layers,
+            heads=heads,
+            precision=precision,
+            row_count=len(index),
+            rows_per_partition=rows,
+            kept_rows=kept,
+            index_sha256=_sha256_of_folder(run / "index"),
+            versions=plans.versions(),
+        )
         store.create(run, plan, index)
         plans.save(plan, run)
     except OSError as error:
         raise UserError(f"RUN {run} can't be written: {error.strerror} ({error.filename}); give another RUN") from error
     return plan
+
+
+def _sha256_of_folder(folder: Path) -> str:
+    """Of the files' names and contents: row i is image i, with its k, as long as this holds."""
+    whole = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        whole.update(path.name.encode() + b"\0" + bytes.fromhex(sha256_of(path)))
+    return whole.hexdigest()
 
 
 def choose_precision(asked: str) -> tuple[str, str, bool]:

@@ -197,6 +197,12 @@ def is_done(run: Path, partition: int) -> bool:
     return marker_path(Path(run), partition).exists()
 
 
+def failures(run: Path) -> Counter[str]:
+    """Failed images by cause, over what is published so far."""
+    markers = [read_marker(Path(run), partition) for partition in published(Path(run))]
+    return Counter(failure[1] for marker in markers if marker for failure in marker["failures"])
+
+
 def verify(run: Path) -> list[Damage]:
     """Everything that is not as it was published, by size and checksum; reads every byte of the run."""
     run = Path(run)

@@ -77,7 +77,7 @@ def show(args: Namespace) -> int:
         return 0
     damages = store.verify(folder)
     for damage in damages:
-        print(f"damaged   {damage.path}: {damage.reason}")
+        print(f"damaged   {damage}")
     print(f"verified  {'every published shard is as it was written' if not damages else f'{len(damages)} damaged'}")
     return 1 if damages else 0
 
