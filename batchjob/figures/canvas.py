@@ -1,0 +1,163 @@
+"""A sheet measured in inches, photos with maps on them, and files: what all pictures share."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+INK, QUIET, RULE = "#1b1f24", "#5d6672", "#d5d9df"
+STYLE: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 7.0,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": "#8a929c",
+    "axes.linewidth": 0.6,
+    "axes.titlesize": 7.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
+    "xtick.major.width": 0.5,
+    "ytick.major.width": 0.5,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "legend.frameon": False,
+    "legend.fontsize": 6.5,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "batchjob",
+}
+PHOTO_SHARE = 0.36  # of a photo's grey under the clusters' colours: the object stays visible, the colour leads
+SIDE_PX = 224  # photos in a figure are no finer than this a cell: a PDF of 8 photos stays small
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The figures' look inside the `with`; the caller's own settings afterwards."""
+    with mpl.rc_context(STYLE):
+        yield
+
+
+def sheet(width: float, height: float) -> Figure:
+    """A white figure of `width` × `height` inches that no pyplot window knows of."""
+    figure = Figure(figsize=(width, height), facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def place(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """Axes at `left`, `top` (inches from the sheet's upper left corner) without ticks or frame."""
+    sheet_width, sheet_height = figure.get_size_inches()
+    axes = figure.add_axes(
+        (left / sheet_width, 1 - (top + height) / sheet_height, width / sheet_width, height / sheet_height)
+    )
+    axes.set_axis_off()
+    return axes
+
+
+def write(figure: Figure, left: float, top: float, text: str, **how: Any) -> None:
+    """Text at `left`, `top` in inches from the upper left corner; `$` and line breaks in it mean themselves."""
+    width, height = figure.get_size_inches()
+    how = {"ha": "left", "va": "top"} | how
+    figure.text(left / width, 1 - top / height, text, parse_math=False, **how)
+
+
+def shorten(text: str, limit: int) -> str:
+    """`text` in at most `limit` characters, its middle left out; control characters become visible escapes."""
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    if len(text) <= limit:
+        return text
+    tail = (limit - 1) * 2 // 3
+    return text[: limit - 1 - tail] + "…" + text[len(text) - tail :]
+
+
+def show_photo(axes: Axes, photo: NDArray[np.uint8]) -> None:
+    """Draws `photo` [height, width, 3]; its axes then count in photo widths and heights, 0 to 1, y downwards."""
+    axes.imshow(photo, extent=(0, 1, 1, 0), aspect="auto", interpolation="antialiased")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(1, 0)
+
+
+def show_map(
+    axes: Axes,
+    values: NDArray[np.floating[Any]],
+    *,
+    span: tuple[float, float] = (1, 1),
+    smooth: bool = False,
+    **how: Any,
+) -> None:
+    """Draws `values` [rows, columns] over (height, width) = `span` of the photo's box; nearest unless `smooth`."""
+    axes.imshow(
+        values,
+        extent=(0, span[1], span[0], 0),
+        aspect="auto",
+        interpolation="bicubic" if smooth else "nearest",
+        **how,
+    )
+    axes.set_xlim(0, 1)
+    axes.set_ylim(1, 0)
+
+
+def show_labels(
+    axes: Axes,
+    photo: NDArray[np.uint8],
+    labels: NDArray[np.uint8],
+    *,
+    colours: NDArray[np.float64],
+    span: tuple[float, float] = (1, 1),
+) -> None:
+    """Draws the photo in grey, each patch in its cluster's colour (`colours` [256, 4]), and the clusters' borders."""
+    show_photo(axes, blend(photo, labels, colours=colours, span=span))
+    axes.add_collection(
+        LineCollection(list(borders(labels, span)), colors="white", linewidths=0.45, capstyle="projecting", zorder=3)
+    )
+
+
+def blend(
+    photo: NDArray[np.uint8],
+    labels: NDArray[np.uint8],
+    *,
+    colours: NDArray[np.float64],
+    span: tuple[float, float] = (1, 1),
+) -> NDArray[np.uint8]:
+    """The photo [height, width, 3] with each patch's colour over its grey; patches without a label stay grey."""
+    height, width = photo.shape[:2]
+    rows, columns = labels.shape
+    y = np.minimum((np.arange(height) + 0.5) / height / span[0] * rows, rows - 1).astype(np.intp)
+    x = np.minimum((np.arange(width) + 0.5) / width / span[1] * columns, columns - 1).astype(np.intp)
+    rgba = colours[labels[y[:, None], x[None, :]]]
+    grey = (photo @ np.array([0.299, 0.587, 0.114]) / 255)[..., None]
+    weight = rgba[..., 3:] * (1 - PHOTO_SHARE)
+    return np.asarray(np.round(255 * (weight * rgba[..., :3] + (1 - weight) * grey)), dtype=np.uint8)
+
+
+def borders(labels: NDArray[np.generic], span: tuple[float, float] = (1, 1)) -> NDArray[np.float64]:
+    """Segments [n, 2, (x, y)] between neighbouring patches of different labels, in units of the photo's box."""
+    rows, columns = labels.shape
+    y, x = np.nonzero(labels[:, 1:] != labels[:, :-1])
+    upright = np.stack([np.stack([x + 1, y], -1), np.stack([x + 1, y + 1], -1)], 1)
+    y, x = np.nonzero(labels[1:] != labels[:-1])
+    level = np.stack([np.stack([x, y + 1], -1), np.stack([x + 1, y + 1], -1)], 1)
+    return np.asarray(np.concatenate([upright, level]) * np.array([span[1] / columns, span[0] / rows]))
+
+
+def save(figure: Figure, path: Path, *, formats: Sequence[str] = ("png",), dpi: int = 200) -> list[Path]:
+    """The files written: `path` with each format's suffix, all with equal bytes for equal figures."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = []
+    for suffix in formats:
+        file = path.with_name(f"{path.name}.{suffix}")
+        dates: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix, {})
+        with style():
+            figure.savefig(file, dpi=dpi, facecolor="white", metadata=dates)
+        written.append(file)
+    return written
