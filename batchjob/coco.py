@@ -41,11 +41,21 @@ class ImageAnnotations:
     voc_objects: str = ""  # the SegmentationObject PNG, read when it is needed
     voc_classes: str = ""
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) as the file says it. Raises UserError where it does not."""
+        if sizes := self._sizes():
+            return sizes[0]
+        raise UserError(f"the annotations of {self.key} have neither height nor width; add them to `images`")
+
     def fits(self, height: int, width: int) -> bool:
         """Whether the annotation was drawn on an image of this size (after the EXIF rotation)."""
+        return all(size == (height, width) for size in self._sizes())
+
+    def _sizes(self) -> list[tuple[int, int]]:
         said = [(self.height, self.width)] if self.height and self.width else []
-        said += [tuple(s["size"]) for i in self.instances for s in i.segments if isinstance(s, dict)]
-        return all((int(h), int(w)) == (height, width) for h, w in said)
+        rles = [s for instance in self.instances for s in instance.segments if isinstance(s, dict)]
+        return said + [(int(rle["size"][0]), int(rle["size"][1])) for rle in rles]
 
 
 @dataclass(frozen=True, slots=True)

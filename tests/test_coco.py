@@ -150,6 +150,13 @@ def test_an_annotation_of_another_size_is_refused(tmp_path: Path) -> None:
     assert not only(write_coco(tmp_path / "b.json", odd)).fits(4, 4)  # the RLE's own size counts too
 
 
+def test_a_size_that_no_file_says_is_an_error(tmp_path: Path) -> None:
+    images = [{"id": 1, "file_name": "a.jpg"}]
+    assert only(write_coco(tmp_path / "a.json", [{"segmentation": segmentation("compressed")}], images)).size == (4, 4)
+    with pytest.raises(UserError, match="neither height nor width"):
+        _ = only(write_coco(tmp_path / "b.json", [{"segmentation": segmentation("polygon")}], images)).size
+
+
 def test_images_are_found_by_path_file_name_stem_and_id(tmp_path: Path) -> None:
     images = [
         {"id": "seven", "file_name": "val2017/000007.jpg", "height": 4, "width": 4},

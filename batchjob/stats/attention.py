@@ -1,0 +1,164 @@
+"""Scores of attention rows, in NumPy: the specification that `map_scores` follows on the device, and the nulls' way.
+
+`rows` [C, P, P] is attention from query to key, each row summing to 1.
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+MAX_PAIRS = 2000  # of each kind, in each category of an image
+
+
+@dataclass(frozen=True, slots=True)
+class PatchPairs:
+    """Pairs of patches of one image, of instances of one category; N pairs over G categories."""
+
+    first: NDArray[np.int64]  # [N] patch
+    second: NDArray[np.int64]
+    same: NDArray[np.bool_]  # [N] whether both belong to one instance
+    group: NDArray[np.int64]  # [N] which of the categories, 0 to G − 1
+
+
+def attention_scores(rows: NDArray[np.floating[Any]], grid: tuple[int, int]) -> dict[str, Floats]:
+    """The scores of attention by itself, [C] each: distance, relative distance, entropy, its exp, NMI, sink.
+
+    Distances in patches, entropies in nats; the relative distance is divided by that of uniform attention.
+    """
+    rows = np.asarray(rows, np.float64)
+    patches = rows.shape[-1]
+    distances = patch_distances(grid)
+    entropy = _entropy(rows).mean(axis=1)
+    key = rows.mean(axis=1)
+    key_entropy = _entropy(key)
+    # I = H(key) − H(key | query), and the query is uniform
+    norm = np.sqrt(np.log(patches) * key_entropy) if patches > 1 else np.zeros(len(rows))
+    distance = np.einsum("cqk,qk->c", rows, distances) / patches
+    uniform = distances.mean()
+    return {
+        "attention_distance": distance,
+        "attention_distance_relative": distance / (uniform if uniform > 0 else 1),
+        "entropy": entropy,
+        "effective_patches": np.exp(entropy),
+        "query_key_nmi": np.where(
+            norm > 1e-12, np.clip(key_entropy - entropy, 0, None) / np.where(norm > 0, norm, 1), 0
+        ),
+        "sink": key.max(axis=1),
+    }
+
+
+def _entropy(p: NDArray[np.floating[Any]]) -> Floats:
+    return np.asarray(-(p * np.log(np.where(p > 0, p, 1))).sum(axis=-1))
+
+
+@functools.lru_cache(maxsize=8)
+def patch_distances(grid: tuple[int, int]) -> Floats:
+    """[P, P]: Euclidean distances between patches, in patches."""
+    y, x = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
+    return np.asarray(np.hypot(y[:, None] - y[None, :], x[:, None] - x[None, :]))
+
+
+@functools.lru_cache(maxsize=256)
+def _triangle(n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    first, second = np.triu_indices(n, 1)
+    return first, second
+
+
+def draw_pairs(
+    owner: NDArray[np.integer[Any]], category: NDArray[np.integer[Any]], *, row: int, seed: int, limit: int = MAX_PAIRS
+) -> PatchPairs:
+    """At most `limit` pairs of patches of the same instance, and as many of different ones, in each category.
+
+    The same (owner, category, row, seed) gives the same pairs. Categories without both kinds are left out.
+    """
+    random = np.random.default_rng((seed, row))
+    parts: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_], int]] = []
+    for value in np.unique(category):
+        members = np.flatnonzero(category == value)
+        if len(members) < 2:
+            continue
+        patches = np.flatnonzero(np.isin(owner, members))
+        first, second = _triangle(len(patches))
+        owned = owner[patches]
+        same = owned[first] == owned[second]
+        for kind in (True, False):
+            chosen = np.flatnonzero(same == kind)
+            if len(chosen) > limit:
+                chosen = np.sort(random.choice(chosen, limit, replace=False, shuffle=False))
+            parts.append((patches[first[chosen]], patches[second[chosen]], np.full(len(chosen), kind), len(parts) // 2))
+    if not parts:
+        none = np.zeros(0, np.int64)
+        return PatchPairs(none, none, none.astype(bool), none)
+    first, second, same = (np.concatenate(column) for column in list(zip(*parts, strict=True))[:3])
+    return PatchPairs(first, second, same.astype(bool), np.repeat([p[3] for p in parts], [len(p[0]) for p in parts]))
+
+
+def pair_scores(rows: NDArray[np.floating[Any]], pairs: PatchPairs, grid: tuple[int, int]) -> dict[str, Floats]:
+    """`pair_auc`, `pair_auc_matched`, [C] each: is attention within an instance larger than between two of a category?
+
+    Also `pair_auc.distance`, the same of −distance in place of attention. NaN where no category has both kinds.
+    """
+    distance = patch_distances(grid)[pairs.first, pairs.second]
+    strength = rows[:, pairs.first, pairs.second] + rows[:, pairs.second, pairs.first]
+    return pair_scores_of(np.asarray(strength, np.float64), distance, pairs)
+
+
+def pair_scores_of(strength: Floats, distance: Floats, pairs: PatchPairs) -> dict[str, Floats]:
+    """`pair_scores` from the pairs' own strengths [C, N] and distances [N]."""
+    if not len(pairs.group):
+        nothing = np.full(len(strength), np.nan)
+        return {"pair_auc": nothing, "pair_auc_matched": nothing, "pair_auc.distance": nothing}
+    values = np.concatenate([strength, -distance[None, :]])
+    auc = group_auc(values, pairs.same, pairs.group)[0].mean(axis=1)
+    bins = np.rint(distance).astype(np.int64)
+    width = int(bins.max()) + 1
+    in_bins, same, different = group_auc(strength, pairs.same, pairs.group * width + bins)
+    groups = int(pairs.group.max()) + 1
+    whole = np.full((len(strength), groups * width), np.nan)
+    whole[:, : in_bins.shape[1]] = in_bins
+    weight = np.zeros(groups * width)
+    weight[: len(same)] = np.minimum(same, different)
+    by_bin = weight.reshape(groups, width)
+    total = by_bin.sum(axis=1)
+    weighted = (np.nan_to_num(whole).reshape(-1, groups, width) * by_bin).sum(axis=2) / np.maximum(total, 1)
+    matched = weighted[:, total > 0].mean(axis=1) if (total > 0).any() else np.full(len(strength), np.nan)
+    return {
+        "pair_auc": auc[:-1],
+        "pair_auc_matched": matched,
+        "pair_auc.distance": np.full(len(strength), auc[-1]),
+    }
+
+
+def group_auc(
+    values: Floats, positive: NDArray[np.bool_], group: NDArray[np.int64]
+) -> tuple[Floats, NDArray[np.int64], NDArray[np.int64]]:
+    """AUC [C, G] of values [C, N] for positive against negative within each group, ties as ½; and both counts [G].
+
+    NaN where a group lacks one kind. From the mid-ranks of one sort of all groups (Mann-Whitney's U).
+    """
+    count = int(group.max(initial=-1)) + 1
+    ones = np.bincount(group, positive, minlength=count).astype(np.int64)
+    size = np.bincount(group, minlength=count)
+    zeros = size - ones
+    groups = np.broadcast_to(group, values.shape)
+    order = np.lexsort((values, groups), axis=-1)
+    ordered = np.take_along_axis(values, order, axis=1)
+    ordered_group = group[order]
+    new = np.ones(values.shape, bool)
+    new[:, 1:] = (ordered[:, 1:] != ordered[:, :-1]) | (ordered_group[:, 1:] != ordered_group[:, :-1])
+    place = np.arange(values.shape[1])
+    first = np.maximum.accumulate(np.where(new, place, 0), axis=1)
+    ends = np.ones(values.shape, bool)
+    ends[:, :-1] = new[:, 1:]
+    last = np.minimum.accumulate(np.where(ends, place, values.shape[1])[:, ::-1], axis=1)[:, ::-1]
+    rank = (first + last) / 2
+    codes = np.arange(len(values))[:, None] * count + ordered_group
+    total = np.bincount(codes.ravel(), (rank * positive[order]).ravel(), minlength=len(values) * count)
+    starts = np.concatenate([[0], np.cumsum(size)[:-1]])
+    above = total.reshape(len(values), count) - ones * starts - ones * (ones - 1) / 2
+    both = ones * zeros
+    return np.where(both > 0, above / np.maximum(both, 1), np.nan), ones, zeros

@@ -1,0 +1,136 @@
+"""Uncertainty over images: bootstrap intervals, sign-flip tests, Holm's correction, and halves that choose fairly."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+RESAMPLES = 2000
+FLIPS = 100_000
+ENOUGH_IMAGES = 50  # below, a 95 % interval covers less than it says (docs/metrics.md)
+_BLOCK = 1 << 23  # numbers of one block of weights: 64 MB
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Means over n images and the bounds of their intervals, [C] each; NaN where there is no image."""
+
+    mean: Floats
+    low: Floats
+    high: Floats
+    n: NDArray[np.int64]
+
+
+def interval(values: Floats, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """Mean of each column of `values` [n, C] over its finite rows, with the percentile bootstrap interval over images.
+
+    Columns are resampled together, so that differences of columns are paired. Memory does not grow with n × resamples.
+    """
+    values = np.asarray(values, np.float64)
+    finite = np.isfinite(values)
+    count = finite.sum(axis=0)
+    filled = np.where(finite, values, 0)
+    mean = np.where(count > 0, filled.sum(axis=0) / np.maximum(count, 1), np.nan)
+    low, high = np.full(values.shape[1], np.nan), np.full(values.shape[1], np.nan)
+    for columns in _equal_columns(finite):
+        rows = finite[:, columns[0]]
+        if rows.any():
+            means = resampled_means(filled[np.ix_(rows, columns)], resamples=resamples, seed=seed)
+            tails = [50 * (1 - level), 100 - 50 * (1 - level)]
+            low[columns], high[columns] = np.percentile(means, tails, axis=0)
+    return Interval(mean, low, high, count)
+
+
+def resampled_means(values: Floats, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
+    """[resamples, C]: means of the columns of `values` [n, C] over images drawn with replacement."""
+    n = len(values)
+    means = [counts @ values / n for counts in _counts(n, resamples, seed)]
+    return np.concatenate(means)
+
+
+def resampled_ratios(above: Floats, below: Floats, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
+    """[resamples, C]: Σ above / Σ below ([n, C] each) over images drawn with replacement: means of what they hold."""
+    n = len(above)
+    parts = []
+    for counts in _counts(n, resamples, seed):
+        total = counts @ below
+        parts.append(np.where(total > 0, counts @ above / np.where(total > 0, total, 1), np.nan))
+    return np.concatenate(parts)
+
+
+def _counts(n: int, resamples: int, seed: int) -> Iterator[Floats]:
+    """How often each of n images is drawn, [some of the resamples, n] at a time."""
+    random = np.random.default_rng((seed, n))
+    block = max(1, _BLOCK // max(n, 1))
+    for start in range(0, resamples, block):
+        size = min(block, resamples - start)
+        drawn = random.integers(0, n, (size, n)) + np.arange(size)[:, None] * n
+        yield np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).astype(np.float64)
+
+
+def _equal_columns(finite: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
+    """Groups of columns that are finite in the same rows."""
+    if not finite.shape[1]:
+        return []
+    _, inverse = np.unique(finite, axis=1, return_inverse=True)
+    inverse = inverse.ravel()
+    return [np.flatnonzero(inverse == g) for g in range(int(inverse.max()) + 1)]
+
+
+def sign_flip(gains: Floats, *, flips: int = FLIPS, seed: int = 0) -> Floats:
+    """[C]: two-sided p-value that the mean of each column of `gains` [n, C] is zero, by flipping signs of whole images.
+
+    All 2ⁿ flips where they are fewer than `flips`, else that many random ones and the observed one. NaN rows are left
+    out; NaN without rows.
+    """
+    gains = np.asarray(gains, np.float64)
+    result = np.full(gains.shape[1], np.nan)
+    finite = np.isfinite(gains)
+    for columns in _equal_columns(finite):
+        rows = finite[:, columns[0]]
+        if rows.any():
+            result[columns] = _sign_flip(gains[np.ix_(rows, columns)], flips, seed)
+    return result
+
+
+def _sign_flip(gains: Floats, flips: int, seed: int) -> Floats:
+    n = len(gains)
+    total = gains.sum(axis=0)
+    # flipping those of a subset takes twice their sum away; equal sums must compare equal in spite of rounding
+    reached = np.abs(total) - 1e-9 * np.abs(gains).sum(axis=0)
+    hits = np.zeros(gains.shape[1])
+    if 2**n <= flips:
+        codes = np.arange(2**n)[:, None] >> np.arange(n)[None, :] & 1
+        return np.asarray((np.abs(total - 2 * (codes @ gains)) >= reached).mean(axis=0))
+    random = np.random.default_rng((seed, n, 2))
+    # float32 halves the cost of the only product that grows with n × flips; its rounding is far below a flip's effect
+    light: NDArray[Any] = gains.astype(np.float32) if n > 2000 else gains
+    block = max(1, _BLOCK // n)
+    width = -(-n // 8)
+    for start in range(0, flips, block):
+        size = min(block, flips - start)
+        packed = np.frombuffer(random.bytes(size * width), np.uint8).reshape(size, width)
+        bits = np.unpackbits(packed, axis=1, count=n).astype(light.dtype)
+        hits += (np.abs(total - 2 * (bits @ light)) >= reached).sum(axis=0)
+    return np.asarray((hits + 1) / (flips + 1))
+
+
+def holm(p: Floats) -> Floats:
+    """[C]: p-values corrected for their number by Holm's step-down method; NaN stays NaN and does not count."""
+    p = np.asarray(p, np.float64)
+    result = np.full(p.shape, np.nan)
+    known = np.flatnonzero(np.isfinite(p))
+    order = known[np.argsort(p[known], kind="stable")]
+    steps = p[order] * np.arange(len(order), 0, -1)
+    result[order] = np.minimum(np.maximum.accumulate(steps), 1) if len(order) else steps
+    return result
+
+
+def first_half(image_ids: Sequence[str]) -> NDArray[np.bool_]:
+    """[n]: whether an image is in the half that chooses the best head: the first bit of its id's SHA-256."""
+    return np.array([hashlib.sha256(i.encode("utf-8", "surrogateescape")).digest()[0] < 128 for i in image_ids], bool)

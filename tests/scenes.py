@@ -1,0 +1,50 @@
+"""Scenes whose answer is known: m disks of one category on a patch grid, and attention made by a rule."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+GRID = (14, 14)
+
+
+def disks(count: int, random: np.random.Generator, grid: tuple[int, int] = GRID) -> NDArray[np.int64]:
+    """[P]: owner of each patch, −1 for the background; equal disks that touch neither each other nor the edge."""
+    radius = {2: 2.6, 3: 2.3}.get(count, 1.6)
+    y, x = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
+    while True:
+        owner = np.full(grid[0] * grid[1], -1)
+        centres: list[Floats] = []
+        for _ in range(200):
+            centre = random.uniform(radius, np.array(grid) - 1 - radius)
+            if all(np.hypot(*(centre - c)) > 2 * radius + 1.5 for c in centres):
+                owner[np.hypot(y - centre[0], x - centre[1]) <= radius] = len(centres)
+                centres.append(centre)
+                if len(centres) == count:
+                    return owner
+
+
+def attention(kind: str, owner: NDArray[Any], random: np.random.Generator, grid: tuple[int, int] = GRID) -> Floats:
+    """[P, P], rows of sum 1: uniform over the class or the instance, Gaussian of the distance, or random rows."""
+    patches = grid[0] * grid[1]
+    if kind == "random":
+        rows = random.random((patches, patches))
+    elif kind == "local":
+        y, x = np.divmod(np.arange(patches), grid[1])
+        distance = np.hypot(y[:, None] - y, x[:, None] - x)
+        rows = np.exp(-(distance**2) / (2 * 3.0**2))
+    else:
+        group = owner if kind == "instance" else np.minimum(owner, 0)
+        rows = (group[:, None] == group[None, :]).astype(np.float64)
+    # k-means of rows that are exactly equal finds fewer clusters than asked: real attention is never exactly equal
+    rows = rows / rows.sum(axis=1, keepdims=True)
+    rows = rows * (1 + 0.01 * random.standard_normal(rows.shape))
+    return np.asarray(rows / rows.sum(axis=1, keepdims=True))
+
+
+def k_means(rows: Floats, k: int, seed: int) -> NDArray[np.uint8]:
+    """[1, P]: scikit-learn's labels of the rows."""
+    from sklearn.cluster import KMeans
+
+    return np.asarray(KMeans(k, n_init=4, random_state=seed).fit(rows).labels_[None], np.uint8)
