@@ -4,15 +4,18 @@ Letters: B images, H heads, T tokens (prefix tokens, then P patches in row-major
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from batchjob import taps
+from batchjob import cnn, taps
 from batchjob.model import Model
+from batchjob.projection import HeadProjection, select_heads
 
 CHUNK_BYTES = 256 * 2**20  # of float32 scores at once: the softmax's working memory
+FINITE_LIMIT = 1e15  # products of two such numbers, and sums of thousands of them, are finite in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,31 +26,43 @@ class LayerMaps:
     rows: (
         Tensor  # [B, H, P, P], from query patch to key patch; float16 where the model is in half precision, or float32
     )
-    cls: Tensor  # [B, H, P], the CLS token's row, or the mean over patch queries in a model without one
+    cls: Tensor  # [B, H, P], the CLS token's row, or the mean over patch queries without one; of a CNN, saliency
     prefix_mass: Tensor  # [B, H] float32: mean over patch queries of the mass on prefix tokens
     finite: Tensor  # [B] bool: False where the network overflowed; that image's maps are uniform and mean nothing
+    component: Tensor | None = None  # [B, H, P], of a CNN: the features' first principal component, in [-1, 1]
 
 
 class Extractor:
     """Calls on uint8 pixels [B, 3, H, W] give the `LayerMaps` of the wanted layers, for the wanted heads, in order.
 
-    The forward pass ends in the last wanted block, before its softmax; all blocks run fused attention. Queries and
-    keys are kept until their layer is asked for, so one layer's maps exist at a time.
+    The forward pass ends in the last wanted block, after its queries and keys; every block before it runs fused.
+    Queries and keys are kept until their layer is asked for, so the maps of one layer exist at a time. Of a CNN, the
+    one layer is the pseudo-attention of `cnn.py`.
     """
 
-    def __init__(self, model: Model, layers: tuple[int, ...], heads: tuple[int, ...]) -> None:
+    def __init__(
+        self, model: Model, layers: tuple[int, ...], heads: tuple[int, ...], *, short_cut: bool = True
+    ) -> None:
         self.model = model
         self.layers = tuple(sorted(layers))
-        self.heads = tuple(heads)
-        self._all_heads = self.heads == tuple(range(model.spec.num_heads))
+        self.heads = list(heads)
+        self._all_heads = self.heads == list(range(model.spec.num_heads))
+        self._projection: HeadProjection | None = None
+        if short_cut and model.spec.kind == "vit":
+            attention = getattr(model.blocks[self.layers[-1]], "attn", None)
+            self._projection = None if attention is None else HeadProjection.of(attention, tuple(heads))
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Iterator[LayerMaps]:
         """The maps of each wanted layer, ascending, on the model's device."""
-        for layer, call in self._calls(pixels):
+        if self.model.spec.kind == "cnn":
+            yield _pseudo_maps(self.model(pixels)[0], self.model.is_half)
+            return
+        for layer, call in self.calls(pixels):
             yield self._maps(layer, call)
 
-    def _calls(self, pixels: Tensor) -> list[tuple[int, taps.AttentionCall]]:
+    def calls(self, pixels: Tensor) -> list[tuple[int, taps.AttentionCall]]:
+        """Queries and keys of each wanted layer, for the wanted heads. Raises RuntimeError if one did not show up."""
         found: list[tuple[int, taps.AttentionCall]] = []
 
         def keep(layer: int, call: taps.AttentionCall) -> None:
@@ -56,28 +71,37 @@ class Extractor:
             if layer == self.layers[-1]:
                 raise taps.StopForward
 
-        with taps.AttentionTap(keep):
-            try:
+        def project(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            assert self._projection is not None
+            found.append((self.layers[-1], self._projection(*args, **kwargs)))
+            raise taps.StopForward
+
+        hook = None
+        if self._projection is not None:
+            hook = self._projection.attention.register_forward_pre_hook(project, with_kwargs=True)
+        try:
+            with taps.AttentionTap(keep):
                 self.model(pixels)
-            except taps.StopForward:
-                return found
-        raise RuntimeError(
-            f"{self.model.spec.name}: layers {self.layers} wanted, {len(found)} seen in the forward pass"
-        )
+        except taps.StopForward:
+            pass
+        finally:
+            if hook is not None:
+                hook.remove()
+        if tuple(layer for layer, _ in found) != self.layers:
+            seen = [layer for layer, _ in found]
+            raise RuntimeError(f"{self.model.spec.name}: attention of layers {self.layers} wanted, of {seen} seen")
+        return found
 
     def _select(self, call: taps.AttentionCall) -> taps.AttentionCall:
         if self._all_heads:
             return call
-        heads = list(self.heads)
-        bias = call.bias
-        if bias is not None and bias.dim() >= 3 and bias.shape[-3] != 1:
-            bias = bias[..., heads, :, :]
-        return taps.AttentionCall(call.query[:, heads], call.key[:, heads], bias, call.scale, call.is_causal)
+        bias = select_heads(call.bias, self.heads)
+        return replace(call, query=call.query[:, self.heads], key=call.key[:, self.heads], bias=bias)
 
     def _maps(self, layer: int, call: taps.AttentionCall) -> LayerMaps:
         spec = self.model.spec
         prefix, (batch, heads, tokens, _) = spec.num_prefix_tokens, call.query.shape
-        dtype = torch.float32 if self.model.dtype == torch.float32 else torch.float16
+        dtype = torch.float16 if self.model.is_half else torch.float32
         device, patches = call.query.device, tokens - prefix
         query, key, finite = _clean(call)
         rows = torch.empty(batch, heads, patches, patches, dtype=dtype, device=device)
@@ -93,6 +117,21 @@ class Extractor:
             if prefix:
                 mass[part] = seen[..., :prefix].sum(dim=-1).mean(dim=-1)
         return LayerMaps(layer, rows, cls, mass, finite)
+
+
+def _pseudo_maps(features: Tensor, is_half: bool) -> LayerMaps:
+    """Of a CNN's features [B, C, h, w]: one layer of one head."""
+    finite = (features.abs() < FINITE_LIMIT).flatten(1).all(1)
+    features = features.where(finite[:, None, None, None], 0)
+    dtype = torch.float16 if is_half else torch.float32
+    return LayerMaps(
+        layer=0,
+        rows=cnn.self_similarity(features).to(dtype),
+        cls=cnn.feature_norm(features).to(dtype),
+        prefix_mass=torch.zeros(len(features), 1, device=features.device),
+        finite=finite,
+        component=cnn.first_component(features).to(dtype),
+    )
 
 
 def softmax_rows(query: Tensor, key: Tensor, call: taps.AttentionCall) -> Tensor:
@@ -111,13 +150,18 @@ def _clean(call: taps.AttentionCall) -> tuple[Tensor, Tensor, Tensor]:
 
     Finite ones below 1e15 give finite scores, hence a finite softmax. To check them costs T·E a head, the map T².
     """
-    limit = 1e15
-    finite = ((call.query.abs() < limit).flatten(1).all(1)) & ((call.key.abs() < limit).flatten(1).all(1))
+    finite = (call.query.abs() < FINITE_LIMIT).flatten(1).all(1) & (call.key.abs() < FINITE_LIMIT).flatten(1).all(1)
     keep = finite[:, None, None, None]
     return call.query.where(keep, 0), call.key.where(keep, 0), finite
 
 
-def renormalise(rows: Tensor) -> Tensor:
-    """float32, same shape: each row divided by its sum, so that a patch's attention to patches sums to 1."""
+def renormalise(rows: Tensor, mask: Tensor | None = None) -> Tensor:
+    """float32, same shape: each row [..., P] divided by its sum, so that a patch's attention to patches sums to 1.
+
+    `mask` bool [B, P] of [B, H, P, P] rows says which patches are image; what goes to padding counts as prefix mass
+    does, and is dropped before. A row of zeros stays zeros.
+    """
     rows = rows.float()
+    if mask is not None:
+        rows = rows * mask[:, None, None, :]
     return rows / rows.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)

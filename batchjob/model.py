@@ -1,6 +1,7 @@
-"""A timm model ready to be looked into: its name, input and tokens (`ModelSpec`), its weights and preprocessing."""
+"""A timm model to look into: its name, input and tokens (`ModelSpec`), its weights and preprocessing (`Model`)."""
 
 import dataclasses
+import difflib
 import re
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,7 +11,7 @@ import timm.data
 import torch
 from torch import Tensor, nn
 
-from batchjob import taps
+from batchjob import network, probe
 from batchjob.config import Options, split_list
 from batchjob.errors import UserError, nearest
 
@@ -35,6 +36,9 @@ class ModelSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str
+    head_dim: int  # numbers of a query; of a CNN, channels of the stage
+    parameters: int
+    activation_numbers: int  # of one image in the forward pass, alive at once
     stage: int = -1  # of a CNN's feature stages, counted from 0; -1 for a ViT
 
     @property
@@ -76,6 +80,16 @@ class Model(nn.Module):
         return DTYPES[self.precision]
 
     @property
+    def is_half(self) -> bool:
+        """Whether maps are kept as float16. Of bfloat16 too: in [0, 1] float16 is the finer of the two."""
+        return self.precision != "fp32"
+
+    @property
+    def blocks(self) -> Any:
+        """A vision transformer's blocks, in order."""
+        return self.net.blocks
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.scale.device
@@ -97,50 +111,96 @@ class Model(nn.Module):
 def describe(options: Options) -> ModelSpec:
     """The model that the options name, at their image size: built without weights or memory, in a fraction of a second.
 
-    A pass of shapes alone (torch's meta device) shows whether every block attends from all tokens to all tokens.
-    Raises UserError for an unknown model, a size that its patches don't divide, a stage out of range, a model without
-    a global patch-to-patch map.
+    A pass of shapes alone shows whether every block attends from all tokens to all tokens. A network that computes
+    no attention at all is taken as a CNN. Raises UserError for an unknown model, a size that its patches don't divide,
+    a stage out of range, attention without a global patch-to-patch map.
     """
-    base = options.model.split(".")[0]
-    if not timm.is_model(options.model):
-        raise UserError(f"model {options.model!r} is not in timm {timm.__version__}; {_nearest_models(base)}")
-    raise_for_tag(options.model)
-    with torch.device("meta"):
-        own = timm.create_model(options.model, num_classes=0).eval()
-    data: dict[str, Any] = timm.data.resolve_model_data_config(own)  # type: ignore[attr-defined, no-untyped-call]
+    name = options.model
+    _raise_for_unknown(name)
+    net = network.build(name, num_classes=0)
+    data: dict[str, Any] = timm.data.resolve_model_data_config(net)  # type: ignore[attr-defined, no-untyped-call]
     own_px = (int(data["input_size"][1]), int(data["input_size"][2]))
-    probe = _probe_vit(options.model, own, own_px)
-    if probe is None:
-        raise UserError(f"model {options.model} has no self-attention; give a vision transformer")
-    input_px = choose_input_px(options.image_size, own_px, patch_px=probe.patch_px)
+    preprocessing = {"mean": tuple(data["mean"]), "std": tuple(data["std"]), "interpolation": data["interpolation"]}
+    shape = probe.probe_vit(name, net, own_px)
+    if shape is None:
+        return _describe_cnn(options, own_px, preprocessing)
+    if options.stage:
+        raise UserError(f"--stage {options.stage} is for a CNN's features, {name} has attention; give --layers")
+    patch_px = (own_px[0] // shape.grid[0], own_px[1] // shape.grid[1])
+    input_px = choose_input_px(options.image_size, own_px, patch_px=patch_px)
     if input_px != own_px:
-        with torch.device("meta"):
-            net = timm.create_model(options.model, num_classes=0, img_size=input_px).eval()
-        resized = _probe_vit(options.model, net, input_px)
-        assert resized is not None
-        probe = resized
+        network.resize(net, input_px)
+        shape = probe.probe_vit(name, net, input_px)
+        assert shape is not None
     return ModelSpec(
-        name=options.model,
+        name=name,
         kind="vit",
         input_px=input_px,
-        patch_px=probe.patch_px,
-        grid=probe.grid,
-        num_prefix_tokens=probe.num_prefix_tokens,
-        num_layers=probe.num_layers,
-        num_heads=probe.num_heads,
-        has_cls=probe.has_cls,
-        mean=tuple(data["mean"]),
-        std=tuple(data["std"]),
-        interpolation=data["interpolation"],
+        patch_px=patch_px,
+        grid=shape.grid,
+        num_prefix_tokens=shape.num_prefix_tokens,
+        num_layers=shape.num_layers,
+        num_heads=shape.num_heads,
+        has_cls=shape.has_cls,
+        head_dim=shape.head_dim,
+        parameters=shape.parameters,
+        activation_numbers=shape.activation_numbers,
+        **preprocessing,
     )
 
 
-def raise_for_tag(name: str) -> None:
-    """Raises UserError if the part of a timm name behind the dot names no known weights of that architecture."""
+def _describe_cnn(options: Options, own_px: tuple[int, int], preprocessing: dict[str, Any]) -> ModelSpec:
+    if own_px[0] % 32 or own_px[1] % 32:  # EfficientNets of 240 or 380 px and the like: any size will do
+        own_px = (DEFAULT_PX, DEFAULT_PX)
+    stage = _choose_stage(options, probe.probe_stages(options.model, own_px))
+    input_px = choose_input_px(options.image_size, own_px, patch_px=(stage.stride_px, stage.stride_px))
+    stage = probe.probe_stages(options.model, input_px)[stage.index]
+    if stage.grid != tuple(px // stage.stride_px for px in input_px):
+        raise UserError(
+            f"stage {stage.index} of {options.model} gives {stage.grid[0]}x{stage.grid[1]} features for an input of "
+            f"{input_px[0]}x{input_px[1]}, which is not its stride of {stage.stride_px}; give another --stage"
+        )
+    return ModelSpec(
+        name=options.model,
+        kind="cnn",
+        input_px=input_px,
+        patch_px=(stage.stride_px, stage.stride_px),
+        grid=stage.grid,
+        num_prefix_tokens=0,
+        num_layers=1,
+        num_heads=1,
+        has_cls=False,
+        stage=stage.index,
+        head_dim=stage.channels,
+        parameters=stage.parameters,
+        activation_numbers=stage.activation_numbers,
+        **preprocessing,
+    )
+
+
+def _choose_stage(options: Options, stages: tuple[probe.Stage, ...]) -> probe.Stage:
+    strides = "strides " + ", ".join(f"{s.index}: {s.stride_px}" for s in stages)
+    if not options.stage:
+        at_stride = [stage for stage in stages if stage.stride_px == CNN_STRIDE_PX]
+        if not at_stride:
+            raise UserError(f"model {options.model} has no stage at stride {CNN_STRIDE_PX}; give --stage ({strides})")
+        return at_stride[-1]
+    if not re.fullmatch(r"-?\d{1,3}", options.stage) or not -len(stages) <= int(options.stage) < len(stages):
+        raise UserError(
+            f"--stage {options.stage} is none of {options.model}; give one of 0 to {len(stages) - 1} ({strides})"
+        )
+    return stages[int(options.stage)]
+
+
+def _raise_for_unknown(name: str) -> None:
     base, _, tag = name.partition(".")
-    known = [full.partition(".")[2] for full in timm.list_pretrained(f"{base}.*")]
-    if tag and tag not in known:
-        raise UserError(f"model {name!r}: timm knows no weights {tag!r} of {base}; {nearest(tag, known)}")
+    if not timm.is_model(base):
+        close = difflib.get_close_matches(base, timm.list_models(), n=3, cutoff=0.5)
+        known = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists the names"
+        raise UserError(f"model {name!r} is not in timm {timm.__version__}; {known}")
+    tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{base}.*")]
+    if tag and tag not in tags:
+        raise UserError(f"model {name!r}: timm knows no weights {tag!r} of {base}; {nearest(tag, tags)}")
 
 
 def choose_input_px(text: str, own_px: tuple[int, int], *, patch_px: tuple[int, int]) -> tuple[int, int]:
@@ -159,54 +219,6 @@ def choose_input_px(text: str, own_px: tuple[int, int], *, patch_px: tuple[int, 
             f"--image-size {text} is not a multiple of the model's {size} patches; try {fitting[0]}x{fitting[1]}"
         )
     return asked
-
-
-@dataclass(frozen=True, slots=True)
-class _Probe:
-    patch_px: tuple[int, int]
-    grid: tuple[int, int]
-    num_prefix_tokens: int
-    num_layers: int
-    num_heads: int
-    has_cls: bool
-
-
-def _probe_vit(name: str, net: Any, input_px: tuple[int, int]) -> _Probe | None:
-    calls: list[taps.AttentionCall] = []
-    taps.fuse_attention(net)
-    with torch.no_grad(), taps.AttentionTap(lambda _, call: calls.append(call)):
-        net.forward_features(torch.empty(1, 3, *input_px, device="meta"))
-    if not calls and not any(isinstance(getattr(m, "num_heads", None), int) for m in net.modules()):
-        return None
-    blocks = list(getattr(net, "blocks", ()))
-    grid = _grid(net, input_px)
-    prefix = int(getattr(net, "num_prefix_tokens", 0))
-    if grid is None or not calls or len(calls) != len(blocks):
-        raise UserError(f"model {name} {_NO_MAP}")
-    tokens = prefix + grid[0] * grid[1]
-    heads = calls[0].query.shape[1]
-    expected = torch.Size((1, heads, tokens))
-    if any(c.query.shape[:3] != expected or c.key.shape[:3] != expected or c.is_causal for c in calls):
-        raise UserError(f"model {name} {_NO_MAP}")
-    return _Probe(
-        patch_px=(input_px[0] // grid[0], input_px[1] // grid[1]),
-        grid=grid,
-        num_prefix_tokens=prefix,
-        num_layers=len(blocks),
-        num_heads=heads,
-        has_cls=getattr(net, "cls_token", None) is not None,
-    )
-
-
-_NO_MAP = (
-    "attends inside windows, over stages or in another way than softmax(QK) over all its patches, so it has no "
-    "patch-to-patch map; give a plain vision transformer, e.g. vit_small_patch14_dinov2.lvd142m"
-)
-
-
-def _grid(net: Any, input_px: tuple[int, int]) -> tuple[int, int] | None:
-    grid = getattr(getattr(net, "patch_embed", None), "grid_size", None)
-    return (int(grid[0]), int(grid[1])) if grid else None
 
 
 def resolve_layers(text: str, spec: ModelSpec) -> tuple[int, ...]:
@@ -236,49 +248,14 @@ def _resolve(option: str, text: str, count: int, model: str) -> tuple[int, ...]:
 def load_model(
     spec: ModelSpec, state: dict[str, Tensor] | None, *, precision: str, device: torch.device | str, seed: int = 0
 ) -> Model:
-    """The model with the weights in `state` (timm's names, at the architecture's own size), or random ones if None.
+    """The model with the weights in `state` (any naming timm reads, at any size), or random ones for `seed` if None.
 
-    Positions are interpolated to `spec.input_px` as timm does. Random weights are timm's own for `seed`, LayerScale
-    set to 1 (timm starts it at 1e-5, and the blocks would be the identity). `precision` is fp16, bf16 or fp32.
-    Raises UserError where the weights are of another architecture, naming the keys that differ.
+    Positions are interpolated to `spec.input_px` as timm does. `precision` is fp16, bf16 or fp32. Raises UserError
+    where the weights are of another architecture, naming the keys that differ.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = _create(spec, state)
+    stage = spec.stage if spec.kind == "cnn" else None
     if state is None:
-        _set_layer_scale(net, 1.0)
-    taps.fuse_attention(net)
+        net = network.random_network(spec.name, spec.input_px, stage=stage, seed=seed)
+    else:
+        net = network.trained_network(spec.name, spec.input_px, state, stage=stage)
     return Model(spec, net, precision, torch.device(device))
-
-
-def _create(spec: ModelSpec, state: dict[str, Tensor] | None) -> nn.Module:
-    arguments: dict[str, Any] = {"num_classes": 0, "img_size": spec.input_px}
-    if state is not None:
-        if not state:
-            raise UserError(f"the weights for {spec.name} are empty; give another file with --weights")
-        arguments |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": dict(state)}}
-    try:
-        net: nn.Module = timm.create_model(spec.name, **arguments)
-    except (RuntimeError, KeyError) as error:
-        raise UserError(
-            f"the weights are not those of {spec.name}: {_shorten(str(error))}; give others with --weights"
-        ) from error
-    return net
-
-
-def _shorten(message: str, limit: int = 300) -> str:
-    text = " ".join(message.split())
-    return text if len(text) <= limit else text[:limit] + "…"
-
-
-def _set_layer_scale(net: nn.Module, value: float) -> None:
-    for name, parameter in net.named_parameters():
-        if re.search(r"(^|\.)(ls\d?\.gamma|gamma_\d)$", name):
-            nn.init.constant_(parameter, value)
-
-
-def _nearest_models(name: str) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
-    return f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists the names"
