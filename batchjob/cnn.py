@@ -6,6 +6,7 @@ of the CLS row: the norm of each patch's features, and the features' first princ
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 TEMPERATURE = 0.1
 """Of the softmax over cosines, which lie in [-1, 1]: a patch with a cosine 0.1 lower gets 1/e of the weight. The value
@@ -16,7 +17,7 @@ SQUARINGS = 12  # of the Gram matrix: 4,096 power iterations, enough for eigenva
 
 def self_similarity(features: Tensor) -> Tensor:
     """float32 [B, 1, P, P]: row i = softmax over patches j of cos(f_i, f_j) / TEMPERATURE, from [B, C, h, w]."""
-    unit: Tensor = torch.nn.functional.normalize(_patches(features), dim=-1)
+    unit = functional.normalize(_patches(features), dim=-1)
     rows: Tensor = ((unit @ unit.transpose(-2, -1)) / TEMPERATURE).softmax(dim=-1)
     return rows[:, None]
 
@@ -24,7 +25,8 @@ def self_similarity(features: Tensor) -> Tensor:
 def feature_norm(features: Tensor) -> Tensor:
     """float32 [B, 1, P]: the Euclidean norm of each patch's features, divided by the image's sum (so it sums to 1)."""
     norm = _patches(features).norm(dim=-1)
-    return (norm / norm.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny))[:, None]
+    share: Tensor = norm / norm.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    return share[:, None]
 
 
 def first_component(features: Tensor) -> Tensor:

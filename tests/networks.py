@@ -1,4 +1,4 @@
-"""Small models with random weights, and what they compute by timm's own explicit path: for the tests of several files."""
+"""Small models with random weights, and what they compute by timm's own explicit path, for several test files."""
 
 import functools
 from collections.abc import Iterator

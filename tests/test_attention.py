@@ -1,7 +1,5 @@
 """The attention maps of every family of vision transformers, against timm's own explicit path."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -172,8 +170,8 @@ def test_attention_that_never_shows_up_is_an_error() -> None:
 
 
 @pytest.fixture
-def tiny() -> Iterator[Model]:
-    yield make_model("vit_tiny_patch16_224", "64")
+def tiny() -> Model:
+    return make_model("vit_tiny_patch16_224", "64")
 
 
 def test_an_image_whose_activations_overflow_is_marked_and_the_others_stay_as_they_are(tiny: Model) -> None:
