@@ -55,7 +55,7 @@ def open_engine(name: str, device: torch.device) -> Engine:
     if name == "batched":
         from batchjob.clustering.batched import BatchedEngine
 
-        return BatchedEngine()
+        return BatchedEngine(device)
     if name == "sklearn":
         from batchjob.clustering.reference import ReferenceEngine
 

@@ -50,23 +50,24 @@ class NotFiniteError(ValueError):
         super().__init__(f"{len(self.problems)} clustering problems hold NaN or infinity: {shown}")
 
 
-def check(x: Tensor, k: Tensor, seeds: Tensor, mask: Tensor | None) -> None:
-    """Nothing; raises ValueError for unfit shapes, and NotFiniteError. Rows outside the mask may be anything."""
+def check_shapes(x: Tensor, k: Tensor, seeds: Tensor, mask: Tensor | None) -> None:
+    """Nothing; raises ValueError where x [N, P, D], k [N], seeds [N], mask [N, P] don't fit, or a k is below 1."""
     n, p, _ = x.shape
     if tuple(k.shape) != (n,) or tuple(seeds.shape) != (n,) or (mask is not None and tuple(mask.shape) != (n, p)):
         found = f"k {tuple(k.shape)}, seeds {tuple(seeds.shape)}, mask {None if mask is None else tuple(mask.shape)}"
         raise ValueError(f"{n} problems of {p} rows need k [{n}], seeds [{n}], mask [{n}, {p}]; found {found}")
-    if not bool(_finite(x.sum(-1, dtype=torch.float32), mask).all()):  # a finite sum has finite terms: the quick look
-        bad = ~_finite(x, None if mask is None else mask[:, :, None])
-        if bool(bad.any()):
-            raise NotFiniteError(bad.nonzero()[:, 0].tolist())
     if n and int(k.min()) < 1:
         raise ValueError(f"k is at least 1; found {int(k.min())}")
 
 
-def _finite(x: Tensor, mask: Tensor | None) -> Tensor:
-    finite = x.isfinite() if mask is None else x.isfinite() | ~mask
-    return finite.flatten(1).all(1)
+def check_finite(x: Tensor, mask: Tensor | None) -> None:
+    """Nothing; raises NotFiniteError where rows of x [N, P, D] inside the mask hold NaN or infinity."""
+    finite = x.isfinite().all(-1)
+    if mask is not None:
+        finite |= ~mask
+    bad = ~finite.all(-1)
+    if bool(bad.any()):
+        raise NotFiniteError(bad.nonzero()[:, 0].tolist())
 
 
 def number_by_appearance(labels: Tensor, k_max: int) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from batchjob.clustering.base import NONE, Clusters, check, number_by_appearance
+from batchjob.clustering.base import NONE, Clusters, check_finite, check_shapes, number_by_appearance
 
 
 class ReferenceEngine:
@@ -18,7 +18,8 @@ class ReferenceEngine:
 
     def kmeans(self, x: Tensor, k: Tensor, seeds: Tensor, *, n_init: int, mask: Tensor | None = None) -> Clusters:
         """See `Engine.kmeans`. Data on another device is copied to the CPU and the labels back."""
-        check(x, k, seeds, mask)
+        check_shapes(x, k, seeds, mask)
+        check_finite(x, mask)
         n, p, _ = x.shape
         labels = np.full((n, p), NONE, np.uint8)
         inertia = np.zeros(n, np.float32)

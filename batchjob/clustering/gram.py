@@ -1,0 +1,90 @@
+"""Gram matrices of the centred rows, and k-means++ starts that read their distances from them."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from batchjob.clustering.base import mix, uniform
+
+_SAFE = (1e-24, 1e24)  # sums of squares in this range neither overflow nor lose digits to denormals in fp32
+
+
+def centred_gram(x: Tensor, mask: Tensor | None, out: Tensor) -> Tensor:
+    """float [T]: the power of two that the rows were multiplied by; `out` [T, P, P] becomes X Xᵀ of the centred rows.
+
+    x [T, P, D]; mask bool [T, P]: rows and columns outside it become 0. The factor is 1 but for numbers so small or
+    large that their squares would leave the range of floats. G is NaN for a problem that holds NaN or infinity.
+    """
+    x = x.to(out.dtype)
+    if mask is not None:
+        x = torch.where(mask[:, :, None], x, 0)
+    factor = torch.ones(len(x), dtype=x.dtype, device=x.device)
+    energy = _gram(x, mask, out)
+    if bool(((energy < _SAFE[0]) | ~(energy < _SAFE[1])).any()):
+        most = x.abs().amax((1, 2))
+        factor = torch.ldexp(factor, -torch.frexp(most).exponent)  # a power of two: it rounds nothing
+        _gram(x * factor[:, None, None], mask, out)
+    return factor
+
+
+def _gram(x: Tensor, mask: Tensor | None, out: Tensor) -> Tensor:
+    count = x.shape[1] if mask is None else mask.sum(1).clamp_min(1)[:, None, None]
+    x = x - x.sum(1, keepdim=True) / count  # not mean(): a mask of all True must give the same bits
+    if mask is not None:
+        x = torch.where(mask[:, :, None], x, 0)
+    torch.bmm(x, x.mT, out=out)
+    return torch.diagonal(out, dim1=1, dim2=2).sum(-1)
+
+
+def plus_plus(gram: Tensor, member: Tensor | None, k: int, seeds: Tensor, n_init: int) -> tuple[Tensor, Tensor]:
+    """(int64 [T, K, R], bool [T]): rows drawn as centres by greedy k-means++, and whether a start ran out of rows.
+
+    Arthur and Vassilvitskii (SODA 2007), with scikit-learn's number of candidates a draw. R = n_init starts. A start
+    runs out where every row is (to rounding) equal to a centre already drawn. member [T, P]: 0 for rows left out.
+    """
+    t, p, _ = gram.shape
+    trials = 2 + int(math.log(k))
+    streams = mix(seeds[:, None] + torch.arange(n_init, device=gram.device))  # [T, R]
+    uniforms = uniform(streams, 0, count=1 + (k - 1) * trials)  # [T, R, draws]
+    square = torch.diagonal(gram, dim1=1, dim2=2).contiguous()  # [T, P]
+    offset = (torch.arange(t, device=gram.device) * p)[:, None]
+    table = gram.view(t * p, p)
+    weights = torch.ones(t, p, dtype=gram.dtype, device=gram.device) if member is None else member
+    centres = torch.empty(t, k, n_init, dtype=torch.int64, device=gram.device)
+    centres[:, 0] = draw(weights[:, None].expand(t, n_init, p), uniforms[..., :1])[..., 0]
+    closest = _distances(table, square, offset, centres[:, 0, :, None], member)[:, :, 0]  # [T, R, P]
+    noise = square.amax(-1)[:, None] * (1e-5 if gram.dtype == torch.float32 else 1e-14)
+    starved = torch.zeros(t, n_init, dtype=torch.bool, device=gram.device)
+    rows = torch.arange(t * n_init, device=gram.device) * trials
+    for c in range(1, k):
+        starved |= closest.amax(-1) <= noise
+        at = 1 + (c - 1) * trials
+        drawn = draw(closest, uniforms[..., at : at + trials])  # [T, R, L]
+        nearer = torch.minimum(_distances(table, square, offset, drawn, member), closest[:, :, None])
+        best = nearer.sum(-1).argmin(-1)  # [T, R]
+        closest = nearer.view(-1, p).index_select(0, rows + best.view(-1)).view(t, n_init, p)
+        centres[:, c] = drawn.view(-1).index_select(0, rows + best.view(-1)).view(t, n_init)
+    return centres, starved.any(1)
+
+
+def _distances(table: Tensor, square: Tensor, offset: Tensor, drawn: Tensor, member: Tensor | None) -> Tensor:
+    """[T, R, L, P]: squared distances from every row to the drawn ones [T, R, L]; 0 for rows left out."""
+    t, r, count = drawn.shape
+    flat = drawn.view(t, -1)
+    away = table.index_select(0, (flat + offset).view(-1)).view(t, r, count, -1)
+    torch.sub(square.gather(1, flat).view(t, r, count, 1), away, alpha=2, out=away)
+    away.add_(square[:, None, None]).clamp_min_(0)
+    return away if member is None else away.mul_(member[:, None, None])
+
+
+def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """int64 [T, R, L]: indices of rows drawn with probability in proportion to `weights` [T, R, P].
+
+    Weights become whole numbers first: their running sums are then exact, in any order and on any device.
+    """
+    most = weights.amax(-1, keepdim=True).clamp_min_(torch.finfo(weights.dtype).tiny)
+    whole = (weights * (2.0**30 / most)).to(torch.float64).floor_()
+    running = whole.cumsum(-1)  # below 2^53 for up to 8 million rows
+    target = uniforms * running[..., -1:]
+    return torch.searchsorted(running, target, right=True).clamp_max_(weights.shape[-1] - 1)

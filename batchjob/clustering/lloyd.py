@@ -1,0 +1,123 @@
+"""Lloyd's algorithm on Gram matrices: no centroids, a tile of problems and all their restarts at once.
+
+With W [K, P] the cluster memberships divided by the clusters' sizes, W G holds the products of rows with cluster means,
+and a squared distance is ⟨mean, mean⟩ − 2 ⟨row, mean⟩ + ⟨row, row⟩, whose last term no comparison needs. Memberships
+stay 0/1 floats from step to step: labels as integers or bools cost several times the arithmetic on a CPU.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MAX_STEPS = 300  # as scikit-learn's; a fixed point comes after 6 to 40
+
+
+@dataclass(slots=True)
+class Tiles:
+    """M problems, a multiple of `tile`, in the order in which they are worked on; letters as elsewhere, R restarts."""
+
+    gram: Tensor  # [M, P, P]
+    square: Tensor  # [M, 1, P]: its diagonal
+    member: Tensor | None  # [M, 1, 1, P] 0 or 1; None: all take part
+    ones: Tensor  # [M, K, R, P]: 1 where the row is in the cluster
+    cost: Tensor  # [M, R]: sum of squared distances
+    same: Tensor  # bool [M]: the last step changed nothing
+    order: Tensor  # int64 [M]: which problem stands here
+    tile: int
+
+    def swap(self, a: Tensor, b: Tensor) -> None:
+        """Exchange the problems at positions `a` (finished) and `b` (not); the finished ones lose their Gram matrix."""
+        self.gram[a] = self.gram[b]
+        for field in (self.square, self.member, self.ones, self.cost, self.same, self.order):
+            if field is not None:
+                field[a], field[b] = field[b], field[a]
+
+
+def assign_to_rows(tiles: Tiles, part: slice, centres: Tensor) -> None:
+    """Memberships of the rows nearest to the centre rows [T, K, R] become the tile's."""
+    gram, t, p = tiles.gram[part], tiles.tile, tiles.gram.shape[1]
+    offset = (torch.arange(t, device=gram.device) * p)[:, None, None]
+    rows = gram.view(t * p, p).index_select(0, (centres + offset).view(-1)).view(*centres.shape, p)
+    norm = tiles.square[part][:, 0].gather(1, centres.view(t, -1)).view(*centres.shape, 1)
+    distance = torch.sub(norm, rows, alpha=2, out=rows)
+    _nearest(distance, tiles.member[part] if tiles.member is not None else None, tiles.ones[part])
+
+
+def run(tiles: Tiles) -> None:
+    """Every problem's memberships and costs at a fixed point; `order` says which problem stands where.
+
+    The device is asked how far it is once a step on a CPU, once in four steps on a GPU: a finished problem stays as it
+    is when it is stepped again. Unfinished problems move to the front, so that whole tiles drop out.
+    """
+    scratch = torch.empty_like(tiles.ones[: tiles.tile]), torch.empty_like(tiles.ones[: tiles.tile])
+    active, every = len(tiles.order), 4 if tiles.gram.is_cuda else 1
+    for step in range(1, MAX_STEPS + 1):
+        for start in range(0, active, tiles.tile):
+            _step(tiles, slice(start, start + tiles.tile), scratch)
+        if step % every == 0:
+            active = _compact(tiles, active)
+            if not active:
+                return
+
+
+def _compact(tiles: Tiles, active: int) -> int:
+    going = (~tiles.same[:active]).nonzero()[:, 0]
+    needed = -(-len(going) // tiles.tile) * tiles.tile
+    if 0 < needed < active:
+        movers = going[going >= needed]
+        holes = tiles.same[:needed].nonzero()[: len(movers), 0]
+        tiles.swap(holes, movers)
+    return needed
+
+
+def _step(tiles: Tiles, part: slice, scratch: tuple[Tensor, Tensor]) -> None:
+    distance, new = scratch
+    gram, ones = tiles.gram[part], tiles.ones[part]
+    member = None if tiles.member is None else tiles.member[part]
+    t, k, r, p = ones.shape
+    size = ones.sum(-1, keepdim=True)  # [T, K, R, 1]
+    torch.bmm(ones.view(t, k * r, p), gram, out=distance.view(t, k * r, p))
+    shrink = size.clamp_min(1).reciprocal()
+    norm = (ones * distance).sum(-1, keepdim=True) * shrink.square()
+    torch.addcmul(norm, distance, shrink, value=-2, out=distance)
+    if gram.is_cuda or bool((size == 0).any()):
+        _place_empty(distance, gram, tiles.square[part], ones, size, member)
+    nearest = _nearest(distance, member, new)
+    tiles.cost[part] = (
+        nearest + tiles.square[part] if member is None else (nearest + tiles.square[part]) * member[:, 0]
+    ).sum(-1)
+    total = float(r * p) if member is None else member.sum((1, 2, 3)) * r
+    tiles.same[part] = (new * ones).sum((1, 2, 3)) == total  # whole numbers: exact
+    ones.copy_(new)
+
+
+def _nearest(distance: Tensor, member: Tensor | None, out: Tensor) -> Tensor:
+    """[T, R, P]: the least of the distances [T, K, R, P]; `out` becomes 1 for the first cluster that has it, else 0."""
+    least = distance.amin(1)
+    torch.eq(distance, least[:, None], out=out)
+    if out.is_cuda or bool(out.sum(1).amax() > 1):  # ties go to the first
+        out.mul_(out.cumsum(1) == 1)
+    if member is not None:
+        out.mul_(member)
+    return least
+
+
+def _place_empty(
+    distance: Tensor, gram: Tensor, square: Tensor, ones: Tensor, size: Tensor, member: Tensor | None
+) -> None:
+    """Each problem's first empty cluster gets the row farthest from its own mean as its mean; the others wait.
+
+    scikit-learn's remedy. Without a question to the device: where no cluster is empty nothing changes.
+    """
+    empty = size == 0
+    first = empty & (empty.cumsum(1) == 1)
+    away = square + (ones * distance).sum(1)  # [T, R, P]; an empty cluster's distances count 0 times
+    if member is not None:
+        away = torch.where(member[:, 0] > 0, away, -torch.inf)
+    t, r, p = away.shape
+    far = away.argmax(-1)  # [T, R]
+    offset = (torch.arange(t, device=gram.device) * p)[:, None]
+    rows = gram.view(t * p, p).index_select(0, (far + offset).view(-1)).view(t, 1, r, p)
+    placed = square[:, 0].gather(1, far)[:, None, :, None] - 2 * rows
+    distance.copy_(torch.where(first, placed, torch.where(empty, torch.inf, distance)))
