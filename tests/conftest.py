@@ -1,0 +1,52 @@
+"""What several rooms' tests share: the command line as a function, the sample, a network with known attention."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SAMPLE = ROOT / "batchjob" / "sample"
+TINY = ["--model", "vit_tiny_patch16_224", "--weights", "random", "--image-size", "64", "--k", "3"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Ended]
+
+
+@pytest.fixture
+def batchjob(capfd: pytest.CaptureFixture[str]) -> Command:
+    """`batchjob("run", data, run, "--k", "3")` in this process; paths may be given as Path."""
+    from batchjob.__main__ import main
+
+    def call(*arguments: object) -> Ended:
+        capfd.readouterr()
+        try:
+            code = main([os.fspath(a) if isinstance(a, Path) else str(a) for a in arguments])
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Ended(code, *capfd.readouterr())
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def sample_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample, labelled once with DINOv2's own weights: k = instances + 1, 224 px, the scores of the maps kept."""
+    run = tmp_path_factory.mktemp("runs") / "sample"
+    command = [sys.executable, "-m", "batchjob", "run", str(SAMPLE), str(run), "--k", "instances"]
+    command += ["--keep-maps", "2", "--rows-per-partition", "3", "--workers", "1"]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=500)
+    return run

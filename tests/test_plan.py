@@ -1,0 +1,127 @@
+"""Options, the plan, its partitions and its file."""
+
+import csv
+import dataclasses
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchjob import config, plan as plans
+from batchjob.config import Options, Runtime
+from batchjob.errors import UserError
+from tests.conftest import ROOT, TINY, Command
+from tests.test_job import make_photos
+
+
+@given(st.integers(0, 10_000), st.integers(1, 4096))
+def test_partitions_cover_every_row_once_in_order(rows: int, size: int) -> None:
+    bounds = plans.partition_bounds(rows, size)
+    assert [row for start, stop in bounds for row in range(start, stop)] == list(range(rows))
+    assert all(stop - start == size for start, stop in bounds[:-1])
+
+
+def test_a_plan_is_read_back_equal(tmp_path: Path, batchjob: Command) -> None:
+    photos = make_photos(tmp_path / "photos", 5)
+    ended = batchjob("plan", photos, tmp_path / "run", *TINY, "--keep-maps", 2, "--layers", "0,-1")
+    assert ended.code == 0, ended.err
+    plan = plans.load(tmp_path / "run")
+    plans.save(plan, tmp_path / "run")
+    assert plans.load(tmp_path / "run") == plan
+    assert plan.layers == (0, 11)
+    assert plan.kept_rows == (0, 4)
+    assert plan.row_count == 5
+    assert set(plan.versions) >= {"batchjob", "python", "torch", "timm", "numpy", "zarr"}
+
+
+def test_another_option_makes_another_run_by_itself(tmp_path: Path) -> None:
+    base = plans.default_run("data/coco", Options())
+    assert base == plans.default_run("data/coco/", Options())
+    assert re.fullmatch(r"coco-vit_small_patch14_dinov2\.lvd142m-[0-9a-f]{8}", base.name)
+    assert base != plans.default_run("data/coco", Options(k="6"))
+    assert base != plans.default_run("other/coco", Options())
+
+
+def test_options_go_through_json_unchanged() -> None:
+    options = Options(k="instances", layers="all", seed=3)
+    assert config.options_from_json(config.to_json(options)) == options
+    with pytest.raises(UserError, match="colour"):
+        config.options_from_json(config.to_json(options) | {"colour": "red"})
+
+
+def test_the_difference_of_two_plans_names_both_values() -> None:
+    assert config.difference(Options(k="7"), Options()) == "k: planned '5', asked '7'"
+    assert config.difference(Options(), Options()) == ""
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"resize": "stretch"}, "squash"),
+        ({"method": "kmeans,spektral"}, "spectral"),
+        ({"method": "kmeans,kmeans"}, "twice"),
+        ({"method": ""}, "empty"),
+        ({"scores": "pears"}, "pairs"),
+        ({"k": "255"}, "254"),
+        ({"n_init": 0}, "n-init"),
+        ({"limit": -1}, "limit"),
+        ({"queries": "cls"}, "--scope dataset"),
+    ],
+)
+def test_wrong_options_are_refused_with_what_is_known(values: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        Options(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("values", [{"batch_size": "0"}, {"workers": "two"}, {"max_failures": 1.5}, {"engine": "gpu"}])
+def test_wrong_runtime_options_are_refused(values: dict[str, object]) -> None:
+    with pytest.raises(UserError):
+        Runtime(**values)  # type: ignore[arg-type]
+
+
+def test_every_option_says_what_it_is_and_has_a_make_variable() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for field in (*dataclasses.fields(Options), *dataclasses.fields(Runtime)):
+        assert field.metadata["help"], field.name
+        assert re.search(rf"\b{field.name.upper()}\b", makefile), field.name
+
+
+def test_k_of_each_image_comes_from_a_csv(tmp_path: Path, batchjob: Command) -> None:
+    photos = make_photos(tmp_path / "photos", 3)
+    table = tmp_path / "k.csv"
+    with table.open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [("image_id", "k"), ("photo-002.jpg", 4), ("photo-000.jpg", 2), ("photo-001.jpg", 3)]
+        )
+    assert batchjob("plan", photos, tmp_path / "run", *TINY[:-2], "--k", table).code == 0
+    assert np.load(tmp_path / "run" / "index" / "k.npy").tolist() == [2, 3, 4]
+    table.write_text("photo-000.jpg,2\n")
+    ended = batchjob("plan", photos, tmp_path / "other", *TINY[:-2], "--k", table)
+    assert ended.code == 2
+    assert "2 of 3 images" in ended.err
+    table.write_text("photo-000.jpg,99\n")
+    assert "line 1" in batchjob("plan", photos, tmp_path / "other", *TINY[:-2], "--k", table).err
+
+
+def test_maps_are_kept_of_the_named_images(tmp_path: Path, batchjob: Command) -> None:
+    photos = make_photos(tmp_path / "photos", 4)
+    (tmp_path / "names.txt").write_text("photo-003.jpg\nphoto-001.jpg\n")
+    assert batchjob("plan", photos, tmp_path / "run", *TINY, "--keep-maps", tmp_path / "names.txt").code == 0
+    assert plans.load(tmp_path / "run").kept_rows == (1, 3)
+    (tmp_path / "names.txt").write_text("photo-009.jpg\n")
+    ended = batchjob("plan", photos, tmp_path / "other", *TINY, "--keep-maps", tmp_path / "names.txt")
+    assert ended.code == 2
+    assert "photo-009.jpg" in ended.err
+
+
+def test_a_plan_for_gpus_made_on_a_login_node_is_in_half_precision(
+    tmp_path: Path, batchjob: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = make_photos(tmp_path / "photos", 2)
+    monkeypatch.setenv("BATCHJOB_PLAN_FOR_GPU", "1")
+    ended = batchjob("plan", photos, tmp_path / "run", *TINY)
+    assert plans.load(tmp_path / "run").precision == "fp16"
+    assert "planned for GPUs" in ended.err
