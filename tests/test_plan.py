@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchjob import config, plan as plans
+from batchjob import config
+from batchjob import plan as plans
 from batchjob.config import Options, Runtime
 from batchjob.errors import UserError
 from tests.conftest import ROOT, TINY, Command

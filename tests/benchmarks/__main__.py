@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks [--smoke] [NAME …]`: runs every bench_*.py beside this file, prints and stores a table."""
+"""`python -m tests.benchmarks [--smoke] [NAME …]`: runs the bench_*.py beside this file, prints a table."""
 
 import argparse
 import datetime
