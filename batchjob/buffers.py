@@ -1,5 +1,6 @@
 """The arrays of one partition on the host, filled batch by batch in row order, before the store takes them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,6 +78,13 @@ def put_clusters(buffers: Buffers, layer: int, found: list[Clusters], batch: Bat
         buffers.arrays["k"][rows, method, layer] = clusters.k.view(-1, heads).cpu().numpy()
 
 
+def put_scores(buffers: Buffers, layer: int, scores: Mapping[str, NDArray[np.float32]], batch: Batch) -> None:
+    """The scores of `--scores`, [B, H] each; `layer` is a position."""
+    rows = buffers.rows(batch)
+    for name, values in scores.items():
+        buffers.arrays[name][rows, layer] = values
+
+
 def drop_failed(buffers: Buffers, batch: Batch, index: ImageIndex) -> list[Failure]:
     """The failures of the batch; everything computed from an image that failed is set back to its fill value."""
     first = buffers.rows(batch).start
@@ -96,6 +104,6 @@ def drop_failed(buffers: Buffers, batch: Batch, index: ImageIndex) -> list[Failu
                 continue
             if spec.dims[0] == "image":
                 buffers.arrays[name][first + offset] = spec.fill
-            elif row in kept:
+            elif spec.dims[0] == "kept_image" and row in kept:
                 buffers.arrays[name][kept.index(row)] = spec.fill
     return failures

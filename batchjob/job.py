@@ -18,6 +18,7 @@ from batchjob.loader import Loader
 from batchjob.model import load_model
 from batchjob.plan import Plan
 from batchjob.progress import Progress, Stages
+from batchjob.scorer import Scorer
 from batchjob.sources import ImageIndex
 
 
@@ -41,6 +42,7 @@ def label(
     model = load_model(plan.model, state, precision=plan.precision, device=device, seed=plan.options.seed)
     extract = Extractor(model, plan.layers, plan.heads)
     find_clusters = open_clusterer(plan, run, engine, device)
+    find_scores = Scorer(plan, run, device)
     batch_size = choose_batch_size(runtime.batch_size, device)
     images, stages = sum(stop - start for start, stop in (plan.partitions[u] for u in units)), Stages()
     with (
@@ -60,12 +62,16 @@ def label(
                 for layer, maps in enumerate(stages.timed("model", extract(batch.pixels))):
                     with stages("clustering"):
                         found = find_clusters(maps, batch)
+                    with stages("scores"):
+                        scores = find_scores(layer, maps, batch)
                     with stages("results"):
+                        buffers.put_scores(filled, layer, scores, batch)
                         buffers.put_maps(filled, layer, maps, batch)
                         buffers.put_clusters(filled, layer, found, batch)
                 failures += buffers.drop_failed(filled, batch, index)
                 stages.images += len(batch.rows)
                 progress.advance(len(batch.rows))
+            filled.arrays |= find_scores.partition_sums()
             with stages("store"):
                 writer.write(unit, filled.arrays, failures)
     say(stages.summary())

@@ -95,6 +95,9 @@ def layout(plan: PlanLike) -> dict[str, ArraySpec]:
         "head": len(plan.heads),
         "y": plan.model.grid[0],
         "x": plan.model.grid[1],
+        "partition": partition_count(plan),
+        "dy": 2 * plan.model.grid[0] - 1,
+        "dx": 2 * plan.model.grid[1] - 1,
     }
     patches = sizes["y"] * sizes["x"]
     inner = rows_per_chunk(rows)
@@ -163,6 +166,14 @@ def layout(plan: PlanLike) -> dict[str, ArraySpec]:
         arrays[name] = ArraySpec(
             spec.dims, spec.shape, spec.dtype, spec.fill, spec.chunks, None, spec.meaning, "scores"
         )
+    sums = {
+        "locality_sum": ("partition layer head dy dx", "attention by the offset from query to key, summed over images"),
+        "locality_count": ("partition layer dy dx", "pairs of patches that make up each sum"),
+    }
+    for name, (dims, meaning) in sums.items() if score_names(plan) else ():
+        names = tuple(dims.split())
+        shape = tuple(sizes[d] for d in names)
+        arrays[name] = ArraySpec(names, shape, "float64", 0, (1, *shape[1:]), None, meaning, "scores")
     return arrays
 
 
@@ -190,7 +201,7 @@ def rows_of(plan: PlanLike, partition: int) -> tuple[int, int]:
 def shards_of(spec: ArraySpec, plan: PlanLike, partition: int) -> range:
     """The shard numbers of one array that a partition writes: one, or one for each of its kept images."""
     start, stop = rows_of(plan, partition)
-    if spec.dims[0] == "image":
+    if spec.dims[0] in ("image", "partition"):
         return range(partition, partition + 1)
     inside = [j for j, row in enumerate(kept_rows(plan)) if start <= row < stop]
     return range(inside[0], inside[-1] + 1) if inside else range(0)

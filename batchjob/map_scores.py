@@ -10,24 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from batchjob.config import SCORE_ARRAYS
 from batchjob.stats.attention import PatchPairs, patch_distances
 from batchjob.stats.nulls import offset_sums
 
-ATTENTION_SCORES = (
-    "attention_distance",
-    "attention_distance_relative",
-    "entropy",
-    "effective_patches",
-    "query_key_nmi",
-    "sink",
-)
-PAIR_SCORES = ("pair_auc", "pair_auc_matched", "pair_auc.distance")
+ATTENTION_SCORES, PAIR_SCORES = SCORE_ARRAYS["attention"], SCORE_ARRAYS["pairs"]
 _ELEMENTS_AT_ONCE = 1 << 26  # of one temporary copy of the rows: 256 MB
-
-
-def score_names(groups: frozenset[str]) -> tuple[str, ...]:
-    """The arrays of `scores.zarr` that labelling writes for these groups of `--scores`, in order."""
-    return (ATTENTION_SCORES if "attention" in groups else ()) + (PAIR_SCORES if "pairs" in groups else ())
 
 
 def attention_scores(rows: Tensor, grid: tuple[int, int], keep: Tensor | None = None) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchjob import layout
-from batchjob.config import Options, difference, options_from_json, to_json
+from batchjob.config import SCORE_ARRAYS, Options, difference, options_from_json, to_json
 from batchjob.errors import UserError
 from batchjob.geometry import Geometry
 
@@ -43,6 +43,12 @@ class Plan:
     def geometry(self) -> Geometry:
         """From photo to patch grid."""
         return geometry_of(self.model, self.options)
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """The arrays of scores.zarr that labelling fills, in order."""
+        groups = self.options.score_groups
+        return tuple(name for group, names in SCORE_ARRAYS.items() if group in groups for name in names)
 
     @property
     def partitions(self) -> list[tuple[int, int]]:

@@ -35,6 +35,7 @@ def prepare(data: str, run: Path, options: Options, *, say: Callable[[str], None
         return plan
     _check_folder(run)
     from batchjob import coco, model, sources, store, weights
+    from batchjob.instances import find_instances
 
     spec = model.describe(options)
     layers, heads = model.resolve_layers(options.layers, spec), model.resolve_heads(options.heads, spec)
@@ -49,10 +50,17 @@ def prepare(data: str, run: Path, options: Options, *, say: Callable[[str], None
     geometry = plans.geometry_of(spec, options)
     known = coco.open_annotations(annotations) if annotations else None
     k, kept = read_k(options, index, known, geometry), kept_rows(options.keep_maps, index)
+    instances = None
+    if "pairs" in options.score_groups:
+        if known is None:
+            raise UserError("--scores pairs needs masks, and the data has none; give --annotations FILE")
+        instances = find_instances(known, [index.id(row) for row in range(len(index))], geometry)
     try:
         run.mkdir(parents=True, exist_ok=True)
         index.save(run / "index")
         np.save(run / "index" / "k.npy", k)
+        if instances is not None:
+            instances.save(run / "index")
         plan = Plan(
             options=options,
             data=os.path.abspath(data),

@@ -56,7 +56,8 @@ def arrays_of(plan: MadeUpPlan, partition: int) -> dict[str, NDArray[Any]]:
     arrays = {}
     for number, (name, spec) in enumerate(layout.layout(plan).items()):
         rows = range(start, stop)
-        chosen = list(rows) if spec.dims[0] == "image" else [r for r in plan.kept_rows if r in rows]
+        kept = [r for r in plan.kept_rows if r in rows]
+        chosen = {"image": list(rows), "partition": [partition]}.get(spec.dims[0], kept)
         parts = [np.random.default_rng((r, number)).integers(0, 200, spec.shape[1:]) for r in chosen]
         arrays[name] = np.stack(parts).astype(spec.dtype) if parts else np.zeros((0, *spec.shape[1:]), spec.dtype)
     return arrays

@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 
 from batchjob import map_scores
@@ -103,10 +102,3 @@ def test_attention_that_depends_on_the_offset_alone_is_its_own_locality_null() -
     counts = nulls.offset_sums(np.ones_like(rows), GRID)
     expected = rows / rows.sum(axis=-1, keepdims=True)
     np.testing.assert_allclose(nulls.locality_rows(sums, counts, GRID), expected)
-
-
-@pytest.mark.parametrize(
-    ("groups", "count"), [(frozenset(), 0), (frozenset({"attention"}), 6), (frozenset({"pairs"}), 3)]
-)
-def test_the_arrays_of_each_group_of_scores_are_named(groups: frozenset[str], count: int) -> None:
-    assert len(map_scores.score_names(groups)) == count
