@@ -1,6 +1,8 @@
 """Arrays to the bytes of a Zarr store's files, in memory: the store's metadata, and the shards of one partition."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +13,7 @@ from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from batchjob import config
+from batchjob.errors import UserError
 from batchjob.images import STATUS
 from batchjob.layout import (
     SCHEMA_VERSION,
@@ -143,3 +146,26 @@ def _attributes(plan: PlanLike) -> dict[str, Any]:
         "versions": dict(getattr(plan, "versions", {})),
         "batchjob": dict(getattr(plan, "versions", {})).get("batchjob", ""),
     }
+
+
+class DamagedRoot(UserError):
+    """RUN/labels.zarr/zarr.json is not what was written."""
+
+
+def read_root(run: Path) -> dict[str, Any]:
+    """RUN/labels.zarr/zarr.json. Raises UserError where RUN is none or of another schema, DamagedRoot where torn."""
+    path = run / "labels.zarr" / "zarr.json"
+    try:
+        root = json.loads(path.read_text())
+        attributes = root["attributes"]
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError) as error:
+        if not path.parent.is_dir():
+            raise UserError(f"{run} holds no labels.zarr; make it with: batchjob plan DATA {run}") from error
+        raise DamagedRoot(f"{path} is damaged; mend it with: batchjob run, on the same RUN") from error
+    found = attributes.get("schema_version")
+    if found != SCHEMA_VERSION:
+        raise UserError(
+            f"{run}/labels.zarr has schema {found}, this version of batchjob reads schema {SCHEMA_VERSION}; "
+            f"use batchjob {attributes.get('batchjob', 'of that time')}, or another RUN"
+        )
+    return dict(root)

@@ -19,6 +19,7 @@ from batchjob.model import load_model
 from batchjob.plan import Plan
 from batchjob.progress import Progress, Stages
 from batchjob.scorer import Scorer
+from batchjob.shares import Board, claimed
 from batchjob.sources import ImageIndex
 
 
@@ -28,6 +29,7 @@ def label(
     units: Sequence[int],
     *,
     should_stop: Callable[[], bool] = lambda: False,
+    board: Board | None = None,
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
 ) -> None:
     """Labels the partitions `units` of a run and publishes each whole. Raises WorkLeft where it is told to stop."""
@@ -44,15 +46,13 @@ def label(
     find_clusters = open_clusterer(plan, run, engine, device)
     find_scores = Scorer(plan, run, device)
     batch_size = choose_batch_size(runtime.batch_size, device)
-    images, stages = sum(stop - start for start, stop in (plan.partitions[u] for u in units)), Stages()
+    images, done, stages = plan.row_count, board.done if board else 0, Stages()
     with (
         open_loader(plan, index, runtime, batch_size, device) as loader,
         store.Writer(run, plan) as writer,
-        Progress(images) as progress,
+        Progress(images, done, board=board) as progress,
     ):
-        for unit in units:
-            if not writer.claim(unit):
-                continue
+        for unit in claimed(writer, units, should_stop):
             filled, failures = buffers.blank(plan, unit), list[buffers.Failure]()
             for batch in stages.timed("images", loader.batches(*plan.partitions[unit])):
                 if should_stop():
@@ -85,7 +85,13 @@ def choose_device(asked: str) -> torch.device:
         raise UserError("--device cuda: torch sees no GPU; check nvidia-smi and the driver, or use --device cpu")
     if asked == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device())
+    local = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+    return torch.device("cuda", local % torch.cuda.device_count())  # each process of a node its own
+
+
+def visible_gpus(asked: str) -> int:
+    """How many GPUs this process may use; none with `--device cpu`."""
+    return 0 if asked == "cpu" else torch.cuda.device_count()
 
 
 def choose_batch_size(asked: str, device: torch.device) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 from tqdm import tqdm
 
@@ -18,18 +18,25 @@ Item = TypeVar("Item")
 class Progress:
     """Images done of all, images/s and the time left on stderr: a bar on a terminal, lines elsewhere."""
 
-    def __init__(self, total: int, done: int = 0, *, what: str = "labels", every_s: float = LOG_EVERY_S) -> None:
+    def __init__(
+        self, total: int, done: int = 0, *, what: str = "labels", every_s: float = LOG_EVERY_S, board: Any = None
+    ) -> None:
+        """`board` (a `shares.Board`): how far the other processes are, and which one of them shows it."""
         self._total, self._first, self._done, self._what = total, done, done, what
-        self._every_s = every_s
+        self._every_s, self._board = every_s, board
         self._start = self._last = time.monotonic()
-        is_terminal = sys.stderr.isatty()
-        self._bar = tqdm(total=total, initial=done, desc=what, unit="image", smoothing=0.05) if is_terminal else None
+        self._bar: tqdm[NoReturn] | None = None
 
     def advance(self, images: int) -> None:
         """Counts images; prints if it is time to."""
-        self._done += images
+        self._done = self._done + images if self._board is None else self._board.post(images)
+        if self._board is not None and not self._board.may_report():
+            return
+        if self._bar is None and sys.stderr.isatty():
+            first = self._done - images
+            self._bar = tqdm(total=self._total, initial=first, desc=self._what, unit="image", smoothing=0.05)
         if self._bar is not None:
-            self._bar.update(images)
+            self._bar.update(self._done - self._bar.n)
         elif time.monotonic() - self._last >= self._every_s:
             self._last = time.monotonic()
             print(self.line(), file=sys.stderr, flush=True)
@@ -48,7 +55,7 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif self._done > self._first:
+        elif self._done > self._first and (self._board is None or self._board.may_report()):
             print(self.line(), file=sys.stderr, flush=True)
 
 

@@ -34,11 +34,11 @@ class Damage:
 
     partition: int
     path: str  # relative to RUN
-    found: str
+    reason: str
 
     def __str__(self) -> str:
         where = "the store's own" if self.partition < 0 else f"partition {self.partition}"
-        return f"{where}: {self.path}: {self.found}"
+        return f"{where}: {self.path}: {self.reason}"
 
 
 @contextlib.contextmanager
@@ -181,8 +181,9 @@ class Claims:
     the process dies, so no claim outlives its owner and none must be cleaned up. Not shared with forked children.
     """
 
-    def __init__(self, run: Path) -> None:
-        self._file = os.open(work_folder(run, "") / "claims", os.O_RDWR | os.O_CREAT, 0o666)
+    def __init__(self, folder: Path) -> None:
+        """`folder`: RUN/work, for the claims of partitions."""
+        self._file = os.open(folder / "claims", os.O_RDWR | os.O_CREAT, 0o666)
         self._works = True
 
     def take(self, partition: int) -> bool:

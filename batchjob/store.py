@@ -1,38 +1,28 @@
 """RUN/labels.zarr: made once, written a partition at a time, checked, finished, opened. docs/store.md draws it."""
 
+import contextlib
 import csv
 import io
-import json
-import queue
 import shutil
-import socket
-import threading
-import time
 import warnings
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from os import PathLike, getpid
+from os import PathLike
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
 
 import xarray
 import zarr
-from numpy.typing import NDArray
 
-from batchjob.encode import Encoder, IndexLike, static_files
+from batchjob.encode import DamagedRoot, IndexLike, read_root, static_files
 from batchjob.errors import UserError, WorkLeft
 from batchjob.layout import (
-    SCHEMA_VERSION,
     PlanLike,
     layout,
     partition_count,
-    rows_of,
 )
 from batchjob.publish import (
-    Claims,
     Damage,
     check_all,
     check_files,
@@ -40,19 +30,32 @@ from batchjob.publish import (
     explained,
     marker_path,
     new_scratch,
-    publish,
     published,
     read_marker,
     seal_file,
     sync_folder,
     unpublish,
     unseal_file,
+    work_folder,
     write_file,
 )
+from batchjob.writer import Failure, Writer
 
-__all__ = ["Damage", "Finished", "Writer", "create", "finish", "is_done", "layout", "missing", "open_labels", "verify"]
+__all__ = [
+    "Damage",
+    "Failure",
+    "Finished",
+    "Writer",
+    "create",
+    "finish",
+    "is_done",
+    "layout",
+    "missing",
+    "open_labels",
+    "verify",
+]
 
-Failure = tuple[str, str, str]  # image id, cause, message
+_NO_CHECKSUMS = Damage(-1, "work/store.json", "the checksums of the metadata are unreadable")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,7 @@ def create(run: Path, plan: PlanLike, index: IndexLike) -> None:
     """
     with explained(run, f"cannot make the store in {run}"):
         if (run / "labels.zarr").exists():
-            found = _root(run)["attributes"]
+            found = read_root(run)["attributes"]
             if found["plan_digest"] == plan.digest:
                 return
             if published(run):
@@ -88,8 +91,7 @@ def create(run: Path, plan: PlanLike, index: IndexLike) -> None:
         for path, data in files.items():
             (scratch / path).parent.mkdir(parents=True, exist_ok=True)
             write_file(scratch / path, data, scratch)
-        checks = {path: [len(data), zlib.crc32(data)] for path, data in files.items()}
-        seal_file(run / "work" / "store.json", {"files": checks}, scratch)
+        _seal_static(run, files, scratch)
         for name in ("scores.zarr", "labels.zarr"):  # labels last: it is what says that all is there
             if (scratch / name).exists() and not (run / name).exists():
                 (scratch / name).rename(run / name)
@@ -97,91 +99,22 @@ def create(run: Path, plan: PlanLike, index: IndexLike) -> None:
         scratch.rmdir()
 
 
-class Writer:
-    """Publishes partitions from a background thread: `with Writer(run, plan) as w: w.write(i, arrays, failures)`.
+def mend(run: Path, plan: PlanLike, index: IndexLike) -> list[Damage]:
+    """Writes again what belongs to the whole store (metadata, coordinates, image ids) and is damaged; what that was.
 
-    Leaving the block waits for what was handed over, whatever ended it. A failed write is raised by the next call.
+    Sizes decide here, as in `missing`; `verify` and `forget` find and remove what has the right size only.
     """
-
-    def __init__(self, run: Path, plan: PlanLike, *, worker: str = "") -> None:
-        self._run, self._plan = Path(run), plan
-        self._worker = worker or f"{socket.gethostname()}:{getpid()}"
-        _root(self._run)  # a store of another schema is refused before any work
-        self._encoder = Encoder(plan)
-        with explained(self._run, f"cannot write to {run}"):
-            self._scratch = new_scratch(self._run)
-            self._claims = Claims(self._run)
-        self._queue: queue.Queue[tuple[int, Mapping[str, NDArray[Any]], Sequence[Failure]] | None] = queue.Queue(1)
-        self._failed: BaseException | None = None
-        self._thread = threading.Thread(target=self._publish_all, name="store-writer")
-        self._began = time.monotonic()
-        self.busy_s = 0.0  # of the thread's processor time
-
-    def claim(self, partition: int) -> bool:
-        """True if this process may label the partition: it is neither published nor another process's."""
-        if is_done(self._run, partition) or not self._claims.take(partition):
-            return False
-        if is_done(self._run, partition):  # published between the two looks
-            self._claims.release(partition)
-            return False
-        self._began = time.monotonic()
-        return True
-
-    def release(self, partition: int) -> None:
-        """Gives up a claimed partition that was not written."""
-        self._claims.release(partition)
-
-    def write(self, partition: int, arrays: Mapping[str, NDArray[Any]], failures: Sequence[Failure] = ()) -> None:
-        """Hands over all arrays of a partition, rows in order; returns before they are published.
-
-        The arrays must not be changed afterwards. Raises ValueError where an array is missing or of another shape.
-        """
-        self._raise_failure()
-        self._encoder.check(partition, arrays)
-        self._queue.put((partition, arrays, failures))
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._queue.put(None)
-        self._thread.join()
-        self._claims.close()
-        with explained(self._run, f"cannot clean up in {self._run}"):
-            self._scratch.rmdir()
-        if kind is None:
-            self._raise_failure()
-
-    def _publish_all(self) -> None:
-        while (item := self._queue.get()) is not None:
-            if self._failed is not None:
-                continue  # drained, so that nobody waits on a full queue for ever
-            partition, arrays, failures = item
-            try:
-                start = time.thread_time()
-                with explained(self._run, f"cannot publish partition {partition} in {self._run}"):
-                    publish(
-                        self._run,
-                        partition,
-                        self._encoder.encode(partition, arrays),
-                        {
-                            "rows": list(rows_of(self._plan, partition)),
-                            "failures": [list(f) for f in failures],
-                            "worker": self._worker,
-                            "seconds": round(time.monotonic() - self._began, 3),
-                            "time": round(time.time(), 3),
-                        },
-                        self._scratch,
-                    )
-                self._claims.release(partition)
-                self.busy_s += time.thread_time() - start
-            except BaseException as error:  # raised in the thread that called
-                self._failed = error
-
-    def _raise_failure(self) -> None:
-        if self._failed is not None:
-            raise self._failed
+    static = unseal_file(run / "work" / "store.json")
+    damages = check_files(run, -1, static["files"], contents=False) if static else []
+    if damages or static is None:
+        with explained(run, f"cannot mend the store in {run}"):
+            files, scratch = static_files(plan, index), new_scratch(run)
+            for path, data in files.items():
+                (run / path).parent.mkdir(parents=True, exist_ok=True)
+                write_file(run / path, data, scratch)
+            _seal_static(run, files, scratch)
+            scratch.rmdir()
+    return damages
 
 
 def missing(run: Path, plan: PlanLike) -> list[int]:
@@ -206,19 +139,24 @@ def failures(run: Path) -> Counter[str]:
 def verify(run: Path) -> list[Damage]:
     """Everything that is not as it was published, by size and checksum; reads every byte of the run."""
     run = Path(run)
-    _root(run)
+    with contextlib.suppress(DamagedRoot):  # it is in the list
+        read_root(run)
     static = unseal_file(run / "work" / "store.json")
-    damages = check_files(run, -1, static["files"], contents=True) if static else []
-    # finish writes the roots again, with the consolidated metadata: they are read by the line above this one
-    damages = [d for d in damages if d.path not in {"labels.zarr/zarr.json", "scores.zarr/zarr.json"}]
+    damages = check_files(run, -1, static["files"], contents=True) if static else [_NO_CHECKSUMS]
     return damages + check_all(run, published(run), contents=True)
 
 
 def forget(run: Path, damages: Sequence[Damage]) -> None:
-    """The damaged partitions count as missing from now on; raises UserError where RUN is read-only."""
+    """The damaged partitions count as missing from now on, and `run` makes them again.
+
+    Raises UserError where RUN is read-only.
+    """
     with explained(run, f"cannot mark damaged partitions in {run}"):
         for partition in sorted({d.partition for d in damages if d.partition >= 0}):
             unpublish(run, partition)
+        for damage in damages:
+            if damage.partition < 0:
+                (run / damage.path).unlink(missing_ok=True)
 
 
 def finish(run: Path) -> Finished:
@@ -227,11 +165,14 @@ def finish(run: Path) -> Finished:
     Raises WorkLeft, with the list, where partitions are not published.
     """
     run = Path(run)
-    attributes = _root(run)["attributes"]
+    attributes = read_root(run)["attributes"]
     count = -(-int(attributes["rows"]) // int(attributes["rows_per_partition"]))
     done = set(published(run))
     damaged = {d.partition for d in check_all(run, sorted(done), contents=False)}
     holes = sorted(set(range(count)) - (done - damaged))
+    static = unseal_file(run / "work" / "store.json")
+    if static is None or check_files(run, -1, static["files"], contents=False):
+        raise WorkLeft(f"the metadata of {run} is damaged; it is made again by: batchjob run DATA {run}")
     if holes:
         shown = ", ".join(map(str, holes[:20])) + (", …" if len(holes) > 20 else "")
         raise WorkLeft(
@@ -247,6 +188,8 @@ def finish(run: Path) -> Finished:
                 if (run / name).exists():
                     zarr.consolidate_metadata(str(run / name), zarr_format=3)
                     sync_folder(run / name)
+        scratch = new_scratch(run)
+        _seal_static(run, {path: (run / path).read_bytes() for path in static["files"]}, scratch)
         drop_scratch(run)
     return Finished(int(attributes["rows"]), causes)
 
@@ -257,11 +200,16 @@ def open_labels(run: str | PathLike[str]) -> xarray.Dataset:
     Raises UserError where RUN is none, or of another schema.
     """
     path = Path(run)
-    consolidated = "consolidated_metadata" in _root(path)
+    consolidated = "consolidated_metadata" in read_root(path)
     labels: xarray.Dataset = xarray.open_zarr(
         path / "labels.zarr", zarr_format=3, consolidated=consolidated, chunks=None
     )
     return labels
+
+
+def _seal_static(run: Path, files: Mapping[str, bytes], scratch: Path) -> None:
+    checks = {path: [len(data), zlib.crc32(data)] for path, data in files.items()}
+    seal_file(work_folder(run, "") / "store.json", {"files": checks}, scratch)
 
 
 def _write_failures(run: Path, partitions: int) -> Counter[str]:
@@ -277,21 +225,3 @@ def _write_failures(run: Path, partitions: int) -> Counter[str]:
     scratch = new_scratch(run)
     write_file(run / "failures.csv", text.getvalue().encode(), scratch)
     return causes
-
-
-def _root(run: Path) -> dict[str, Any]:
-    path = run / "labels.zarr" / "zarr.json"
-    try:
-        root = json.loads(path.read_text())
-        attributes = root["attributes"]
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{run} holds no labels.zarr; make it with: batchjob plan DATA {run}") from error
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{path} is damaged; mend it with: batchjob run, on the same RUN") from error
-    found = attributes.get("schema_version")
-    if found != SCHEMA_VERSION:
-        raise UserError(
-            f"{run}/labels.zarr has schema {found}, this version of batchjob reads schema {SCHEMA_VERSION}; "
-            f"use batchjob {attributes.get('batchjob', 'of that time')}, or another RUN"
-        )
-    return dict(root)

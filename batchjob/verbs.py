@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 from argparse import Namespace
 from collections import Counter
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 
 from batchjob.config import Options, Runtime
 from batchjob.errors import UserError
+from batchjob.stopping import Stop
 
 Kind = TypeVar("Kind", Options, Runtime)
 
@@ -18,13 +20,14 @@ def run(args: Namespace) -> int:
     """Everything that is missing of RUN, to the end."""
     from batchjob import plan as plans
     from batchjob import store
+    from batchjob.sources import ImageIndex
 
     folder, runtime = _folder(args), _pick(Runtime, args)
     plan_run(args, folder)
-    if damages := store.verify(folder):
+    planned = plans.load(folder)
+    if damages := store.mend(folder, planned, ImageIndex.load(folder / "index")):
         _note(f"{len(damages)} damaged files are made again: {', '.join(d.path for d in damages[:3])}")
-        store.forget(folder, damages)
-    _label(folder, plans.load(folder), runtime, None)
+    _label(folder, planned, runtime, None)
     code = _finish(folder, runtime.max_failures)
     print(f"store: {folder / 'labels.zarr'}")
     print(f"next: batchjob figures {folder}")
@@ -78,6 +81,9 @@ def show(args: Namespace) -> int:
     damages = store.verify(folder)
     for damage in damages:
         print(f"damaged   {damage}")
+    if damages:
+        store.forget(folder, damages)
+        print(f"repair    batchjob run {found.data} {folder}")
     print(f"verified  {'every published shard is as it was written' if not damages else f'{len(damages)} damaged'}")
     return 1 if damages else 0
 
@@ -118,18 +124,33 @@ def _folder(args: Namespace) -> Path:
 
 
 def _label(folder: Path, plan: Any, runtime: Runtime, named: list[int] | None) -> None:
-    from batchjob import job, store
+    from batchjob import job, launch, shares, store
 
-    missing = store.missing(folder, plan)
-    if named is not None:
-        count = len(plan.partitions)
-        if wrong := [unit for unit in named if not 0 <= unit < count]:
-            raise UserError(f"--partition {wrong[0]} is not in {folder}, which has {count}; give 0 to {count - 1}")
-        missing = [unit for unit in named if unit in missing]
-    if not missing:
-        _note("nothing is missing")
+    count = len(plan.partitions)
+    if wrong := [unit for unit in named or () if not 0 <= unit < count]:
+        raise UserError(f"--partition {wrong[0]} is not in {folder}, which has {count}; give 0 to {count - 1}")
+    numbers = launch.devices(runtime, job.visible_gpus(runtime.device))
+    if len(numbers) > 1 and not launch.is_launched(os.environ):
+        _note(f"{len(numbers)} processes, one a device")
+        launch.label_on(folder, runtime, numbers, named)
         return
-    job.label(folder, runtime, missing)
+
+    def missing() -> list[int]:
+        found = store.missing(folder, plan)
+        return found if named is None else [unit for unit in named if unit in found]
+
+    with Stop() as stop:
+        share = shares.share_of(os.environ, in_batch_body=shares.in_batch_body())
+        attempt = shares.attempt_of(os.environ)
+        units = shares.agreed_units(folder, attempt, missing)
+        own = [unit for unit in share.of(units) if not store.is_done(folder, unit)]
+        if not own:
+            _note("nothing is missing" if not units else f"nothing is left of share {share.index} of {share.count}")
+            return
+        if share.count > 1:
+            _note(f"share {share.index} of {share.count} ({share.source}): {len(own)} partitions")
+        with shares.Board(folder, attempt, share, plan, units) as board:
+            job.label(folder, runtime, own, should_stop=stop, board=board)
 
 
 def _finish(folder: Path, max_failures: float) -> int:

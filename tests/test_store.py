@@ -183,10 +183,27 @@ def test_every_damaged_file_of_a_done_partition_is_found_and_mended(finished: Pa
     damages = store.verify(finished)
     assert sorted(d.path for d in damages) == sorted(paths)
     assert {d.partition for d in damages} == {1}
-    assert all(found in d.found for d in damages)
+    assert all(found in d.reason for d in damages)
     store.forget(finished, damages)
     assert store.missing(finished, PLAN) == [1]
     label(finished, PLAN, [1])
+    store.finish(finished)
+    assert store.verify(finished) == []
+    assert contents(finished) == whole
+
+
+@pytest.mark.parametrize(
+    "damage", [_cut, _flip, lambda path: path.unlink()], ids=["truncated", "bit-flipped", "deleted"]
+)
+def test_damaged_metadata_coordinates_and_image_ids_are_found_and_mended(finished: Path, damage) -> None:  # type: ignore[no-untyped-def]
+    whole = contents(finished)
+    paths = ["labels.zarr/zarr.json", "labels.zarr/k/zarr.json", "labels.zarr/image_id/c.0", "scores.zarr/head/c.0"]
+    for path in paths:
+        damage(finished / path)
+    damages = store.verify(finished)
+    assert sorted(d.path for d in damages) == sorted(paths)
+    store.forget(finished, damages)
+    assert len(store.mend(finished, PLAN, Ids(20))) == len(paths)
     store.finish(finished)
     assert store.verify(finished) == []
     assert contents(finished) == whole
@@ -267,7 +284,7 @@ def test_what_was_handed_over_is_published_even_if_the_loop_is_stopped(run: Path
 def test_a_partition_that_another_process_labels_can_not_be_claimed_until_it_dies(run: Path) -> None:
     code = (
         "import sys, time; from batchjob import publish; from pathlib import Path\n"
-        "claims = publish.Claims(Path(sys.argv[1])); print(claims.take(1), flush=True); time.sleep(60)"
+        "claims = publish.Claims(Path(sys.argv[1]) / 'work'); print(claims.take(1), flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", code, str(run)], stdout=subprocess.PIPE, text=True)
     assert other.stdout is not None

@@ -1,0 +1,163 @@
+#!/usr/bin/env bash
+# A real Slurm on this one machine, for the tests: two nodes of four processors and two pretended GPUs each.
+#   slurm_cluster.sh install      Debian's packages (root); nothing is started by them
+#   slurm_cluster.sh up FOLDER    starts munged, slurmctld and two slurmd; prints nothing but errors
+#   slurm_cluster.sh start FOLDER slurmctld|node1|node2     starts one of them again
+#   slurm_cluster.sh down FOLDER  stops what was started, by the process ids that were written down
+# Clients need SLURM_CONF=FOLDER/slurm.conf. Partitions: batch (is preempted and requeued), urgent (preempts).
+# No accounting: finished jobs stay known to `scontrol show job` for a day.
+set -euo pipefail
+verb=$1
+folder=${2:-}
+nodes=(node1 node2)
+port=${SLURM_TEST_PORT:-27100}
+
+fail() { echo "slurm_cluster: $*" >&2; exit 1; }
+
+alive() { [ -s "$folder/$1.pid" ] && kill -0 "$(cat "$folder/$1.pid")" 2>/dev/null; }
+
+# in the foreground of a session of its own, so that the id we write down is the daemon's
+daemon() {
+  local name=$1
+  shift
+  alive "$name" && return 0
+  setsid "$@" >>"$folder/$name.out" 2>&1 </dev/null &
+  echo $! >"$folder/$name.pid"
+}
+
+wait_for() {
+  local what=$1
+  shift
+  for _ in $(seq 150); do "$@" >/dev/null 2>&1 && return 0; sleep 0.1; done
+  tail -n 5 "$folder"/*.out "$folder"/*.log >&2 || true
+  fail "$what did not come up"
+}
+
+start() {
+  case $1 in
+    slurmctld)
+      daemon slurmctld slurmctld -D -f "$folder/slurm.conf"
+      wait_for slurmctld sh -c 'scontrol ping | grep -q "is UP"' ;;
+    node*) daemon "$1" slurmd -D -f "$folder/slurm.conf" -N "$1" ;;
+    *) fail "unknown daemon $1; known: slurmctld, ${nodes[*]}" ;;
+  esac
+}
+
+nodes_are_idle() {
+  # a node that was down when the last cluster stopped comes back only on request
+  sinfo -h -N -p batch -o '%N %t' | awk '$2 ~ /down|drain/ {print $1}' | while read -r n; do
+    scontrol update nodename="$n" state=resume || true
+  done
+  [ "$(sinfo -h -N -p batch -o '%t' | grep -cx idle)" = "${#nodes[@]}" ]
+}
+
+configure() {
+  local host gpu=() g
+  host=$(hostname -s)
+  for n in "${nodes[@]}" "$host"; do
+    getent hosts "$n" >/dev/null || echo "127.0.0.1 $n" >>/etc/hosts
+  done
+  for g in 0 1; do
+    gpu+=("$folder/gpu$g")
+    [ -e "$folder/gpu$g" ] || mknod -m 666 "$folder/gpu$g" c 1 3
+  done
+  [ -e "$folder/munge.key" ] || dd if=/dev/urandom of="$folder/munge.key" bs=128 count=1 status=none
+  chown munge: "$folder/munge.key"
+  chmod 400 "$folder/munge.key"
+  printf 'NodeName=node[1-2] Name=gpu Type=fake File=%s\n' "$folder/gpu[0-1]" >"$folder/gres.conf"
+  cat >"$folder/slurm.conf" <<CONF
+ClusterName=test
+SlurmctldHost=$host(127.0.0.1)
+SlurmctldPort=$port
+SlurmdPort=$((port + 1))
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket=$folder/munge.sock
+CredType=cred/munge
+StateSaveLocation=$folder/state
+SlurmdSpoolDir=$folder/spool/%n
+SlurmctldPidFile=$folder/slurmctld.own.pid
+SlurmdPidFile=$folder/%n.own.pid
+SlurmctldLogFile=$folder/slurmctld.log
+SlurmdLogFile=$folder/%n.log
+# a container has no cgroups to give away
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=task=1
+JobAcctGatherParams=OverMemoryKill
+AccountingStorageType=accounting_storage/none
+JobCompType=jobcomp/none
+PropagateResourceLimits=NONE
+MpiDefault=none
+ReturnToService=2
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU_Memory
+DefMemPerCPU=1500
+# more processors and memory than this machine has: believe this file
+SlurmdParameters=config_overrides
+GresTypes=gpu
+SchedulerType=sched/backfill
+SchedulerParameters=batch_sched_delay=1,sched_interval=1,sched_min_interval=0,bf_interval=1,preempt_youngest_first
+PriorityType=priority/basic
+KillWait=5
+MinJobAge=86400
+InactiveLimit=0
+SlurmctldTimeout=30
+SlurmdTimeout=10
+MessageTimeout=10
+UnkillableStepTimeout=20
+JobRequeue=1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmctldParameters=preempt_send_user_signal
+NodeName=node[1-2] NodeHostname=$host NodeAddr=127.0.0.1 Port=[$((port + 2))-$((port + 3))] CPUs=4 RealMemory=12000 Gres=gpu:fake:2 State=UNKNOWN
+PartitionName=batch Nodes=node[1-2] Default=YES MaxTime=INFINITE DefaultTime=10 PriorityTier=10 GraceTime=10 PreemptMode=REQUEUE
+PartitionName=urgent Nodes=node[1-2] MaxTime=INFINITE DefaultTime=10 PriorityTier=100 PreemptMode=OFF
+CONF
+}
+
+up() {
+  [ "$(id -u)" = 0 ] || fail "needs root"
+  mkdir -p "$folder/state" "$folder/spool/node1" "$folder/spool/node2"
+  chmod 755 "$folder"
+  folder=$(realpath "$folder")
+  export SLURM_CONF=$folder/slurm.conf
+  configure
+  # munged wants its files to be its own; --force: the folder above may be anyone's
+  touch "$folder/munged.seed"
+  chown munge: "$folder/munged.seed"
+  daemon munged munged --foreground --force --num-threads 2 --key-file="$folder/munge.key" \
+    --socket="$folder/munge.sock" --pid-file="$folder/munged.own.pid" --seed-file="$folder/munged.seed" \
+    --log-file="$folder/munged.log"
+  wait_for munged munge -n --socket="$folder/munge.sock"
+  start slurmctld
+  for n in "${nodes[@]}"; do start "$n"; done
+  wait_for "every node" nodes_are_idle
+}
+
+down() {
+  local name pid
+  export SLURM_CONF=$folder/slurm.conf
+  timeout 10 scancel --user=root 2>/dev/null || true
+  for name in node1 node2 slurmctld munged; do
+    alive "$name" || continue
+    pid=$(cat "$folder/$name.pid")
+    kill "$pid"
+    for _ in $(seq 100); do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
+    kill -9 "$pid" 2>/dev/null || true
+    rm -f "$folder/$name.pid"
+  done
+}
+
+case $verb in
+  install)
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge ;;
+  up) up ;;
+  start) export SLURM_CONF=$folder/slurm.conf; start "$3" ;;
+  down) down ;;
+  *) fail "unknown verb $verb; known: install, up, start, down" ;;
+esac
