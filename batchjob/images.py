@@ -92,6 +92,17 @@ class Placing:
         left, top, right, bottom = self.hull
         return self.box == (0, 0, right - left, bottom - top)
 
+    @property
+    def is_vertical_first(self) -> bool:
+        """Which pass of the resize comes first; between the two, pixels are rounded to bytes.
+
+        Pillow's rule since 13.0 (`ImagingResampleInner` in its Resample.c); said here, so that older versions and
+        other resizers give the same pixels.
+        """
+        left, top, right, bottom = self.hull
+        less_rows, less_columns = bottom - top - self.size[0], right - left - self.size[1]
+        return less_rows > 0 and less_rows > 2 * less_columns
+
 
 # (file's bytes, EXIF orientation 1-8, placing, interpolation) -> uint8 [3, h, w], or None: Pillow does it.
 Accelerator = Callable[[bytes, int, Placing, str], NDArray[np.uint8] | None]
@@ -137,7 +148,11 @@ def resize(image: Image.Image, place: Placing, interpolation: str) -> NDArray[np
     """uint8 [3, h, w]: the placing's part of an RGB image at the content's size. Nothing outside the hull is seen."""
     if place.hull != (0, 0, *image.size):
         image = image.crop(place.hull)
-    small = image.resize((place.size[1], place.size[0]), RESAMPLE[interpolation], box=place.box)
+    (height, width), (left, top, right, bottom), filter = place.size, place.box, RESAMPLE[interpolation]
+    if place.is_vertical_first:
+        image = image.resize((image.width, height), filter, box=(0, top, image.width, bottom))
+        top, bottom = 0, height
+    small = image.resize((width, height), filter, box=(left, top, right, bottom))
     return np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1))
 
 

@@ -1,20 +1,23 @@
-"""Rows of an index as batches of uint8 tensors, in order, decoded by worker processes."""
+"""Rows of an index as batches of uint8 tensors, in order, decoded by worker processes; and what the waiting says."""
 
-import signal
+import os
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from batchjob.geometry import Geometry
-from batchjob.images import RGB, STATUS, ReadFailure, decode
+from batchjob.images import RGB
 from batchjob.index import ImageIndex
+from batchjob.workers import Chunk, Chunks, Range, Recipe
+
+STALL_S = 60.0  # no file takes that long to read and decode; a hung network disk does
 
 
 @dataclass(slots=True)
@@ -22,37 +25,11 @@ class Batch:
     """Rows in order. Where `status` is not 0 the pixels are anything, and `failures` has a (row, cause, message)."""
 
     rows: NDArray[np.int64]  # [B]
-    pixels: Tensor  # uint8 [B, 3, H, W]
+    pixels: Tensor  # uint8 [B, 3, H, W], in pinned memory if asked for
     status: NDArray[np.uint8]  # [B]
     heights: NDArray[np.int32]  # [B], photo's pixels after the EXIF rotation; 0 where it failed
     widths: NDArray[np.int32]
     failures: list[tuple[int, str, str]]
-
-
-class _Rows(Dataset[Batch]):
-    def __init__(self, index: ImageIndex, geometry: Geometry, fill_rgb: RGB, interpolation: str) -> None:
-        self.index, self.geometry, self.fill_rgb, self.interpolation = index, geometry, fill_rgb, interpolation
-
-    def __getitem__(self, rows: Any) -> Batch:
-        count = len(rows)
-        batch = Batch(
-            np.fromiter(rows, np.int64, count),
-            torch.zeros((count, 3, self.geometry.height, self.geometry.width), dtype=torch.uint8),
-            np.zeros(count, np.uint8),
-            np.zeros(count, np.int32),
-            np.zeros(count, np.int32),
-            [],
-        )
-        for i, row in enumerate(rows):
-            try:
-                image = decode(self.index.read(row), self.geometry, self.fill_rgb, interpolation=self.interpolation)
-            except ReadFailure as failure:
-                batch.status[i] = STATUS[failure.cause]
-                batch.failures.append((row, failure.cause, failure.message))
-                continue
-            batch.pixels[i] = torch.from_numpy(image.pixels)
-            batch.heights[i], batch.widths[i] = image.height, image.width
-        return batch
 
 
 class Loader:
@@ -68,37 +45,52 @@ class Loader:
         batch_size: int,
         workers: int,
         pin: bool = False,
+        stall_s: float = STALL_S,
     ) -> None:
+        """Raises UserError where DATA is gone or has changed, or shared memory is too small for the workers."""
         index.check()
+        self.workers = workers
         self.waited_s = 0.0  # of the caller, in `batches`, for images
-        self._ranges: list[range] = []
-        self._batch_size = batch_size
-        self._loader: DataLoader[Batch] = DataLoader(
-            _Rows(index, geometry, fill_rgb, interpolation),
-            batch_size=None,
-            sampler=self._ranges,
-            num_workers=workers,
-            collate_fn=_as_it_is,
-            pin_memory=pin,
-            persistent_workers=workers > 0,
-            worker_init_fn=_ignore_signals,
-        )
+        self.read_s = 0.0  # of all workers together
+        self.decode_s = 0.0
+        self._batch_size, self._pin = batch_size, pin
+        recipe = Recipe(index, geometry, fill_rgb, interpolation)
+        self._chunks = Chunks(recipe, workers=workers, batch_size=batch_size, stall_s=stall_s)
+        self._announced: deque[Range] = deque()
+        self._stream: Iterator[Chunk] | None = None
+
+    @property
+    def bytes_in_flight(self) -> int:
+        """At most so many bytes of decoded images wait for the caller."""
+        return self._chunks.sizing.bytes_in_flight
+
+    def announce(self, ranges: Sequence[Range]) -> None:
+        """Says which `batches` come next, in order: the workers decode ahead across the ends of ranges."""
+        self._announced = deque((start, stop) for start, stop in ranges if stop > start)
+        self._stream = None
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """The rows [start, stop) in order, `batch_size` at a time, the last batch smaller."""
-        self._ranges[:] = [range(i, min(i + self._batch_size, stop)) for i in range(start, stop, self._batch_size)]
-        stream = iter(self._loader)
-        while True:
+        if not self._announced or self._announced[0] != (start, stop):
+            self.announce([(start, stop)])
+        if self._stream is None:
+            self._stream = self._chunks.read(list(self._announced))
+        stream = self._stream
+        for first in range(start, stop, self._batch_size):
             began = time.perf_counter()
-            batch = next(stream, None)
+            batch = self._gather(stream, first, min(first + self._batch_size, stop))
             self.waited_s += time.perf_counter() - began
-            if batch is None:
-                return
+            is_last = first + self._batch_size >= stop
+            if is_last:
+                self._announced.popleft()
+                if not self._announced:
+                    self._stream = None
             yield batch
 
     def close(self) -> None:
         """Ends the workers."""
-        self._loader._iterator = None
+        self._stream = None
+        self._chunks.close()
 
     def __enter__(self) -> Self:
         return self
@@ -106,12 +98,51 @@ class Loader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _gather(self, stream: Iterator[Chunk], start: int, stop: int) -> Batch:
+        chunks = []
+        row = start
+        while row < stop:
+            chunk = next(stream)
+            assert chunk.start == row, f"rows from {chunk.start} came where {row} was due"
+            chunks.append(chunk)
+            row += len(chunk.status)
+            self.read_s += chunk.read_s
+            self.decode_s += chunk.decode_s
+        shape = (stop - start, *chunks[0].pixels.shape[1:])
+        pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin)
+        torch.cat([chunk.pixels for chunk in chunks], out=pixels)
+        return Batch(
+            np.arange(start, stop),
+            pixels,
+            np.concatenate([chunk.status for chunk in chunks]),
+            np.concatenate([chunk.heights for chunk in chunks]),
+            np.concatenate([chunk.widths for chunk in chunks]),
+            [failure for chunk in chunks for failure in chunk.failures],
+        )
 
-def _as_it_is(batch: Any) -> Any:
-    return batch
+
+def usable_cores() -> int:
+    """Cores that this process may run on: a scheduler or a container may grant fewer than there are."""
+    return len(os.sched_getaffinity(0))
 
 
-def _ignore_signals(worker: int) -> None:
-    # a scheduler signals every process of a step; the workers go on until the loop has stored its batch
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+def bottleneck(
+    *, total_s: float, waited_s: float, read_s: float, decode_s: float, workers: int, cores: int, device: str
+) -> str:
+    """One sentence: how long the device waited for images, what held it up, and the option that would help.
+
+    `read_s` and `decode_s` are summed over the workers; `cores` are those of this process.
+    """
+    share = waited_s / total_s if total_s > 0 else 0.0
+    said = f"the device ({device}) waited {share:.0%} of {total_s:.0f} s for images"
+    if share < 0.05:
+        more = "more --gpus, or --precision fp16," if device.startswith("cuda") else "a GPU (--device cuda)"
+        return f"{said}: the model and the clustering set the pace; {more} would help"
+    if read_s > decode_s:
+        return (
+            f"{said}: reading sets the pace ({read_s / (read_s + decode_s):.0%} of the workers' time); "
+            f"--workers {max(1, 2 * workers)} (now {workers}) would help, or DATA on a local disk, or packed in tars"
+        )
+    if workers < cores:
+        return f"{said}: decoding sets the pace; --workers {cores} (now {workers}) would help"
+    return f"{said}: decoding sets the pace, on all of {cores} cores; photos stored smaller, or more cores, would help"

@@ -1,0 +1,295 @@
+"""Decoding processes: chunks of rows in order, whatever a file does to the process that reads it."""
+
+import contextlib
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from multiprocessing import forkserver, resource_tracker
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from batchjob.errors import UserError
+from batchjob.geometry import Geometry
+from batchjob.images import RGB, STATUS, ReadFailure, decode
+from batchjob.index import ImageIndex
+from batchjob.jpeg import accelerate
+
+STRIKES = 2  # that often a row may cost its worker before it is given up
+BARREN_RESTARTS = 5  # in a row, without a chunk between and without a row to blame
+POLL_S = 1.0
+PREFETCH_BYTES = 2**30
+CHUNK_BYTES = 2**24
+CHUNK_ROWS = 16
+SHARED_MEMORY = "/dev/shm"
+
+Range = tuple[int, int]  # rows [start, stop)
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Some consecutive rows; `pixels` of a failed one are zeros."""
+
+    start: int
+    pixels: Tensor  # uint8 [n, 3, H, W]
+    status: NDArray[np.uint8]
+    heights: NDArray[np.int32]
+    widths: NDArray[np.int32]
+    failures: list[tuple[int, str, str]] = field(default_factory=list)  # row, cause, message
+    read_s: float = 0.0
+    decode_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What becomes of a row."""
+
+    index: ImageIndex
+    geometry: Geometry
+    fill_rgb: RGB
+    interpolation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sizing:
+    """How many rows go to a worker at once, and how many such chunks each has ahead."""
+
+    rows_per_chunk: int
+    prefetch_factor: int
+    bytes_in_flight: int
+
+
+def sizing(*, row_bytes: int, batch_size: int, workers: int, free_bytes: int) -> Sizing:
+    """Chunks small enough that all workers share a batch, and two batches ahead, as far as memory allows.
+
+    `free_bytes` is of shared memory, of which half is taken at most. Raises UserError where even single rows don't fit.
+    """
+    budget = min(PREFETCH_BYTES, free_bytes // 2)
+    lanes = max(1, workers)
+    rows = max(1, min(batch_size, CHUNK_ROWS, CHUNK_BYTES // row_bytes, budget // (2 * lanes * row_bytes)))
+    if workers and lanes * rows * row_bytes > budget:
+        raise UserError(
+            f"--workers {workers} need {lanes * row_bytes / 2**20:.0f} MB of shared memory, {SHARED_MEMORY} has "
+            f"{free_bytes / 2**20:.0f} MB free, half of it is used; give fewer, or enlarge it (docker: --shm-size=1g)"
+        )
+    wanted = -(-2 * batch_size // (lanes * rows))
+    factor = max(1, min(max(2, wanted), budget // (lanes * rows * row_bytes)))
+    return Sizing(rows, factor, lanes * rows * factor * row_bytes)
+
+
+class Chunks:
+    """Chunks of asked-for ranges, in order. Worker processes live until `close`, and are replaced when they die.
+
+    A row that costs its worker `STRIKES` times, by a crash or by `stall_s` seconds without an end, comes as failed.
+    """
+
+    def __init__(self, recipe: Recipe, *, workers: int, batch_size: int, stall_s: float) -> None:
+        geometry = recipe.geometry
+        self._recipe, self._workers, self._stall_s = recipe, workers, stall_s
+        free = shutil.disk_usage(SHARED_MEMORY).free if workers and os.path.isdir(SHARED_MEMORY) else 2**62
+        row_bytes = 3 * geometry.height * geometry.width
+        self.sizing = sizing(row_bytes=row_bytes, batch_size=batch_size, workers=workers, free_bytes=free)
+        self._batch_size = batch_size
+        self._tasks: list[Range] = []
+        self._given_up: dict[int, tuple[str, str]] = {}
+        self._strikes: dict[int, int] = {}
+        self._barren = 0
+        self._loader: DataLoader[Chunk] | None = None
+        self._processes: list[multiprocessing.process.BaseProcess] = []
+        self._marks: Any = None
+
+    def read(self, ranges: list[Range]) -> Iterator[Chunk]:
+        """The ranges' chunks; none crosses a range or a batch of it. Ends a `read` that is under way."""
+        self._tasks[:] = [
+            (low, min(low + self.sizing.rows_per_chunk, stop, first + self._batch_size))
+            for start, stop in ranges
+            for first in range(start, stop, self._batch_size)
+            for low in range(first, min(first + self._batch_size, stop), self.sizing.rows_per_chunk)
+        ]
+        stream: Iterator[Chunk] | None = None
+        while self._tasks:
+            try:
+                if stream is None:
+                    stream = self._stream()
+                chunk = next(stream)
+            except (RuntimeError, OSError) as error:
+                if self._is_patient(error):
+                    continue
+                stream = None
+                continue
+            self._barren = 0
+            yield chunk
+            del self._tasks[0]
+
+    def close(self) -> None:
+        """Ends the workers."""
+        self._loader = None
+        for process in self._processes:
+            process.join(timeout=5)
+        self._kill_workers()
+
+    def _stream(self) -> Iterator[Chunk]:
+        """The remaining tasks' chunks, by the workers that are there or by new ones."""
+        before = set(multiprocessing.active_children())
+        if self._loader is None:
+            self._loader = self._new_loader()
+        stream = iter(self._loader)
+        self._processes += [p for p in multiprocessing.active_children() if p not in before]
+        return stream
+
+    def _new_loader(self) -> DataLoader[Chunk]:
+        if not self._workers:
+            return DataLoader(_Rows(self._recipe, {}, None), batch_size=None, sampler=self._tasks, collate_fn=_as_it_is)
+        context = _quiet_forkserver()
+        self._marks = context.RawArray("d", [0.0, -1.0, 0.0] * self._workers)  # pid, row in hand, since
+        return DataLoader(
+            _Rows(self._recipe, dict(self._given_up), self._marks),
+            batch_size=None,
+            sampler=self._tasks,
+            num_workers=self._workers,
+            prefetch_factor=self.sizing.prefetch_factor,
+            collate_fn=_as_it_is,
+            persistent_workers=True,
+            multiprocessing_context=context,
+            worker_init_fn=_enter_worker,
+            timeout=POLL_S,
+        )
+
+    def _is_patient(self, error: RuntimeError | OSError) -> bool:
+        """Whether nothing is wrong but the wait; else the workers are gone, and the row to blame has its strike."""
+        dead = {p.pid: p.exitcode or 0 for p in self._processes if p.exitcode is not None}
+        marks = [tuple(self._marks[3 * i : 3 * i + 3]) for i in range(self._workers)]
+        now = time.monotonic()
+        is_wait = "timed out" in str(error)
+        stalled = [int(row) for _, row, since in marks if row >= 0 and now - since > self._stall_s] if is_wait else []
+        if not dead and not stalled:
+            if is_wait:
+                return True
+            if "shared memory" in str(error) or "No space left" in str(error):
+                raise UserError(
+                    f"the shared memory {SHARED_MEMORY} is full; give fewer --workers, or enlarge it "
+                    "(docker: --shm-size=1g)"
+                ) from error
+            raise error
+        blamed = [
+            (int(row), "killed_worker", _how_died(dead[pid])) for pid, row, _ in marks if row >= 0 and pid in dead
+        ]
+        blamed += [(row, "timeout", f"no end within {self._stall_s:g} s") for row in stalled]
+        for row, cause, how in blamed:
+            self._strikes[row] = self._strikes.get(row, 0) + 1
+            if self._strikes[row] >= STRIKES:
+                self._given_up[row] = (cause, f"given up after {STRIKES} tries: {how}")
+        self._barren += not blamed
+        if self._barren >= BARREN_RESTARTS:
+            how = ", ".join(sorted({_how_died(code) for code in dead.values()}))
+            raise UserError(
+                f"decoding processes end before they have an image in hand ({how}), {BARREN_RESTARTS} times in a row; "
+                "give fewer --workers, or --workers 0 to decode in this process"
+            ) from error
+        self._kill_workers()
+        self._loader = None
+        return False
+
+    def _kill_workers(self) -> None:
+        for process in self._processes:
+            if process.exitcode is None:
+                process.kill()  # they ignore SIGTERM
+        for process in self._processes:
+            process.join(timeout=5)  # one that hangs in the kernel stays behind
+        self._processes.clear()
+
+
+class _Rows(Dataset[Chunk]):
+    def __init__(self, recipe: Recipe, given_up: dict[int, tuple[str, str]], marks: Any) -> None:
+        self._recipe, self._given_up, self._marks = recipe, given_up, marks
+
+    def __getitem__(self, rows: Any) -> Chunk:
+        start, stop = rows
+        geometry, count = self._recipe.geometry, stop - start
+        chunk = Chunk(
+            start,
+            torch.zeros((count, 3, geometry.height, geometry.width), dtype=torch.uint8),
+            np.zeros(count, np.uint8),
+            np.zeros(count, np.int32),
+            np.zeros(count, np.int32),
+        )
+        for i in range(count):
+            try:
+                self._mark(start + i)
+                self._fill(chunk, i)
+            except ReadFailure as failure:
+                chunk.status[i] = STATUS[failure.cause]
+                chunk.failures.append((start + i, failure.cause, failure.message))
+        self._mark(-1)
+        return chunk
+
+    def _fill(self, chunk: Chunk, i: int) -> None:
+        recipe, row = self._recipe, chunk.start + i
+        if row in self._given_up:
+            raise ReadFailure(*self._given_up[row])
+        began = time.perf_counter()
+        try:
+            data = recipe.index.read(row)
+        finally:
+            chunk.read_s += (read := time.perf_counter()) - began
+        try:
+            image = decode(
+                data, recipe.geometry, recipe.fill_rgb, interpolation=recipe.interpolation, accelerate=accelerate
+            )
+            chunk.pixels[i] = torch.from_numpy(image.pixels)
+        finally:
+            chunk.decode_s += time.perf_counter() - read
+        chunk.heights[i], chunk.widths[i] = image.height, image.width
+
+    def _mark(self, row: int) -> None:
+        """Says which row this worker has in hand, and since when."""
+        info = torch.utils.data.get_worker_info()
+        if self._marks is not None and info is not None:
+            self._marks[3 * info.id : 3 * info.id + 3] = [os.getpid(), row, time.monotonic()]
+
+
+def _quiet_forkserver() -> Any:
+    """A context whose workers are forked from a process without threads or CUDA, deaf to a scheduler's signals.
+
+    Blocked signals stay blocked in children: TERM and USR1, which a scheduler sends to every process of a step, reach
+    the fork server and the resource tracker as little as the workers, which go on until the loop has stored its batch.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["batchjob.workers"])
+    for server in (resource_tracker, forkserver):
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SCHEDULER_SIGNALS)
+        try:
+            server.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context
+
+
+_SCHEDULER_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+def _enter_worker(worker: int) -> None:
+    for number in _SCHEDULER_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("500")  # short of memory, the kernel takes a worker, which is replaced, not the job
+
+
+def _how_died(exit_code: int) -> str:
+    if exit_code >= 0:
+        return f"its process ended with {exit_code}"
+    name = {int(s): s.name for s in signal.Signals}.get(-exit_code, f"signal {-exit_code}")
+    hint = {"SIGKILL": " (out of memory?)", "SIGBUS": f" ({SHARED_MEMORY} full?)"}.get(name, "")
+    return f"its process was killed by {name}{hint}"
+
+
+def _as_it_is(chunk: Any) -> Any:
+    return chunk
