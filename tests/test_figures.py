@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from batchjob import figures
-from batchjob.figures import canvas, palette
+from batchjob.figures import canvas, maps, palette, view
+from batchjob.geometry import Geometry
 
 QUARTERS = np.kron(np.array([[0, 1], [2, 3]], dtype=np.uint8), np.ones((4, 4), dtype=np.uint8))
 
@@ -51,7 +52,7 @@ def test_each_patch_is_painted_in_its_clusters_colour() -> None:
 def test_borders_run_between_clusters_and_nowhere_else() -> None:
     segments = canvas.borders(QUARTERS)
     assert len(segments) == 16
-    assert np.all(np.isclose(segments[..., 0], 0.5).all(1) | np.isclose(segments[..., 1], 0.5).all(1))
+    assert np.all((segments[..., 0] == 4).all(1) | (segments[..., 1] == 4).all(1))
     assert len(canvas.borders(np.zeros((3, 5), dtype=np.uint8))) == 0
 
 
@@ -71,3 +72,29 @@ def test_the_grid_takes_any_number_of_heads_methods_and_patches(
     assert len(figure.axes) == 2 * (1 + heads * (1 + methods))
     (path,) = figures.save(figure, tmp_path / "grid")
     assert pixels(path).shape[2] == 3
+
+
+def test_the_attended_mask_is_the_fewest_patches_that_hold_the_mass() -> None:
+    values = np.array([[0.5, 0.1], [0.1, 0.3]])
+    assert maps.attended(values, 0.6).tolist() == [[True, False], [False, True]]
+    assert maps.attended(values, 0.5).tolist() == [[True, False], [False, False]]
+    assert not maps.attended(np.full((2, 2), np.nan), 0.6).any()
+
+
+def test_long_ids_keep_their_names_and_lose_their_folders() -> None:
+    assert canvas.short_id("a/long/folder/name.jpg", 12) == "…/name.jpg"
+    assert canvas.short_id("short.jpg", 12) == "short.jpg"
+    assert len(canvas.short_id("x" * 50, 12)) == 12
+    assert canvas.short_id("line\nbreak", 20) == "line\\nbreak"
+
+
+def test_a_padded_photos_grid_reaches_beyond_the_photo() -> None:
+    shown, span = view.display(Geometry(64, 64, 8, 8, "pad"), 100, 200, 448)
+    assert (shown.height, shown.width) == (224, 448)
+    assert span == (2.0, 1.0)
+
+
+def test_a_cropped_photo_is_shown_as_the_crop_that_the_model_saw() -> None:
+    shown, span = view.display(Geometry(64, 32, 8, 8, "crop"), 100, 200, 448)
+    assert (shown.height, shown.width, shown.resize) == (448, 224, "crop")
+    assert span == (1.0, 1.0)

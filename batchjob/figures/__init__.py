@@ -2,6 +2,20 @@
 
 from batchjob.figures.canvas import save
 from batchjob.figures.grid import study_grid
-from batchjob.figures.palette import NOISE, NONE, cluster_colours, match_colours
+from batchjob.figures.maps import Panel, layer_grid, mask_grid, one_head, side_by_side
+from batchjob.figures.palette import cluster_colours, match_colours
+from batchjob.figures.write import Look, write_figures
 
-__all__ = ["NOISE", "NONE", "cluster_colours", "match_colours", "save", "study_grid"]
+__all__ = [
+    "Look",
+    "Panel",
+    "cluster_colours",
+    "layer_grid",
+    "mask_grid",
+    "match_colours",
+    "one_head",
+    "save",
+    "side_by_side",
+    "study_grid",
+    "write_figures",
+]

@@ -1,9 +1,10 @@
 """A sheet measured in inches, photos with maps on them, and files: what all pictures share."""
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib as mpl
 import numpy as np
@@ -13,6 +14,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+T = TypeVar("T", bound=np.generic)
 INK, QUIET, RULE = "#1b1f24", "#5d6672", "#d5d9df"
 STYLE: Any = {
     "font.family": "DejaVu Sans",
@@ -80,6 +82,21 @@ def shorten(text: str, limit: int) -> str:
     return text[: limit - 1 - tail] + "…" + text[len(text) - tail :]
 
 
+def short_id(text: str, limit: int) -> str:
+    """An image's id in at most `limit` characters: its folders go first, since names tell images apart."""
+    text = shorten(text, 10_000)
+    while len(text) > limit and "/" in text.removeprefix("…/"):
+        text = "…/" + text.removeprefix("…/").split("/", 1)[1]
+    bare = text.removeprefix("…/")
+    return shorten(bare, limit) if len(text) > limit else text
+
+
+def note(figure: Figure, left: float, top: float, text: str) -> None:
+    """Small print at `left`, `top` inches, broken into the lines that fit the sheet."""
+    room = int((figure.get_size_inches()[0] - left - 0.1) / 0.054)  # a character of 6.5 points
+    write(figure, left, top, "\n".join(textwrap.wrap(text, max(room, 20))), size=6.5, color=QUIET, linespacing=1.35)
+
+
 def show_photo(axes: Axes, photo: NDArray[np.uint8]) -> None:
     """Draws `photo` [height, width, 3]; its axes then count in photo widths and heights, 0 to 1, y downwards."""
     axes.imshow(photo, extent=(0, 1, 1, 0), aspect="auto", interpolation="antialiased")
@@ -117,9 +134,16 @@ def show_labels(
 ) -> None:
     """Draws the photo in grey, each patch in its cluster's colour (`colours` [256, 4]), and the clusters' borders."""
     show_photo(axes, blend(photo, labels, colours=colours, span=span))
-    axes.add_collection(
-        LineCollection(list(borders(labels, span)), colors="white", linewidths=0.45, capstyle="projecting", zorder=3)
-    )
+    show_lines(axes, borders(labels), labels.shape, span, colors="white", linewidths=hairline(axes, labels.shape))
+
+
+def hairline(axes: Axes, grid: tuple[int, ...], *, share: float = 0.11) -> float:
+    """A line's width in points: a share of a patch's side, so that borders don't cover small patches."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    box, (width, height) = axes.get_position(), figure.get_size_inches()
+    side = 72 * min(box.width * width / grid[1], box.height * height / grid[0])
+    return float(np.clip(share * side, 0.15, 0.7))
 
 
 def blend(
@@ -130,24 +154,37 @@ def blend(
     span: tuple[float, float] = (1, 1),
 ) -> NDArray[np.uint8]:
     """The photo [height, width, 3] with each patch's colour over its grey; patches without a label stay grey."""
-    height, width = photo.shape[:2]
-    rows, columns = labels.shape
-    y = np.minimum((np.arange(height) + 0.5) / height / span[0] * rows, rows - 1).astype(np.intp)
-    x = np.minimum((np.arange(width) + 0.5) / width / span[1] * columns, columns - 1).astype(np.intp)
-    rgba = colours[labels[y[:, None], x[None, :]]]
+    rgba = colours[per_pixel(labels, (photo.shape[0], photo.shape[1]), span)]
     grey = (photo @ np.array([0.299, 0.587, 0.114]) / 255)[..., None]
     weight = rgba[..., 3:] * (1 - PHOTO_SHARE)
     return np.asarray(np.round(255 * (weight * rgba[..., :3] + (1 - weight) * grey)), dtype=np.uint8)
 
 
-def borders(labels: NDArray[np.generic], span: tuple[float, float] = (1, 1)) -> NDArray[np.float64]:
-    """Segments [n, 2, (x, y)] between neighbouring patches of different labels, in units of the photo's box."""
-    rows, columns = labels.shape
+def per_pixel(patches: NDArray[T], size: tuple[int, int], span: tuple[float, float] = (1, 1)) -> NDArray[T]:
+    """The patch under each pixel of a photo of `size` (height, width): nearest up-sampling of [rows, columns]."""
+    (height, width), (rows, columns) = size, patches.shape
+    y = np.minimum((np.arange(height) + 0.5) / height / span[0] * rows, rows - 1).astype(np.intp)
+    x = np.minimum((np.arange(width) + 0.5) / width / span[1] * columns, columns - 1).astype(np.intp)
+    return np.asarray(patches[y[:, None], x[None, :]])
+
+
+def borders(labels: NDArray[np.generic]) -> NDArray[np.float64]:
+    """Segments [n, 2, (x, y)] between neighbouring patches of different labels, in patches from the upper left."""
     y, x = np.nonzero(labels[:, 1:] != labels[:, :-1])
     upright = np.stack([np.stack([x + 1, y], -1), np.stack([x + 1, y + 1], -1)], 1)
     y, x = np.nonzero(labels[1:] != labels[:-1])
     level = np.stack([np.stack([x, y + 1], -1), np.stack([x + 1, y + 1], -1)], 1)
-    return np.asarray(np.concatenate([upright, level]) * np.array([span[1] / columns, span[0] / rows]))
+    return np.concatenate([upright, level]).astype(np.float64)
+
+
+def show_lines(
+    axes: Axes, lines: NDArray[np.float64], grid: tuple[int, ...], span: tuple[float, float], **how: Any
+) -> None:
+    """Draws segments [n, 2, (x, y)] that are measured in patches of a (rows, columns) grid."""
+    scaled = lines * np.array([span[1] / grid[1], span[0] / grid[0]])
+    axes.add_collection(LineCollection(list(scaled), capstyle="projecting", zorder=3, **how))
+    axes.set_xlim(0, 1)
+    axes.set_ylim(1, 0)
 
 
 def save(figure: Figure, path: Path, *, formats: Sequence[str] = ("png",), dpi: int = 200) -> list[Path]:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from batchjob.figures import canvas
 from batchjob.figures.palette import MAP_COLOURS, NOISE, label_colours, match_colours
 
-_CELL, _GAP, _BETWEEN = 0.92, 0.045, 0.30  # inches: a cell's width, between cells, between images
+_SHEET = 12.0  # inches that the cells of the heads share; fewer heads get larger cells
+_GAP, _BETWEEN = 0.045, 0.30  # inches between cells, between images
 _MARGIN, _TITLES = 0.14, 0.32  # around the sheet; for the rows' titles
 
 
@@ -39,19 +40,20 @@ def study_grid(
     heads = list(range(labels.shape[2])) if heads is None else list(heads)
     spans = spans or [(1.0, 1.0)] * len(photos)
     rows = 1 + len(methods)
-    cells = [_CELL * float(np.clip(p.shape[0] / p.shape[1], 0.4, 1.8)) for p in photos]
+    wide = float(np.clip(_SHEET / (len(heads) + 1.5), 0.86, 1.45))  # a cell's width
+    cells = [wide * float(np.clip(p.shape[0] / p.shape[1], 0.4, 1.8)) for p in photos]
     blocks = [rows * cell + (rows - 1) * _GAP for cell in cells]
-    photo_width = max(min(_CELL * 2.2, block / (cell / _CELL)) for block, cell in zip(blocks, cells, strict=True))
+    photo_width = max(min(wide * 2.2, block / (cell / wide)) for block, cell in zip(blocks, cells, strict=True))
     left = _MARGIN + photo_width + _TITLES + _GAP
     top = _MARGIN + (0.32 if heading else 0.0) + 0.20
-    width = left + len(heads) * (_CELL + _GAP) - _GAP + _MARGIN
-    height = top + sum(blocks) + (len(blocks) - 1) * _BETWEEN + 0.34 + _MARGIN
+    width = left + len(heads) * (wide + _GAP) - _GAP + _MARGIN
+    height = top + sum(blocks) + (len(blocks) - 1) * _BETWEEN + 0.5
     with canvas.style():
         figure = canvas.sheet(width, height)
         if heading:
             canvas.write(figure, _MARGIN, _MARGIN, canvas.shorten(heading, int(width * 10)), size=9.5, weight="bold")
         for column, head in enumerate(heads):
-            centre = left + column * (_CELL + _GAP) + _CELL / 2
+            centre = left + column * (wide + _GAP) + wide / 2
             canvas.write(figure, centre, top - 0.05, f"head {head}", ha="center", va="bottom", size=7.5)
         for i, photo in enumerate(photos):
             maps = (
@@ -63,7 +65,7 @@ def study_grid(
                 figure,
                 photo,
                 (cls_attention[i], maps),
-                at=(left, top, cells[i], photo_width),
+                at=(left, top, cells[i], photo_width, wide),
                 title=titles[i],
                 row_titles=[attention_name, *(_row_title(m, labels[i, r]) for r, m in enumerate(methods))],
                 span=spans[i],
@@ -72,7 +74,7 @@ def study_grid(
             top += blocks[i] + _BETWEEN
         note = f"{attention_name}: each map from 0 (dark) to its own 99th percentile (bright)."
         note += " Clusters: colours matched within an image; they mean nothing across images." if match else ""
-        canvas.write(figure, left, height - _MARGIN, note, va="bottom", size=6.5, color=canvas.QUIET)
+        canvas.note(figure, _MARGIN, top - _BETWEEN + 0.14, note)
     return figure
 
 
@@ -81,19 +83,19 @@ def _block(
     photo: NDArray[np.uint8],
     maps: tuple[NDArray[np.floating[Any]], NDArray[np.uint8]],
     *,
-    at: tuple[float, float, float, float],
+    at: tuple[float, float, float, float, float],
     title: str,
     row_titles: Sequence[str],
     span: tuple[float, float],
     smooth: bool,
 ) -> None:
     attention, labels = maps
-    left, top, cell, photo_width = at
+    left, top, cell, photo_width, wide = at
     rows = 1 + len(labels)
-    ratio = cell / _CELL
-    wide = min(photo_width, (rows * cell + (rows - 1) * _GAP) / ratio)
-    canvas.show_photo(canvas.place(figure, _MARGIN, top, wide, wide * ratio), photo)
-    canvas.write(figure, _MARGIN, top - 0.05, canvas.shorten(title, int(photo_width * 15)), va="bottom", size=7)
+    ratio = cell / wide
+    shown = min(photo_width, (rows * cell + (rows - 1) * _GAP) / ratio)
+    canvas.show_photo(canvas.place(figure, _MARGIN, top, shown, shown * ratio), photo)
+    canvas.write(figure, _MARGIN, top - 0.05, canvas.short_id(title, int(photo_width * 15)), va="bottom", size=7)
     present = labels[labels < NOISE]
     colours = label_colours(int(present.max()) + 1 if present.size else 1)
     for row, text in enumerate(row_titles):
@@ -102,7 +104,7 @@ def _block(
             figure, left - 0.07, y + cell / 2, text, rotation=90, ha="right", va="center", size=6.2, color=canvas.QUIET
         )
         for head in range(labels.shape[1]):
-            axes = canvas.place(figure, left + head * (_CELL + _GAP), y, _CELL, cell)
+            axes = canvas.place(figure, left + head * (wide + _GAP), y, wide, cell)
             if row:
                 canvas.show_labels(axes, photo, labels[row - 1, head], colours=colours, span=span)
             else:

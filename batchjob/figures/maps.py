@@ -1,0 +1,249 @@
+"""Pictures of attention maps: one head over many images, layers × heads, attended masks, models side by side."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from batchjob.figures import canvas
+from batchjob.figures.palette import MAP_COLOURS, NOISE, label_colours
+
+Floats = NDArray[np.floating[Any]]
+_MARGIN, _GAP = 0.14, 0.05
+_SHEET = 11.6  # inches: as wide as the study's grid of twelve heads
+_OUTLINE = "#ffb000"  # seen on dark and light photos alike, by all eyes
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One photo and what lies on it; `labels` is None where there are no clusters."""
+
+    photo: NDArray[np.uint8]  # [height, width, 3]
+    attention: Floats  # [rows, columns]
+    labels: NDArray[np.uint8] | None
+    title: str
+    span: tuple[float, float] = (1.0, 1.0)
+
+
+def one_head(
+    panels: Sequence[Panel], *, heading: str, attention_name: str = "CLS attention", smooth: bool = False
+) -> Figure:
+    """A figure of one head over many images: photo, attention and clusters in a column each, side by side."""
+    return _columns([[panel] for panel in panels], heading, [""], attention_name, smooth)
+
+
+def side_by_side(
+    photos: Sequence[Sequence[Panel]], *, models: Sequence[str], heading: str, smooth: bool = False
+) -> Figure:
+    """A figure of the same photos through several models: a block of attention and clusters for each model.
+
+    photos: for each photo one panel a model; the photo itself is drawn once.
+    """
+    return _columns(photos, heading, models, "attention", smooth)
+
+
+def _columns(
+    photos: Sequence[Sequence[Panel]], heading: str, models: Sequence[str], attention_name: str, smooth: bool
+) -> Figure:
+    row_height, titles = 1.02, 0.95 if models[0] else 0.30
+    widths = [row_height * float(np.clip(p[0].photo.shape[1] / p[0].photo.shape[0], 0.4, 2.2)) for p in photos]
+    strips = _wrap(widths, _SHEET - 2 * _MARGIN - titles)
+    has_labels = any(panel.labels is not None for panels in photos for panel in panels)
+    rows = 1 + len(models) * (2 if has_labels else 1)
+    block = rows * (row_height + _GAP) + (len(models) - 1) * 0.08 + 0.34
+    used = max(sum(widths[i] + _GAP for i in strip) for strip in strips)
+    width = max(min(_SHEET, 2 * _MARGIN + titles + used), 4.5)
+    head = _MARGIN + 0.46
+    with canvas.style():
+        figure = canvas.sheet(width, head + len(strips) * block + 0.16)
+        canvas.write(figure, _MARGIN, _MARGIN, canvas.shorten(heading, int(width * 11)), size=9.5, weight="bold")
+        for number, strip in enumerate(strips):
+            top = head + number * block
+            _row_names(figure, top, row_height, models, attention_name, has_labels)
+            left = _MARGIN + titles
+            for i in strip:
+                _column(figure, photos[i], (left, top, widths[i], row_height), smooth)
+                left += widths[i] + _GAP
+        note = "Attention: each map from 0 (dark) to its own 99th percentile (bright)."
+        canvas.note(figure, _MARGIN, head + len(strips) * block - 0.14, note)
+    return figure
+
+
+def _column(figure: Figure, panels: Sequence[Panel], at: tuple[float, float, float, float], smooth: bool) -> None:
+    left, top, width, height = at
+    title = canvas.short_id(panels[0].title, max(8, int(width * 17)))
+    canvas.write(figure, left, top - 0.03, title, va="bottom", size=6.2, color=canvas.QUIET)
+    canvas.show_photo(canvas.place(figure, left, top, width, height), panels[0].photo)
+    y = top + height + _GAP
+    for panel in panels:
+        _heat(canvas.place(figure, left, y, width, height), panel.attention, panel.span, smooth)
+        y += height + _GAP
+        if panel.labels is not None:
+            shown = panel.labels[panel.labels < NOISE]
+            colours = label_colours(int(shown.max()) + 1 if shown.size else 1)
+            axes = canvas.place(figure, left, y, width, height)
+            canvas.show_labels(axes, panel.photo, panel.labels, colours=colours, span=panel.span)
+            y += height + _GAP
+        y += 0.08
+
+
+def _row_names(figure: Figure, top: float, height: float, models: Sequence[str], name: str, has_labels: bool) -> None:
+    y = top + height + _GAP
+    quiet: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "center", "size": 6.2, "color": canvas.QUIET}
+    for model in models:
+        if model:
+            lines = "\n".join(canvas.shorten(part, 24) for part in model.split("\n"))
+            middle = y + height + _GAP / 2
+            canvas.write(figure, _MARGIN, middle, lines, rotation=90, ha="left", va="center", size=6.8)
+        x = _MARGIN + (0.72 if model else 0.12)
+        canvas.write(figure, x, y + height / 2, name, **quiet)
+        if has_labels:
+            canvas.write(figure, x, y + 1.5 * height + _GAP, "clusters", **quiet)
+        y += (2 if has_labels else 1) * (height + _GAP) + 0.08
+
+
+def layer_grid(
+    photo: NDArray[np.uint8],
+    maps: Floats,
+    *,
+    layers: Sequence[int],
+    heads: Sequence[int],
+    heading: str,
+    what: str,
+    span: tuple[float, float] = (1.0, 1.0),
+    query: tuple[int, int] | None = None,
+    smooth: bool = False,
+) -> Figure:
+    """A figure of layers × heads of one image. maps: [L, H, rows, columns]; query: the (row, column) to mark."""
+    ratio = float(np.clip(photo.shape[0] / photo.shape[1], 0.4, 1.8))
+    cell = float(np.clip(min(9.0 / len(heads), 10.0 / len(layers) / ratio), 0.5, 1.45))
+    tall = cell * ratio
+    photo_width = float(np.clip(len(layers) * cell, cell, min(2.6, 3.2 / ratio)))
+    left, head = _MARGIN + photo_width + 0.62, _MARGIN + 0.56
+    width = left + len(heads) * (cell + _GAP) + _MARGIN
+    height = head + max(len(layers) * (tall + _GAP), photo_width * ratio + 0.1) + 0.28
+    with canvas.style():
+        figure = canvas.sheet(width, height)
+        canvas.write(figure, _MARGIN, _MARGIN, canvas.shorten(heading, int(width * 11)), size=9.5, weight="bold")
+        axes = canvas.place(figure, _MARGIN, head, photo_width, photo_width * ratio)
+        canvas.show_photo(axes, photo)
+        _mark(axes, query, maps.shape[-2:], span, 6)
+        for column, number in enumerate(heads):
+            x = left + column * (cell + _GAP) + cell / 2
+            canvas.write(figure, x, head - 0.05, f"head {number}", ha="center", va="bottom", size=7)
+        for row, number in enumerate(layers):
+            y = head + row * (tall + _GAP)
+            canvas.write(figure, left - 0.08, y + tall / 2, f"layer {number}", ha="right", va="center", size=7)
+            for column in range(len(heads)):
+                axes = canvas.place(figure, left + column * (cell + _GAP), y, cell, tall)
+                _heat(axes, maps[row, column], span, smooth)
+                _mark(axes, query, maps.shape[-2:], span, 3.5)
+        canvas.note(figure, left, height - 0.24, f"{what}: each map from 0 (dark) to its own 99th percentile (bright).")
+    return figure
+
+
+def mask_grid(
+    photos: Sequence[NDArray[np.uint8]],
+    cls_attention: Floats,
+    *,
+    titles: Sequence[str],
+    heads: Sequence[int],
+    heading: str,
+    spans: Sequence[tuple[float, float]],
+    mass: float = 0.6,
+) -> Figure:
+    """A figure of images × heads: the fewest patches that hold `mass` of the CLS attention, outlined on the photo.
+
+    cls_attention: [n, H, rows, columns], as in Caron et al. 2021 (DINO), figure 1 and appendix.
+    """
+    cell, top = float(np.clip(11.0 / (len(heads) + 1), 0.86, 1.45)), _MARGIN + 0.56
+    ratios = [float(np.clip(p.shape[0] / p.shape[1], 0.4, 1.8)) for p in photos]
+    width = 2 * _MARGIN + (len(heads) + 1) * (cell + _GAP)
+    height = top + sum(cell * r + 0.26 for r in ratios) + 0.2
+    with canvas.style():
+        figure = canvas.sheet(width, height)
+        canvas.write(figure, _MARGIN, _MARGIN, canvas.shorten(heading, int(width * 11)), size=9.5, weight="bold")
+        for column, number in enumerate(heads):
+            x = _MARGIN + (column + 1.5) * (cell + _GAP)
+            canvas.write(figure, x, top - 0.05, f"head {number}", ha="center", va="bottom", size=7.5)
+        for photo, maps, title, span, ratio in zip(photos, cls_attention, titles, spans, ratios, strict=True):
+            canvas.show_photo(canvas.place(figure, _MARGIN, top, cell, cell * ratio), photo)
+            canvas.write(
+                figure, _MARGIN, top - 0.04, canvas.short_id(title, 22), va="bottom", size=6.2, color=canvas.QUIET
+            )
+            for column, values in enumerate(maps):
+                axes = canvas.place(figure, _MARGIN + (column + 1) * (cell + _GAP), top, cell, cell * ratio)
+                _outline(axes, photo, attended(values, mass), span)
+            top += cell * ratio + 0.26
+        canvas.note(
+            figure, _MARGIN, height - 0.26, f"Outlined: the fewest patches that hold {mass:.0%} of the attention."
+        )
+    return figure
+
+
+def attended(values: Floats, mass: float) -> NDArray[np.bool_]:
+    """bool [rows, columns]: the fewest patches that hold at least the share `mass` of the map; none where it is NaN."""
+    flat = np.asarray(values, np.float64).ravel()
+    if not np.isfinite(flat).all() or flat.sum() <= 0:
+        return np.zeros(values.shape, bool)
+    order = np.argsort(-flat, kind="stable")
+    held = np.cumsum(flat[order]) / flat.sum()
+    mask = np.zeros(flat.size, bool)
+    mask[order[: int((held < mass - 1e-9).sum()) + 1]] = True
+    return mask.reshape(values.shape)
+
+
+def _outline(axes: Axes, photo: NDArray[np.uint8], mask: NDArray[np.bool_], span: tuple[float, float]) -> None:
+    """The photo, dimmed outside the mask, and the mask's border as a line with a dark rim."""
+    inside = canvas.per_pixel(mask, (photo.shape[0], photo.shape[1]), span)[..., None]
+    canvas.show_photo(axes, np.where(inside, photo, (photo * 0.42 + 24).astype(np.uint8)))
+    lines = canvas.borders(np.pad(mask, 1)) - 1  # with its border at the sheet's edge
+    thin = canvas.hairline(axes, mask.shape, share=0.2)
+    for colour, thick in (("#000000", 2 * thin), (_OUTLINE, thin)):
+        canvas.show_lines(axes, lines, mask.shape, span, colors=colour, linewidths=thick)
+
+
+def _heat(axes: Axes, values: Floats, span: tuple[float, float], smooth: bool) -> None:
+    canvas.show_map(
+        axes, values.astype(np.float64), span=span, smooth=smooth, cmap=MAP_COLOURS, vmin=0, vmax=peak(values)
+    )
+
+
+def peak(values: Floats) -> float:
+    """The value drawn brightest: the map's 99th percentile, so that one sink token doesn't make the rest black."""
+    finite = np.asarray(values, np.float64)[np.isfinite(values)]
+    top = float(np.percentile(finite, 99)) if finite.size else 0.0
+    return top if top > 0 else 1.0
+
+
+def _mark(
+    axes: Axes, query: tuple[int, int] | None, grid: tuple[int, ...], span: tuple[float, float], size: float
+) -> None:
+    if query is not None:
+        x, y = (query[1] + 0.5) / grid[1] * span[1], (query[0] + 0.5) / grid[0] * span[0]
+        axes.plot([x], [y], "o", ms=size, mfc="none", mec="black", mew=1.6)
+        axes.plot([x], [y], "o", ms=size, mfc="none", mec="white", mew=0.8)
+
+
+def _wrap(widths: Sequence[float], room: float) -> list[list[int]]:
+    """Numbers of the items of each strip, none wider than `room` unless one item alone is."""
+    strips = _fill(widths, room)
+    while len(_fill(widths, room - 0.05)) == len(strips) and room > max(widths) + 0.1:
+        room -= 0.05  # the narrowest sheet with as few strips: no strip of one image below a full one
+    return _fill(widths, room)
+
+
+def _fill(widths: Sequence[float], room: float) -> list[list[int]]:
+    strips: list[list[int]] = [[]]
+    used = 0.0
+    for i, width in enumerate(widths):
+        if strips[-1] and used + width + _GAP > room:
+            strips.append([])
+            used = 0.0
+        strips[-1].append(i)
+        used += width + _GAP
+    return strips

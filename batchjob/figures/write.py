@@ -1,0 +1,214 @@
+"""RUN/figures: which pictures a run gets, by what it holds."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from batchjob.errors import UserError
+from batchjob.figures import canvas, maps
+from batchjob.figures.grid import study_grid
+from batchjob.figures.view import RunView, open_run
+
+_HEADS_ACROSS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the pictures show and how; the defaults are those of `batchjob figures RUN`."""
+
+    images: str = "spread"  # spread, random, best, worst, or ids with commas
+    count: int = 8
+    seed: int = 0
+    layer: int | None = None  # of the pictures of one layer; None: the last
+    head: int | None = None  # of the pictures of one head; None: the best by the statistics, else the first
+    query: tuple[int, int] | None = (
+        None  # (row, column) of the patch whose row is shown; None: of the greatest CLS attention
+    )
+    heads_across: int = _HEADS_ACROSS  # 6 cuts twelve heads into two figures
+    formats: tuple[str, ...] = ("png",)
+    smooth: bool = False
+
+
+def write_figures(runs: Path | Sequence[Path], look: Look | None = None) -> list[Path]:
+    """The files written under the first run's figures/. Several runs add a picture of the models side by side.
+
+    Raises UserError where there is no run, no labelled image, or an image, layer or head that the run doesn't have.
+    """
+    look = look or Look()
+    folders = [runs] if isinstance(runs, Path) else list(runs)
+    views = [open_run(folder) for folder in folders]
+    written: list[Path] = []
+    for name, figure in _pictures(views, look):
+        written += canvas.save(figure, folders[0] / "figures" / name, formats=look.formats)
+    return written
+
+
+def _pictures(views: Sequence[RunView], look: Look) -> Iterator[tuple[str, Figure]]:
+    view = views[0]
+    layer, head = chosen_layer(view, look), chosen_head(view, look)
+    rows = view.choose(look.images, look.count, seed=look.seed)
+    yield from grids(view, rows, layer, look)
+    many = view.choose(look.images, 3 * look.count, seed=look.seed) if look.images in ("spread", "random") else rows
+    yield f"head-{head}-layer-{layer}", head_gallery(view, many, layer, head, look)
+    yield f"masks-layer-{layer}", masks(view, rows, layer)
+    yield from layers(view, rows[0], look)
+    if len(views) > 1:
+        yield "models", models(views, rows, look)
+
+
+def grids(view: RunView, rows: Sequence[int], layer: int, look: Look) -> Iterator[tuple[str, Figure]]:
+    """The study's figure: one, or one for each `heads_across` heads."""
+    photos = [view.photo(row) for row in rows]
+    attention = view.stack(view.attention, rows, layer=layer)
+    shape = (len(rows), 0, len(view.heads), *attention.shape[-2:])
+    labels = view.stack("labels", rows, layer=layer) if view.methods else np.zeros(shape, np.uint8)
+    for start in range(0, len(view.heads), look.heads_across):
+        part = slice(start, start + look.heads_across)
+        heads = view.heads[part]
+        several = f"-heads-{heads[0]}-{heads[-1]}" if len(view.heads) > look.heads_across else ""
+        figure = study_grid(
+            [photo.pixels for photo in photos],
+            attention[:, part],
+            labels[:, :, part],
+            titles=[view.ids[row] for row in rows],
+            methods=view.methods,
+            heads=heads,
+            heading=headline(view, layer),
+            attention_name=view.attention_name,
+            spans=[photo.span for photo in photos],
+            match=not view.numbers_mean_centroids,
+            smooth=look.smooth,
+        )
+        yield f"grid-layer-{layer}{several}", figure
+
+
+def head_gallery(view: RunView, rows: Sequence[int], layer: int, head: int, look: Look) -> Figure:
+    """One head over many images."""
+    return maps.one_head(
+        [panel(view, row, layer, head) for row in rows],
+        heading=f"{headline(view, layer)}, head {head}",
+        attention_name=view.attention_name,
+        smooth=look.smooth,
+    )
+
+
+def masks(view: RunView, rows: Sequence[int], layer: int) -> Figure:
+    """The patches that hold 60 % of each head's attention, outlined."""
+    photos = [view.photo(row) for row in rows]
+    return maps.mask_grid(
+        [photo.pixels for photo in photos],
+        view.stack(view.attention, rows, layer=layer),
+        titles=[view.ids[row] for row in rows],
+        heads=view.heads,
+        heading=headline(view, layer),
+        spans=[photo.span for photo in photos],
+    )
+
+
+def layers(view: RunView, row: int, look: Look) -> Iterator[tuple[str, Figure]]:
+    """Layers × heads of one image: its CLS rows, and a query patch's rows of an image whose maps were kept."""
+    model = f"{view.model}, {view.plan['model']['input_px'][0]} px"
+    if len(view.layers) > 1:
+        photo = view.photo(row)
+        yield (
+            "layers-cls",
+            maps.layer_grid(
+                photo.pixels,
+                view.stack(view.attention, [row])[0],
+                layers=view.layers,
+                heads=view.heads,
+                heading=f"{model}: {view.ids[row]}",
+                what=view.attention_name,
+                span=photo.span,
+                smooth=look.smooth,
+            ),
+        )
+    if view.kept_rows:
+        row = row if row in view.kept_rows else view.kept_rows[0]
+        photo, grid = view.photo(row), view.geometry.grid
+        query = look.query or brightest(view.stack(view.attention, [row])[0])
+        if not (0 <= query[0] < grid[0] and 0 <= query[1] < grid[1]):
+            raise UserError(
+                f"--query {query[0]},{query[1]} is outside the grid of {grid[0]}×{grid[1]} patches; give less"
+            )
+        kept = view.data["attention_rows"].sel(kept_image=row).isel(query=query[0] * grid[1] + query[1])
+        yield (
+            "layers-query",
+            maps.layer_grid(
+                photo.pixels,
+                kept.values.reshape(len(view.layers), len(view.heads), *grid),
+                layers=view.layers,
+                heads=view.heads,
+                heading=f"{model}: {view.ids[row]}, attention of the marked patch",
+                what="Attention of the marked patch",
+                span=photo.span,
+                query=query,
+                smooth=look.smooth,
+            ),
+        )
+
+
+def brightest(attention: NDArray[np.floating[Any]]) -> tuple[int, int]:
+    """(row, column) of the patch with the greatest attention, mean over layers and heads of [L, H, rows, columns]."""
+    mean = attention.astype(np.float64).mean(axis=(0, 1))
+    row, column = np.unravel_index(int(mean.argmax()), mean.shape)
+    return int(row), int(column)
+
+
+def models(views: Sequence[RunView], rows: Sequence[int], look: Look) -> Figure:
+    """The same photos through each run's model, the best head of each; joined by the images' ids."""
+    first = views[0]
+    places = [{name: row for row, name in enumerate(view.ids)} for view in views]
+    shared = [row for row in rows if all(first.ids[row] in place for place in places)]
+    if not shared:
+        raise UserError(
+            f"the runs share no image of {first.ids[rows[0]]!r} and the others shown; give runs of one DATA"
+        )
+    heads = [(chosen_layer(v, Look()), chosen_head(v, Look())) for v in views]
+    panels = [
+        [panel(v, place[first.ids[row]], *where) for v, place, where in zip(views, places, heads, strict=True)]
+        for row in shared
+    ]
+    names = [f"{model_name(v)}\nlayer {w[0]}, head {w[1]}" for v, w in zip(views, heads, strict=True)]
+    return maps.side_by_side(panels, models=names, heading="The same photos through each model", smooth=look.smooth)
+
+
+def panel(view: RunView, row: int, layer: int, head: int) -> maps.Panel:
+    """One photo, its attention and the first method's clusters, of one layer and head."""
+    photo = view.photo(row)
+    attention = view.stack(view.attention, [row], layer=layer, head=head)[0]
+    labels = view.stack("labels", [row], layer=layer, head=head)[0, 0] if view.methods else None
+    return maps.Panel(photo.pixels, attention, labels, view.ids[row], photo.span)
+
+
+def headline(view: RunView, layer: int) -> str:
+    """Model, weights where they are not the model's own, layer and input size."""
+    height, width = view.plan["model"]["input_px"]
+    size = f"{height} px" if height == width else f"{height}×{width} px"
+    return f"{model_name(view)}, layer {layer}, {size}"
+
+
+def model_name(view: RunView) -> str:
+    """The model's name, with `untrained` where its weights are random."""
+    return f"{view.model} (untrained)" if view.weights == "random" else view.model
+
+
+def chosen_layer(view: RunView, look: Look) -> int:
+    """The layer of the pictures of one layer. Raises UserError where the run doesn't have it."""
+    layer = view.layers[-1] if look.layer is None else look.layer
+    if layer not in view.layers:
+        raise UserError(f"--layer {layer} is not in {view.folder}; it has {', '.join(map(str, view.layers))}")
+    return layer
+
+
+def chosen_head(view: RunView, look: Look) -> int:
+    """The head of the pictures of one head. Raises UserError where the run doesn't have it."""
+    head = view.heads[0] if look.head is None else look.head
+    if head not in view.heads:
+        raise UserError(f"--head {head} is not in {view.folder}; it has {', '.join(map(str, view.heads))}")
+    return head
