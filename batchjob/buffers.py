@@ -70,10 +70,11 @@ def put_maps(buffers: Buffers, layer: int, maps: LayerMaps, batch: Batch) -> Non
 def put_clusters(buffers: Buffers, layer: int, found: list[Clusters], batch: Batch) -> None:
     """Labels, inertia and k of each method; `layer` is a position, problems run [B * H] with the head fastest."""
     rows, heads = buffers.rows(batch), len(buffers.plan.heads)
-    grid = buffers.plan.model.grid
+    name = "image_labels" if "image_labels" in buffers.arrays else "labels"
+    shape = buffers.arrays[name].shape[4:]  # the grid, or nothing where an image has one label
     for method, clusters in enumerate(found):
-        labels = clusters.labels.view(-1, heads, *grid).cpu().numpy()
-        buffers.arrays["labels"][rows, method, layer] = labels
+        labels = clusters.labels.view(-1, heads, *shape).cpu().numpy()
+        buffers.arrays[name][rows, method, layer] = labels
         buffers.arrays["inertia"][rows, method, layer] = clusters.inertia.view(-1, heads).cpu().numpy()
         buffers.arrays["k"][rows, method, layer] = clusters.k.view(-1, heads).cpu().numpy()
 

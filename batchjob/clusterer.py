@@ -7,17 +7,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from batchjob import clustering
+from batchjob import centroids, clustering
 from batchjob.attention import LayerMaps, renormalise
 from batchjob.clustering import Clusters, Engine
+from batchjob.features import nearest_centroids
 from batchjob.loader import Batch
 from batchjob.plan import Plan
+from batchjob.sample_rows import row_kind
 
 FindClusters = Callable[[LayerMaps, Batch], list[Clusters]]  # one a method, problems [B * H], head running fastest
 
 
 def open_clusterer(plan: Plan, run: Path, engine: Engine, device: torch.device) -> FindClusters:
-    """What finds the clusters of a batch in image scope: for each head the P attention rows, renormalised."""
+    """What finds the clusters of a batch: for each head the P attention rows, renormalised, image by image.
+
+    In dataset scope the nearest of the run's centroids instead; raises UserError where there are none yet.
+    """
+    if plan.options.scope == "dataset":
+        return _open_by_centroids(plan, run, device)
     k_of_image = np.load(run / "index" / "k.npy")
     options, heads = plan.options, plan.heads
 
@@ -49,6 +56,19 @@ def open_clusterer(plan: Plan, run: Path, engine: Engine, device: torch.device) 
                 )
             )
         return found
+
+    return find
+
+
+def _open_by_centroids(plan: Plan, run: Path, device: torch.device) -> FindClusters:
+    fitted = torch.from_numpy(centroids.load(run, plan.digest).centroids).to(device)  # [L, H, K, D]
+    kind = row_kind(plan.options, plan.model.grid)
+
+    def find(maps: LayerMaps, batch: Batch) -> list[Clusters]:
+        mask = patch_mask(plan, batch)
+        own = fitted[plan.layers.index(maps.layer)]
+        mask = None if mask is None else mask.to(device)
+        return [nearest_centroids(maps, own, kind, distance=plan.options.distance, mask=mask)]
 
     return find
 

@@ -2,8 +2,10 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -15,6 +17,8 @@ from batchjob.shares import ATTEMPT
 from batchjob.stopping import PARENT, Stop
 
 _POLL_S = 0.2
+_GRACE_S = 10.0
+NOBODY: Mapping[str, str] = {}
 
 
 def devices(runtime: Runtime, visible: int) -> list[int]:
@@ -50,28 +54,47 @@ def label_on(run: Path, runtime: Runtime, numbers: Sequence[int], partitions: Se
     A process that dies takes nothing of the others' with it. Raises WorkLeft where one was stopped or killed, UserError
     where the input is wrong (its own line is on stderr), SystemExit(1) for anything else.
     """
-    command = [sys.executable, "-m", "batchjob", "label", str(run), *_flags(runtime)]
-    command += [f"--partition={unit}" for unit in partitions or ()]
+    _run_on(["label", str(run), *_flags(runtime), *(f"--partition={unit}" for unit in partitions or ())], run, numbers)
+
+
+def fit_on(run: Path, runtime: Runtime, numbers: Sequence[int]) -> None:
+    """`batchjob fit RUN` in a process a device. They talk to each other: where one ends badly, the others are ended.
+
+    Raises as `label_on` does.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    _run_on(["fit", str(run), *_flags(runtime)], run, numbers, meeting)
+
+
+def _run_on(arguments: Sequence[str], run: Path, numbers: Sequence[int], meeting: Mapping[str, str] = NOBODY) -> None:
+    command = [sys.executable, "-m", "batchjob", *arguments]
     attempt = f"launch-{uuid.uuid4().hex[:12]}"
+    is_for_gpu = "--device=cpu" not in arguments
     with Stop() as stop, ExitStack() as stack:
         processes = []
         for rank, number in enumerate(numbers):
-            environment = _environment(rank, len(numbers), number, attempt, on_cpu=runtime.device == "cpu")
-            processes.append(stack.enter_context(subprocess.Popen(command, env=environment)))
-        told = False
+            environment = _environment(rank, len(numbers), number, attempt, on_cpu=not is_for_gpu)
+            processes.append(stack.enter_context(subprocess.Popen(command, env=environment | dict(meeting))))
+        told, alone_since = False, 0.0
         while any(process.poll() is None for process in processes):
             if (stop() or any(process.returncode == 2 for process in processes)) and not told:
                 told = True
                 for process in processes:
                     process.send_signal(signal.SIGTERM)
+            if meeting and any(process.returncode for process in processes):
+                alone_since = alone_since or time.monotonic()
+                if time.monotonic() - alone_since > _GRACE_S:  # the others wait for it in a sum, deaf to signals
+                    for process in processes:
+                        process.kill()
             for process in processes:
                 if process.returncode is None:
                     try:
                         process.wait(_POLL_S)
                     except subprocess.TimeoutExpired:
                         break
-    codes = [process.returncode for process in processes]
-    _judge(run, codes)
+    _judge(run, [process.returncode for process in processes])
 
 
 def _judge(run: Path, codes: Sequence[int]) -> None:
@@ -79,13 +102,11 @@ def _judge(run: Path, codes: Sequence[int]) -> None:
         raise SystemExit(2)
     killed = [f"process {rank} by {signal.Signals(-code).name}" for rank, code in enumerate(codes) if code < 0]
     if killed:
-        raise WorkLeft(
-            f"{', '.join(killed)} was killed; what it had published is safe; go on with: batchjob label {run}"
-        )
+        raise WorkLeft(f"{', '.join(killed)} was killed; what it had published is safe; go on with the same command")
     if any(code not in (0, 75) for code in codes):
         raise SystemExit(1)
     if 75 in codes:
-        raise WorkLeft(f"stopped; go on with: batchjob label {run}")
+        raise WorkLeft(f"stopped; {run} goes on with the same command")
 
 
 def _environment(rank: int, world: int, number: int, attempt: str, *, on_cpu: bool) -> dict[str, str]:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchjob import plan as plans
+from batchjob import sample_rows
 from batchjob.config import K_RULES, MAX_K, Options
 from batchjob.errors import UserError
 from batchjob.geometry import Geometry
@@ -48,6 +49,8 @@ def prepare(data: str, run: Path, options: Options, *, say: Callable[[str], None
     annotations = options.annotations or index.annotations
     rows = plans.choose_rows_per_partition(options.rows_per_partition, len(index), is_for_gpu=is_for_gpu)
     geometry = plans.geometry_of(spec, options)
+    if options.scope == "dataset":
+        sample_rows.check_rows(options, geometry.grid, len(index))
     known = coco.open_annotations(annotations) if annotations else None
     k, kept = read_k(options, index, known, geometry), kept_rows(options.keep_maps, index)
     instances = None

@@ -15,6 +15,7 @@ from pathlib import Path
 import xarray
 import zarr
 
+from batchjob import centroids
 from batchjob.encode import DamagedRoot, IndexLike, read_root, static_files
 from batchjob.errors import UserError, WorkLeft
 from batchjob.layout import (
@@ -180,6 +181,7 @@ def finish(run: Path) -> Finished:
         )
     with explained(run, f"cannot finish {run}"):
         causes = _write_failures(run, count)
+        centroids.put_in_store(run)
         with warnings.catch_warnings():
             warnings.filterwarnings(
                 "ignore", "Consolidated metadata", UserWarning

@@ -27,6 +27,7 @@ def run(args: Namespace) -> int:
     planned = plans.load(folder)
     if damages := store.mend(folder, planned, ImageIndex.load(folder / "index")):
         _note(f"{len(damages)} damaged files are made again: {', '.join(d.path for d in damages[:3])}")
+    _fit(folder, planned, runtime)
     _label(folder, planned, runtime, None)
     code = _finish(folder, runtime.max_failures)
     print(f"store: {folder / 'labels.zarr'}")
@@ -39,6 +40,19 @@ def plan(args: Namespace) -> int:
     folder = _folder(args)
     plan_run(args, folder)
     print(folder)
+    return 0
+
+
+def fit(args: Namespace) -> int:
+    """The centroids of a dataset-scope run."""
+    from batchjob import plan as plans
+
+    folder = Path(args.run)
+    planned = plans.load(folder)
+    if planned.options.scope != "dataset":
+        raise UserError(f"{folder} clusters image by image and has nothing to fit; go on with: batchjob label {folder}")
+    _fit(folder, planned, _pick(Runtime, args))
+    print(folder / "fit" / "centroids.npz")
     return 0
 
 
@@ -121,6 +135,28 @@ def _folder(args: Namespace) -> Path:
     from batchjob.plan import default_run
 
     return Path(args.run) if args.run else default_run(args.data, _pick(Options, args))
+
+
+def _fit(folder: Path, plan: Any, runtime: Runtime) -> None:
+    from batchjob import centroids
+
+    if plan.options.scope != "dataset" or centroids.is_fitted(folder):
+        return
+    from batchjob import fit as room
+    from batchjob import job, launch, shares
+
+    numbers = launch.devices(runtime, job.visible_gpus(runtime.device))
+    if len(numbers) > 1 and not launch.is_launched(os.environ):
+        _note(f"{len(numbers)} processes fit together, one a device")
+        launch.fit_on(folder, runtime, numbers)
+        return
+    if "SLURM_ARRAY_TASK_ID" in os.environ:
+        raise UserError(
+            "fit is one job whose processes talk to each other, found a job array; submit it without --array"
+        )
+    with Stop() as stop:
+        share = shares.share_of(os.environ, in_batch_body=shares.in_batch_body())
+        room.fit(folder, runtime, rank=share.index, world=share.count, should_stop=stop)
 
 
 def _label(folder: Path, plan: Any, runtime: Runtime, named: list[int] | None) -> None:

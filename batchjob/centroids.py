@@ -1,0 +1,166 @@
+"""RUN/fit/: the centroids of a dataset-wide clustering, the state of a fit that was interrupted, and their way into
+labels.zarr. No torch."""
+
+import os
+import zipfile
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import ZstdCodec
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore
+
+from batchjob.errors import UserError
+from batchjob.publish import new_scratch, write_file
+
+
+@dataclass(frozen=True, slots=True)
+class Centroids:
+    """The centroids of every layer and head, and what they were fitted to. Letters: L layers, D features."""
+
+    centroids: NDArray[np.float32]  # [L, H, K, D]; NaN where not fitted yet
+    counts: NDArray[np.int64]  # [L, H, K] rows of the sample nearest to each
+    inertia: NDArray[np.float64]  # [L, H] over the sample
+    iterations: NDArray[np.int64]  # [L, H] of Lloyd, over the whole sample
+    rows: int  # of the sample, in each layer and head
+    asked_rows: int  # before any budget
+    engine: str
+    plan_digest: str
+
+    @classmethod
+    def blank(cls, shape: tuple[int, int, int, int], **facts: Any) -> "Centroids":
+        """Nothing fitted yet: [L, H, K, D]."""
+        return cls(
+            np.full(shape, np.nan, np.float32),
+            np.zeros(shape[:3], np.int64),
+            np.zeros(shape[:2], np.float64),
+            np.zeros(shape[:2], np.int64),
+            **facts,
+        )
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every layer and head has its centroids, counted."""
+        return bool((self.counts.sum(-1) > 0).all())
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A fit between two iterations: the finished problems, and where the current one stands."""
+
+    finished: Centroids
+    layer: int
+    head: int
+    current: NDArray[np.float32]  # [K, D]
+    iterations: int
+    done: bool
+
+
+def save(run: Path, value: Centroids | Checkpoint) -> None:
+    """Writes RUN/fit/centroids.npz or checkpoint.npz, whole or not at all. Raises UserError where it can't."""
+    name, values = ("centroids", value) if isinstance(value, Centroids) else ("checkpoint", value.finished)
+    arrays: dict[str, Any] = {f.name: getattr(values, f.name) for f in fields(values)}
+    if isinstance(value, Checkpoint):
+        arrays |= {"at": [value.layer, value.head, value.iterations, int(value.done)], "current": value.current}
+    folder = run / "fit"
+    part = folder / f"{name}.part{os.getpid()}"
+    try:
+        folder.mkdir(exist_ok=True)
+        with part.open("wb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(folder / f"{name}.npz")
+    except OSError as error:
+        raise UserError(f"{part} can't be written: {error.strerror}; make room, or give another RUN") from error
+
+
+def load(run: Path, plan_digest: str) -> Centroids:
+    """The fitted centroids of a run. Raises UserError where there are none, or those of another plan."""
+    arrays = _read(run / "fit" / "centroids.npz")
+    if arrays is None:
+        raise UserError(f"{run} has no centroids yet; fit them with: batchjob fit {run}")
+    found = _from_arrays(arrays)
+    if found.plan_digest != plan_digest:
+        raise UserError(f"{run}/fit/centroids.npz belongs to another plan; delete {run}/fit and fit again")
+    return found
+
+
+def is_fitted(run: Path) -> bool:
+    """Whether RUN has its centroids."""
+    return (run / "fit" / "centroids.npz").exists()
+
+
+def load_checkpoint(run: Path, wanted: Centroids) -> Checkpoint | None:
+    """The state to go on from, if it is of the same plan, sample and engine as `wanted`; else None."""
+    arrays = _read(run / "fit" / "checkpoint.npz")
+    if arrays is None:
+        return None
+    finished = _from_arrays(arrays)
+    for name in ("rows", "asked_rows", "engine", "plan_digest"):
+        if getattr(finished, name) != getattr(wanted, name):
+            return None
+    layer, head, iterations, done = (int(v) for v in arrays["at"])
+    return Checkpoint(finished, layer, head, arrays["current"], iterations, bool(done))
+
+
+def drop_checkpoint(run: Path) -> None:
+    """Removes the state of a fit that is finished."""
+    (run / "fit" / "checkpoint.npz").unlink(missing_ok=True)
+
+
+def put_in_store(run: Path) -> None:
+    """Writes the centroids of a fitted run into labels.zarr, nothing where there are none.
+
+    `centroids` and `centroid_rows`, `centroid_inertia` beside them; again is the same. The metadata is still to be
+    consolidated.
+    """
+    arrays = _read(run / "fit" / "centroids.npz")
+    if arrays is None:
+        return
+    found = _from_arrays(arrays)
+    facts = {name: getattr(found, name) for name in ("rows", "asked_rows", "engine")}
+    facts["iterations"] = found.iterations.tolist()
+    held: dict[str, Buffer] = {}
+    group = zarr.create_group(MemoryStore(store_dict=held), zarr_format=3)
+    dims = ("method", "layer", "head", "cluster", "feature")
+    for name, values, meaning in (
+        ("centroids", found.centroids, "means of the rows nearest to them, after the distance's transform"),
+        ("centroid_rows", found.counts, "rows of the fit's sample nearest to each centroid"),
+        ("centroid_inertia", found.inertia, "sum of squared distances of the fit's sample to the own centroid"),
+    ):
+        group.create_array(
+            name,
+            data=values[None],  # one method: k-means
+            chunks=(1, *(1 if d in ("layer", "head") else n for d, n in zip(dims[1:], values.shape, strict=False))),
+            dimension_names=dims[: values.ndim + 1],
+            compressors=ZstdCodec(level=1),
+            attributes={"meaning": meaning} | (facts if name == "centroids" else {}),
+        )
+    scratch = new_scratch(run)
+    for path, data in held.items():
+        if path != "zarr.json":
+            (run / "labels.zarr" / path).parent.mkdir(parents=True, exist_ok=True)
+            write_file(run / "labels.zarr" / path, data.to_bytes(), scratch)
+    scratch.rmdir()
+
+
+def _from_arrays(arrays: dict[str, Any]) -> Centroids:
+    values = {f.name: arrays[f.name] for f in fields(Centroids)}
+    for name, kind in (("rows", int), ("asked_rows", int), ("engine", str), ("plan_digest", str)):
+        values[name] = kind(values[name])
+    return Centroids(**values)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, zipfile.BadZipFile) as error:  # the archive checks each array's CRC
+        raise UserError(f"{path} is damaged ({error}); delete it and fit again") from error

@@ -1,0 +1,192 @@
+"""The k-means over a whole dataset: right, the same for any number of processes, and able to go on."""
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_rand_score
+
+from batchjob.clustering.dataset import Fit, Problem, Refiner, SklearnRefiner, State, TorchRefiner, fit, open_refiner
+from batchjob.clustering.group import ALONE, Group, join, meeting_point
+from batchjob.clustering.nearest import assign, block_sums, cluster_sums, greedy_starts
+from batchjob.errors import UserError
+
+REFINERS: list[Callable[[], Refiner]] = [TorchRefiner, SklearnRefiner]
+
+
+def rows_like_attention(n: int, width: int, seed: int = 0) -> torch.Tensor:
+    """[n, width]: smooth rows that sum to 1 and overlap, as attention does: no clear clusters."""
+    generator = torch.Generator().manual_seed(seed)
+    factors = torch.randn(8, width, generator=generator)
+    return torch.softmax(torch.randn(n, 8, generator=generator) @ factors, 1)
+
+
+def mixture(n: int, k: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    centres = torch.softmax(3 * torch.randn(k, width, generator=generator), 1)
+    truth = torch.randint(k, (n,), generator=generator)
+    noise = 1 + 0.05 * torch.randn(n, width, generator=generator)
+    return (centres[truth] * noise).abs(), truth
+
+
+def solve(x: torch.Tensor, k: int, refiner: Refiner, *, n_init: int = 2, seed: int = 0, group: Group = ALONE) -> Fit:
+    problem = Problem(x, torch.arange(len(x)), k, seed, n_init, group)
+    return fit(problem, refiner, start=None, keep=lambda state: None)
+
+
+@pytest.mark.parametrize("refiner", REFINERS)
+def test_a_planted_mixture_is_recovered(refiner: Callable[[], Refiner]) -> None:
+    x, truth = mixture(3000, 12, 20)
+    found = solve(x, 12, refiner())
+    labels, squares = assign(x, found.centroids)
+    assert adjusted_rand_score(truth, labels) == 1.0
+    assert found.counts.tolist() == torch.bincount(labels, minlength=12).tolist()
+    assert found.inertia == pytest.approx(float(squares.double().sum()), rel=1e-6)
+    assert found.rows == 3000
+
+
+@pytest.mark.parametrize("refiner", REFINERS)
+def test_inertia_is_within_a_percent_of_scikit_learns_own(refiner: Callable[[], Refiner]) -> None:
+    x = rows_like_attention(20_000, 24)
+    ours = np.mean([solve(x, 16, refiner(), seed=seed).inertia for seed in range(3)])
+    theirs = np.mean([KMeans(16, n_init=2, random_state=seed).fit(x.numpy()).inertia_ for seed in range(3)])
+    assert ours < 1.01 * theirs
+
+
+def test_from_equal_starts_each_iteration_is_scikit_learns() -> None:
+    x = rows_like_attention(4000, 16)
+    start = x[:10].clone()
+    problem, centroids = Problem(x, torch.arange(4000), 10, 0, 1), start
+    for _ in range(5):
+        centroids, _ = TorchRefiner().advance(problem, centroids)
+    model = KMeans(10, init=start.double().numpy(), n_init=1, max_iter=5, tol=0).fit(x.double().numpy())
+    np.testing.assert_allclose(centroids.numpy(), model.cluster_centers_, atol=1e-6)
+
+
+def test_a_constant_factor_changes_nothing() -> None:
+    x = rows_like_attention(3000, 16)
+    a, b = solve(x, 8, TorchRefiner()), solve(x / 2**20, 8, TorchRefiner())
+    assert torch.equal(a.centroids / 2**20, b.centroids)
+    assert torch.equal(a.counts, b.counts)
+
+
+def test_sums_over_23_million_rows_are_right_to_float32_and_a_plain_float32_sum_is_not() -> None:
+    # every row of cluster 0 is (1/196, 1/3): a running float32 sum stops growing by the right amount long before
+    n = 23_000_000
+    values = torch.tensor([1 / 196, 1 / 3])
+    x = values.expand(n, 2)
+    centroids = torch.stack([values, values + 9])
+    sums, counts = cluster_sums(x, centroids)
+    means = (sums[0] / counts[0]).float()
+    assert counts.tolist() == [n, 0]
+    assert torch.equal(means, values)
+    blocks = block_sums(x[:1_000_000], torch.zeros(1_000_000, dtype=torch.int64), 2)[0] / 1_000_000  # as on a GPU
+    torch.testing.assert_close(blocks.float(), values, rtol=1e-6, atol=0)
+    naive = np.cumsum(np.full(n, values[1].item(), np.float32), dtype=np.float32)[-1] / n
+    assert abs(naive - values[1].item()) > 1e-3 * values[1].item()
+
+
+def test_fewer_distinct_rows_than_clusters_leaves_clusters_empty_and_says_so() -> None:
+    x = rows_like_attention(3, 10).repeat(50, 1)
+    for refiner in (TorchRefiner(), SklearnRefiner()):
+        found = solve(x, 5, refiner)
+        assert (found.counts > 0).sum() >= 3
+        assert found.counts.sum() == 150
+        assert found.inertia < 1e-9
+        assert torch.isfinite(found.centroids).all()
+
+
+def test_a_cluster_that_loses_its_rows_moves_to_the_farthest_row() -> None:
+    x = torch.tensor([[0.0], [0.1], [0.2], [9.0]])
+    problem = Problem(x, torch.arange(4), 2, 0, 1)
+    centroids, _ = TorchRefiner().advance(problem, torch.tensor([[1.0], [100.0]]))
+    torch.testing.assert_close(centroids.sort(0).values, torch.tensor([[0.1], [9.0]]))
+
+
+def test_fewer_rows_than_clusters_are_refused() -> None:
+    with pytest.raises(UserError, match="5 clusters of 3 rows"):
+        solve(rows_like_attention(3, 4), 5, TorchRefiner())
+
+
+@pytest.mark.parametrize("refiner", REFINERS)
+def test_an_interrupted_fit_goes_on_and_gives_the_same_centroids(refiner: Callable[[], Refiner]) -> None:
+    problem = Problem(rows_like_attention(20_000, 16), torch.arange(20_000), 12, 3, 1)
+    states: list[State] = []
+    whole = fit(problem, refiner(), start=None, keep=states.append)
+    assert len(states) > 1
+    for state in states:
+        rest = fit(problem, refiner(), start=state, keep=lambda _: None)
+        assert torch.equal(rest.centroids, whole.centroids)
+        assert (rest.inertia, rest.iterations) == (whole.inertia, whole.iterations)
+
+
+def _fit_share(rank: int, ports: dict[int, int], folder: Path) -> None:
+    torch.set_num_threads(1)
+    for world, port in ports.items():
+        if rank < world:
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            with join(rank, world, torch.device("cpu")) as group:
+                torch.save(_solve_share(rank, world, group), folder / f"{world}-{rank}.pt")
+
+
+def _solve_share(rank: int, world: int, group: Group) -> Fit:
+    x, numbers = rows_like_attention(30_000, 16), torch.arange(30_000)
+    mine = (numbers // 1000) % world == rank  # as partitions are shared
+    return fit(Problem(x[mine], numbers[mine], 20, 5, 2, group), TorchRefiner(), start=None, keep=lambda _: None)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_one_two_and_four_processes_fit_the_same_centroids(tmp_path: Path) -> None:
+    ports = {4: free_port(), 2: free_port()}
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_fit_share, args=(rank, ports, tmp_path)) for rank in range(4)]
+    for process in processes:
+        process.start()
+    alone = _solve_share(0, 1, ALONE)
+    for process in processes:
+        process.join(200)
+        assert process.exitcode == 0
+    for world in (2, 4):
+        found = [torch.load(tmp_path / f"{world}-{rank}.pt", weights_only=False) for rank in range(world)]
+        assert all(torch.equal(one.centroids, found[0].centroids) for one in found)
+        torch.testing.assert_close(found[0].centroids, alone.centroids, atol=1e-7, rtol=1e-5)
+        assert torch.equal(found[0].counts, alone.counts)
+        assert found[0].inertia == pytest.approx(alone.inertia, rel=1e-9)
+        assert (found[0].rows, found[0].iterations) == (alone.rows, alone.iterations)
+
+
+def test_starts_spread_over_planted_clusters() -> None:
+    x, truth = mixture(2000, 10, 16)
+    starts = greedy_starts(x, 10, torch.Generator().manual_seed(0))
+    owners = {int(truth[(x == row).all(1).nonzero()[0, 0]]) for row in starts}
+    assert owners == set(range(10))
+
+
+def test_processes_meet_where_torchrun_or_slurm_says() -> None:
+    assert meeting_point({"MASTER_ADDR": "a", "MASTER_PORT": "5"}) == ("a", 5)
+    address, port = meeting_point({"SLURM_JOB_NODELIST": "n7", "SLURM_JOB_ID": "12", "SLURM_STEP_ID": "1"})
+    assert (address, 20000 <= port < 32000) == ("n7", True)
+    with pytest.raises(UserError, match="torchrun or srun"):
+        meeting_point({})
+    with pytest.raises(UserError, match="job array"):
+        meeting_point({"SLURM_JOB_NODELIST": "n7", "SLURM_ARRAY_TASK_COUNT": "4"})
+
+
+def test_engines_that_cannot_run_are_refused() -> None:
+    cpu = torch.device("cpu")
+    assert open_refiner("auto", cpu, ALONE)[0].name == "batched"
+    with pytest.raises(UserError, match="one process"):
+        open_refiner("sklearn", cpu, Group(0, 2))
+    with pytest.raises(UserError, match="did you mean"):
+        open_refiner("batchd", cpu, ALONE)
