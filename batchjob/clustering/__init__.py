@@ -17,6 +17,7 @@ from batchjob.clustering.base import (
     number_by_appearance,
     problem_seeds,
 )
+from batchjob.config import METHODS
 from batchjob.errors import UserError, nearest
 
 __all__ = [
@@ -42,10 +43,22 @@ def choose_engine(name: str, device: torch.device) -> tuple[str, str]:
     """(engine, why): what `auto` stands for on this device, or the name itself. Raises UserError if it can't run."""
     if name == "auto":
         if device.type == "cuda" and importlib.util.find_spec("cuml") is not None:
-            return "batched", "thousands of small problems at once on the device; cuml solves one a call"
+            return (
+                "batched",
+                "thousands of small problems at once on the device; cuml solves one a call",
+            )
         return "batched", "thousands of small problems at once, on any device"
     if name not in ENGINES:
         raise UserError(f"--engine {name!r} is unknown; {nearest(name, ['auto', *ENGINES])}")
+    if name == "cuml":
+        if device.type != "cuda":
+            raise UserError(
+                f"engine 'cuml' needs an NVIDIA GPU, and this is --device {device.type}; use --engine batched"
+            )
+        if importlib.util.find_spec("cuml") is None:
+            raise UserError(
+                "engine 'cuml' needs cuml, which is not installed; use --engine batched, or: make env GPU=1"
+            )
     return name, "asked for"
 
 
@@ -56,11 +69,13 @@ def open_engine(name: str, device: torch.device) -> Engine:
         from batchjob.clustering.batched import BatchedEngine
 
         return BatchedEngine(device)
-    if name == "sklearn":
-        from batchjob.clustering.reference import ReferenceEngine
+    if name == "cuml":
+        from batchjob.clustering.rapids import CumlEngine
 
-        return ReferenceEngine()
-    raise UserError(f"engine {name!r} is not there; use --engine batched")
+        return CumlEngine(device)
+    from batchjob.clustering.reference import ReferenceEngine
+
+    return ReferenceEngine()
 
 
 def prepare(rows: Tensor, distance: str, mask: Tensor | None) -> Tensor:
@@ -103,4 +118,12 @@ def cluster(
     k = torch.full((rows.shape[0],), k, dtype=torch.int64) if isinstance(k, int) else k
     if method == "kmeans":
         return engine.kmeans(prepare(rows, distance, mask), k, seeds, n_init=n_init, mask=mask)
-    raise UserError(f"--method {method!r} is unknown; {nearest(method, ['kmeans'])}")
+    if method == "spectral":
+        from batchjob.clustering.spectral import spectral
+
+        return spectral(rows, k, seeds, engine=engine, n_init=n_init, mask=mask)
+    if method in ("agglomerative", "hdbscan"):
+        from batchjob.clustering.pools import solve_each
+
+        return solve_each(method, prepare(rows, distance, mask), k, mask=mask)
+    raise UserError(f"--method {method!r} is unknown; {nearest(method, list(METHODS))}")

@@ -112,11 +112,10 @@ def _solve(problems: _Problems, k: int, part: Tensor, tile: int, dtype: torch.dt
     if not bool(total.isfinite().all()):
         check_finite(problems.x, problems.mask)
     lloyd.run(tiles)
-    cost, best = tiles.cost.min(1)
-    ones = tiles.ones[torch.arange(m, device=device), :, best]  # [M, K, P]
+    ones, cost = lloyd.best_restart(tiles)
     numbers = torch.arange(k, dtype=dtype, device=device) @ ones
     back = tiles.order.argsort()[: len(part)]
-    labels, cost = numbers.to(torch.uint8)[back], cost[back].clamp_min(0)
+    labels, cost = numbers.to(torch.uint8)[back], cost[back]
     problems.labels[part] = labels if problems.mask is None else torch.where(problems.mask[part], labels, NONE)
     problems.inertia[part] = (cost / factor[: len(part)].square()).float()
     return starved[: len(part)] | (cost < CANCELLED * total[: len(part)])

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from batchjob.clustering.gram import plus_plus
+
 MAX_STEPS = 300  # as scikit-learn's; a fixed point comes after 6 to 40
 
 
@@ -59,6 +61,38 @@ def run(tiles: Tiles) -> None:
             active = _compact(tiles, active)
             if not active:
                 return
+
+
+def solve_tile(
+    gram: Tensor, member: Tensor | None, k: int, seeds: Tensor, n_init: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(0/1 float [T, K, P], float [T], bool [T]): the best restart's clusters and cost; a start ran out of rows.
+
+    For other users of one tile's Gram matrices [T, P, P], which stay as they are; member [T, P] 0 or 1, seeds [T].
+    """
+    t, p, _ = gram.shape
+    tiles = Tiles(
+        gram=gram,
+        square=torch.diagonal(gram, dim1=1, dim2=2)[:, None].contiguous(),
+        member=None if member is None else member[:, None, None],
+        ones=gram.new_empty(t, k, n_init, p),
+        cost=gram.new_empty(t, n_init),
+        same=torch.zeros(t, dtype=torch.bool, device=gram.device),
+        order=torch.arange(t, device=gram.device),
+        tile=t,
+    )
+    centres, starved = plus_plus(gram, member, k, seeds, n_init)
+    assign_to_rows(tiles, slice(0, t), centres)
+    run(tiles)
+    ones, cost = best_restart(tiles)
+    return ones, cost, starved
+
+
+def best_restart(tiles: Tiles) -> tuple[Tensor, Tensor]:
+    """(0/1 float [M, K, P], float [M]): memberships and cost of each problem's cheapest restart, where it stands."""
+    best = tiles.cost.argmin(1)  # the first of equals, on every device
+    at = torch.arange(len(best), device=best.device)
+    return tiles.ones[at, :, best], tiles.cost[at, best].clamp_min(0)
 
 
 def _compact(tiles: Tiles, active: int) -> int:

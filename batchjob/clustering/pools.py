@@ -1,0 +1,117 @@
+"""Methods without a batched form, one problem after the other by scikit-learn, in worker processes where it pays."""
+
+import atexit
+import functools
+import os
+import signal
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from batchjob.clustering.base import NOISE, NONE, Clusters, check_finite, number_by_appearance
+
+WORTH_A_POOL = 512  # problems: starting workers takes seconds, which fewer problems than these take by themselves
+CHUNK = 16  # problems a message to a worker
+
+
+def solve_each(method: str, x: Tensor, k: Tensor, *, mask: Tensor | None = None, processes: int = 0) -> Clusters:
+    """The clusters of each problem by `agglomerative` (Ward) or `hdbscan`, which takes no k and marks noise.
+
+    x float [N, P, D], k int64 [N]; processes: 0 = one for each CPU this process may use, and none for few problems.
+    Raises NotFiniteError.
+    """
+    check_finite(x, mask)
+    n, p, _ = x.shape
+    rows = x.float().cpu().numpy()
+    valid = np.ones((n, p), bool) if mask is None else mask.cpu().numpy()
+    jobs = [
+        (method, rows[at : at + CHUNK], valid[at : at + CHUNK], k[at : at + CHUNK].tolist())
+        for at in range(0, n, CHUNK)
+    ]
+    processes = processes or (cpus() if n >= WORTH_A_POOL else 1)
+    answers = list(_pool(processes).map(_solve_chunk, jobs)) if processes > 1 else [_solve_chunk(job) for job in jobs]
+    labels = torch.from_numpy(np.concatenate([a[0] for a in answers]) if answers else np.zeros((0, p), np.uint8))
+    inertia = torch.from_numpy(np.concatenate([a[1] for a in answers]) if answers else np.zeros(0, np.float32))
+    numbered, found = number_by_appearance(labels.to(x.device), NOISE)
+    return Clusters(numbered, inertia.to(x.device), found)
+
+
+def seconds_a_problem(method: str, patches: int) -> float:
+    """Seconds that one problem of so many patches takes on one CPU: measured, on drawn rows."""
+    rows = np.random.default_rng(0).random((1, patches, patches), dtype=np.float32)
+    job = (method, rows, np.ones((1, patches), bool), [5])
+    _solve_chunk((method, rows[:, :8, :8], np.ones((1, 8), bool), [2]))  # imports
+    start = time.perf_counter()
+    _solve_chunk(job)
+    return time.perf_counter() - start
+
+
+def cpus() -> int:
+    """How many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.lru_cache(maxsize=1)
+def _pool(processes: int) -> ProcessPoolExecutor:
+    # spawned, not forked: the parent may hold a CUDA context and threads
+    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_start_worker)
+    atexit.register(pool.shutdown, cancel_futures=True)
+    return pool
+
+
+def _start_worker() -> None:
+    for name in (signal.SIGTERM, signal.SIGUSR1):  # Slurm sends them to every process of a step; the parent decides
+        signal.signal(name, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def _solve_chunk(
+    job: tuple[str, NDArray[np.float32], NDArray[np.bool_], list[int]],
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    method, rows, valid, wanted = job
+    labels = np.full(rows.shape[:2], NONE, np.uint8)
+    inertia = np.zeros(len(rows), np.float32)
+    solve = {"agglomerative": _ward, "hdbscan": _hdbscan}[method]
+    for i, k in enumerate(wanted):
+        x = rows[i, valid[i]].astype(np.float64)
+        if len(x):
+            labels[i, valid[i]] = found = solve(x, k)
+            inertia[i] = _inertia(x, found)
+    return labels, inertia
+
+
+def _ward(x: NDArray[np.float64], k: int) -> NDArray[np.uint8]:
+    from sklearn.cluster import AgglomerativeClustering
+
+    k = min(k, len(np.unique(x, axis=0)))
+    if k == 1:
+        return np.zeros(len(x), np.uint8)
+    return np.asarray(AgglomerativeClustering(k, linkage="ward").fit(x).labels_, np.uint8)
+
+
+def _hdbscan(x: NDArray[np.float64], k: int) -> NDArray[np.uint8]:
+    """Labels of HDBSCAN (Campello, Moulavi and Sander, PAKDD 2013) with scikit-learn's defaults; `NOISE` for noise.
+
+    Clusters beyond the 254 largest would not fit a byte and count as noise.
+    """
+    from sklearn.cluster import HDBSCAN
+
+    del k  # it finds its own number
+    if len(x) < 5:  # scikit-learn's smallest cluster
+        return np.full(len(x), NOISE, np.uint8)
+    found = HDBSCAN(copy=True).fit(x / (np.abs(x).max() or 1.0)).labels_
+    labels = np.full(len(x), NOISE, np.uint8)
+    sizes = np.bincount(found + 1)[1:]  # without the noise, -1
+    for number, cluster in enumerate(np.argsort(-sizes, kind="stable")[:NOISE]):
+        labels[found == cluster] = number
+    return labels
+
+
+def _inertia(x: NDArray[np.float64], labels: NDArray[np.uint8]) -> float:
+    clusters = [x[labels == c] for c in np.unique(labels) if c != NOISE]
+    return float(sum(((rows - rows.mean(0)) ** 2).sum() for rows in clusters))
