@@ -56,6 +56,9 @@ def put_maps(buffers: Buffers, layer: int, maps: LayerMaps, batch: Batch) -> Non
     name = "saliency" if plan.model.kind == "cnn" else "cls_attention"
     grid = buffers.arrays[name].shape[-2:]
     buffers.arrays[name][rows, layer] = maps.cls.reshape(*maps.cls.shape[:2], *grid).half().cpu().numpy()
+    if maps.component is not None:
+        component = maps.component.reshape(*maps.component.shape[:2], *grid)
+        buffers.arrays["saliency_component"][rows, layer] = component.half().cpu().numpy()
     buffers.arrays["prefix_mass"][rows, layer] = maps.prefix_mass.half().cpu().numpy()
     overflowed = ~maps.finite.cpu().numpy() & (buffers.arrays["status"][rows] == STATUS["ok"])
     buffers.arrays["status"][rows][overflowed] = STATUS["not_finite"]

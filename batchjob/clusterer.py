@@ -29,10 +29,11 @@ def open_clusterer(plan: Plan, run: Path, engine: Engine, device: torch.device) 
     options, heads = plan.options, plan.heads
 
     def find(maps: LayerMaps, batch: Batch) -> list[Clusters]:
-        rows = renormalise(maps.rows).flatten(0, 1)  # [B * H, P, P]
         mask = patch_mask(plan, batch)
+        mask = None if mask is None else mask.to(device)
+        rows = renormalise(maps.rows, mask).flatten(0, 1)  # [B * H, P, P]
         if mask is not None:
-            mask = mask.repeat_interleave(len(heads), dim=0).to(device)
+            mask = mask.repeat_interleave(len(heads), dim=0)
         k = torch.from_numpy(k_of_image[batch.rows].astype(np.int64)).repeat_interleave(len(heads)).to(device)
         if options.k in ("silhouette", "eigengap"):
             from batchjob.clustering.choose_k import choose_k  # type: ignore[import-not-found]

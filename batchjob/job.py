@@ -1,5 +1,6 @@
 """The loop: images → loader → model → attention → clustering → store, a partition at a time."""
 
+import functools
 import os
 import socket
 import sys
@@ -15,6 +16,7 @@ from batchjob.clusterer import open_clusterer
 from batchjob.config import Runtime
 from batchjob.errors import UserError, WorkLeft
 from batchjob.loader import Loader
+from batchjob.memory import HalvingGuard, choose_batch_size
 from batchjob.model import load_model
 from batchjob.plan import Plan
 from batchjob.progress import Progress, Stages
@@ -45,33 +47,42 @@ def label(
     extract = Extractor(model, plan.layers, plan.heads)
     find_clusters = open_clusterer(plan, run, engine, device)
     find_scores = Scorer(plan, run, device)
-    batch_size = choose_batch_size(runtime.batch_size, device)
+    batch_size, reason = choose_batch_size(runtime.batch_size, plan, device)
+    say(f"batch size {batch_size}: {reason}")
+    guard = HalvingGuard(say)
     images, done, stages = plan.row_count, board.done if board else 0, Stages()
     with (
         open_loader(plan, index, runtime, batch_size, device) as loader,
         store.Writer(run, plan) as writer,
         Progress(images, done, board=board) as progress,
     ):
-        for unit in claimed(writer, units, should_stop):
+
+        def compute(unit: int) -> tuple[buffers.Buffers, list[buffers.Failure]]:
             filled, failures = buffers.blank(plan, unit), list[buffers.Failure]()
-            for batch in stages.timed("images", loader.batches(*plan.partitions[unit])):
+            find_scores.partition_sums()  # of an attempt that ran out of memory
+            for whole in stages.timed("images", loader.batches(*plan.partitions[unit])):
                 if should_stop():
                     writer.release(unit)
                     raise WorkLeft(f"told to stop in partition {unit} of {run}; go on with the same command")
-                buffers.put_images(filled, batch)
-                for layer, maps in enumerate(stages.timed("model", extract(batch.pixels))):
-                    with stages("clustering"):
-                        found = find_clusters(maps, batch)
-                    with stages("scores"):
-                        scores = find_scores(layer, maps, batch)
-                    with stages("results"):
-                        buffers.put_scores(filled, layer, scores, batch)
-                        buffers.put_maps(filled, layer, maps, batch)
-                        buffers.put_clusters(filled, layer, found, batch)
-                failures += buffers.drop_failed(filled, batch, index)
-                stages.images += len(batch.rows)
-                progress.advance(len(batch.rows))
+                for batch in guard.parts(whole):
+                    buffers.put_images(filled, batch)
+                    for layer, maps in enumerate(stages.timed("model", extract(batch.pixels))):
+                        with stages("clustering"):
+                            found = find_clusters(maps, batch)
+                        with stages("scores"):
+                            scores = find_scores(layer, maps, batch)
+                        with stages("results"):
+                            buffers.put_scores(filled, layer, scores, batch)
+                            buffers.put_maps(filled, layer, maps, batch)
+                            buffers.put_clusters(filled, layer, found, batch)
+                    failures += buffers.drop_failed(filled, batch, index)
+                stages.images += len(whole.rows)
+                progress.advance(len(whole.rows))
             filled.arrays |= find_scores.partition_sums()
+            return filled, failures
+
+        for unit in claimed(writer, units, should_stop):
+            filled, failures = guard.run(functools.partial(compute, unit))
             with stages("store"):
                 writer.write(unit, filled.arrays, failures)
     say(stages.summary())
@@ -92,11 +103,6 @@ def choose_device(asked: str) -> torch.device:
 def visible_gpus(asked: str) -> int:
     """How many GPUs this process may use; none with `--device cpu`."""
     return 0 if asked == "cpu" else torch.cuda.device_count()
-
-
-def choose_batch_size(asked: str, device: torch.device) -> int:
-    """Images of one forward pass."""
-    return int(asked) if asked != "auto" else 256 if device.type == "cuda" else 16
 
 
 def open_loader(plan: Plan, index: ImageIndex, runtime: Runtime, batch_size: int, device: torch.device) -> Loader:

@@ -132,13 +132,14 @@ def layout(plan: PlanLike) -> dict[str, ArraySpec]:
             NO_LABEL,
             "cluster of each patch; 255 = none (failed, padding), 254 = noise (hdbscan)",
         )
-    kind_of_map = "saliency" if plan.model.kind == "cnn" else "cls_attention"
-    arrays[kind_of_map] = by_head(
-        "image layer head y x",
-        "float16",
-        math.nan,
-        "the CLS row after the softmax over all tokens, prefix columns dropped, not renormalised; NaN = failed",
-    )
+    if plan.model.kind == "cnn":
+        norm = "no attention: norm of the CNN's features over the image's sum; NaN = failed"
+        arrays["saliency"] = by_head("image layer head y x", "float16", math.nan, norm)
+        component = "no attention: the CNN's features on their first principal component in the image, largest = 1"
+        arrays["saliency_component"] = by_head("image layer head y x", "float16", math.nan, component)
+    else:
+        row = "the CLS row after the softmax over all tokens, prefix columns dropped, not renormalised; NaN = failed"
+        arrays["cls_attention"] = by_head("image layer head y x", "float16", math.nan, row)
     arrays["k"] = whole("image method layer head", "uint8", 0, "clusters found; 0 = failed")
     arrays["inertia"] = whole(
         "image method layer head", "float32", math.nan, "sum of squared distances to the own centroid; NaN = failed"

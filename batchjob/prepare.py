@@ -37,15 +37,20 @@ def prepare(data: str, run: Path, options: Options, *, say: Callable[[str], None
     _check_folder(run)
     from batchjob import coco, model, sources, store, weights
     from batchjob.instances import find_instances
+    from batchjob.precision import choose_half
 
     spec = model.describe(options)
     layers, heads = model.resolve_layers(options.layers, spec), model.resolve_heads(options.heads, spec)
     found = weights.locate(options.model, options.weights, say=say)
-    model.load_model(spec, weights.state_dict(found), precision="fp32", device="cpu")  # refuses what does not fit
+    trial = model.load_model(spec, weights.state_dict(found), precision="fp32", device="cpu")  # refuses wrong weights
     index = sources.index_images(data, split=options.split, limit=options.limit, progress=True)
     precision, reason, is_for_gpu = choose_precision(options.precision)
     if options.precision == "auto":
+        if precision != "fp32":
+            precision, fitting = choose_half(trial)
+            reason += f" and {fitting}"
         say(f"precision: {precision}, since {reason}")
+    del trial
     annotations = options.annotations or index.annotations
     rows = plans.choose_rows_per_partition(options.rows_per_partition, len(index), is_for_gpu=is_for_gpu)
     geometry = plans.geometry_of(spec, options)
