@@ -93,8 +93,8 @@ def state_dict(weights: Weights) -> "dict[str, torch.Tensor] | None":
     path = Path(weights.path)
     try:
         found: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0][:120]
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError) as error:
+        reason = (str(error).splitlines() or ["it is empty"])[0][:120]
         raise UserError(
             f"{path} holds no weights that can be read safely: {reason}; give safetensors or pth"
         ) from error
