@@ -44,9 +44,9 @@ def batchjob(capfd: pytest.CaptureFixture[str]) -> Command:
 
 @pytest.fixture(scope="session")
 def sample_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample, labelled once with DINOv2's own weights: k = instances + 1, 224 px, the scores of the maps kept."""
+    """The sample, labelled once with DINOv2's own weights: k = instances + 1, 448 px, two images' maps kept."""
     run = tmp_path_factory.mktemp("runs") / "sample"
     command = [sys.executable, "-m", "batchjob", "run", str(SAMPLE), str(run), "--k", "instances"]
-    command += ["--keep-maps", "2", "--rows-per-partition", "3", "--workers", "1"]
+    command += ["--image-size", "448", "--keep-maps", "2", "--rows-per-partition", "3", "--workers", "1"]
     subprocess.run(command, cwd=ROOT, check=True, timeout=500)
     return run

@@ -101,7 +101,7 @@ def test_plain_xarray_opens_the_store_and_gives_the_same(sample_run: Path) -> No
     ours, plain = package.open(sample_run), xarray.open_zarr(sample_run / "labels.zarr")
     xarray.testing.assert_identical(ours.load(), plain.load())
     assert ours["labels"].dims == ("image", "method", "layer", "head", "y", "x")
-    assert ours["labels"].shape == (8, 1, 1, 6, 16, 16)
+    assert ours["labels"].shape == (8, 1, 1, 6, 32, 32)
     assert ours["labels"].dtype == np.uint8
     assert list(ours["image_id"].values) == sorted(f"val2017/{p.name}" for p in (SAMPLE / "val2017").iterdir())
     assert (ours["status"] == 0).all()

@@ -1,0 +1,78 @@
+"""The whole job against the way such studies are done: an image at a time, every layer, a scikit-learn fit a head."""
+
+import itertools
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from sklearn.cluster import KMeans
+from timm.data import create_transform, resolve_model_data_config
+
+from batchjob import job, store
+from batchjob import plan as plans
+from batchjob.config import Options, Runtime
+from batchjob.prepare import prepare
+from tests.benchmarks.harness import Contest
+from tests.conftest import SAMPLE
+
+MODEL, PX, K, N_INIT = "vit_small_patch14_dinov2.lvd142m", 224, 5, 4
+
+
+def contests(*, smoke: bool) -> Iterator[Contest]:
+    """Images a second from photo to stored labels, last layer, all heads, both on this machine's processors."""
+    photos = sorted((SAMPLE / "val2017").glob("*.jpg"))
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        count = 2 if smoke else 64
+        data = work / "photos"
+        data.mkdir()
+        for i, photo in zip(range(count), itertools.cycle(photos)):
+            shutil.copy(photo, data / f"{i:03d}.jpg")
+        few = sorted(data.iterdir())[: 1 if smoke else 8]
+        weights = "random" if smoke else ""
+        runs = itertools.count()
+
+        def ours() -> None:
+            run = work / f"run{next(runs)}"
+            options = Options(model=MODEL, weights=weights, k=str(K), n_init=N_INIT)
+            prepare(str(data), run, options, say=lambda line: None)
+            job.label(run, Runtime(), range(len(plans.load(run).partitions)), say=lambda line: None)
+            store.finish(run)
+
+        net = timm.create_model(MODEL, pretrained=False, img_size=PX, num_classes=0).eval()
+        yield Contest(
+            name="job: photo to labels, ViT-S/14, 6 heads, k = 5, n_init = 4",
+            peer="a study's script: PIL, batch of 1, all layers unfused, scikit-learn, a file an image",
+            unit="image",
+            items=count,
+            ours=ours,
+            theirs=lambda: study(net, few, work),
+            theirs_items=len(few),
+            aim=8,
+            note="ours with its start (plan, model, workers); theirs without",
+        )
+
+
+@torch.no_grad()
+def study(net: torch.nn.Module, photos: list[Path], out: Path) -> None:
+    """What a study's notebook does: keeps every layer's softmax, fits each head of the last, saves an array an image."""
+    transform = create_transform(**resolve_model_data_config(net) | {"input_size": (3, PX, PX)})
+    kept: list[torch.Tensor] = []
+    hooks = []
+    for block in net.blocks:  # type: ignore[union-attr]
+        block.attn.fused_attn = False
+        hooks.append(block.attn.attn_drop.register_forward_hook(lambda module, inputs, output: kept.append(output)))
+    for photo in photos:
+        kept.clear()
+        net.forward_features(transform(Image.open(photo).convert("RGB"))[None])  # type: ignore[operator]
+        rows = kept[-1][0, :, 1:, 1:].numpy()
+        rows = rows / rows.sum(-1, keepdims=True)
+        labels = [KMeans(K, n_init=N_INIT, random_state=0).fit(head).labels_ for head in rows]
+        np.save(out / f"{photo.stem}.npy", np.stack(labels))
+    for hook in hooks:
+        hook.remove()
