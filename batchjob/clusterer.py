@@ -36,9 +36,11 @@ def open_clusterer(plan: Plan, run: Path, engine: Engine, device: torch.device) 
             mask = mask.repeat_interleave(len(heads), dim=0)
         k = torch.from_numpy(k_of_image[batch.rows].astype(np.int64)).repeat_interleave(len(heads)).to(device)
         if options.k in ("silhouette", "eigengap"):
-            from batchjob.clustering.choose_k import choose_k  # type: ignore[import-not-found]
+            from batchjob.clustering.choose_k import choose_k
 
-            k = choose_k(options.k, rows, mask)
+            image = torch.from_numpy(batch.rows).to(device)
+            any_k = clustering.problem_seeds(image, maps.layer, heads, 0, options.seed)
+            k = choose_k(options.k, rows, any_k, distance=options.distance, mask=mask).to(device)
         found = []
         for method in options.methods:
             seeds = clustering.problem_seeds(

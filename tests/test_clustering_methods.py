@@ -1,0 +1,166 @@
+"""The methods beside k-means, and the rules for k, against scikit-learn and known answers."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.cluster import HDBSCAN, AgglomerativeClustering, KMeans, SpectralClustering
+from sklearn.metrics import adjusted_rand_score, silhouette_score
+
+from batchjob.clustering import NOISE, cluster, lloyd, open_engine, pools
+from batchjob.clustering.choose_k import choose_k, silhouette
+from batchjob.clustering.gram import centred_gram
+from batchjob.clustering.spectral import decompose
+from batchjob.errors import UserError
+from tests.test_clustering import grouped
+
+CPU = torch.device("cpu")
+
+
+def smooth(n, side=8, seed=0):
+    """Attention as real heads have it: near patches, likeness of content, noise."""
+    generator = torch.Generator().manual_seed(seed)
+    p = side * side
+    y, x = torch.arange(p) // side, torch.arange(p) % side
+    far = ((y[:, None] - y) ** 2 + (x[:, None] - x) ** 2).float()
+    content = torch.randn(n, p, 4, generator=generator)
+    score = content @ content.mT - far / 8 + 0.3 * torch.randn(n, p, p, generator=generator)
+    return score.softmax(-1)
+
+
+def ward_cost(x, labels):
+    return sum(((x[labels == c] - x[labels == c].mean(0)) ** 2).sum() for c in np.unique(labels))
+
+
+def test_spectral_agrees_with_scikit_learn_on_separated_groups():
+    k = torch.tensor([2, 3, 4])
+    rows, _ = grouped(3, k)
+    ours = cluster("spectral", rows, k, torch.arange(3), engine=open_engine("batched", CPU))
+    for i in range(3):
+        affinity = ((rows[i] + rows[i].T) / 2).double().numpy()
+        theirs = SpectralClustering(int(k[i]), affinity="precomputed", random_state=0).fit(affinity).labels_
+        assert adjusted_rand_score(ours.labels[i].tolist(), theirs) == 1
+
+
+def test_spectral_is_no_worse_than_scikit_learn_by_its_own_objective():
+    rows, k = smooth(6), 4
+    ours = cluster("spectral", rows, k, torch.arange(6), engine=open_engine("batched", CPU), n_init=10)
+    _, vectors = decompose(rows, None, k)
+    ratios = []
+    for i in range(6):
+        affinity = ((rows[i] + rows[i].T) / 2).double().numpy()
+        solver = SpectralClustering(k, affinity="precomputed", random_state=0, n_init=10, eigen_solver="arpack")
+        theirs = solver.fit(affinity).labels_
+        ratios.append(float(ours.inertia[i]) / ward_cost(vectors[i].double().numpy(), theirs))
+    assert np.mean(ratios) <= 1.005
+
+
+def test_eigenvalues_of_separate_components_are_zero():
+    rows, _ = grouped(1, torch.tensor([4]))
+    own = torch.where(rows > 0.05, rows, 0)
+    values, _ = decompose(own, None, 6)
+    assert values[0, :4].abs().max() < 1e-5
+    assert values[0, 4] > 0.1
+
+
+def test_ward_labels_are_those_of_scikit_learn():
+    rows = smooth(3)
+    ours = cluster("agglomerative", rows, 5, torch.arange(3), engine=open_engine("batched", CPU))
+    for i in range(3):
+        x = rows[i].double().numpy()
+        theirs = AgglomerativeClustering(5, linkage="ward").fit(x).labels_
+        assert adjusted_rand_score(ours.labels[i].tolist(), theirs) == 1
+        assert float(ours.inertia[i]) == pytest.approx(ward_cost(x, theirs), rel=1e-5)
+
+
+def test_hdbscan_labels_are_those_of_scikit_learn_with_noise_as_254():
+    rows, _ = grouped(3, torch.tensor([2, 3, 4]))
+    rows[:, 0] = torch.eye(rows.shape[1])[0]  # one patch like no other
+    ours = cluster("hdbscan", rows, 5, torch.arange(3), engine=open_engine("batched", CPU))
+    for i in range(3):
+        theirs = HDBSCAN(copy=True).fit(rows[i].double().numpy()).labels_
+        assert theirs[0] == -1
+        assert ours.labels[i, 0] == NOISE
+        assert ((ours.labels[i] == NOISE).numpy() == (theirs == -1)).all()
+        assert adjusted_rand_score(ours.labels[i].tolist(), theirs) == 1
+        assert int(ours.k[i]) == theirs.max() + 1
+
+
+def test_worker_processes_give_the_labels_of_one_process():
+    rows = smooth(20, side=5)
+    k = torch.full((20,), 3)
+    alone = pools.solve_each("agglomerative", rows, k, processes=1)
+    shared = pools.solve_each("agglomerative", rows, k, processes=2)
+    assert torch.equal(alone.labels, shared.labels)
+    assert torch.equal(alone.inertia, shared.inertia)
+
+
+def test_the_cost_of_a_problem_is_measured_beforehand():
+    small, large = (pools.seconds_a_problem("agglomerative", patches) for patches in (16, 400))
+    assert 0 < small < large
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_silhouette_is_scikit_learns(masked):
+    x = smooth(3)
+    mask = torch.ones(3, 64, dtype=torch.bool)
+    if masked:
+        mask[:, ::5] = False
+    member = mask.float()
+    gram = torch.empty(3, 64, 64)
+    centred_gram(x, mask, gram)
+    ones, _, _ = lloyd.solve_tile(gram, member, 4, torch.arange(3), 2)
+    square = torch.diagonal(gram, dim1=1, dim2=2)
+    away = (square[:, :, None] + square[:, None] - 2 * gram).clamp_min(0).sqrt()
+    torch.diagonal(away, dim1=1, dim2=2).zero_()
+    ours = silhouette(away, ones, member)
+    for i in range(3):
+        labels = ones[i].argmax(0)[mask[i]].numpy()
+        assert float(ours[i]) == pytest.approx(silhouette_score(x[i, mask[i]].numpy(), labels), abs=1e-4)
+
+
+@pytest.mark.parametrize("rule", ["silhouette", "eigengap"])
+def test_the_number_of_separated_groups_is_found(rule):
+    k = torch.tensor([2, 3, 4, 5, 6])
+    rows, _ = grouped(5, k)
+    assert choose_k(rule, rows, torch.arange(5)).tolist() == k.tolist()
+
+
+@pytest.mark.parametrize("rule", ["silhouette", "eigengap"])
+def test_the_number_of_groups_inside_a_mask_is_found(rule):
+    k = torch.tensor([2, 3, 4])
+    rows, _ = grouped(3, k)
+    mask = torch.ones(3, rows.shape[1], dtype=torch.bool)
+    mask[:, ::6] = False
+    rows[~mask] = torch.rand(int((~mask).sum()), rows.shape[1])
+    assert choose_k(rule, rows, torch.arange(3), mask=mask).tolist() == k.tolist()
+
+
+def test_the_silhouettes_k_is_the_one_scikit_learn_finds_at_the_same_labels():
+    rows = smooth(4)
+    ours = choose_k("silhouette", rows, torch.arange(4), k_range=(2, 6), n_init=20)
+    for i in range(4):
+        x = rows[i].numpy()
+        scores = [silhouette_score(x, KMeans(k, n_init=20, random_state=0).fit(x).labels_) for k in range(2, 7)]
+        assert scores[int(ours[i]) - 2] >= max(scores) - 0.02  # another local optimum may tip it
+
+
+def test_equal_rows_have_no_silhouette_and_get_one_cluster():
+    rows = torch.full((2, 20, 20), 0.05)
+    assert choose_k("silhouette", rows, torch.arange(2)).tolist() == [1, 1]
+
+
+def test_the_choice_of_k_does_not_depend_on_the_batch():
+    rows = smooth(20, side=5)
+    for rule in ("silhouette", "eigengap"):
+        whole = choose_k(rule, rows, torch.arange(20))
+        assert choose_k(rule, rows[13:14], torch.arange(13, 14)).tolist() == whole[13:14].tolist()
+
+
+def test_an_unknown_rule_method_or_distance_is_named_with_the_known_ones():
+    rows, seeds, engine = torch.rand(1, 4, 4), torch.arange(1), open_engine("batched", CPU)
+    with pytest.raises(UserError, match="'silhouete' is no rule; did you mean 'silhouette'"):
+        choose_k("silhouete", rows, seeds)
+    with pytest.raises(UserError, match="'ward' is unknown; known: kmeans, spectral, agglomerative, hdbscan"):
+        cluster("ward", rows, 2, seeds, engine=engine)
+    with pytest.raises(UserError, match="'cosin' is unknown; did you mean 'cosine'"):
+        cluster("kmeans", rows, 2, seeds, engine=engine, distance="cosin")
