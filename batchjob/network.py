@@ -62,8 +62,11 @@ def trained_network(name: str, input_px: tuple[int, int], state: dict[str, Tenso
         found = f"NaN or Inf in {_some(broken)}" if broken else "no tensors"
         raise UserError(f"the weights for {name} hold {found}; give another file with --weights")
     overlay = {"state_dict": _without_classifier(name, state), "num_classes": 0, "label_offset": 0}
+    arguments = _arguments(stage)
+    if stage is None and _has_other_positions(name, state):
+        arguments["img_size"] = input_px
     try:
-        net: nn.Module = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **_arguments(stage))
+        net: nn.Module = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
     except (RuntimeError, KeyError, AttributeError, IndexError, ValueError) as error:
         found = _differences(str(error))
         raise UserError(
@@ -81,6 +84,16 @@ def _finish(net: nn.Module, input_px: tuple[int, int], stage: int | None) -> nn.
         resize(net, input_px)
     taps.fuse_attention(net)
     return net.eval()
+
+
+def _has_other_positions(name: str, state: dict[str, Tensor]) -> bool:
+    """Whether `state` was trained at another size than timm's own weights: then timm interpolates once, while loading."""
+    own = build(name, num_classes=0)
+    if not hasattr(own, "set_input_size"):
+        return False
+    shapes = {key: value.shape for key, value in own.state_dict().items()}
+    positions = [key for key in state if key.endswith(("pos_embed", "relative_position_bias_table")) and key in shapes]
+    return any(state[key].shape != shapes[key] for key in positions)
 
 
 def _without_classifier(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
