@@ -22,6 +22,7 @@ from batchjob.config import Runtime
 from batchjob.errors import UserError, WorkLeft
 from batchjob.features import features, pick
 from batchjob.loader import Batch
+from batchjob.memory import choose_batch_size
 from batchjob.model import load_model
 from batchjob.plan import Plan
 from batchjob.progress import Progress
@@ -147,7 +148,7 @@ def collect(
     state = weights.state_dict(weights.Weights(**plan.weights))
     model = load_model(plan.model, state, precision=plan.precision, device=device, seed=plan.options.seed)
     extract = Extractor(model, plan.layers, plan.heads)
-    batch_size = job.choose_batch_size(runtime.batch_size, device)
+    batch_size, _ = choose_batch_size(runtime.batch_size, plan, device)
     images = sum(stop - start for start, stop in shares)
     with (
         job.open_loader(plan, index, runtime, batch_size, device) as loader,

@@ -87,7 +87,7 @@ def _finish(net: nn.Module, input_px: tuple[int, int], stage: int | None) -> nn.
 
 
 def _has_other_positions(name: str, state: dict[str, Tensor]) -> bool:
-    """Whether `state` was trained at another size than timm's own weights: then timm interpolates once, while loading."""
+    """Whether `state` is of another size than timm's own weights: then timm interpolates once, while it loads them."""
     own = build(name, num_classes=0)
     if not hasattr(own, "set_input_size"):
         return False
