@@ -50,6 +50,9 @@ def make_parser() -> Parser:
         _add_options(made[name], Runtime, "runtime options (they don't change the result)")
     for name in ("stats", "report"):
         made[name].add_argument("runs", metavar="RUN", nargs="+", help="folders of runs; several are compared")
+    made["stats"].add_argument("--annotations", default="", metavar="FILE", help="COCO JSON or VOC folder [the run's]")
+    made["stats"].add_argument("--csv", action="store_true", help="CSV beside every parquet table")
+    made["stats"].add_argument("--jobs", type=int, default=0, metavar="N", help="processes [as many as pay]")
     made["label"].add_argument("--partition", type=int, action="append", metavar="I", help="only this one; repeatable")
     made["finish"].add_argument("--max-failures", type=float, default=Runtime().max_failures, metavar="FRACTION")
     made["show"].add_argument("--verify", action="store_true", help="check every published shard")

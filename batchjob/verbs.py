@@ -102,6 +102,15 @@ def show(args: Namespace) -> int:
     return 1 if damages else 0
 
 
+def stats(args: Namespace) -> int:
+    """Tables of scores, null models and intervals; what they say, in words."""
+    from batchjob.stats import run_stats
+
+    for line in run_stats(args.runs, annotations=args.annotations, csv=args.csv, jobs=args.jobs, say=_note):
+        print(line)
+    return 0
+
+
 def figures(args: Namespace) -> int:
     """The pictures of RUN."""
     from batchjob import figures as room

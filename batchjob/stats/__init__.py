@@ -1,0 +1,52 @@
+"""Scores of attention and its clusters, null models, intervals: plain NumPy functions, and `run_stats` for a run.
+
+Nothing here knows a device: a score takes arrays and gives arrays, so that each can be used by itself. The definitions
+are in docs/metrics.md.
+"""
+
+from batchjob.stats.attention import attention_scores, draw_pairs, group_auc, pair_scores
+from batchjob.stats.bootstrap import first_half, holm, interval, sign_flip
+from batchjob.stats.nulls import NULLS, locality_rows, position_labels, shuffle
+from batchjob.stats.partitions import ami, ari, contingency
+from batchjob.stats.run import run_stats
+from batchjob.stats.saliency import corloc, jaccard, mass_mask, normalise, saliency_scores
+from batchjob.stats.scores import (
+    agreement,
+    cluster_sizes,
+    coherence,
+    image_ari,
+    instance_pairs,
+    instance_scores,
+    pair_ari,
+)
+
+__all__ = [
+    "NULLS",
+    "agreement",
+    "ami",
+    "ari",
+    "attention_scores",
+    "cluster_sizes",
+    "coherence",
+    "contingency",
+    "corloc",
+    "draw_pairs",
+    "first_half",
+    "group_auc",
+    "holm",
+    "image_ari",
+    "instance_pairs",
+    "instance_scores",
+    "interval",
+    "jaccard",
+    "locality_rows",
+    "mass_mask",
+    "normalise",
+    "pair_ari",
+    "pair_scores",
+    "position_labels",
+    "run_stats",
+    "saliency_scores",
+    "shuffle",
+    "sign_flip",
+]

@@ -20,7 +20,7 @@ NULLS: dict[str, tuple[str, ...]] = {
     "image_ari": ("position", "locality", "shuffled"),
     "pair_ari": ("position", "locality", "shuffled"),
     "pair_auc": ("distance", "locality"),
-    "pair_auc_matched": ("locality",),
+    "pair_auc_matched": ("half", "locality"),
     "jaccard_60": ("centre",),
     "jaccard_80": ("centre",),
     "jaccard_90": ("centre",),
@@ -33,8 +33,13 @@ NULLS: dict[str, tuple[str, ...]] = {
     "sink": ("locality",),
     "coherence": ("position", "locality"),
 }
+# Scores of clusters: they have a method; the others are of the attention itself.
+LABEL_SCORES = {
+    *("instance_ari", "instance_ami", "image_ari", "pair_ari", "coherence"),
+    *("clusters", "largest_cluster", "smallest_cluster"),
+}
 # The null that decides whether a score means anything, for the table and the sentence.
-MAIN_NULL = {name: nulls[0] for name, nulls in NULLS.items()} | {"pair_auc_matched": "half"}
+MAIN_NULL = {name: nulls[0] for name, nulls in NULLS.items()}
 
 
 def position_labels(

@@ -1,0 +1,107 @@
+"""`batchjob stats RUN …`: runs and annotations to tables under RUN/stats and sentences on the screen."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from batchjob.coco import Annotations, open_annotations
+from batchjob.errors import UserError
+from batchjob.stats import text
+from batchjob.stats.stream import Pool, choose_jobs, gather, score_run
+from batchjob.stats.summary import agreement_table, select_heads, summarise
+from batchjob.stats.tables import Tables
+from batchjob.stats.view import View, open_view
+
+
+def run_stats(
+    runs: Sequence[str | Path],
+    *,
+    annotations: str = "",
+    csv: bool = False,
+    jobs: int = 0,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[str]:
+    """Writes the tables of every run and returns what a person should read, line by line.
+
+    `annotations` are by default those that each run was planned with. Untrained runs (`--weights random`) are the
+    random null of the others of their architecture. `jobs` 0: as many processes as pay. Raises UserError where a run is
+    none, or no image is in the annotations.
+    """
+    views = [open_view(run) for run in runs]
+    if len({v.folder.resolve() for v in views}) < len(views):
+        raise UserError("one RUN is named twice; name each once")
+    known = _open_each(views, annotations, say)
+    lines: list[str] = []
+    with Pool(jobs or max(choose_jobs(v.rows) for v in views)) as pool:
+        names = {}
+        for view in views:
+            say(f"{view.folder}: scoring {view.rows:,} images with {pool.jobs} processes")
+            names[view.folder] = _score(view, known[view.folder], pool, csv=csv)
+        for view in views:
+            randoms = [v for v in views if v.is_random and not view.is_random and v.model == view.model]
+            lines += ["", *_tabulate(view, names[view.folder], randoms, known[view.folder], pool, csv=csv)]
+    return lines[1:]
+
+
+def _open_each(views: Sequence[View], annotations: str, say: Callable[[str], None]) -> dict[Path, Annotations | None]:
+    """The annotations of each run; one file is read once."""
+    opened: dict[str, Annotations] = {}
+    found: dict[Path, Annotations | None] = {}
+    for view in views:
+        source = annotations or view.annotations
+        if source and source not in opened:
+            say(f"reading {source}")
+            opened[source] = open_annotations(source)
+        found[view.folder] = opened[source] if source else None
+        if source:
+            ids = view.image_ids()
+            if not any(opened[source].image(i) for i in ids):
+                known = next(iter(opened[source])).key
+                raise UserError(
+                    f"{source} annotates none of the {len(ids)} images of {view.folder}: it knows images such as "
+                    f"{known!r}, the run has such as {ids[0]!r}; give the annotations of these images"
+                )
+    return found
+
+
+def _score(view: View, annotations: Annotations | None, pool: Pool, *, csv: bool) -> set[str]:
+    """Scores every image into RUN/scores.zarr and the tidy tables; the names of the scores."""
+    from tqdm import tqdm
+
+    try:
+        with Tables(view, csv=csv) as tables, tqdm(total=view.rows, desc="stats", unit="image", disable=None) as bar:
+            for scored in score_run(view, gather(view, pool), annotations, pool):
+                tables.add(scored)
+                bar.update(scored.counts["images"])
+            _write(agreement_table(view, tables.agreement), view, "agreement", csv=csv)
+            (view.folder / "stats" / "counts.json").write_text(json.dumps(tables.counts, indent=1))
+            return tables.written
+    except PermissionError as error:
+        raise UserError(f"{view.folder} can't be written: {error.filename}; copy the run, or ask its owner") from error
+
+
+def _tabulate(
+    view: View,
+    names: set[str],
+    randoms: Sequence[View],
+    annotations: Annotations | None,
+    pool: Pool,
+    *,
+    csv: bool,
+) -> list[str]:
+    summary = summarise(view, sorted(names), randoms, pool)
+    selection = select_heads(view, sorted(names), randoms)
+    _write(summary, view, "summary", csv=csv)
+    _write(selection, view, "selection", csv=csv)
+    counts = json.loads((view.folder / "stats" / "counts.json").read_text())
+    hints = text.missing_inputs(view, sorted(names), has_annotations=annotations is not None, has_random=bool(randoms))
+    lines = text.describe(view, counts, summary, selection, hints)
+    return [*lines, "", f"tables: {view.folder / 'stats'}"]
+
+
+def _write(table: pd.DataFrame, view: View, name: str, *, csv: bool) -> None:
+    table.to_parquet(view.folder / "stats" / f"{name}.parquet", index=False)
+    if csv:
+        table.to_csv(view.folder / "stats" / f"{name}.csv", index=False)

@@ -1,0 +1,227 @@
+"""From every image's scores to one row a head: means, intervals, nulls, gains, p-values; and the head chosen fairly."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import zarr
+from numpy.typing import NDArray
+
+from batchjob.stats.bootstrap import Interval, first_half, holm, interval, sign_flip
+from batchjob.stats.nulls import NULLS
+from batchjob.stats.stream import Pool
+from batchjob.stats.view import View
+
+Floats = NDArray[np.float64]
+HALF = 0.5  # what an AUC is by chance
+# Scores for which a head is chosen, and by which null; the first is the study's question.
+CHOSEN = (
+    "instance_ari",
+    "instance_ami",
+    "image_ari",
+    "pair_ari",
+    "pair_auc",
+    "pair_auc_matched",
+    "jaccard_60",
+    "corloc",
+)
+
+
+def summarise(view: View, names: Sequence[str], randoms: Sequence[View], pool: Pool) -> pd.DataFrame:
+    """One row for each score, method, layer, head and null: n, mean, interval; the null's mean, the gain, its p.
+
+    `names` are the arrays in scores.zarr, nulls among them; `randoms` are untrained runs of the same architecture. A
+    score without a null has one row, null empty. p_holm is corrected over the heads and layers of a method and null.
+    """
+    scores = sorted(n for n in names if "." not in n)
+    work = functools.partial(_summarise_score, view, tuple(names), tuple(randoms))
+    frames = [frame for frame in pool.map(work, scores) if len(frame)]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=_COLUMNS)
+
+
+_COLUMNS = ["score", "method", "layer", "head", "null", "n", "mean", "low", "high"]
+_COLUMNS += ["null_mean", "gain", "gain_low", "gain_high", "p", "p_holm"]
+
+
+def read_score(view: View, name: str) -> Floats:
+    """[n, C]: an array of scores.zarr, everything but the images flattened."""
+    array: Any = zarr.open_group(str(view.folder / "scores.zarr"), mode="r", zarr_format=3, use_consolidated=False)[
+        name
+    ]
+    return np.asarray(array[:].reshape(view.rows, -1), np.float64)
+
+
+def columns_of(view: View, name: str, count: int) -> list[tuple[str, int, int]]:
+    """(method, layer, head) of each of a score's `count` columns; '' and −1 where it has none."""
+    if count == len(view.layers) and "oracle" in name:
+        return [("", x, -1) for x in view.layers]
+    methods = view.methods if count == np.prod(view.shape) and is_of_labels(name) else ("",)
+    return [(m, x, h) for m in methods for x in view.layers for h in view.heads]
+
+
+def is_of_labels(name: str) -> bool:
+    """Whether a score is one of clusters, and so has a method."""
+    from batchjob.stats.nulls import LABEL_SCORES
+
+    return name in LABEL_SCORES
+
+
+def nulls_of(
+    view: View, score: str, values: Floats, names: Sequence[str], randoms: Sequence[View]
+) -> dict[str, Floats]:
+    """null -> [n, C], every null model that is at hand for a score, image by image."""
+    found: dict[str, Floats] = {}
+    for null in NULLS.get(score, ()):
+        if null == "half":
+            found[null] = np.where(np.isfinite(values), HALF, np.nan)
+        elif f"{score}.{null}" in names:
+            found[null] = read_score(view, f"{score}.{null}")
+    if score.startswith("jaccard_oracle") and f"{score}.centre" in names:
+        found["centre"] = read_score(view, f"{score}.centre")
+    untrained = random_null(view, score, values.shape, randoms)
+    return found | ({} if untrained is None else {"random": untrained})
+
+
+def random_null(view: View, score: str, shape: tuple[int, ...], randoms: Sequence[View]) -> Floats | None:
+    """[n, C]: the mean over untrained runs and over the heads of a layer, which are alike before training; or None."""
+    parts = []
+    for other in randoms:
+        try:
+            values = read_score(other, score)
+        except KeyError:
+            continue
+        if values.shape[1] != shape[1]:
+            continue
+        if values.shape[1] % len(view.heads) == 0 and "oracle" not in score:
+            by_layer = values.reshape(len(values), -1, len(view.heads))
+            values = np.repeat(_mean_known(by_layer, axis=2), len(view.heads), axis=1)
+        row_of = {name: row for row, name in enumerate(other.image_ids())}
+        rows = np.array([row_of.get(name, -1) for name in view.image_ids()])
+        parts.append(np.where(rows[:, None] >= 0, values[rows], np.nan))
+    return _mean_known(np.stack(parts), axis=0) if parts else None
+
+
+def _mean_known(values: Floats, axis: int) -> Floats:
+    known = np.isfinite(values)
+    count = known.sum(axis=axis)
+    total = np.where(known, values, 0).sum(axis=axis)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _summarise_score(view: View, names: Sequence[str], randoms: Sequence[View], score: str) -> pd.DataFrame:
+    values = read_score(view, score)
+    own = interval(values)
+    columns = columns_of(view, score, values.shape[1])
+    rows = []
+    found = nulls_of(view, score, values, names, randoms)
+    if not found:
+        rows = [_row(score, "", c, own, i, None, np.nan, np.nan, np.nan) for i, c in enumerate(columns)]
+    for null, against in found.items():
+        gains = values - against
+        gain, p = interval(gains), sign_flip(gains)
+        corrected = np.full(len(p), np.nan)
+        methods = np.array([m for m, _, _ in columns])
+        for method in np.unique(methods):
+            corrected[methods == method] = holm(p[methods == method])
+        for i, column in enumerate(columns):
+            known = np.isfinite(gains[:, i])
+            null_mean = float(against[known, i].mean()) if known.any() else np.nan
+            rows.append(_row(score, null, column, own, i, gain, null_mean, p[i], corrected[i]))
+    return pd.DataFrame(rows, columns=_COLUMNS)
+
+
+def _row(
+    score: str,
+    null: str,
+    column: tuple[str, int, int],
+    own: Interval,
+    i: int,
+    gain: Interval | None,
+    null_mean: float,
+    p: float,
+    corrected: float,
+) -> tuple[Any, ...]:
+    gains = (np.nan,) * 3 if gain is None else (gain.mean[i], gain.low[i], gain.high[i])
+    return (score, *column, null, int(own.n[i]), own.mean[i], own.low[i], own.high[i], null_mean, *gains, p, corrected)
+
+
+def select_heads(view: View, names: Sequence[str], randoms: Sequence[View]) -> pd.DataFrame:
+    """The best head of each score and method, chosen on one half of the images; figures and interval of the other half.
+
+    Best is the largest mean gain over the score's first null. `worse` and `better` count the heads whose gain over all
+    images has an interval below and above zero.
+    """
+    first = first_half(view.image_ids())
+    rows = []
+    for score in CHOSEN:
+        if score not in names:
+            continue
+        values = read_score(view, score)
+        against = nulls_of(view, score, values, names, ())
+        if not against:
+            continue
+        null, base = next(iter(against.items()))
+        columns = columns_of(view, score, values.shape[1])
+        gains = values - base
+        whole = interval(gains)
+        for method in dict.fromkeys(m for m, _, _ in columns):
+            mine = np.array([i for i, c in enumerate(columns) if c[0] == method])
+            chosen_on = _mean_known(gains[first][:, mine], axis=0)
+            if not np.isfinite(chosen_on).any():
+                continue
+            best = int(mine[np.nanargmax(chosen_on)])
+            held_out = np.stack([values[~first, best], base[~first, best], gains[~first, best]], axis=1)
+            held_out = held_out[np.isfinite(held_out).all(axis=1)]
+            if not len(held_out):
+                continue
+            found = interval(held_out)
+            rows.append(
+                {
+                    "score": score,
+                    "method": method,
+                    "null": null,
+                    "layer": columns[best][1],
+                    "head": columns[best][2],
+                    "chosen_n": int(np.isfinite(gains[first, best]).sum()),
+                    "chosen_gain": float(np.nanmax(chosen_on)),
+                    "n": len(held_out),
+                    "mean": found.mean[0],
+                    "low": found.low[0],
+                    "high": found.high[0],
+                    "null_mean": found.mean[1],
+                    "gain": found.mean[2],
+                    "gain_low": found.low[2],
+                    "gain_high": found.high[2],
+                    "p": float(sign_flip(held_out[:, 2:])[0]),
+                    "worse": int((whole.high[mine] < 0).sum()),
+                    "better": int((whole.low[mine] > 0).sum()),
+                    "heads": len(mine),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def agreement_table(view: View, sums: dict[str, NDArray[np.float64]]) -> pd.DataFrame:
+    """Mean adjusted Rand index between each two heads of a layer, and each two methods, with a normal 95 % interval."""
+    rows = []
+    for kind, (n, total, squares) in sums.items():
+        names: Sequence[Any] = view.heads if kind == "heads" else view.methods
+        outer: Sequence[Any] = view.methods if kind == "heads" else view.layers
+        inner: Sequence[Any] = view.layers if kind == "heads" else view.heads
+        mean = total / np.maximum(n, 1)
+        error = np.sqrt(np.clip(squares / np.maximum(n, 1) - mean**2, 0, None) / np.maximum(n - 1, 1))
+        for a, x in enumerate(outer):
+            for b, y in enumerate(inner):
+                for i in range(len(names)):
+                    for j in range(i + 1, len(names)):
+                        place = (a, b, i, j)
+                        method, layer, head = (x, y, -1) if kind == "heads" else ("", x, y)
+                        spread = 1.96 * error[place]
+                        bounds = (mean[place], mean[place] - spread, mean[place] + spread)
+                        who = (str(names[i]), str(names[j]))
+                        rows.append((kind, method, layer, head, *who, int(n[place]), *bounds))
+    return pd.DataFrame(
+        rows, columns=["between", "method", "layer", "head", "first", "second", "n", "mean", "low", "high"]
+    )

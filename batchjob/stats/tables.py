@@ -1,0 +1,183 @@
+"""Scores on disk: arrays in scores.zarr, one tidy table of all, and the table of pairs; written as they come."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+import zarr
+from numpy.typing import NDArray
+
+from batchjob.config import SCORE_ARRAYS
+from batchjob.stats.stream import ROWS_AT_ONCE, Scored
+from batchjob.stats.view import View
+
+_DIMS = {4: ("image", "method", "layer", "head"), 3: ("image", "layer", "head"), 2: ("image", "layer")}
+_NO_HEAD = -1  # in the tidy table, of scores that are a layer's
+TIDY = pa.schema(
+    [
+        ("image_id", pa.dictionary(pa.int32(), pa.string())),
+        ("method", pa.dictionary(pa.int8(), pa.string())),
+        ("layer", pa.int16()),
+        ("head", pa.int16()),
+        ("score", pa.dictionary(pa.int16(), pa.string())),
+        ("value", pa.float32()),
+    ]
+)
+
+
+class Tables:
+    """Takes the scores of a run block by block: RUN/scores.zarr, RUN/stats/scores.parquet, RUN/stats/pairs.parquet."""
+
+    def __init__(self, view: View, *, csv: bool) -> None:
+        self._view, self._ids = view, view.image_ids()
+        self._folder = view.folder / "stats"
+        self._folder.mkdir(exist_ok=True)
+        self._group = _open_scores(view, self._ids)
+        self._names = [n for names in SCORE_ARRAYS.values() for n in names]
+        self._tidy = pq.ParquetWriter(self._folder / "scores.parquet", TIDY, compression="zstd")
+        self._tidy_csv = pa_csv.CSVWriter(self._folder / "scores.csv", _plain(TIDY)) if csv else None
+        self._pairs = pq.ParquetWriter(self._folder / "pairs.parquet", _pair_schema(view), compression="zstd")
+        self._pairs_csv = pa_csv.CSVWriter(self._folder / "pairs.csv", _pair_schema(view)) if csv else None
+        self.written: set[str] = set()
+        self.counts: Counter[str] = Counter()
+        self.agreement: dict[str, NDArray[np.float64]] = {}
+
+    def add(self, scored: Scored) -> None:
+        """Appends a block; blocks come in order."""
+        for name, values in scored.arrays.items():
+            if name not in self.written:
+                self.written.add(name)
+                if name not in self._names:
+                    self._create(name, values)
+            if name not in self._names:  # those are labelling's own, in the store already
+                array: Any = self._group[name]
+                array[scored.start : scored.start + len(values)] = values
+        for table in self._tidy_tables(scored):
+            self._tidy.write_table(table)
+            if self._tidy_csv is not None:
+                self._tidy_csv.write_table(table.cast(_plain(TIDY)))
+        table = self._pair_table(scored)
+        if table.num_rows:
+            self._pairs.write_table(table)
+            if self._pairs_csv is not None:
+                self._pairs_csv.write_table(table)
+        self.counts += scored.counts
+        for kind, sums in scored.agreement.items():
+            self.agreement[kind] = self.agreement.get(kind, 0) + sums
+
+    def _create(self, name: str, values: NDArray[np.float32]) -> None:
+        score, _, null = name.partition(".")
+        self._group.create_array(
+            name,
+            shape=(self._view.rows, *values.shape[1:]),
+            chunks=(min(ROWS_AT_ONCE, self._view.rows), *values.shape[1:]),
+            dtype="float32",
+            fill_value=np.nan,
+            dimension_names=_DIMS[values.ndim],
+            attributes={"meaning": f"{score} of the null model '{null}'" if null else score},
+            overwrite=True,
+        )
+
+    def _tidy_tables(self, scored: Scored) -> list[pa.Table]:
+        tables = []
+        layers, heads = np.array(self._view.layers, np.int16), np.array(self._view.heads, np.int16)
+        methods = [*self._view.methods, ""]
+        for name, values in scored.arrays.items():
+            where = np.nonzero(np.isfinite(values))
+            count = len(where[0])
+            if not count:
+                continue
+            has_method, has_head = values.ndim == 4, values.ndim >= 3
+            method = where[1] if has_method else np.full(count, len(methods) - 1)
+            ids = pa.array(self._ids[scored.start : scored.start + len(values)])
+            columns = [
+                pa.DictionaryArray.from_arrays(pa.array(where[0].astype(np.int32)), ids),
+                pa.DictionaryArray.from_arrays(pa.array(method.astype(np.int8)), pa.array(methods)),
+                pa.array(layers[where[2 if has_method else 1]]),
+                pa.array(heads[where[-1]] if has_head else np.full(count, _NO_HEAD, np.int16)),
+                pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int16)), pa.array([name])),
+                pa.array(values[where].astype(np.float32)),
+            ]
+            tables.append(pa.Table.from_arrays(columns, schema=TIDY))
+        return [pa.concat_tables(tables).unify_dictionaries()] if tables else []
+
+    def _pair_table(self, scored: Scored) -> pa.Table:
+        schema = _pair_schema(self._view)
+        columns: dict[str, list[Any]] = {name: [] for name in schema.names}
+        labellings = schema.names[len(schema.names) - len(_labellings(self._view)) * 2 :]
+        for row, table in scored.pairs:
+            pairs = table.pairs
+            columns["image_id"].append(np.full(len(pairs.first), self._ids[row], object))
+            for name in ("category", "first", "second", "distance", "box_iou", "smaller", "larger"):
+                columns[name].append(getattr(pairs, name))
+            for name, values in zip(labellings, [*table.ari, *table.position], strict=True):
+                columns[name].append(values)
+        flat = {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in columns.items()}
+        arrays = [pa.array(flat[f.name]).cast(f.type) for f in schema]
+        return pa.Table.from_arrays(arrays, schema=schema)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        for writer in (self._tidy, self._tidy_csv, self._pairs, self._pairs_csv):
+            if writer is not None:
+                writer.close()
+        if kind is None:
+            consolidate(self._view.folder / "scores.zarr")
+
+
+def _labellings(view: View) -> list[str]:
+    return [f"{m}/{x}/{h}" for m in view.methods for x in view.layers for h in view.heads]
+
+
+def _pair_schema(view: View) -> pa.Schema:
+    """One row a pair; `ari/METHOD/LAYER/HEAD` and `position/…` columns, since long rows would repeat the modifiers."""
+    modifiers = [("category", pa.int32()), ("first", pa.int32()), ("second", pa.int32())]
+    modifiers += [(name, pa.float32()) for name in ("distance", "box_iou", "smaller", "larger")]
+    scores = [(f"{kind}/{name}", pa.float32()) for kind in ("ari", "position") for name in _labellings(view)]
+    return pa.schema([("image_id", pa.string()), *modifiers, *scores])
+
+
+def _plain(schema: pa.Schema) -> pa.Schema:
+    return pa.schema([(f.name, f.type.value_type if pa.types.is_dictionary(f.type) else f.type) for f in schema])
+
+
+def _open_scores(view: View, ids: Sequence[str]) -> zarr.Group:
+    """RUN/scores.zarr to write to; made with its coordinates where labelling scored nothing."""
+    path = view.folder / "scores.zarr"
+    if path.is_dir():
+        group = zarr.open_group(str(path), mode="r+", zarr_format=3, use_consolidated=False)
+        labelled = {n for names in SCORE_ARRAYS.values() for n in names}
+        for name, array in list(group.arrays()):  # what an earlier `stats` left may be of other annotations
+            dims: Any = getattr(array.metadata, "dimension_names", None) or ("",)
+            if dims[0] == "image" and name not in labelled and name != "image_id":
+                del group[name]
+        return group
+    group = zarr.open_group(str(path), mode="w", zarr_format=3)
+    coordinates: dict[str, tuple[str, Any]] = {
+        "image_id": ("image", np.array(ids, object)),
+        "method": ("method", np.array(view.methods, object)),
+        "layer": ("layer", np.array(view.layers, np.int16)),
+        "head": ("head", np.array(view.heads, np.int16)),
+    }
+    for name, (dim, values) in coordinates.items():
+        dtype = "str" if values.dtype == object else values.dtype
+        array = group.create_array(name, shape=values.shape, dtype=dtype, dimension_names=(dim,))
+        array[:] = values
+    return group
+
+
+def consolidate(path: Path) -> None:
+    """Brings the group's one-read metadata up to date; xarray looks nowhere else."""
+    import warnings
+
+    with warnings.catch_warnings():  # xarray reads it; zarr 3 calls it new
+        warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)
+        zarr.consolidate_metadata(str(path), zarr_format=3)
