@@ -158,8 +158,8 @@ def _from_arrays(arrays: dict[str, Any]) -> Centroids:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, zipfile.BadZipFile) as error:  # the archive checks each array's CRC

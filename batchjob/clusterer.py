@@ -18,6 +18,13 @@ from batchjob.sample_rows import row_kind
 FindClusters = Callable[[LayerMaps, Batch], list[Clusters]]  # one a method, problems [B * H], head running fastest
 
 
+def choose_engine(plan: Plan, asked: str, device: torch.device) -> tuple[str, str]:
+    """(engine, why) for labelling. In dataset scope `--engine` is who fits, and labelling is the same for all."""
+    if plan.options.scope == "dataset":
+        return "batched", "each row to the nearest of the fitted centroids, in torch"
+    return clustering.choose_engine(asked, device)
+
+
 def open_clusterer(plan: Plan, run: Path, engine: Engine, device: torch.device) -> FindClusters:
     """What finds the clusters of a batch: for each head the P attention rows, renormalised, image by image.
 

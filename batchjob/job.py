@@ -12,7 +12,7 @@ import torch
 from batchjob import buffers, clustering, store, weights
 from batchjob import plan as plans
 from batchjob.attention import Extractor
-from batchjob.clusterer import open_clusterer
+from batchjob.clusterer import choose_engine, open_clusterer
 from batchjob.config import Runtime
 from batchjob.errors import UserError, WorkLeft
 from batchjob.loader import Loader
@@ -37,7 +37,7 @@ def label(
     """Labels the partitions `units` of a run and publishes each whole. Raises WorkLeft where it is told to stop."""
     plan = plans.load(run)
     device = choose_device(runtime.device)
-    engine_name, reason = clustering.choose_engine(runtime.engine, device)
+    engine_name, reason = choose_engine(plan, runtime.engine, device)
     engine = clustering.open_engine(engine_name, device)
     say(f"labelling {len(units)} of {len(plan.partitions)} partitions on {device}, {plan.precision}")
     say(f"engine {engine_name}: {reason}")

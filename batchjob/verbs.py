@@ -52,7 +52,8 @@ def fit(args: Namespace) -> int:
     if planned.options.scope != "dataset":
         raise UserError(f"{folder} clusters image by image and has nothing to fit; go on with: batchjob label {folder}")
     _fit(folder, planned, _pick(Runtime, args))
-    print(folder / "fit" / "centroids.npz")
+    if os.environ.get("RANK", "0") == "0":
+        print(folder / "fit" / "centroids.npz")
     return 0
 
 

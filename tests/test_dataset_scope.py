@@ -1,0 +1,309 @@
+"""Dataset scope through its command line: planted clusters, processes, kills, the budget, wrong input."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import xarray
+from PIL import Image
+from safetensors.torch import save_file
+from sklearn.metrics import adjusted_rand_score
+
+import batchjob as package
+from batchjob import centroids, fit
+from tests.conftest import ROOT, Command
+
+PX, PATCH, LINES, IMAGES = 96, 16, 6, 30
+COLOURS = np.array([[1, -1, -1], [-1, 1, 1], [-1, 1, -1], [1, -1, 1], [-1, -1, 1], [1, 1, -1]])  # red is the first
+PLANNED = ["--scope", "dataset", "--k", 2 * LINES]
+SCOPE = [*PLANNED, "--workers", 0]
+
+
+@pytest.fixture(scope="module")
+def colour_model(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
+    """Options of a ViT whose patches attend to patches of their own colour, and whose CLS token to the red ones.
+
+    A token is the mean colour of its patch, nothing later adds to it, and queries equal keys.
+    """
+    net = timm.create_model("vit_tiny_patch16_224", num_classes=0)
+    state = {name: torch.zeros_like(value) for name, value in net.state_dict().items()}
+    for name in state:
+        if name.endswith("norm1.weight"):
+            state[name] += 1
+    state["cls_token"][0, 0, :3] = torch.from_numpy(COLOURS[0]).float()
+    for channel in range(3):
+        state["patch_embed.proj.weight"][channel, channel] = 1 / PATCH**2
+        for layer in range(12):
+            for head in range(3):
+                at = head * 64 + channel
+                mixing = state[f"blocks.{layer}.attn.qkv.weight"]
+                mixing[at, channel] = mixing[192 + at, channel] = 1.0  # the query, and the key
+    path = tmp_path_factory.mktemp("weights") / "colours.safetensors"
+    save_file(state, path)
+    return ["--model", "vit_tiny_patch16_224", "--weights", path, "--image-size", PX]
+
+
+@pytest.fixture(scope="module")
+def striped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of images of 6 vertical or horizontal stripes, a patch wide, of 6 colours in any order.
+
+    A patch attends to its stripe: absolute rows are of 12 kinds (which stripe), relative ones of 12 others (how far
+    along the stripe the patch is: the same in any stripe).
+    """
+    folder, rng = tmp_path_factory.mktemp("striped"), np.random.default_rng(3)
+    for i in range(IMAGES):
+        order = rng.permutation(LINES)
+        order = np.roll(order, i // 2 - list(order).index(0))  # red is everywhere once
+        grid = np.broadcast_to(COLOURS[order], (LINES, LINES, 3))
+        grid = grid if i % 2 else grid.transpose(1, 0, 2)
+        grey = 127.5 + grid * (120 + rng.uniform(-1, 1, (LINES, LINES, 1)))
+        Image.fromarray(grey.astype(np.uint8).repeat(PATCH, 0).repeat(PATCH, 1)).save(folder / f"{i:03d}.png")
+    return folder
+
+
+def planted(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(kind of each absolute row [images, y, x], of each relative row, of each image's CLS row)."""
+    y, x = np.mgrid[:LINES, :LINES]
+    absolute = np.stack([x if i % 2 else LINES + y for i in range(IMAGES)])
+    relative = np.stack([y if i % 2 else LINES + x for i in range(IMAGES)])
+    red = []
+    for i, path in enumerate(sorted(folder.iterdir())):
+        pixels = np.asarray(Image.open(path)).astype(int)[PATCH // 2 :: PATCH, PATCH // 2 :: PATCH]
+        is_red = (pixels[..., 0] > 200) & (pixels[..., 1] < 50) & (pixels[..., 2] < 50)
+        red.append(absolute[i][is_red][0])
+    return absolute, relative, np.array(red)
+
+
+def labels_of(run: Path) -> np.ndarray:
+    return np.asarray(package.open(run)["labels"].values[:, 0, 0])  # [images, head, y, x]
+
+
+@pytest.mark.parametrize("features", ["absolute", "relative"])
+@pytest.mark.parametrize("engine", ["batched", "sklearn"])
+def test_planted_rows_are_recovered(
+    striped: Path, colour_model: list[object], tmp_path: Path, batchjob: Command, features: str, engine: str
+) -> None:
+    run = tmp_path / "run"
+    ended = batchjob("run", striped, run, *colour_model, *SCOPE, "--features", features, "--engine", engine)
+    assert ended.code == 0, ended.err
+    truth = dict(zip(("absolute", "relative"), planted(striped)[:2], strict=True))[features]
+    found = package.open(run)
+    for head in range(3):
+        assert adjusted_rand_score(truth.ravel(), labels_of(run)[:, head].ravel()) == 1.0
+    assert found["centroids"].dims == ("method", "layer", "head", "cluster", "feature")
+    assert found["centroids"].shape == (1, 1, 3, 12, 36 if features == "absolute" else 121)
+    assert found["centroids"].attrs["rows"] == IMAGES * 36
+    assert (found["centroid_rows"].values.sum(-1) == IMAGES * 36).all()
+    assert (found["k"] == 6).all()  # of the 12 clusters, each image shows its own orientation's
+    np.testing.assert_allclose(
+        found["inertia"].values.sum(0, dtype=np.float64), found["centroid_inertia"].values, rtol=1e-4
+    )
+    xarray.testing.assert_identical(found.load(), xarray.open_zarr(run / "labels.zarr").load())
+
+
+def test_planted_cls_rows_are_recovered(
+    striped: Path, colour_model: list[object], tmp_path: Path, batchjob: Command
+) -> None:
+    run = tmp_path / "run"
+    ended = batchjob("run", striped, run, *colour_model, *SCOPE, "--queries", "cls", "--distance", "hellinger")
+    assert ended.code == 0, ended.err
+    found = package.open(run)
+    truth = planted(striped)[2]
+    assert len(set(truth)) == 12
+    assert "labels" not in found
+    assert found["image_labels"].dims == ("image", "method", "layer", "head")
+    for head in range(3):
+        assert adjusted_rand_score(truth, found["image_labels"].values[:, 0, 0, head]) == 1.0
+    assert (found["k"] == 1).all()
+
+
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_several_processes_fit_and_label_the_same(
+    striped: Path, colour_model: list[object], tmp_path: Path, batchjob: Command, world: int
+) -> None:
+    options = [*colour_model, *SCOPE, "--rows-per-partition", 4, "--device", "cpu"]
+    assert batchjob("run", striped, tmp_path / "one", *options).code == 0
+    ended = batchjob("run", striped, tmp_path / "many", *options, "--gpus", world)
+    assert ended.code == 0, ended.err
+    one, many = package.open(tmp_path / "one"), package.open(tmp_path / "many")
+    np.testing.assert_array_equal(one["labels"].values, many["labels"].values)
+    np.testing.assert_allclose(one["centroids"].values, many["centroids"].values, atol=1e-7)
+    np.testing.assert_array_equal(one["centroid_rows"].values, many["centroid_rows"].values)
+
+
+def _until(process: subprocess.Popen[bytes], is_true: Iterator[bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not next(is_true) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
+def test_a_run_killed_in_the_fit_and_again_in_the_labels_ends_the_same(
+    striped: Path, colour_model: list[object], tmp_path: Path, batchjob: Command
+) -> None:
+    options = [*colour_model, *SCOPE, "--layers", "all", "--n-init", 10, "--rows-per-partition", 2, "--batch-size", 2]
+    assert batchjob("run", striped, tmp_path / "calm", *options).code == 0
+    run = tmp_path / "killed"
+    command = [sys.executable, "-m", "batchjob", "run", str(striped), str(run), *map(str, options)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def in_the_fit() -> Iterator[bool]:
+        while True:
+            path, last = run / "fit" / "checkpoint.npz", 0
+            if path.exists():
+                with np.load(path) as state:
+                    last = int((state["counts"].sum(-1) > 0).sum())
+            yield last >= 3
+
+    def in_the_labels() -> Iterator[bool]:
+        while True:
+            yield len(list((run / "done").glob("*"))) >= 3
+
+    for moment in (in_the_fit(), in_the_labels()):
+        process = subprocess.Popen(
+            command, cwd=ROOT, start_new_session=True, env=environment, stderr=subprocess.DEVNULL
+        )
+        _until(process, moment)
+        assert process.poll() is None, "the kill came too late to prove anything"
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert (run / "fit" / "centroids.npz").exists()
+    assert len(list((run / "done").glob("*"))) < IMAGES // 2
+    assert batchjob("run", striped, run, *options).code == 0
+    calm, killed = package.open(tmp_path / "calm"), package.open(run)
+    for name, array in calm.variables.items():
+        np.testing.assert_array_equal(array.values, killed[name].values, err_msg=str(name))
+
+
+def test_a_fit_that_is_told_to_stop_ends_75_and_goes_on_from_its_last_iteration(
+    striped: Path, colour_model: list[object], tmp_path: Path, batchjob: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    assert batchjob("plan", striped, run, *colour_model, *PLANNED, "--layers", "0,11").code == 0
+    saved: list[int] = []
+
+    def save_and_signal(where: Path, value: centroids.Centroids | centroids.Checkpoint) -> None:
+        save(where, value)
+        saved.append(1)
+        if len(saved) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    save = centroids.save
+    monkeypatch.setattr(centroids, "save", save_and_signal)
+    ended = batchjob("fit", run)
+    assert (ended.code, len(saved)) == (75, 4)
+    assert "go on with" in ended.err
+    assert batchjob("label", run).code == 2  # there are no centroids yet
+    ended = batchjob("fit", run)
+    assert ended.code == 0
+    assert "going on with layer 11, head 0 after 1 iterations" in ended.err
+    assert not (run / "fit" / "checkpoint.npz").exists()
+
+
+def test_the_sample_stays_within_the_memory_budget_and_says_so(
+    striped: Path, colour_model: list[object], tmp_path: Path, batchjob: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, budget = tmp_path / "run", 400 * 3 * 36 * 4
+    monkeypatch.setattr(fit, "memory_budget", lambda device, world: budget)
+    allocated: list[int] = []
+
+    class Watched(fit.SampledRows):
+        def __init__(self, *arguments: object) -> None:
+            super().__init__(*arguments)  # type: ignore[arg-type]
+            allocated.append(self._x.numel() * self._x.element_size())
+
+    monkeypatch.setattr(fit, "SampledRows", Watched)
+    ended = batchjob("run", striped, run, *colour_model, *SCOPE)
+    assert ended.code == 0, ended.err
+    assert "rows instead of 1,080: that is the budget" in ended.err
+    found = package.open(run)["centroids"]
+    assert 200 < found.attrs["rows"] < 400
+    assert allocated[0] <= budget
+    assert allocated[0] == found.attrs["rows"] * 3 * 36 * 4
+    truth = planted(striped)[0]
+    assert adjusted_rand_score(truth.ravel(), labels_of(run)[:, 0].ravel()) == 1.0
+    monkeypatch.setattr(fit, "memory_budget", lambda device, world: 5000)
+    ended = batchjob("run", striped, tmp_path / "poor", *colour_model, *SCOPE)
+    assert ended.code == 2
+    assert "--k 12 needs as many rows" in ended.err
+
+
+def test_the_sample_is_the_one_asked_for(
+    striped: Path, colour_model: list[object], tmp_path: Path, batchjob: Command
+) -> None:
+    run = tmp_path / "run"
+    assert batchjob("run", striped, run, *colour_model, *SCOPE, "--fit-rows", 300).code == 0
+    found = package.open(run)
+    assert (found["centroids"].attrs["rows"], found["centroids"].attrs["asked_rows"]) == (300, 300)
+    assert (found["centroid_rows"].values.sum(-1) == 300).all()
+
+
+def test_failed_images_and_padding_give_no_rows_and_no_labels(
+    striped: Path, colour_model: list[object], tmp_path: Path, batchjob: Command
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for path in sorted(striped.iterdir())[:8]:
+        image = Image.open(path)
+        image.crop((0, 0, PX, PX // 2)).save(photos / path.name)
+    (photos / "003.png").write_bytes((photos / "003.png").read_bytes()[:100])
+    run = tmp_path / "run"
+    options = [*colour_model, "--scope", "dataset", "--k", 4, "--workers", 0, "--resize", "pad", "--max-failures", 0.5]
+    ended = batchjob("run", photos, run, *options)
+    assert ended.code == 0, ended.err
+    found = package.open(run)
+    labels = labels_of(run)
+    assert (labels[3] == 255).all()
+    assert (labels[:, :, 3:] == 255).all()  # the lower half is padding
+    assert (np.delete(labels, 3, 0)[:, :, :3] < 4).all()
+    assert found["centroids"].attrs["rows"] == 7 * 18
+    assert np.isnan(found["inertia"].values[3]).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--k", "instances"], "give a number"),
+        (["--method", "spectral"], "give --method kmeans"),
+        (["--queries", "cls", "--features", "relative"], "CLS has no place"),
+        (["--queries", "cls", "--k", "31"], "found 30 in 30 images"),
+        (["--fit-rows", "2"], "below --k 12"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_any_work(
+    striped: Path, colour_model: list[object], tmp_path: Path, batchjob: Command, options: list[str], said: str
+) -> None:
+    ended = batchjob("plan", striped, tmp_path / "run", *colour_model, *PLANNED, *options)
+    assert ended.code == 2
+    assert said in ended.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_image_scope_has_nothing_to_fit(
+    striped: Path, colour_model: list[object], tmp_path: Path, batchjob: Command
+) -> None:
+    assert batchjob("plan", striped, tmp_path / "run", *colour_model, "--k", 3).code == 0
+    ended = batchjob("fit", tmp_path / "run")
+    assert ended.code == 2
+    assert "nothing to fit" in ended.err
+
+
+def test_damaged_centroids_are_told_apart(
+    striped: Path, colour_model: list[object], tmp_path: Path, batchjob: Command
+) -> None:
+    run = tmp_path / "run"
+    assert batchjob("run", striped, run, *colour_model, *SCOPE, "--limit", 4).code == 0
+    path = run / "fit" / "centroids.npz"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    (next(iter((run / "done").iterdir()))).unlink()
+    ended = batchjob("label", run)
+    assert ended.code == 2
+    assert "is damaged" in ended.err
