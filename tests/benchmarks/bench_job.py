@@ -60,7 +60,7 @@ def contests(*, smoke: bool) -> Iterator[Contest]:
 
 @torch.no_grad()
 def study(net: torch.nn.Module, photos: list[Path], out: Path) -> None:
-    """What a study's notebook does: keeps every layer's softmax, fits each head of the last, saves an array an image."""
+    """What a notebook does: keeps every layer's softmax, fits each head of the last, saves an array an image."""
     transform = create_transform(**resolve_model_data_config(net) | {"input_size": (3, PX, PX)})
     kept: list[torch.Tensor] = []
     hooks = []
