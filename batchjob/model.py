@@ -18,6 +18,7 @@ from batchjob.errors import UserError, nearest
 DEFAULT_PX = 224
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 CNN_STRIDE_PX = 16
+_DOES_NOT_RUN = (RuntimeError, ValueError, AssertionError, AttributeError)  # what timm raises for a size it can't take
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +130,13 @@ def describe(options: Options) -> ModelSpec:
     patch_px = (own_px[0] // shape.grid[0], own_px[1] // shape.grid[1])
     input_px = choose_input_px(options.image_size, own_px, patch_px=patch_px)
     if input_px != own_px:
-        network.resize(net, input_px)
-        shape = probe.probe_vit(name, net, input_px)
-        assert shape is not None
+        try:
+            network.resize(net, input_px)
+            resized = probe.probe_vit(name, net, input_px)
+            assert resized is not None
+            shape = resized
+        except _DOES_NOT_RUN as error:
+            input_px = _own_px_instead(options, own_px, error)
     return ModelSpec(
         name=name,
         kind="vit",
@@ -154,7 +159,10 @@ def _describe_cnn(options: Options, own_px: tuple[int, int], preprocessing: dict
         own_px = (DEFAULT_PX, DEFAULT_PX)
     stage = _choose_stage(options, probe.probe_stages(options.model, own_px))
     input_px = choose_input_px(options.image_size, own_px, patch_px=(stage.stride_px, stage.stride_px))
-    stage = probe.probe_stages(options.model, input_px)[stage.index]
+    try:
+        stage = probe.probe_stages(options.model, input_px)[stage.index]
+    except _DOES_NOT_RUN as error:
+        input_px = _own_px_instead(options, own_px, error)
     if stage.grid != tuple(px // stage.stride_px for px in input_px):
         raise UserError(
             f"stage {stage.index} of {options.model} gives {stage.grid[0]}x{stage.grid[1]} features for an input of "
@@ -176,6 +184,17 @@ def _describe_cnn(options: Options, own_px: tuple[int, int], preprocessing: dict
         activation_numbers=stage.activation_numbers,
         **preprocessing,
     )
+
+
+def _own_px_instead(options: Options, own_px: tuple[int, int], error: Exception) -> tuple[int, int]:
+    """The model's own size where 224 was our choice; raises UserError where a size was asked for."""
+    if not options.image_size:
+        return own_px
+    reason = " ".join(str(error).split())[:160] or "its layers are made for one size"
+    raise UserError(
+        f"--image-size {options.image_size} does not suit {options.model}: {reason}; "
+        f"its own size is {own_px[0]}x{own_px[1]}"
+    ) from error
 
 
 def _choose_stage(options: Options, stages: tuple[probe.Stage, ...]) -> probe.Stage:

@@ -100,7 +100,8 @@ def _activation_numbers(net: nn.Module, attending: list[nn.Module] | None = None
 def _grid(net: Any, input_px: tuple[int, int]) -> tuple[int, int] | None:
     embed = getattr(net, "patch_embed", None)
     if embed is not None and hasattr(net, "set_input_size"):
-        return int(embed.grid_size[0]), int(embed.grid_size[1])
+        grid = getattr(embed, "grid_size", None)
+        return (int(grid[0]), int(grid[1])) if grid else None
     for part in (embed, getattr(net, "embeds", None)):  # models that take any size as it comes
         patch_px = getattr(part, "patch_size", None)
         if patch_px is not None:

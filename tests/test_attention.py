@@ -48,6 +48,7 @@ FAMILIES = [
     ("flexivit_small", "64"),
     ("qwen3_vit_88m_enc", "64x96"),
     ("deepseek_vit_412m_enc", "56"),
+    ("gemma4_vit_167m_enc", "96x48"),
     ("naflexvit_base_patch16_gap", "64x48"),
     ("vit_small_r26_s32_224", "96x64"),
 ]
