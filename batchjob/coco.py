@@ -67,6 +67,21 @@ class PatchInstances:
     coverage: NDArray[np.float32]  # [m, P] share of each patch that the instance covers
     boxes: NDArray[np.float32]  # [m, 4] left, top, right, bottom in pixels of the model's input
     total: int  # instances that are not crowds, before the small ones were left out
+    index: NDArray[np.int32]  # [m] which of the image's masks each is: the same on every grid
+
+    def only(self, wanted: NDArray[np.integer[Any]]) -> "PatchInstances":
+        """The same without the instances whose `index` is not in `wanted`; their patches are nobody's."""
+        kept = np.flatnonzero(np.isin(self.index, wanted))
+        renumber = np.full(len(self.index) + 1, -1, np.int16)  # the last entry answers for -1
+        renumber[kept] = np.arange(len(kept))
+        return PatchInstances(
+            owner=renumber[self.owner],
+            category=self.category[kept],
+            coverage=self.coverage[kept],
+            boxes=self.boxes[kept],
+            total=self.total,
+            index=self.index[kept],
+        )
 
     @property
     def area(self) -> NDArray[np.float32]:
@@ -164,16 +179,15 @@ def instances_on_grid(ann: ImageAnnotations, geometry: Geometry, height: int, wi
         # float32 sums of exact halves may fall a hair short of one half
         owner = np.where(coverage.max(axis=0) >= 0.5 - 1e-6, best, -1).astype(np.int16)
     owned = np.bincount(owner[owner >= 0], minlength=len(found))
-    kept = np.flatnonzero(owned >= MIN_PATCHES)
-    renumber = np.full(len(found) + 1, -1, np.int16)  # the last entry answers for -1
-    renumber[kept] = np.arange(len(kept))
-    return PatchInstances(
-        owner=renumber[owner],
-        category=np.array([found[i][0] for i in kept], np.int32),
-        coverage=coverage[kept],
-        boxes=boxes[kept],
+    everything = PatchInstances(
+        owner=owner,
+        category=np.array([category for category, _, _ in found], np.int32),
+        coverage=coverage,
+        boxes=boxes,
         total=sum(not i.crowd for i in ann.instances) if not ann.voc_objects else len(found),
+        index=np.arange(len(found), dtype=np.int32),
     )
+    return everything.only(np.flatnonzero(owned >= MIN_PATCHES))
 
 
 def k_instances(owner: NDArray[np.integer[Any]]) -> int:

@@ -8,7 +8,8 @@ import pandas as pd
 
 from batchjob.coco import Annotations, open_annotations
 from batchjob.errors import UserError
-from batchjob.stats import text
+from batchjob.stats import differences, text
+from batchjob.stats.compare import comparable, compare
 from batchjob.stats.stream import Pool, choose_jobs, gather, score_run
 from batchjob.stats.summary import agreement_table, select_heads, summarise
 from batchjob.stats.tables import Tables
@@ -42,6 +43,8 @@ def run_stats(
         for view in views:
             randoms = [v for v in views if v.is_random and not view.is_random and v.model == view.model]
             lines += ["", *_tabulate(view, names[view.folder], randoms, known[view.folder], pool, csv=csv)]
+        if len(views) > 1:
+            lines += ["", *_compare(views, known[views[0].folder], pool, csv=csv)]
     return lines[1:]
 
 
@@ -99,6 +102,19 @@ def _tabulate(
     hints = text.missing_inputs(view, sorted(names), has_annotations=annotations is not None, has_random=bool(randoms))
     lines = text.describe(view, counts, summary, selection, hints)
     return [*lines, "", f"tables: {view.folder / 'stats'}"]
+
+
+def _compare(views: Sequence[View], annotations: Annotations | None, pool: Pool, *, csv: bool) -> list[str]:
+    """Writes the paired tables beside the first run's own and returns what they say."""
+    if reason := comparable(views):
+        return [f"the runs are not compared patch by patch: {reason}"]
+    common = compare(views, annotations, pool)
+    if not common.ids:
+        return ["the runs are not compared: no image is labelled in all of them, with one k"]
+    table = differences.differences(views, common)
+    _write(table, views[0], "comparison", csv=csv)
+    _write(differences.agreements(views, common), views[0], "agreement_runs", csv=csv)
+    return [*differences.describe(views, common, table), "", f"comparison: {views[0].folder / 'stats'}"]
 
 
 def _write(table: pd.DataFrame, view: View, name: str, *, csv: bool) -> None:

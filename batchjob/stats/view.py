@@ -135,6 +135,31 @@ def read_part(view: View, start: int, stop: int, *, only: tuple[str, ...] = ()) 
     )
 
 
+def read_rows(view: View, rows: NDArray[np.integer[Any]]) -> Part:
+    """Any rows of a run, in the order given, as `read_part` reads them; rows in sequence cost least."""
+    low, high = int(rows.min()), int(rows.max()) + 1
+    if high - low <= 4 * len(rows):
+        part = read_part(view, low, high, only=("labels", "maps"))
+        return _pick(part, rows - low)
+    parts = [read_part(view, int(row), int(row) + 1, only=("labels", "maps")) for row in rows]
+    return _join(parts)
+
+
+def _pick(part: Part, rows: NDArray[np.integer[Any]]) -> Part:
+    def pick(values: Any) -> Any:
+        return None if values is None else values[rows]
+
+    fields = ("status", "height", "width", "labels", "k", "maps", "prefix_mass")
+    return Part(start=part.start, scores={}, **{name: pick(getattr(part, name)) for name in fields})
+
+
+def _join(parts: list[Part]) -> Part:
+    fields = ("status", "height", "width", "labels", "k", "maps", "prefix_mass")
+    joined = {n: [getattr(p, n) for p in parts] for n in fields}
+    whole: dict[str, Any] = {n: None if v[0] is None else np.concatenate(v) for n, v in joined.items()}
+    return Part(start=parts[0].start, scores={}, **whole)
+
+
 def locality_sums(view: View) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
     """[L, H, dy, dx] of attention and [L, dy, dx] of pairs over all partitions; None where labelling kept none."""
     path = view.folder / "scores.zarr"

@@ -1,0 +1,194 @@
+"""Several runs on the same images: labels laid on the finest grid, instances that survive on every grid, equal k."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batchjob.coco import Annotations, ImageAnnotations, PatchInstances, instances_on_grid
+from batchjob.geometry import Geometry
+from batchjob.stats import nulls, scores
+from batchjob.stats.partitions import NO_LABEL, ari, contingency
+from batchjob.stats.saliency import normalise, saliency_scores
+from batchjob.stats.stream import ROWS_AT_ONCE, Pool
+from batchjob.stats.view import OK, Part, View, read_rows
+
+Floats = NDArray[np.float64]
+COMPARED = ("instance_ari", "instance_ami", "image_ari", "pair_ari", "jaccard_60", "jaccard_80", "jaccard_90", "corloc")
+
+
+@dataclass(frozen=True, slots=True)
+class Common:
+    """What the runs have in common, image by image: `values[run][score]` [n, C of the run], NaN where undefined.
+
+    `SCORE.position` is the position null of the run's own grid, laid on the finest one as its labels are.
+    `agreement[(a, b)]` [n, C]: adjusted Rand index of the same head of two runs of equal shape.
+    """
+
+    ids: list[str]
+    grid: tuple[int, int]
+    values: list[dict[str, Floats]]
+    agreement: dict[tuple[int, int], Floats]
+    other_k: int  # images left out, since the runs gave them different k
+
+
+def comparable(views: Sequence[View]) -> str:
+    """Why these runs can't be laid on one grid; empty if they can."""
+    first = views[0].geometry
+    for view in views[1:]:
+        other = view.geometry
+        if other.resize != first.resize:
+            return f"{view.name} was resized by {other.resize}, {views[0].name} by {first.resize}"
+        if other.height * first.width != other.width * first.height:
+            return f"the inputs of {view.name} and {views[0].name} have different aspect ratios"
+    return "" if all(v.has_labels for v in views) else "a run has no labels of patches"
+
+
+def finest(views: Sequence[View]) -> Geometry:
+    """The geometry whose grid has the most rows and the most columns of all the runs' grids."""
+    best = max((v.geometry for v in views), key=lambda g: g.grid[0] * g.grid[1])
+    rows, columns = (max(v.geometry.grid[i] for v in views) for i in range(2))
+    if best.grid == (rows, columns):
+        return best
+    return Geometry(
+        rows * best.patch_height, columns * best.patch_width, best.patch_height, best.patch_width, best.resize
+    )
+
+
+def upsample(values: NDArray[Any], grid: tuple[int, int], finer: tuple[int, int]) -> NDArray[Any]:
+    """[..., finer patches]: values [..., patches of `grid`] by nearest neighbour."""
+    y = (np.arange(finer[0]) * 2 + 1) * grid[0] // (2 * finer[0])
+    x = (np.arange(finer[1]) * 2 + 1) * grid[1] // (2 * finer[1])
+    return values[..., (y[:, None] * grid[1] + x[None, :]).ravel()]
+
+
+def compare(views: Sequence[View], annotations: Annotations | None, pool: Pool) -> Common:
+    """The runs' scores on the images that all of them labelled."""
+    ids = [view.image_ids() for view in views]
+    places = [{name: row for row, name in enumerate(names)} for names in ids]
+    shared = [name for name in ids[0] if all(name in p for p in places)]
+    rows = np.array([[p[name] for name in shared] for p in places]).reshape(len(views), -1)
+    tasks = (
+        (
+            rows[:, start : start + ROWS_AT_ONCE],
+            [annotations.image(name) if annotations else None for name in shared[start : start + ROWS_AT_ONCE]],
+        )
+        for start in range(0, len(shared), ROWS_AT_ONCE)
+    )
+    parts = list(pool.map(functools.partial(_compare_block, tuple(views)), tasks))
+    used = np.concatenate([p[0] for p in parts]) if parts else np.zeros(0, bool)
+    values = [
+        {name: np.concatenate([p[1][r][name] for p in parts]) for name in parts[0][1][r]} if parts else {}
+        for r in range(len(views))
+    ]
+    pairs = list(parts[0][2]) if parts else []
+    return Common(
+        ids=[name for name, use in zip(shared, used, strict=True) if use],
+        grid=finest(views).grid,
+        values=values,
+        agreement={pair: np.concatenate([p[2][pair] for p in parts]) for pair in pairs},
+        other_k=sum(p[3] for p in parts),
+    )
+
+
+def _compare_block(
+    views: Sequence[View], task: tuple[NDArray[np.int64], list[ImageAnnotations | None]]
+) -> tuple[NDArray[np.bool_], list[dict[str, Floats]], dict[tuple[int, int], Floats], int]:
+    rows, annotated = task
+    parts = [read_rows(view, of_run) for view, of_run in zip(views, rows, strict=True)]
+    fine = finest(views)
+    names = [*COMPARED, *(f"{n}.position" for n in COMPARED if "position" in nulls.NULLS[n])]
+    values: list[dict[str, list[Floats]]] = [{name: [] for name in names} for _ in views]
+    alike = [(a, b) for a in range(len(views)) for b in range(a + 1, len(views)) if views[a].shape == views[b].shape]
+    agreement: dict[tuple[int, int], list[Floats]] = {pair: [] for pair in alike}
+    used, other_k = np.zeros(rows.shape[1], bool), 0
+    for i in range(rows.shape[1]):
+        if any(part.status[i] != OK for part in parts):
+            continue
+        ks = {int(np.max(part.k[i])) for part in parts if part.k is not None}
+        if len(ks) > 1:
+            other_k += 1
+            continue
+        used[i] = True
+        truths = _surviving(annotated[i], [*(v.geometry for v in views), fine], parts[0], i)
+        stacks = []
+        for r, (view, part) in enumerate(zip(views, parts, strict=True)):
+            stack, found = _score_one(view, part, i, fine, (truths[r], truths[-1]) if truths else None)
+            stacks.append(stack)
+            for name in names:
+                values[r][name].append(found.get(name, np.full(_size(view, name), np.nan)))
+        for a, b in alike:
+            agreement[a, b].append(_same_head(stacks[a], stacks[b]))
+    whole = [
+        {name: np.array(v).reshape(-1, _size(view, name)) for name, v in of_run.items()}
+        for view, of_run in zip(views, values, strict=True)
+    ]
+    same = {pair: np.array(v).reshape(-1, int(np.prod(views[pair[0]].shape))) for pair, v in agreement.items()}
+    return used, whole, same, other_k
+
+
+def _size(view: View, name: str) -> int:
+    methods, layers, heads = view.shape
+    return layers * heads * (methods if name.split(".")[0] in nulls.LABEL_SCORES else 1)
+
+
+def _surviving(
+    image: ImageAnnotations | None, geometries: Sequence[Geometry], part: Part, i: int
+) -> list[PatchInstances] | None:
+    """The image's instances on each grid, those alone that are on all of them."""
+    height, width = int(part.height[i]), int(part.width[i])
+    if image is None or not image.fits(height, width):
+        return None
+    made = {g: instances_on_grid(image, g, height, width) for g in dict.fromkeys(geometries)}
+    on_all = functools.reduce(np.intersect1d, [t.index for t in made.values()])
+    return [made[g].only(on_all) for g in geometries]
+
+
+def _score_one(
+    view: View, part: Part, i: int, fine: Geometry, truths: tuple[PatchInstances, PatchInstances] | None
+) -> tuple[NDArray[np.uint8], dict[str, Floats]]:
+    """The run's labels of one image on the fine grid, and its scores there; CLS maps are scored on their own grid."""
+    assert part.labels is not None
+    assert part.k is not None
+    assert part.maps is not None
+    grid = view.geometry.grid
+    coarse = part.labels[i].reshape(-1, part.labels.shape[-1])
+    labels = upsample(coarse, grid, fine.grid)
+    if truths is None:
+        return labels, {}
+    own, on_fine = truths
+    pairs = scores.instance_pairs(on_fine.owner, on_fine.category, on_fine.boxes, fine.grid)
+    found = _label_scores(labels, on_fine, pairs)
+    k = part.k[i].ravel()
+    for value in np.unique(k[k > 0]):
+        keep = np.all(coarse != NO_LABEL, axis=0)
+        n_init, seed = int(view.options["n_init"]), int(view.options["seed"])
+        null = upsample(nulls.position_labels(grid, value, n_init=n_init, seed=seed, keep=keep), grid, fine.grid)
+        for name, v in _label_scores(null, on_fine, pairs).items():
+            found.setdefault(f"{name}.position", np.full(len(k), np.nan))[k == value] = v.mean()
+    patch = np.array([view.geometry.patch_width, view.geometry.patch_height] * 2, np.float64)
+    content = None
+    if view.geometry.resize == "pad":
+        content = view.geometry.content_patches(int(part.height[i]), int(part.width[i])).ravel()
+    maps = normalise(part.maps[i].reshape(-1, part.maps.shape[-1]), content)
+    return labels, found | saliency_scores(maps, own.coverage, own.boxes / patch, grid)[0]
+
+
+def _label_scores(labels: NDArray[np.uint8], truth: PatchInstances, pairs: scores.Pairs) -> dict[str, Floats]:
+    found = scores.instance_scores(labels, truth.owner, truth.category)
+    found["image_ari"] = scores.image_ari(labels, truth.owner)
+    nothing = np.full(len(labels), np.nan)
+    found["pair_ari"] = scores.pair_ari(labels, truth.owner, pairs).mean(axis=1) if len(pairs.first) else nothing
+    return found
+
+
+def _same_head(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> Floats:
+    """[C]: adjusted Rand index between row c of one stack of labels and row c of the other."""
+    values = []
+    for a, b in zip(first, second, strict=True):
+        groups = np.where(b == NO_LABEL, -1, b.astype(np.int64))
+        values.append(ari(contingency(a[None], groups))[0])
+    return np.array(values)

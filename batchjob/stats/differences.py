@@ -1,0 +1,126 @@
+"""Runs against each other: paired differences of the best heads, of the mean over heads, and head by head."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from batchjob.stats import text
+from batchjob.stats.bootstrap import first_half, holm, interval, sign_flip
+from batchjob.stats.compare import COMPARED, Common
+from batchjob.stats.nulls import LABEL_SCORES
+from batchjob.stats.view import View
+
+Floats = NDArray[np.float64]
+COLUMNS = ["run_a", "run_b", "score", "of", "method", "layer_a", "head_a", "layer_b", "head_b", "n", "mean_a", "mean_b"]
+COLUMNS += ["difference", "low", "high", "p", "p_holm"]
+# What is compared besides the scores themselves: their gains over position, which take each run's own grid out.
+GAINS = tuple(f"{name} over position" for name in COMPARED if name in LABEL_SCORES)
+
+
+def heads_of(view: View, score: str) -> list[tuple[str, int, int]]:
+    """(method, layer, head) of each column of a score."""
+    methods = view.methods if score.split(" ")[0] in LABEL_SCORES else ("",)
+    return [(m, x, h) for m in methods for x in view.layers for h in view.heads]
+
+
+def values_of(common: Common, run: int, score: str) -> Floats | None:
+    """[n, C] of a score of COMPARED or GAINS; None where no image has it."""
+    name = score.removesuffix(" over position")
+    found = common.values[run].get(name)
+    if found is None or not np.isfinite(found).any():
+        return None
+    return found if name == score else found - common.values[run][f"{name}.position"]
+
+
+def differences(views: Sequence[View], common: Common) -> pd.DataFrame:
+    """One row for each pair of runs, score and kind: `best head`, `mean of heads`, and `head` where the shapes agree.
+
+    The best head of each run is the one of the largest mean on the first half of the images; its figures are the other
+    half's. A difference is run_a − run_b on the same images; p by sign flips, p_holm over the heads of `head`.
+    """
+    first = first_half(common.ids)
+    rows: list[tuple[Any, ...]] = []
+    for a in range(len(views)):
+        for b in range(a + 1, len(views)):
+            for score in (*COMPARED, *GAINS):
+                one, other = values_of(common, a, score), values_of(common, b, score)
+                if one is not None and other is not None:
+                    rows += _pair(views[a], views[b], score, one, other, first)
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _pair(a: View, b: View, score: str, one: Floats, other: Floats, first: NDArray[np.bool_]) -> list[tuple[Any, ...]]:
+    names_a, names_b = heads_of(a, score), heads_of(b, score)
+    rows: list[tuple[Any, ...]] = []
+
+    def compare_columns(of: str, x: Floats, y: Floats, heads: list[tuple[Any, ...]]) -> None:
+        known = np.isfinite(x) & np.isfinite(y)
+        stack = [np.where(known, values, np.nan) for values in (x, y, x - y)]
+        left, right, gap = (interval(values) for values in stack)
+        p = sign_flip(stack[2])
+        corrected = holm(p) if of == "head" else np.full(len(p), np.nan)
+        for i, head in enumerate(heads):
+            if gap.n[i]:
+                figures = (left.mean[i], right.mean[i], gap.mean[i], gap.low[i], gap.high[i], p[i], corrected[i])
+                rows.append((a.name, b.name, score, of, *head, int(gap.n[i]), *figures))
+
+    best = [_best(values[first]) for values in (one, other)]
+    if all(i >= 0 for i in best):
+        i, j = best
+        method = names_a[i][0] if names_a[i][0] == names_b[j][0] else f"{names_a[i][0]}|{names_b[j][0]}"
+        compare_columns(
+            "best head", one[~first][:, [i]], other[~first][:, [j]], [(method, *names_a[i][1:], *names_b[j][1:])]
+        )
+    mean_a, mean_b = one.mean(axis=1, keepdims=True), other.mean(axis=1, keepdims=True)
+    compare_columns("mean of heads", mean_a, mean_b, [("", -1, -1, -1, -1)])
+    if names_a == names_b:
+        compare_columns("head", one, other, [(m, x, h, x, h) for m, x, h in names_a])
+    return rows
+
+
+def _best(values: Floats) -> int:
+    known = np.isfinite(values)
+    if not known.any():
+        return -1
+    mean = np.where(known, values, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    return int(np.argmax(np.where(known.any(axis=0), mean, -np.inf)))
+
+
+def agreements(views: Sequence[View], common: Common) -> pd.DataFrame:
+    """Mean adjusted Rand index between the labels of the same head of two runs (two seeds, say), with its interval."""
+    rows = []
+    for (a, b), values in common.agreement.items():
+        found = interval(values)
+        for i, head in enumerate(heads_of(views[a], "instance_ari")):
+            figures = (int(found.n[i]), found.mean[i], found.low[i], found.high[i])
+            rows.append((views[a].name, views[b].name, *head, *figures))
+    return pd.DataFrame(rows, columns=["run_a", "run_b", "method", "layer", "head", "n", "mean", "low", "high"])
+
+
+def describe(views: Sequence[View], common: Common, table: pd.DataFrame) -> list[str]:
+    """What the comparison says, for the screen."""
+    lines = [
+        f"{len(views)} runs on the same {len(common.ids):,} images, on {common.grid[0]}×{common.grid[1]} patches, "
+        "instances that survive on every grid, equal k"
+    ]
+    if common.other_k:
+        lines.append(
+            f"{common.other_k:,} images left out, since the runs gave them different k (instances counted on their own "
+            "grids); give all runs one --k FILE.csv to keep them"
+        )
+    shown = table[table.score.isin(["instance_ari", "instance_ari over position"]) & (table.of != "head")]
+    records: list[dict[str, Any]] = shown.to_dict("records")  # type: ignore[assignment]
+    for row in records:
+        a, b = str(row["run_a"]), str(row["run_b"])
+        if row["of"] == "best head":
+            a += f" (layer {row['layer_a']} head {row['head_a']})"
+            b += f" (layer {row['layer_b']} head {row['head_b']})"
+        lines.append(
+            f"{row['score']}, {row['of']}: {a} {text.number(row['mean_a'])}, {b} {text.number(row['mean_b'])}; "
+            f"difference {text.gain(row['difference'])} [{text.gain(row['low'])}, {text.gain(row['high'])}], "
+            f"n = {row['n']}, {text.p_value(row['p'])}"
+        )
+    return lines
