@@ -1,0 +1,84 @@
+"""What `make env` decides, and that it needs nothing but Python's own library."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from batchjob import install
+from tests.conftest import ROOT
+
+
+@pytest.mark.parametrize(
+    ("asked", "driver", "extras"),
+    [
+        ("auto", "", []),
+        ("auto", "13.0", ["gpu"]),
+        ("auto", "12.8", ["gpu-cu12"]),
+        ("0", "13.0", []),
+        ("1", "", ["gpu"]),
+        ("1", "12.4", ["gpu-cu12"]),
+    ],
+)
+def test_the_gpu_extra_follows_the_driver_or_the_wish(asked: str, driver: str, extras: list[str]) -> None:
+    assert install.choose_extras(asked, driver, dev=False) == extras
+    assert install.choose_extras(asked, driver, dev=True) == [*extras, "dev"]
+
+
+def fake_program(folder: Path, name: str, script: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+def test_the_driver_s_cuda_is_read_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(install.shutil, "which", lambda name: str(tmp_path / name))
+    fake_program(tmp_path, "nvidia-smi", "echo '| NVIDIA-SMI 580.1  Driver Version: 580.1  CUDA Version: 13.0 |'")
+    assert install.driver_cuda_version() == "13.0"
+    fake_program(tmp_path, "nvidia-smi", "echo 'no devices were found'; exit 6")
+    assert install.driver_cuda_version() == ""
+
+
+def test_a_torch_that_cannot_use_the_gpu_is_an_error_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_program(tmp_path / "bin", "python", 'case "$2" in *cuda*) exit 3;; esac')  # pip succeeds, the check does not
+    monkeypatch.setattr(install, "driver_cuda_version", lambda: "12.4")
+    monkeypatch.setattr(sys, "argv", ["install", str(tmp_path)])
+    assert install.main() == 1
+    told = capsys.readouterr().err
+    assert "CUDA 12.4" in told
+    assert "cuda-version=12" in told
+
+
+def test_a_failed_installation_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_program(tmp_path / "bin", "python", "exit 1")
+    monkeypatch.setattr(sys, "argv", ["install", str(tmp_path)])
+    assert install.main() == 1
+    assert "run the same command again" in capsys.readouterr().err
+
+
+def test_the_installer_needs_nothing_that_it_installs() -> None:
+    tree = ast.parse((ROOT / "batchjob" / "install.py").read_text())
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert {name.split(".")[0] for name in names} <= sys.stdlib_module_names
+
+
+def test_a_second_make_env_does_nothing(tmp_path: Path) -> None:
+    """The stamp of this checkout is newer than pyproject.toml: make has nothing to run."""
+    env = tmp_path / "env"
+    env.mkdir()
+    (env / f".batchjob{str(ROOT).replace('/', '_')}").touch()
+    clean = {name: value for name, value in os.environ.items() if name not in ("CONDA_PREFIX", "MAKEFLAGS")}
+    line = ["make", "env", "-n"]
+    done = subprocess.run(
+        line, cwd=ROOT, env=clean | {"VIRTUAL_ENV": str(env)}, capture_output=True, text=True, check=True
+    )
+    assert "install" not in done.stdout
