@@ -9,8 +9,8 @@ from batchjob import progress
 
 
 def test_durations_are_said_as_people_say_them() -> None:
-    said = [progress.minutes(s) for s in (0, 42, 99.6, 180, 7800, 4 * 86400 + 3 * 3600 + 5)]
-    assert said == ["0 s", "42 s", "100 s", "3 min", "2 h 10 min", "4 d 3 h"]
+    said = [progress.minutes(s) for s in (0, 42, 99.6, 180, 7800, 5 * 86400 + 3 * 3600)]
+    assert said == ["0 s", "42 s", "100 s", "3 min", "2 h 10 min", "5 d 3 h"]
 
 
 def test_a_log_gets_a_line_now_and_then_and_one_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
