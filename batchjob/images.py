@@ -195,23 +195,41 @@ def _cause_of(error: OSError, path: bytes) -> str:
 
 def _decode(data: bytes, geometry: Geometry, fill: RGB, interpolation: str, accelerate: Accelerator | None) -> Decoded:
     image = _open(data)
-    _check_pixels(*image.size)  # before the orientation is asked for: a PNG decodes itself to find its EXIF block
+    _check_pixels(*image.size)
+    if accelerate is not None and image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
+        orientation = _orientation(image)
+        place = _place(image, orientation, geometry)
+        content = accelerate(data, orientation, place, interpolation)
+        if content is not None:
+            return _on_canvas(content, image, orientation, geometry, fill)
+    image.load()  # before the orientation is asked for: of a TIFF, Pillow turns the pixels itself
     orientation = _orientation(image)
-    width, height = image.size if orientation < 5 else image.size[::-1]
+    place = _place(image, orientation, geometry)
+    content = resize(_to_rgb(_orient(image, orientation), fill), place, interpolation)
+    return _on_canvas(content, image, orientation, geometry, fill)
+
+
+def _upright_size(image: Image.Image, orientation: int) -> tuple[int, int]:
+    """(height, width) after the rotation."""
+    return image.size if orientation >= 5 else image.size[::-1]
+
+
+def _place(image: Image.Image, orientation: int, geometry: Geometry) -> Placing:
+    height, width = _upright_size(image, orientation)
     if geometry.resize == "pad" and geometry.content_patches(height, width).sum() < 2:
         raise ReadFailure("degenerate", f"{width}×{height} pixels, padded, fill less than two patches")
-    place = placing(geometry, height, width)
-    content = None
-    if accelerate is not None and image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
-        content = accelerate(data, orientation, place, interpolation)
-    if content is None:
-        image.load()
-        content = resize(_to_rgb(_orient(image, orientation), fill), place, interpolation)
-    if place.size == (geometry.height, geometry.width):
+    return placing(geometry, height, width)
+
+
+def _on_canvas(
+    content: NDArray[np.uint8], image: Image.Image, orientation: int, geometry: Geometry, fill: RGB
+) -> Decoded:
+    height, width = _upright_size(image, orientation)
+    if content.shape[1:] == (geometry.height, geometry.width):
         return Decoded(content, height, width)
     canvas = np.empty((3, geometry.height, geometry.width), np.uint8)
     canvas[:] = np.array(fill, np.uint8)[:, None, None]
-    canvas[:, : place.size[0], : place.size[1]] = content
+    canvas[:, : content.shape[1], : content.shape[2]] = content
     return Decoded(canvas, height, width)
 
 
@@ -224,6 +242,10 @@ def _open(data: bytes) -> Image.Image:
         raise ReadFailure("not_an_image", f"no image format that is read; it starts with {data[:16]!r}") from None
     except Image.DecompressionBombError as error:
         raise ReadFailure("too_large", one_line(error)) from None
+    except Exception as error:
+        if len(data) > 64:  # more than a mere header: the usual handling
+            raise
+        raise ReadFailure("not_an_image", f"nothing but the beginning of a header: {one_line(error)}") from None
 
 
 def _check_pixels(width: int, height: int) -> None:

@@ -3,6 +3,7 @@
 import csv
 import os
 import resource
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,7 +91,7 @@ def _index_tars(data: str, paths: list[str], *, limit: int, progress: bool) -> I
             _tick(bar, builder)
             if remark:
                 remarks.append(remark)
-                bar.write(remark)
+                bar.write(remark, file=sys.stderr)
     if not len(builder):
         raise UserError(f"DATA {data!r} has no image in {len(paths)} tars; images are known by their extension")
     return builder.build(os.fsencode(os.path.dirname(paths[0])), remarks=remarks)

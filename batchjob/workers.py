@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing import forkserver, resource_tracker
@@ -98,7 +99,7 @@ class Chunks:
         row_bytes = 3 * geometry.height * geometry.width
         self.sizing = sizing(row_bytes=row_bytes, batch_size=batch_size, workers=workers, free_bytes=free)
         self._batch_size = batch_size
-        self._tasks: list[Range] = []
+        self._tasks = _Tasks()
         self._given_up: dict[int, tuple[str, str]] = {}
         self._strikes: dict[int, int] = {}
         self._barren = 0
@@ -108,26 +109,25 @@ class Chunks:
 
     def read(self, ranges: list[Range]) -> Iterator[Chunk]:
         """The ranges' chunks; none crosses a range or a batch of it. Ends a `read` that is under way."""
-        self._tasks[:] = [
+        self._tasks.left = deque(
             (low, min(low + self.sizing.rows_per_chunk, stop, first + self._batch_size))
             for start, stop in ranges
             for first in range(start, stop, self._batch_size)
             for low in range(first, min(first + self._batch_size, stop), self.sizing.rows_per_chunk)
-        ]
+        )
         stream: Iterator[Chunk] | None = None
-        while self._tasks:
+        while self._tasks.left:
             try:
                 if stream is None:
                     stream = self._stream()
                 chunk = next(stream)
-            except (RuntimeError, OSError) as error:
-                if self._is_patient(error):
-                    continue
-                stream = None
+            except (RuntimeError, OSError, EOFError) as error:
+                if not self._is_patient(error):
+                    stream = None
                 continue
             self._barren = 0
+            self._tasks.left.popleft()
             yield chunk
-            del self._tasks[0]
 
     def close(self) -> None:
         """Ends the workers."""
@@ -163,9 +163,9 @@ class Chunks:
             timeout=POLL_S,
         )
 
-    def _is_patient(self, error: RuntimeError | OSError) -> bool:
+    def _is_patient(self, error: RuntimeError | OSError | EOFError) -> bool:
         """Whether nothing is wrong but the wait; else the workers are gone, and the row to blame has its strike."""
-        dead = {p.pid: p.exitcode or 0 for p in self._processes if p.exitcode is not None}
+        dead = self._dead(within_s=2.0 if isinstance(error, OSError | EOFError) else 0.0)
         marks = [tuple(self._marks[3 * i : 3 * i + 3]) for i in range(self._workers)]
         now = time.monotonic()
         is_wait = "timed out" in str(error)
@@ -198,6 +198,15 @@ class Chunks:
         self._loader = None
         return False
 
+    def _dead(self, *, within_s: float) -> dict[int | None, int]:
+        """Exit codes by pid. A pipe may break a moment before the process is seen to be dead."""
+        until = time.monotonic() + within_s
+        while not (dead := {p.pid: p.exitcode for p in self._processes if p.exitcode is not None}):
+            if time.monotonic() >= until:
+                break
+            time.sleep(0.02)
+        return dead
+
     def _kill_workers(self) -> None:
         for process in self._processes:
             if process.exitcode is None:
@@ -205,6 +214,19 @@ class Chunks:
         for process in self._processes:
             process.join(timeout=5)  # one that hangs in the kernel stays behind
         self._processes.clear()
+
+
+class _Tasks:
+    """A sampler: what is left when the workers start is what they get."""
+
+    def __init__(self) -> None:
+        self.left: deque[Range] = deque()
+
+    def __iter__(self) -> Iterator[Range]:
+        return iter(tuple(self.left))
+
+    def __len__(self) -> int:
+        return len(self.left)
 
 
 class _Rows(Dataset[Chunk]):
