@@ -10,6 +10,8 @@ from batchjob.coco import Annotations, open_annotations
 from batchjob.errors import UserError
 from batchjob.stats import differences, text
 from batchjob.stats.compare import comparable, compare
+from batchjob.stats.modifiers import describe as describe_modifiers
+from batchjob.stats.modifiers import modifier_table
 from batchjob.stats.stream import Pool, choose_jobs, gather, score_run
 from batchjob.stats.summary import agreement_table, select_heads, summarise
 from batchjob.stats.tables import Tables
@@ -98,10 +100,14 @@ def _tabulate(
     selection = select_heads(view, sorted(names), randoms)
     _write(summary, view, "summary", csv=csv)
     _write(selection, view, "selection", csv=csv)
+    modifiers = modifier_table(view, pool)
+    _write(modifiers, view, "modifiers", csv=csv)
     counts = json.loads((view.folder / "stats" / "counts.json").read_text())
     hints = text.missing_inputs(view, sorted(names), has_annotations=annotations is not None, has_random=bool(randoms))
-    lines = text.describe(view, counts, summary, selection, hints)
-    return [*lines, "", f"tables: {view.folder / 'stats'}"]
+    lines = text.describe(view, counts, summary, selection)
+    for row in selection[selection.score == "pair_ari"].to_dict("records") if len(selection) else ():
+        lines += ["", *describe_modifiers(modifiers, row["layer"], row["head"], row["method"])]
+    return [*lines, *([""] if hints else []), *hints, "", f"tables: {view.folder / 'stats'}"]
 
 
 def _compare(views: Sequence[View], annotations: Annotations | None, pool: Pool, *, csv: bool) -> list[str]:

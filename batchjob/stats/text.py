@@ -103,10 +103,8 @@ def sentence(view: View, row: Mapping[str, Any]) -> str:
     return f"{text}; {rest}"
 
 
-def describe(
-    view: View, counts: Mapping[str, int], summary: pd.DataFrame, selection: pd.DataFrame, hints: Sequence[str]
-) -> list[str]:
-    """Everything that `batchjob stats` prints about one run."""
+def describe(view: View, counts: Mapping[str, int], summary: pd.DataFrame, selection: pd.DataFrame) -> list[str]:
+    """What `batchjob stats` prints about one run: what it holds, its heads, a sentence a score."""
     height, width = view.geometry.grid
     weights = ", untrained" if view.is_random else ""
     lines = [f"{view.name}: {view.model}{weights}, {height}×{width} patches, k = {view.options['k']}"]
@@ -135,7 +133,7 @@ def describe(
                 f"With n below {ENOUGH_IMAGES} (here {smallest}) a 95 % interval covers less than it says: "
                 "about 0.93 at n = 20, 0.88 at n = 8."
             )
-    return lines + (["", *hints] if hints else [])
+    return lines
 
 
 def missing_inputs(view: View, names: Sequence[str], *, has_annotations: bool, has_random: bool) -> list[str]:

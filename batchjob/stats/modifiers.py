@@ -1,0 +1,110 @@
+"""Do overlap, distance and size of two instances decide whether clusters separate them? From the table of pairs."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from batchjob.stats.bootstrap import resampled_ratios
+from batchjob.stats.stream import Pool
+from batchjob.stats.view import View
+
+Floats = NDArray[np.float64]
+
+# Lower bounds of the bins of each modifier; the last is open.
+BINS: dict[str, tuple[float, ...]] = {
+    "box_iou": (0.0, 1e-9, 0.1, 0.3),  # boxes apart; touching a little; overlapping
+    "distance": (0.0, 3.0, 5.0, 7.0, 10.0),  # patches between the centroids
+    "smaller": (2.0, 4.0, 8.0, 16.0, 32.0),  # patches of the smaller instance
+    "size_ratio": (1.0, 1.5, 3.0),  # larger over smaller
+}
+COLUMNS = ["modifier", "low", "high", "method", "layer", "head", "pairs", "images", "pair_ari"]
+COLUMNS += ["pair_ari_low", "pair_ari_high", "position", "gain", "gain_low", "gain_high", "correlation"]
+
+
+def modifier_table(view: View, pool: Pool) -> pd.DataFrame:
+    """`pair_ari` by head in bins of each modifier: mean over pairs, 95 % interval over images, gain over position.
+
+    `correlation` is Spearman's, of the modifier and the gain over all pairs, the same in every bin's row. Images are
+    resampled, not pairs: those of one image are not independent.
+    """
+    path = view.folder / "stats" / "pairs.parquet"
+    if not pq.read_metadata(path).num_rows:
+        return pd.DataFrame(columns=COLUMNS)
+    tasks = [(m, x, modifier) for m in view.methods for x in view.layers for modifier in BINS]
+    frames = list(pool.map(functools.partial(_one_layer, path, view.heads), tasks))
+    whole = pd.concat([f for f in frames if len(f)], ignore_index=True)
+    return whole.sort_values(["method", "layer", "head"], kind="stable", ignore_index=True)
+
+
+def _one_layer(path: Path, heads: Sequence[int], task: tuple[str, int, str]) -> pd.DataFrame:
+    """The rows of all heads of a layer for one modifier: they share the resampled images."""
+    method, layer, modifier = task
+    names = [f"{method}/{layer}/{head}" for head in heads]
+    columns = ["larger", "smaller"] if modifier == "size_ratio" else [modifier]
+    table = pq.read_table(
+        path, columns=["image_id", *columns, *(f"{k}/{n}" for k in ("ari", "position") for n in names)]
+    )
+    image = table.column("image_id").combine_chunks().dictionary_encode().indices.to_numpy()
+    values = table.column(columns[0]).to_numpy().astype(np.float64)
+    if modifier == "size_ratio":
+        values = values / table.column("smaller").to_numpy()
+    ari, position = (
+        np.stack([table.column(f"{k}/{n}").to_numpy() for n in names], axis=1) for k in ("ari", "position")
+    )
+    ari, position = ari.astype(np.float64), position.astype(np.float64)
+    gain = ari - position
+    known = np.isfinite(gain).all(axis=1) & np.isfinite(values)
+    correlation = _rank_correlation(values[known], gain[known])
+    rows: list[tuple[float | int | str, ...]] = []
+    for low, high in zip(BINS[modifier], [*BINS[modifier][1:], np.inf], strict=True):
+        inside = known & (values >= low) & (values < high)
+        if not inside.any():
+            continue
+        used, where = np.unique(image[inside], return_inverse=True)
+        count = np.bincount(where).astype(np.float64)
+        stacked = np.concatenate([ari[inside], gain[inside]], axis=1)
+        sums = np.zeros((len(used), stacked.shape[1]))
+        np.add.at(sums, where, stacked)
+        drawn = resampled_ratios(sums, np.broadcast_to(count[:, None], sums.shape))
+        bounds = np.nanpercentile(drawn, [2.5, 97.5], axis=0)
+        for i, head in enumerate(heads):
+            own, over = bounds[:, i], bounds[:, len(heads) + i]
+            figures = (ari[inside, i].mean(), *own, position[inside, i].mean(), gain[inside, i].mean(), *over)
+            counts = (int(inside.sum()), len(used))
+            rows.append((modifier, low, high, method, layer, head, *counts, *figures, correlation[i]))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _rank_correlation(values: Floats, gains: Floats) -> Floats:
+    """[C]: Spearman's correlation of values [n] with each column of gains [n, C]; NaN where one does not vary."""
+    from scipy.stats import rankdata
+
+    x = rankdata(values) - (len(values) + 1) / 2 if len(values) else values
+    y = rankdata(gains, axis=0) - (len(values) + 1) / 2 if len(values) else gains
+    spread = np.sqrt((x**2).sum() * (y**2).sum(axis=0))
+    return np.where(spread > 0, x @ y / np.where(spread > 0, spread, 1), np.nan)
+
+
+def describe(table: pd.DataFrame, layer: int, head: int, method: str) -> list[str]:
+    """The modifiers of one head in words, a line each."""
+    mine = table[(table.layer == layer) & (table["head"] == head) & (table.method == method)]
+    lines = []
+    for modifier, of_it in mine.groupby("modifier", sort=False):
+        bins = [
+            f"{_bound(low, high)} {gain:+.2f} [{a:+.2f}, {b:+.2f}] ({pairs} pairs)"
+            for low, high, gain, a, b, pairs in zip(
+                *(of_it[c] for c in ("low", "high", "gain", "gain_low", "gain_high", "pairs")), strict=True
+            )
+        ]
+        line = f"pair_ari over position by {modifier} (rank correlation {of_it['correlation'].iloc[0]:+.2f}): "
+        lines.append((line + "; ".join(bins)).replace("-", "−"))
+    return lines
+
+
+def _bound(low: float, high: float) -> str:
+    return f"from {low:g}" if np.isinf(high) else f"{0 if low < 1e-6 else low:g} to {high:g}" if high > 1e-6 else "none"
