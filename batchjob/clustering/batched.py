@@ -6,6 +6,7 @@ every problem draws from its own counter: its labels are the same bits whatever 
 stands there.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,21 @@ MAX_ROWS = 16384  # a Gram matrix of 1 GiB
 CANCELLED = 1e-3  # an inertia below this share of the total has lost digits to it
 
 
+class Workspace:
+    """Memory kept from call to call: on a CPU, fresh pages for the Gram matrices cost as much as the products."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
+        """An uninitialised tensor on the device of `like`, valid until the next one of this name is taken."""
+        count = math.prod(shape)
+        kept = self._kept.get((name, dtype))
+        if kept is None or len(kept) < count or kept.device != like.device:
+            self._kept[name, dtype] = kept = torch.empty(count, dtype=dtype, device=like.device)
+        return kept[:count].view(shape)
+
+
 @dataclass(frozen=True, slots=True)
 class _Problems:
     """What the engine was given, and where the answers go."""
@@ -30,6 +46,14 @@ class _Problems:
     mask: Tensor | None
     labels: Tensor  # uint8 [N, P]
     inertia: Tensor  # float32 [N]
+    space: Workspace
+
+    def rows(self, part: Tensor) -> Tensor:
+        """x of the problems `part`, a view where they stand side by side."""
+        first, last = int(part[0]), int(part[-1])
+        if not part.is_cuda and last - first + 1 == len(part) and bool((part.diff() == 1).all()):
+            return self.x[first : last + 1]
+        return self.x[part]
 
 
 class BatchedEngine:
@@ -40,6 +64,7 @@ class BatchedEngine:
     def __init__(self, device: torch.device, *, budget_bytes: int = 0) -> None:
         self._budget_bytes = budget_bytes or BUDGET_BYTES[device.type]
         self._tile = TILE[device.type]
+        self._space = Workspace()
 
     def kmeans(self, x: Tensor, k: Tensor, seeds: Tensor, *, n_init: int, mask: Tensor | None = None) -> Clusters:
         """See `Engine.kmeans`. Beside the results it holds about `budget_bytes`, or one problem's if that is more.
@@ -51,7 +76,7 @@ class BatchedEngine:
         if p > MAX_ROWS:
             raise ValueError(f"{p} rows a problem; the batched engine takes up to {MAX_ROWS}: use sklearn or cuml")
         labels = torch.full((n, p), NONE, dtype=torch.uint8, device=x.device)
-        problems = _Problems(x, seeds.to(x.device), n_init, mask, labels, torch.zeros(n, device=x.device))
+        problems = _Problems(x, seeds.to(x.device), n_init, mask, labels, torch.zeros(n, device=x.device), self._space)
         k = k.cpu().clamp_max(p) if mask is None else torch.minimum(k.cpu(), mask.sum(1).cpu())
         again = self._solve_all(problems, k, torch.arange(n)[k > 0], torch.float32)
         if len(again):
@@ -84,15 +109,15 @@ class BatchedEngine:
 
 def _solve(problems: _Problems, k: int, part: Tensor, tile: int, dtype: torch.dtype) -> Tensor:
     """bool [len(part)]: answers of which fp32's rounding leaves doubt, after writing all; `part` are indices."""
-    m, p = -(-len(part) // tile) * tile, problems.x.shape[1]
-    device, r = part.device, problems.n_init
+    m, (_, p, d) = -(-len(part) // tile) * tile, problems.x.shape
+    device, r, space = part.device, problems.n_init, problems.space
     padded = torch.cat([part, part[-1:].expand(m - len(part))])  # the last tile is filled with its last problem
     mask = None if problems.mask is None else problems.mask[padded]
     tiles = lloyd.Tiles(
-        gram=torch.empty(m, p, p, dtype=dtype, device=device),
+        gram=space.take("gram", (m, p, p), part, dtype),
         square=torch.empty(m, 1, p, dtype=dtype, device=device),
         member=None if mask is None else mask.to(dtype)[:, None, None],
-        ones=torch.empty(m, k, r, p, dtype=dtype, device=device),
+        ones=space.take("ones", (m, k, r, p), part, dtype),
         cost=torch.empty(m, r, dtype=dtype, device=device),
         same=torch.zeros(m, dtype=torch.bool, device=device),
         order=torch.arange(m, device=device),
@@ -103,7 +128,8 @@ def _solve(problems: _Problems, k: int, part: Tensor, tile: int, dtype: torch.dt
     for start in range(0, m, tile):
         at = slice(start, start + tile)
         inside = None if mask is None else mask[at]
-        factor[at] = gram.centred_gram(problems.x[padded[at]], inside, tiles.gram[at])
+        scratch = space.take("rows", (tile, p, d), part, dtype)
+        factor[at] = gram.centred_gram(problems.rows(padded[at]), inside, tiles.gram[at], scratch)
         tiles.square[at, 0] = torch.diagonal(tiles.gram[at], dim1=1, dim2=2)
         member = None if tiles.member is None else tiles.member[at, 0, 0]
         centres, starved[at] = gram.plus_plus(tiles.gram[at], member, k, problems.seeds[padded[at]], r)

@@ -10,30 +10,35 @@ from batchjob.clustering.base import mix, uniform
 _SAFE = (1e-24, 1e24)  # sums of squares in this range neither overflow nor lose digits to denormals in fp32
 
 
-def centred_gram(x: Tensor, mask: Tensor | None, out: Tensor) -> Tensor:
+def centred_gram(x: Tensor, mask: Tensor | None, out: Tensor, scratch: Tensor | None = None) -> Tensor:
     """float [T]: the power of two that the rows were multiplied by; `out` [T, P, P] becomes X Xᵀ of the centred rows.
 
     x [T, P, D]; mask bool [T, P]: rows and columns outside it become 0. The factor is 1 but for numbers so small or
     large that their squares would leave the range of floats. G is NaN for a problem that holds NaN or infinity.
+    `scratch` [T, P, D] of `out`'s dtype is written over; new memory costs a CPU as much as a step of the algorithm.
     """
+    scratch = torch.empty_like(x, dtype=out.dtype) if scratch is None else scratch
     x = x.to(out.dtype)
     if mask is not None:
         x = torch.where(mask[:, :, None], x, 0)
     factor = torch.ones(len(x), dtype=x.dtype, device=x.device)
-    energy = _gram(x, mask, out)
+    energy = _gram(x, mask, out, scratch)
     if bool(((energy < _SAFE[0]) | ~(energy < _SAFE[1])).any()):
         most = x.abs().amax((1, 2))
         factor = torch.ldexp(factor, -torch.frexp(most).exponent)  # a power of two: it rounds nothing
-        _gram(x * factor[:, None, None], mask, out)
+        _gram(x * factor[:, None, None], mask, out, scratch)
     return factor
 
 
-def _gram(x: Tensor, mask: Tensor | None, out: Tensor) -> Tensor:
+def _gram(x: Tensor, mask: Tensor | None, out: Tensor, centred: Tensor) -> Tensor:
     count = x.shape[1] if mask is None else mask.sum(1).clamp_min(1)[:, None, None]
-    x = x - x.sum(1, keepdim=True) / count  # not mean(): a mask of all True must give the same bits
+    torch.sub(x, x.sum(1, keepdim=True) / count, out=centred)  # not mean(): a mask of all True must give the same bits
     if mask is not None:
-        x = torch.where(mask[:, :, None], x, 0)
-    torch.bmm(x, x.mT, out=out)
+        centred.mul_(mask[:, :, None])
+    half = x.shape[1] // 32 * 16  # the upper right block is the lower left one's mirror image
+    torch.bmm(centred, centred[:, :half].mT, out=out[:, :, :half])
+    torch.bmm(centred[:, half:], centred[:, half:].mT, out=out[:, half:, half:])
+    out[:, :half, half:] = out[:, half:, :half].mT
     return torch.diagonal(out, dim1=1, dim2=2).sum(-1)
 
 
