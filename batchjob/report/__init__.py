@@ -1,0 +1,5 @@
+"""One self-contained HTML page of a run, or of several side by side."""
+
+from batchjob.report.page import write_report
+
+__all__ = ["write_report"]

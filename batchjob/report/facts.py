@@ -1,0 +1,156 @@
+"""What the page says about a run in words and numbers: options, failures, timing, how to run it again."""
+
+import csv
+import dataclasses
+import json
+import shlex
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from batchjob.config import Options
+from batchjob.figures.view import RunView
+from batchjob.figures.write import model_name
+
+_WAY_OUT = {
+    "images": "decoding: more --workers, or photos on a faster disk",
+    "model": "the model: a GPU, a smaller --image-size, or fp16",
+    "clustering": "the clustering: a GPU, fewer --n-init, a smaller k or fewer heads",
+    "results": "what is stored: fewer --keep-maps",
+    "store": "the disk that the store is written to",
+}
+_SHOWN_FAILURES = 20
+
+
+@dataclass(frozen=True)
+class Failure:
+    image_id: str
+    cause: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Where the time of labelling went, over all processes."""
+
+    images: int
+    seconds: float  # of all processes
+    rate: float  # images a second, all processes together
+    stages: list[tuple[str, float]]  # share of the seconds, the largest first
+    where: str
+    bottleneck: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One run, as the page tells of it."""
+
+    folder: str
+    title: str
+    images: int
+    labelled: int
+    causes: list[tuple[str, int]]
+    failures: list[Failure]  # the first few
+    timing: Timing | None
+    command: str
+    rows: list[tuple[str, str]]  # what was run: name and value
+    options: list[tuple[str, str, bool]]  # name, value, whether it is the default
+    versions: list[tuple[str, str]]
+    plan: str  # JSON
+
+
+def gather(view: RunView) -> Facts:
+    """All facts of a run that its folder holds; what is not there is left out."""
+    plan = view.plan
+    causes, failures = _failures(view.folder / "failures.csv")
+    defaults = {f.name: f.default for f in dataclasses.fields(Options)}
+    options = [(n.replace("_", "-"), str(v), v == defaults.get(n)) for n, v in plan["options"].items()]
+    return Facts(
+        folder=str(view.folder),
+        title=model_name(view),
+        images=len(view.ids),
+        labelled=len(view.ok_rows),
+        causes=causes,
+        failures=failures,
+        timing=_timing(view.folder / "logs"),
+        command=command(plan, view.folder),
+        rows=_rows(view),
+        options=options,
+        versions=[(name, str(value)) for name, value in plan.get("versions", {}).items()],
+        plan=json.dumps(plan, indent=1),
+    )
+
+
+def command(plan: dict[str, Any], folder: Path) -> str:
+    """The command line that makes the run again: what differs from the defaults."""
+    words = ["batchjob", "run", str(plan["data"]), str(folder)]
+    for option in dataclasses.fields(Options):
+        value = plan["options"].get(option.name, option.default)
+        if value != option.default:
+            words += [f"--{option.name.replace('_', '-')}", str(value)]
+    return " ".join(shlex.quote(word) for word in words)
+
+
+def _rows(view: RunView) -> list[tuple[str, str]]:
+    plan, options, model = view.plan, view.plan["options"], view.plan["model"]
+    weights = plan["weights"]
+    origin = weights.get("origin") or weights.get("source") or "unknown"
+    height, width = model["input_px"]
+    grid = view.geometry.grid
+    rows = [
+        ("Images", f"{len(view.ids):,} of {plan['data']}"),
+        ("Model", view.model),
+        ("Weights", f"{origin}, sha256 {weights['sha256'][:12]}" if weights.get("sha256") else origin),
+        ("Input", f"{height} × {width} pixels ({options['resize']}), {grid[0]} × {grid[1]} patches"),
+        ("Layers", _ranges(view.layers)),
+        ("Heads", _ranges(view.heads)),
+        (
+            "Clustering",
+            f"{', '.join(options['method'].split(','))}; k = {options['k']}; {options['distance']} distance",
+        ),
+        ("Scope", "each image by itself" if options["scope"] == "image" else "one set of centroids for the data set"),
+        ("Precision", str(plan["precision"])),
+    ]
+    return rows + ([("Annotations", str(plan["annotations"]))] if plan.get("annotations") else [])
+
+
+def _ranges(numbers: list[int]) -> str:
+    """`0–5, 11` of 0, 1, 2, 3, 4, 5, 11."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(str(p[0]) if len(p) == 1 else f"{p[0]}–{p[-1]}" for p in parts)
+
+
+def _failures(path: Path) -> tuple[list[tuple[str, int]], list[Failure]]:
+    if not path.exists():
+        return [], []
+    causes: Counter[str] = Counter()
+    first: list[Failure] = []
+    with path.open(newline="", encoding="utf-8", errors="backslashreplace") as file:
+        for row in csv.DictReader(file):
+            causes[row["cause"]] += 1
+            if len(first) < _SHOWN_FAILURES:
+                first.append(Failure(row["image_id"], row["cause"], row["message"]))
+    return causes.most_common(), first
+
+
+def _timing(folder: Path) -> Timing | None:
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("timing-*.json"))]
+    found = [one for one in found if one.get("seconds", 0) > 0 and one.get("images", 0) > 0]
+    if not found:
+        return None
+    seconds = sum(one["seconds"] for one in found)
+    stages: Counter[str] = Counter()
+    for one in found:
+        stages.update(one["stages"])
+    shares = [(name, spent / seconds) for name, spent in stages.most_common()]
+    devices = Counter(str(one["device"]) for one in found)
+    where = ", ".join(f"{count} × {name}" if count > 1 else name for name, count in devices.items())
+    slowest = shares[0][0]
+    images = sum(one["images"] for one in found)
+    return Timing(images, seconds, images / seconds * len(found), shares, where, _WAY_OUT.get(slowest, slowest))

@@ -1,0 +1,399 @@
+"use strict";
+// The page's own behaviour: theme, table, image browser. Plain JavaScript; everything it reads is inside the page.
+const $ = (id) => document.getElementById(id);
+const make = (tag, props = {}, ...inside) => {
+  const node = Object.assign(document.createElement(tag), props);
+  node.append(...inside);
+  return node;
+};
+
+// --- theme, copy, full size -----------------------------------------------------------------------------------------
+$("theme").addEventListener("click", () => {
+  const root = document.documentElement;
+  const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  root.dataset.theme = dark ? "light" : "dark";
+});
+for (const button of document.querySelectorAll(".copy")) {
+  button.addEventListener("click", () => {
+    const code = button.parentElement.querySelector("code");
+    getSelection().selectAllChildren(code);
+    document.execCommand("copy"); // the clipboard API is not there for a page opened from disk
+    button.textContent = "copied";
+  });
+}
+for (const button of document.querySelectorAll(".zoom")) {
+  button.addEventListener("click", () => {
+    const on = button.closest("figure").classList.toggle("zoomed");
+    button.setAttribute("aria-pressed", String(on));
+    button.textContent = on ? "fit to page" : "full size";
+  });
+}
+
+// --- the table of heads ---------------------------------------------------------------------------------------------
+function setUpTable() {
+  const table = $("table"), body = table.tBodies[0], rows = [...body.rows], headers = [...table.tHead.rows[0].cells];
+  const key = (row, column) => {
+    const cell = row.cells[column], value = cell.dataset.sort;
+    return value === undefined ? cell.textContent.trim() : value === "" ? NaN : Number(value);
+  };
+  const sort = (column) => {
+    const header = headers[column], numeric = header.dataset.kind === "number";
+    const first = numeric ? "descending" : "ascending", other = numeric ? "ascending" : "descending";
+    const way = header.getAttribute("aria-sort") === first ? other : first;
+    headers.forEach((h) => h.removeAttribute("aria-sort"));
+    header.setAttribute("aria-sort", way);
+    const sign = way === "ascending" ? 1 : -1;
+    rows.sort((a, b) => {
+      const [x, y] = [key(a, column), key(b, column)];
+      if (typeof x === "number" && (isNaN(x) || isNaN(y))) return isNaN(x) - isNaN(y); // what has no value comes last
+      return sign * (typeof x === "number" ? x - y : x.localeCompare(y));
+    });
+    body.append(...rows);
+  };
+  headers.forEach((header, column) => header.firstElementChild.addEventListener("click", () => sort(column)));
+  const filter = () => {
+    const words = $("find").value.toLowerCase().split(/\s+/).filter(Boolean), only = $("clear")?.checked;
+    const chosen = [...document.querySelectorAll("#filters select")].filter((s) => s.value);
+    let shown = 0;
+    for (const row of rows) {
+      const ok = words.every((w) => ` ${row.dataset.find} `.includes(/^\d+$/.test(w) ? ` ${w} ` : w)) &&
+        chosen.every((s) => row.dataset[s.dataset.key] === s.value) && (!only || row.dataset.clear);
+      row.hidden = !ok;
+      shown += ok;
+    }
+    $("count").textContent = shown === rows.length ? `${shown} heads` : `${shown} of ${rows.length} heads`;
+  };
+  $("filters").addEventListener("input", filter);
+  $("filters").addEventListener("submit", (event) => event.preventDefault());
+  filter();
+}
+setUpTable();
+
+// --- the image browser ----------------------------------------------------------------------------------------------
+let page = null; // the parsed data, when the browser comes into view
+const unpacked = new Map();
+
+function bytesOf(name) {
+  const text = atob($(name).textContent), bytes = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+  return bytes;
+}
+
+async function unpack(name) {
+  if (!unpacked.has(name)) {
+    if (unpacked.size > 300) unpacked.clear();
+    const stream = new Blob([bytesOf(name)]).stream().pipeThrough(new DecompressionStream("deflate"));
+    unpacked.set(name, new Response(stream).arrayBuffer().then((buffer) => new Uint8Array(buffer)));
+  }
+  return unpacked.get(name);
+}
+
+const photoUrl = (image) => `data:image/jpeg;base64,${$(image.photo).textContent}`;
+
+class Panel {
+  // One run's view of the chosen image: its own layer, head and method.
+  constructor(number, run, many) {
+    Object.assign(this, { number, run, layer: run.layers.length - 1, head: 0, method: 0, at: null });
+    const choose = (name, values, key) => {
+      const select = make("select", {}, ...values.map((v, i) => make("option", { value: i, textContent: v })));
+      select.value = this[key];
+      select.dataset.key = key;
+      select.addEventListener("change", () => { this[key] = Number(select.value); browser.changed(); });
+      return make("label", {}, `${name} `, select);
+    };
+    this.layerLabel = choose("Layer", run.layers, "layer");
+    this.headLabel = choose("Head", run.heads, "head");
+    const controls = make("div", { className: "controls" }, this.layerLabel, this.headLabel);
+    if (run.methods.length) controls.append(choose("Method", run.methods, "method"));
+    this.views = {};
+    const views = make("div", { className: "views" });
+    const names = { clusters: "Clusters", heat: run.attention, row: "Attention of the patch" };
+    for (const [key, name] of Object.entries(names)) {
+      if (key === "clusters" && !run.methods.length) continue;
+      const canvas = make("canvas", { tabIndex: 0 });
+      canvas.setAttribute("role", "img");
+      canvas.dataset.view = key;
+      const caption = make("figcaption");
+      caption.setAttribute("aria-live", key === "row" ? "polite" : "off");
+      views.append(make("figure", { className: "view" }, canvas, caption));
+      this.views[key] = { canvas, caption, name };
+      canvas.addEventListener("pointermove", (event) => this.point(event));
+      canvas.addEventListener("pointerdown", (event) => this.point(event));
+      canvas.addEventListener("keydown", (event) => this.key(event));
+    }
+    this.strip = make("div", { className: "strip" });
+    this.strip.setAttribute("role", "group");
+    this.strip.setAttribute("aria-label", "Heads");
+    this.node = make("div", { className: "panel" });
+    if (many) this.node.append(make("h3", { textContent: run.name }));
+    this.missing = make("p", { className: "quiet", textContent: "This run has no result for the image.", hidden: true });
+    this.shown = make("div", {}, controls, this.strip, views);
+    this.node.append(this.missing, this.shown);
+  }
+
+  get size() { return this.run.grid[0] * this.run.grid[1]; }
+  labelsOf(head) {
+    const { methods, layers, heads } = this.run;
+    const start = ((this.method * layers.length + this.layer) * heads.length + head) * this.size;
+    return methods.length ? this.maps.subarray(start, start + this.size) : null;
+  }
+  heatOf(head) {
+    const { methods, layers, heads } = this.run;
+    const start = ((methods.length * layers.length + this.layer) * heads.length + head) * this.size;
+    return this.maps.subarray(start, start + this.size);
+  }
+
+  async show(image, photo) {
+    const inside = image.runs[this.number];
+    this.missing.hidden = Boolean(inside);
+    this.shown.hidden = !inside;
+    if (!inside) return;
+    const turn = (this.turn = (this.turn || 0) + 1);
+    const maps = await unpack(inside.maps);
+    if (turn !== this.turn) return; // another image was chosen meanwhile
+    Object.assign(this, { image, photo, inside, maps, rows: null });
+    this.layerLabel.lastChild.value = this.layer;
+    this.headLabel.lastChild.value = this.head;
+    if (!this.at) this.at = this.brightest();
+    this.drawStrip();
+    const name = inside.rows[`${this.layer},${this.head}`];
+    const rows = name ? await unpack(name) : null;
+    if (turn !== this.turn) return;
+    this.rows = rows;
+    this.draw();
+  }
+
+  brightest() {
+    const heat = this.heatOf(this.head);
+    let best = 0;
+    heat.forEach((v, i) => { if (v > heat[best]) best = i; });
+    return [Math.floor(best / this.run.grid[1]), best % this.run.grid[1]];
+  }
+
+  point(event) {
+    const box = event.currentTarget.getBoundingClientRect(), [rows, columns] = this.run.grid, span = this.inside.span;
+    const y = Math.floor((event.clientY - box.top) / box.height / span[0] * rows);
+    const x = Math.floor((event.clientX - box.left) / box.width / span[1] * columns);
+    this.moveTo(y, x);
+  }
+  key(event) {
+    const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
+    if (step) { this.moveTo(this.at[0] + step[0], this.at[1] + step[1]); event.preventDefault(); }
+    if (event.key === "n" || event.key === "N") browser.step(1);
+    if (event.key === "p" || event.key === "P") browser.step(-1);
+  }
+  moveTo(y, x) {
+    const [rows, columns] = this.run.grid;
+    const at = [Math.max(0, Math.min(rows - 1, y)), Math.max(0, Math.min(columns - 1, x))];
+    if (at[0] === this.at[0] && at[1] === this.at[1]) return;
+    this.at = at;
+    this.draw();
+  }
+
+  drawStrip() {
+    const { heads } = this.run;
+    if (this.strip.children.length !== heads.length) {
+      this.strip.replaceChildren(...heads.map((head, i) => {
+        const button = make("button", { type: "button" }, make("canvas"), make("span"));
+        button.addEventListener("click", () => { this.head = i; browser.changed(); });
+        return button;
+      }));
+    }
+    heads.forEach((head, i) => {
+      const button = this.strip.children[i], score = browser.score(this, i);
+      button.setAttribute("aria-pressed", String(i === this.head));
+      button.lastChild.textContent = `head ${head}` + (score === null ? "" : ` · ${score.toFixed(2)}`);
+      const canvas = button.firstChild, labels = this.labelsOf(i);
+      canvas.width = 84;
+      canvas.height = Math.round(84 * this.image.height / this.image.width);
+      if (labels) this.paint(canvas, labels, page.palette, 0.64, true);
+      else this.paint(canvas, this.heatOf(i), page.heat, 1, false);
+    });
+  }
+
+  draw() {
+    const [rows, columns] = this.run.grid, [y, x] = this.at, strength = Number($("opacity").value) / 100;
+    const labels = this.labelsOf(this.head), width = 480, height = Math.round(width * this.image.height / this.image.width);
+    for (const { canvas } of Object.values(this.views)) { canvas.width = width; canvas.height = height; }
+    const head = `layer ${this.run.layers[this.layer]}, head ${this.run.heads[this.head]}`;
+    if (labels) {
+      const { canvas, caption, name } = this.views.clusters, own = labels[y * columns + x];
+      this.paint(canvas, labels, page.palette, strength, true);
+      this.outline(canvas, labels, own);
+      const count = labels.filter((v) => v === own).length, k = new Set(labels.filter((v) => v < 254)).size;
+      const what = own === 255 ? "no label" : own === 254 ? `noise, ${count} patches` : `this patch's cluster: ${count} patches`;
+      caption.textContent = `${name}, ${head}: k = ${k}; ${what}`;
+      this.describe(canvas, `Clusters of ${this.image.id}, ${head}`);
+    }
+    const heat = this.views.heat;
+    this.paint(heat.canvas, this.heatOf(this.head), page.heat, 1, false);
+    heat.caption.textContent = `${heat.name}, ${head}: from 0 (dark) to its 99th percentile (bright)`;
+    this.describe(heat.canvas, `${heat.name} of ${this.image.id}, ${head}`);
+    this.drawRow(head);
+    for (const { canvas } of Object.values(this.views)) this.ring(canvas);
+  }
+
+  drawRow(head) {
+    const { canvas, caption } = this.views.row, cell = this.run.cell, [rows, columns] = this.run.grid, [y, x] = this.at;
+    this.describe(canvas, `Attention of patch row ${y}, column ${x} of ${this.image.id}, ${head}`);
+    if (!this.rows) {
+      this.paint(canvas, null, null, 0, false);
+      const kept = Object.keys(this.inside.rows).length || page.runs[this.number].kept;
+      caption.textContent = kept ? `No attention rows of this image, layer and head are in the page.`
+        : "No attention rows were stored; --keep-maps N keeps those of N images.";
+      return;
+    }
+    const tall = Math.ceil(rows / cell), wide = Math.ceil(columns / cell), count = tall * wide;
+    const query = Math.floor(y / cell) * wide + Math.floor(x / cell);
+    this.paint(canvas, this.rows.subarray(query * count, (query + 1) * count), page.heat, 0.3 + 0.7 * Number($("opacity").value) / 100, false, [tall, wide], true);
+    const mean = cell > 1 ? `, mean over ${cell} × ${cell} patches` : "";
+    caption.textContent = `Attention of the patch in row ${y}, column ${x}, ${head}${mean}`;
+  }
+
+  describe(canvas, text) { canvas.setAttribute("aria-label", `${text}. Arrow keys move the patch.`); }
+
+  paint(canvas, values, colours, strength, isLabels, grid = this.run.grid, onPhoto = false) {
+    // The photo in grey and each patch's colour over it; nearest, as patches are.
+    const context = canvas.getContext("2d", { willReadFrequently: true }), { width, height } = canvas;
+    context.filter = "none";
+    context.drawImage(this.photo, 0, 0, width, height);
+    if (!values) return;
+    const picture = context.getImageData(0, 0, width, height), data = picture.data, [rows, columns] = grid;
+    // a coarser grid of cells reaches as far as its cells do
+    const reach = grid === this.run.grid ? [1, 1] : [rows * this.run.cell / this.run.grid[0], columns * this.run.cell / this.run.grid[1]];
+    const [high, wide] = [this.inside.span[0] * reach[0], this.inside.span[1] * reach[1]];
+    for (let py = 0; py < height; py++) {
+      const row = Math.min(rows - 1, Math.floor((py + 0.5) / height / high * rows)) * columns;
+      for (let px = 0; px < width; px++) {
+        const value = values[row + Math.min(columns - 1, Math.floor((px + 0.5) / width / wide * columns))];
+        const i = (py * width + px) * 4, grey = 0.299 * data[i] + 0.587 * data[i + 1] + 0.114 * data[i + 2];
+        let share = isLabels && value === 255 ? 0 : strength;
+        if (onPhoto) share = strength * (0.55 + 0.45 * value / 255); // dark stays see-through
+        for (let c = 0; c < 3; c++) data[i + c] = share * colours[value][c] + (1 - share) * grey;
+      }
+    }
+    context.putImageData(picture, 0, 0);
+  }
+
+  outline(canvas, labels, own) {
+    const context = canvas.getContext("2d"), [rows, columns] = this.run.grid, [high, wide] = this.inside.span;
+    const dx = canvas.width * wide / columns, dy = canvas.height * high / rows;
+    const trace = (test) => {
+      context.beginPath();
+      for (let y = 0; y < rows; y++) for (let x = 0; x < columns; x++) {
+        const here = labels[y * columns + x];
+        if (x + 1 < columns && test(here, labels[y * columns + x + 1])) { context.moveTo((x + 1) * dx, y * dy); context.lineTo((x + 1) * dx, (y + 1) * dy); }
+        if (y + 1 < rows && test(here, labels[(y + 1) * columns + x])) { context.moveTo(x * dx, (y + 1) * dy); context.lineTo((x + 1) * dx, (y + 1) * dy); }
+      }
+      context.stroke();
+    };
+    context.lineCap = "square";
+    context.strokeStyle = "rgba(255,255,255,.75)"; context.lineWidth = 1;
+    trace((a, b) => a !== b);
+    context.strokeStyle = "#fff"; context.lineWidth = 3.5;
+    trace((a, b) => (a === own) !== (b === own));
+    context.strokeStyle = "#111"; context.lineWidth = 1.5;
+    trace((a, b) => (a === own) !== (b === own));
+  }
+
+  ring(canvas) {
+    const context = canvas.getContext("2d"), [rows, columns] = this.run.grid, [high, wide] = this.inside.span;
+    const x = (this.at[1] + 0.5) / columns * wide * canvas.width, y = (this.at[0] + 0.5) / rows * high * canvas.height;
+    for (const [colour, width] of [["#000", 4], ["#fff", 2]]) {
+      context.strokeStyle = colour; context.lineWidth = width;
+      context.beginPath(); context.arc(x, y, 7, 0, 7); context.stroke();
+    }
+  }
+}
+
+const browser = {
+  panels: [], position: 0, sequence: [],
+
+  score(panel, head) {
+    const scores = panel.inside?.score ?? null;
+    return scores ? scores[panel.method]?.[panel.layer]?.[head] ?? null : null;
+  },
+  scoreOf(image) {
+    const panel = this.panels[0], scores = image.runs[0]?.score;
+    return scores ? scores[panel.method]?.[panel.layer]?.[panel.head] ?? null : null;
+  },
+
+  start() {
+    page = JSON.parse($("data").textContent);
+    if (!page.images?.length) return;
+    this.panels = page.runs.map((run, i) => new Panel(i, run, page.runs.length > 1));
+    $("panels").append(...this.panels.map((p) => p.node));
+    if (page.images.some((image) => image.runs[0]?.score)) {
+      $("order").append(make("option", { value: "best", textContent: `best ${page.score} of the head first` }),
+        make("option", { value: "worst", textContent: `worst ${page.score} of the head first` }));
+    }
+    const [first] = this.panels, start = page.start ?? {};
+    if (start.layer !== undefined) Object.assign(first, { layer: start.layer, head: start.head, method: start.method ?? 0 });
+    $("image").addEventListener("change", () => { this.position = Number($("image").value); this.show(); });
+    $("order").addEventListener("change", () => { this.position = 0; this.changed(true); });
+    $("previous").addEventListener("click", () => this.step(-1));
+    $("next").addEventListener("click", () => this.step(1));
+    $("opacity").addEventListener("input", () => this.panels.forEach((p) => p.maps && p.inside && p.draw()));
+    $("browser").hidden = false;
+    this.changed(true);
+  },
+
+  arrange() {
+    const order = $("order").value, sign = order === "worst" ? 1 : -1;
+    this.sequence = page.images.map((_, i) => i);
+    if (order !== "row") {
+      const value = (i) => this.scoreOf(page.images[i]);
+      this.sequence = this.sequence.filter((i) => value(i) !== null).sort((a, b) => sign * (value(a) - value(b)));
+      if (!this.sequence.length) this.sequence = page.images.map((_, i) => i);
+    }
+    $("image").replaceChildren(...this.sequence.map((i, position) => {
+      const score = this.scoreOf(page.images[i]), kept = page.images[i].runs.some((r) => r && Object.keys(r.rows).length);
+      const text = page.images[i].id + (score === null ? "" : ` · ${score.toFixed(2)}`) + (kept ? " · attention kept" : "");
+      return make("option", { value: position, textContent: text });
+    }));
+  },
+
+  changed(fromStart = false) {
+    // Another order, layer, head or method: the same image stays, unless a new order begins at its first.
+    const current = this.sequence[this.position];
+    this.arrange();
+    this.position = fromStart ? 0 : Math.max(0, this.sequence.indexOf(current));
+    this.extremes();
+    this.show();
+  },
+
+  step(by) {
+    this.position = (this.position + by + this.sequence.length) % this.sequence.length;
+    this.show();
+  },
+
+  async show() {
+    $("image").value = this.position;
+    const image = page.images[this.sequence[this.position]], photo = new Image();
+    photo.src = photoUrl(image);
+    await photo.decode();
+    if (image !== page.images[this.sequence[this.position]]) return;
+    this.panels.forEach((panel) => { panel.at = null; });
+    await Promise.all(this.panels.map((panel) => panel.show(image, photo)));
+    document.body.dataset.shown = image.id;
+  },
+
+  extremes() {
+    const scored = page.images.map((image, i) => [this.scoreOf(image), i]).filter(([s]) => s !== null).sort((a, b) => b[0] - a[0]);
+    if (scored.length < 2) { $("extremes").replaceChildren(); return; }
+    const some = Math.min(5, Math.floor(scored.length / 2)), { run, layer, head } = this.panels[0];
+    const group = (name, list) => make("div", {}, make("h3", { textContent: `${name} of layer ${run.layers[layer]}, head ${run.heads[head]}` }),
+      make("div", { className: "strip" }, ...list.map(([score, i]) => {
+        const image = page.images[i];
+        const button = make("button", { type: "button", title: image.id }, make("img", { src: photoUrl(image), alt: image.id, loading: "lazy" }), `${score.toFixed(2)}`);
+        button.addEventListener("click", () => { this.position = Math.max(0, this.sequence.indexOf(i)); this.show(); $("browser").scrollIntoView({ block: "start" }); });
+        return button;
+      })));
+    $("extremes").replaceChildren(group("Best images", scored.slice(0, some)), group("Worst images", scored.slice(-some).reverse()));
+  },
+};
+
+// Read only when it is about to be seen: the page opens at once however much it carries.
+new IntersectionObserver((entries, observer) => {
+  if (entries.some((entry) => entry.isIntersecting)) { observer.disconnect(); browser.start(); }
+}, { rootMargin: "600px" }).observe($("images"));

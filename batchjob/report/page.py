@@ -1,0 +1,200 @@
+"""The page: pictures, facts, table and browser put into the template."""
+
+import base64
+import io
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from PIL import Image
+
+import batchjob
+from batchjob.figures import canvas, write
+from batchjob.figures.view import RunView, open_run
+from batchjob.figures.write import Look
+from batchjob.report import browser, facts, table
+
+_PICTURE_DPI = 150
+_PICTURE_IMAGES = 6
+_SAMPLE = 60
+_HERE = Path(__file__).parent
+_SECTIONS = (
+    ("answer", "Answer"),
+    ("figures", "Figures"),
+    ("heads", "Heads"),
+    ("images", "Images"),
+    ("failures", "Failures"),
+    ("timing", "Timing"),
+    ("plan", "Plan"),
+)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One figure of the page: a WebP as base64, or an SVG that takes the page's colours."""
+
+    title: str
+    caption: str
+    alt: str
+    width: int
+    height: int
+    data: str = ""
+    svg: Markup | None = None
+
+
+def write_report(runs: Sequence[Path], *, seed: int = 0) -> Path:
+    """The page's path, RUN/report.html of the first run. Raises UserError where a run is none or has no labels."""
+    views = [open_run(Path(run)) for run in runs]
+    text = render(views, seed=seed)
+    path = views[0].folder / "report.html"
+    part = path.with_suffix(f".html.part{os.getpid()}")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+    return path
+
+
+def render(views: Sequence[RunView], *, seed: int = 0) -> str:
+    """The page as text. seed: of the images drawn at random for the sample."""
+    view = views[0]
+    runs = [facts.gather(one) for one in views]
+    parcel = browser.pack(views, _wanted(view, seed), [None] * len(views))
+    for run, one, told in zip(parcel.json["runs"], views, runs, strict=True):
+        run["name"], run["kept"] = told.folder, len(one.kept_rows)
+    shown = len(parcel.json["images"])
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.get_template("page.html").render(
+        version=batchjob.__version__,
+        title=" and ".join(dict.fromkeys(run.title for run in runs)),
+        subtitle=_subtitle(view),
+        sections=[("compared", "Side by side"), *_SECTIONS] if len(runs) > 1 else _SECTIONS,
+        style=Markup((_HERE / "page.css").read_text()),
+        script=Markup((_HERE / "page.js").read_text()),
+        runs=runs,
+        question="Do clusters of self-attention separate objects of the same class?",
+        answer=[],
+        stats_command=f"batchjob stats {view.folder}",
+        tiles=_tiles(runs[0], view),
+        compared=_compared(runs) if len(runs) > 1 else [],
+        differences=[],
+        differences_header=[],
+        differences_note="",
+        pictures=[picture for one in (views,) for picture in pictures(one)],
+        table=table.plain(view),
+        sample_note=_sample_note(shown, len(view.ok_rows), view),
+        data=_json(parcel.json),
+        blobs=parcel.blobs,
+        size_note=f"Its images are a sample of {shown:,} of {len(view.ok_rows):,}."
+        if shown < len(view.ok_rows)
+        else "",
+    )
+
+
+def pictures(views: Sequence[RunView]) -> list[Picture]:
+    """The figures of the page, of few images each: `batchjob figures` makes more of them, and larger."""
+    view = views[0]
+    look = Look(count=_PICTURE_IMAGES)
+    layer, head = write.chosen_layer(view, look), write.chosen_head(view, look)
+    rows = view.choose("spread", look.count)
+    found = []
+    for _, figure in write.grids(view, rows, layer, look):
+        what = " and ".join([view.attention_name, "clusters"] if view.methods else [view.attention_name])
+        caption = (
+            f"{what} of every head, layer {layer}. In a row of clusters, one colour is one cluster; "
+            "colours are matched between heads by overlap, so that a region keeps its colour."
+        )
+        alt = f"Grid of {len(rows)} photos by heads {_span(view.heads)} of layer {layer}: {what}."
+        found.append(picture(figure, "Images and heads", caption, alt))
+    if len(views) > 1:
+        caption = "The same photos through the models of the runs, one head of each."
+        found.append(picture(write.models(views, rows, look), "Models side by side", caption, caption))
+    caption = "The fewest patches that hold 60 % of the attention, outlined on the photo."
+    found.append(picture(write.masks(view, rows, layer), "Attended masks", caption, f"{caption} Layer {layer}."))
+    for name, figure in write.layers(view, rows[0], look):
+        is_query = name == "layers-query"
+        title = "Attention of one patch" if is_query else "Layers and heads"
+        what = "the marked patch's attention" if is_query else view.attention_name
+        found.append(
+            picture(figure, title, f"One image, layers by heads: {what}.", f"Layers by heads of one photo: {what}.")
+        )
+    many = view.choose("spread", 14)
+    caption = f"Layer {layer}, head {head}, over {len(many)} images."
+    found.append(picture(write.head_gallery(view, many, layer, head, look), "One head", caption, caption))
+    return found
+
+
+def picture(figure: Figure, title: str, caption: str, alt: str) -> Picture:
+    """The figure as WebP, small enough to be carried."""
+    file = io.BytesIO()
+    with canvas.style():
+        figure.savefig(file, dpi=_PICTURE_DPI, facecolor="white", format="png")
+    with Image.open(file) as image:
+        small = io.BytesIO()
+        image.convert("RGB").save(small, "WEBP", quality=80, method=4)
+        return Picture(title, caption, alt, *image.size, base64.b64encode(small.getvalue()).decode())
+
+
+def _wanted(view: RunView, seed: int) -> list[int]:
+    """Rows for the browser, the most wanted first: at random, so that the first ones are a fair sample too."""
+    rows = view.choose("random", _SAMPLE, seed=seed)
+    return [int(r) for r in np.random.default_rng(seed).permutation(rows)]
+
+
+def _subtitle(view: RunView) -> str:
+    grid = view.geometry.grid
+    return (
+        f"{len(view.ok_rows):,} images, {grid[0]} × {grid[1]} patches, "
+        f"{len(view.layers)} layer{'s' if len(view.layers) > 1 else ''} × {len(view.heads)} heads"
+        f"{', ' + ' and '.join(view.methods) if view.methods else ''}"
+    )
+
+
+def _tiles(run: facts.Facts, view: RunView) -> list[tuple[str, str]]:
+    tiles = [(f"{run.labelled:,}", "images labelled"), (f"{run.images - run.labelled:,}", "failed")]
+    tiles.append((f"{len(view.layers) * len(view.heads):,}", "heads"))
+    k = view.data["k"].values[view.ok_rows]
+    low, high = int(k.min()), int(k.max())
+    tiles.append((f"{low}" if low == high else f"{low}–{high}", "clusters, k"))
+    if run.timing:
+        tiles.append((f"{run.timing.rate:.3g}", "images/s"))
+        tiles.append((f"{run.timing.stages[0][1]:.0%} {run.timing.stages[0][0]}", "bottleneck"))
+    return tiles
+
+
+def _compared(runs: Sequence[facts.Facts]) -> list[tuple[str, list[str]]]:
+    names = list(dict.fromkeys(name for run in runs for name, _ in run.rows))
+    rows = [(name, [dict(run.rows).get(name, "–") for run in runs]) for name in names]
+    rows.append(("Labelled", [f"{run.labelled:,} of {run.images:,}" for run in runs]))
+    rows.append(("Images/s", [f"{run.timing.rate:.3g}" if run.timing else "–" for run in runs]))
+    return rows
+
+
+def _sample_note(shown: int, count: int, view: RunView) -> str:
+    if shown == count:
+        text = f"All {count:,} labelled images."
+    else:
+        text = (
+            f"A sample of {shown:,} of {count:,} labelled images, so that the page stays small: those whose attention "
+        )
+        text += "was kept, and others drawn at random."
+    if not view.kept_rows:
+        text += " No attention rows were stored; a run with --keep-maps N shows what each patch of N images attends to."
+    return text
+
+
+def _json(values: Any) -> Markup:
+    """JSON that can stand inside a script element: nothing in it opens or closes a tag or a comment."""
+    text = json.dumps(values, separators=(",", ":"), allow_nan=False)
+    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+
+
+def _span(numbers: Sequence[int]) -> str:
+    return f"{numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else str(numbers[0])
