@@ -44,15 +44,17 @@ def make_parser() -> Parser:
         made[name].add_argument("data", metavar="DATA", help="folder, COCO root, .tar, shard-{000..041}.tar, or a list")
         made[name].add_argument("run", metavar="RUN", nargs="?", help="folder of the run [runs/DATA-MODEL-HASH]")
         _add_options(made[name], Options, "result options (they change the result; frozen in RUN/plan.json)")
-    for name in ("fit", "label", "finish", "figures", "show"):
+    for name in ("fit", "label", "finish", "show"):
         made[name].add_argument("run", metavar="RUN", help="folder of the run")
     for name in ("run", "fit", "label"):
         _add_options(made[name], Runtime, "runtime options (they don't change the result)")
-    for name in ("stats", "report"):
+    for name in ("stats", "figures", "report"):
         made[name].add_argument("runs", metavar="RUN", nargs="+", help="folders of runs; several are compared")
     made["stats"].add_argument("--annotations", default="", metavar="FILE", help="COCO JSON or VOC folder [the run's]")
     made["stats"].add_argument("--csv", action="store_true", help="CSV beside every parquet table")
     made["stats"].add_argument("--jobs", type=int, default=0, metavar="N", help="processes [as many as pay]")
+    _add_look(made["figures"])
+    made["report"].add_argument("--seed", type=int, default=0, metavar="N", help="of the sample of images [0]")
     made["label"].add_argument("--partition", type=int, action="append", metavar="I", help="only this one; repeatable")
     made["finish"].add_argument("--max-failures", type=float, default=Runtime().max_failures, metavar="FRACTION")
     made["show"].add_argument("--verify", action="store_true", help="check every published shard")
@@ -86,6 +88,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _say(message: object, code: int) -> int:
     print(f"batchjob: {message}", file=sys.stderr)
     return code
+
+
+def _add_look(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--images", default="spread", metavar="HOW", help="spread, random, best, worst, or ids with commas [spread]")
+    add("--count", type=int, default=8, metavar="N", help="images of a picture [8]")
+    add("--seed", type=int, default=0, metavar="N", help="of --images random [0]")
+    add("--layer", type=int, metavar="N", help="of the pictures of one layer [the best head's, else the last]")
+    add("--head", type=int, metavar="N", help="of the pictures of one head [the best by stats, else the first]")
+    add("--query", metavar="ROW,COLUMN", help="the patch whose attention is shown [of the greatest CLS attention]")
+    add("--heads-across", type=int, default=12, metavar="N", help="of the grid; 6 cuts twelve into two figures [12]")
+    add("--format", default="png", metavar="LIST", help="png, svg, pdf [png]")
+    add("--smooth", action="store_true", help="attention between patches interpolated, for the eye")
 
 
 def _add_options(parser: argparse.ArgumentParser, kind: type[Any], title: str) -> None:

@@ -113,11 +113,23 @@ def stats(args: Namespace) -> int:
 
 
 def figures(args: Namespace) -> int:
-    """The pictures of RUN."""
+    """The pictures of RUN; of several, the models side by side too."""
     from batchjob import figures as room
 
-    for path in room.write_figures(Path(args.run)):
+    names = {field.name for field in dataclasses.fields(room.Look)} - {"formats", "query"}
+    look = room.Look(
+        **{name: getattr(args, name) for name in names}, formats=room.formats(args.format), query=room.query(args.query)
+    )
+    for path in room.write_figures([Path(run) for run in args.runs], look):
         print(path)
+    return 0
+
+
+def report(args: Namespace) -> int:
+    """One page to open."""
+    from batchjob.report import write_report
+
+    print(write_report([Path(run) for run in args.runs], seed=args.seed))
     return 0
 
 

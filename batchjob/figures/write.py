@@ -9,11 +9,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from batchjob.errors import UserError
+from batchjob.errors import UserError, nearest
 from batchjob.figures import canvas, maps
 from batchjob.figures.grid import study_grid
 from batchjob.figures.view import RunView, open_run
 
+FORMATS = ("png", "svg", "pdf")
 _HEADS_ACROSS = 12
 
 
@@ -32,6 +33,24 @@ class Look:
     heads_across: int = _HEADS_ACROSS  # 6 cuts twelve heads into two figures
     formats: tuple[str, ...] = ("png",)
     smooth: bool = False
+
+
+def formats(text: str) -> tuple[str, ...]:
+    """The file formats that `png,svg` names. Raises UserError for an unknown one."""
+    found = tuple(part.strip().lower() for part in text.split(",") if part.strip())
+    if wrong := [name for name in found if name not in FORMATS]:
+        raise UserError(f"--format {wrong[0]!r} is unknown; {nearest(wrong[0], list(FORMATS))}")
+    return found or FORMATS[:1]
+
+
+def query(text: str | None) -> tuple[int, int] | None:
+    """(row, column) of `4,7`; None for nothing. Raises UserError for anything else."""
+    if not text:
+        return None
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
+        raise UserError(f"--query {text!r} is no patch; give its row and column, counted from 0: --query 4,7")
+    return int(parts[0]), int(parts[1])
 
 
 def write_figures(runs: Path | Sequence[Path], look: Look | None = None) -> list[Path]:
