@@ -23,7 +23,20 @@ STRANGERS = {
     "stats": {"model", "attention", "loader", "clustering", "job", "figures", "report"},
     "figures": {"model", "attention", "clustering", "job", "report"},
 }
-NO_TORCH = ["__init__", "config", "coco", "errors", "geometry", "images", "layout", "plan", "store", "figures", "stats"]
+NO_TORCH = [
+    "__init__",
+    "config",
+    "coco",
+    "errors",
+    "geometry",
+    "images",
+    "layout",
+    "plan",
+    "store",
+    "figures",
+    "report",
+    "stats",
+]
 
 
 def imports_of(path: Path) -> set[str]:

@@ -25,6 +25,8 @@ _SHOWN_FAILURES = 20
 
 @dataclass(frozen=True)
 class Failure:
+    """One line of failures.csv."""
+
     image_id: str
     cause: str
     message: str

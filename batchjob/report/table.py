@@ -11,6 +11,8 @@ from batchjob.figures.view import RunView
 
 @dataclass(frozen=True)
 class Column:
+    """What a column is called, how it sorts, and what its head says on hovering."""
+
     name: str
     kind: str  # text or number
     hint: str = ""
@@ -18,6 +20,8 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
+    """What a cell shows and sorts by."""
+
     text: str
     sort: str | None = None  # a number as text, empty where there is none; None: sorts by the text
     small: str = ""
@@ -29,6 +33,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
+    """A head, and what the filters look at."""
+
     find: str  # what the search field looks through
     keys: list[tuple[str, str]]  # of the select fields
     cells: list[Cell]
@@ -37,6 +43,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
+    """The table, ready to be written out."""
+
     columns: list[Column]
     rows: list[Row]
     filters: list[tuple[str, str, list[str]]]  # key, name, values
