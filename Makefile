@@ -27,7 +27,12 @@ flags = $(foreach name,$(1),$(if $($(name)),--$(call lower,$(name)) '$($(name))'
 RESULT_FLAGS = $(call flags,$(RESULT_OPTIONS))
 RUNTIME_FLAGS = $(call flags,$(RUNTIME_OPTIONS))
 
-.PHONY: help env dev run stats figures report show test test-slow test-gpu bench check clean
+# of `make submit`: the shape of the job; GPUS counts those of each node there
+NODES ?= 1
+JOB_GPUS = $(or $(GPUS),1)
+ARRAY ?=
+
+.PHONY: help env dev run submit status cancel stats figures report show test test-slow test-gpu bench check clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -55,6 +60,16 @@ run: env  ## the whole job, on the sample or on DATA=/folder, tar, COCO root or 
 	  $(PY) -m batchjob figures '$(or $(RUN),$(SAMPLE_RUN))'
 	  $(PY) -m batchjob report '$(or $(RUN),$(SAMPLE_RUN))'
 	fi
+
+submit: env  ## queue the job on a Slurm cluster: DATA=/coco NODES=2 GPUS=4 (ARRAY=8: as a job array)
+	@NODES='$(NODES)' GPUS='$(JOB_GPUS)' ARRAY='$(ARRAY)' FLAGS="$(call flags,$(filter-out GPUS,$(RUNTIME_OPTIONS)))" \
+	  slurm/submit.sh '$(DATA)' $(if $(RUN),'$(RUN)') $(RESULT_FLAGS)
+
+status: env  ## queue, logs and progress of RUN=… on the cluster
+	@slurm/jobs.sh status '$(RUN)'
+
+cancel:  ## take RUN=… out of the queue; what is published stays
+	@slurm/jobs.sh cancel '$(RUN)'
 
 stats: env  ## tables of RUN=…: scores, null models, intervals
 	@$(PY) -m batchjob stats $(or $(RUN),$(SAMPLE_RUN)) $(if $(ANNOTATIONS),--annotations '$(ANNOTATIONS)')

@@ -43,11 +43,6 @@ def devices(runtime: Runtime, visible: int) -> list[int]:
     return asked
 
 
-def is_launched(environment: Mapping[str, str]) -> bool:
-    """Whether somebody (torchrun, srun, or this module) already started one process for each device."""
-    return "RANK" in environment or "SLURM_STEP_ID" in environment
-
-
 def label_on(run: Path, runtime: Runtime, numbers: Sequence[int], partitions: Sequence[int] | None) -> None:
     """`batchjob label RUN` in a process a device, until all have ended; they share the work and one progress bar.
 

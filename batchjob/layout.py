@@ -12,7 +12,7 @@ NO_LABEL = 255  # the image failed, or the patch is padding
 NOISE_LABEL = 254  # hdbscan
 _CHUNK_ROWS = 512  # images of one inner chunk: one head of 50,000 images reads in 0.05 s, one image in 9 ms
 _LEAST_CHUNK_ROWS = 64
-_MOST_ROWS = 4096
+MOST_ROWS = 4096
 _MOST_ROWS_ON_CPU = 256  # at 2 images/s a kill costs two minutes; a GPU does 4096 in seconds
 _FEWEST_ROWS = 8
 _FEWEST_ROWS_ON_GPU = 64  # batches don't cross partitions
@@ -62,7 +62,7 @@ def rows_per_partition(row_count: int, *, on_gpu: bool) -> int:
     As many units as images in each lets work be shared and little be lost at any scale: COCO val2017 gets 79 units,
     train2017 462, a billion images 244,141 (of 4096). Without a GPU a unit is at most 256 images.
     """
-    low, high = (_FEWEST_ROWS_ON_GPU, _MOST_ROWS) if on_gpu else (_FEWEST_ROWS, _MOST_ROWS_ON_CPU)
+    low, high = (_FEWEST_ROWS_ON_GPU, MOST_ROWS) if on_gpu else (_FEWEST_ROWS, _MOST_ROWS_ON_CPU)
     return max(low, min(high, 1 << max(0, math.isqrt(row_count).bit_length() - 1)))
 
 
@@ -72,12 +72,12 @@ def rows_per_chunk(rows: int) -> int:
     Raises UserError where there is no useful one, with the next number that has one.
     """
     found = _largest_divisor(rows)
-    if rows > _MOST_ROWS:
-        raise UserError(f"--rows-per-partition {rows} is more than {_MOST_ROWS}; give {_MOST_ROWS} or less, or auto")
+    if rows > MOST_ROWS:
+        raise UserError(f"--rows-per-partition {rows} is more than {MOST_ROWS}; give {MOST_ROWS} or less, or auto")
     if rows < 1:
-        raise UserError(f"--rows-per-partition {rows} holds no image; give 1 to {_MOST_ROWS}, or auto")
+        raise UserError(f"--rows-per-partition {rows} holds no image; give 1 to {MOST_ROWS}, or auto")
     if rows > _CHUNK_ROWS and found < _LEAST_CHUNK_ROWS:
-        better = next(n for n in range(rows, _MOST_ROWS + 1) if _largest_divisor(n) >= _LEAST_CHUNK_ROWS)
+        better = next(n for n in range(rows, MOST_ROWS + 1) if _largest_divisor(n) >= _LEAST_CHUNK_ROWS)
         raise UserError(
             f"--rows-per-partition {rows} has no divisor from {_LEAST_CHUNK_ROWS} to {_CHUNK_ROWS} "
             f"to cut shards into chunks; try {better}"

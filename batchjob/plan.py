@@ -82,14 +82,14 @@ def partition_bounds(row_count: int, rows_per_partition: int) -> list[tuple[int,
 
 
 def choose_rows_per_partition(asked: str, row_count: int, *, is_for_gpu: bool) -> int:
-    """Images of one unit of work: as asked, or enough units to be shared by many devices and resumed with little lost.
+    """Images of one unit of work: `asked`, or what `layout.rows_per_partition` makes of their number.
 
-    Raises UserError where what is asked can't be cut into chunks.
+    Raises UserError where it is no number, out of range, or can't be cut into chunks.
     """
     if asked == "auto":
         return layout.rows_per_partition(row_count, on_gpu=is_for_gpu)
     if not asked.isdigit():
-        raise UserError(f"--rows-per-partition {asked!r} is no number of images; give 1 to 4096, or auto")
+        raise UserError(f"--rows-per-partition {asked!r} is no number; give 1 to {layout.MOST_ROWS}, or auto")
     layout.rows_per_chunk(int(asked))
     return int(asked)
 

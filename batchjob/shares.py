@@ -57,6 +57,11 @@ def share_of(environment: Mapping[str, str], *, in_batch_body: bool = False) -> 
     return Share(rank, world, source)
 
 
+def is_launched(environment: Mapping[str, str], *, in_batch_body: bool = False) -> bool:
+    """Whether torchrun, srun or our own launcher already started one process for each device."""
+    return "RANK" in environment or (_in_step(environment) and not in_batch_body)
+
+
 def in_batch_body() -> bool:
     """Whether this process descends from a batch script without an srun between: step variables are then leftovers.
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import socket
 import sys
 from argparse import Namespace
 from collections import Counter
@@ -188,7 +189,8 @@ def _label(folder: Path, plan: Any, runtime: Runtime, named: list[int] | None) -
     if wrong := [unit for unit in named or () if not 0 <= unit < count]:
         raise UserError(f"--partition {wrong[0]} is not in {folder}, which has {count}; give 0 to {count - 1}")
     numbers = launch.devices(runtime, job.visible_gpus(runtime.device))
-    if len(numbers) > 1 and not launch.is_launched(os.environ):
+    in_body = shares.in_batch_body()
+    if len(numbers) > 1 and not shares.is_launched(os.environ, in_batch_body=in_body):
         _note(f"{len(numbers)} processes, one a device")
         launch.label_on(folder, runtime, numbers, named)
         return
@@ -198,7 +200,7 @@ def _label(folder: Path, plan: Any, runtime: Runtime, named: list[int] | None) -
         return found if named is None else [unit for unit in named if unit in found]
 
     with Stop() as stop:
-        share = shares.share_of(os.environ, in_batch_body=shares.in_batch_body())
+        share = shares.share_of(os.environ, in_batch_body=in_body)
         attempt = shares.attempt_of(os.environ)
         units = shares.agreed_units(folder, attempt, missing)
         own = [unit for unit in share.of(units) if not store.is_done(folder, unit)]
@@ -206,7 +208,8 @@ def _label(folder: Path, plan: Any, runtime: Runtime, named: list[int] | None) -
             _note("nothing is missing" if not units else f"nothing is left of share {share.index} of {share.count}")
             return
         if share.count > 1:
-            _note(f"share {share.index} of {share.count} ({share.source}): {len(own)} partitions")
+            node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+            _note(f"share {share.index} of {share.count} ({share.source}) on {node}: {len(own)} partitions")
         with shares.Board(folder, attempt, share, plan, units) as board:
             job.label(folder, runtime, own, should_stop=stop, board=board)
 

@@ -58,12 +58,15 @@ class Writer:
         self._claims.release(partition)
 
     def write(self, partition: int, arrays: Mapping[str, NDArray[Any]], failures: Sequence[Failure] = ()) -> None:
-        """Hands over all arrays of a partition, rows in order; returns before they are published.
+        """Hands over all arrays of a partition, rows in order; returns before they are published, once the partition
+        handed over before is.
 
         The arrays must not be changed afterwards. Raises ValueError where an array is missing or of another shape.
         """
         self._raise_failure()
         self._encoder.check(partition, arrays)
+        self._queue.join()  # one at a time: a kill costs at most one partition that was computed already
+        self._raise_failure()
         self._queue.put((partition, arrays, failures))
 
     def __enter__(self) -> Self:
@@ -81,8 +84,6 @@ class Writer:
 
     def _publish_all(self) -> None:
         while (item := self._queue.get()) is not None:
-            if self._failed is not None:
-                continue  # drained, so that nobody waits on a full queue for ever
             partition, arrays, failures = item
             try:
                 start = time.thread_time()
@@ -104,6 +105,8 @@ class Writer:
                 self.busy_s += time.thread_time() - start
             except BaseException as error:  # raised in the thread that called
                 self._failed = error
+            finally:
+                self._queue.task_done()
 
     def _raise_failure(self) -> None:
         if self._failed is not None:

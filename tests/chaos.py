@@ -1,0 +1,87 @@
+"""A warm parent that forks labelling processes on request: thousands of starts and kills without thousands of imports.
+
+Each child does what the job's loop does around the model: reads its share of the attempt's list, claims, computes,
+hands over, publishes. What it computes is made up. `control` is the design that trusts that a file exists.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from batchjob import layout, shares, store
+from tests.runs import MadeUpPlan, arrays_of
+
+PLAN = MadeUpPlan(row_count=78, rows_per_partition=2, kept_rows=(3, 30, 31), score_names=("entropy",))
+COMPUTE_S = 0.004
+
+
+def note(run: Path, unit: int) -> None:
+    """One line more in the list of computed units, atomically."""
+    with open(run / "computed.txt", "ab", buffering=0) as file:
+        file.write(f"{unit}\n".encode())
+
+
+def label(run: Path, attempt: str, share: shares.Share) -> None:
+    units = shares.agreed_units(run, attempt, lambda: store.missing(run, PLAN))
+    before: int | None = None
+    with store.Writer(run, PLAN) as writer:
+        for unit in shares.claimed(writer, share.of(units), lambda: False):
+            arrays = arrays_of(PLAN, unit)
+            time.sleep(COMPUTE_S)
+            while before is not None and not writer.is_done(before):
+                time.sleep(COMPUTE_S)  # as with any model, a unit takes longer to compute than to publish
+            note(run, unit)
+            writer.write(unit, arrays)
+            before = unit
+
+
+def missing_files(run: Path) -> list[int]:
+    """The control's idea of what is missing: units of which some file does not exist."""
+    specs = layout.layout(PLAN)
+    units = range(layout.partition_count(PLAN))
+    return [u for u in units if not all((run / p).exists() for p in layout.shard_paths(specs, PLAN, u))]
+
+
+def label_control(run: Path, attempt: str, share: shares.Share) -> None:
+    from batchjob.encode import Encoder
+
+    encoder = Encoder(PLAN)
+    for unit in share.of(missing_files(run)):
+        time.sleep(COMPUTE_S)
+        files = encoder.encode(unit, arrays_of(PLAN, unit))
+        note(run, unit)
+        for path, data in files.items():
+            (run / path).write_bytes(data)
+
+
+def main() -> None:
+    """Reads a JSON line a process to start, answers with its id; a JSON null ends it."""
+    kinds: dict[str, Callable[[Path, str, shares.Share], None]] = {"store": label, "control": label_control}
+    for line in sys.stdin:
+        order = json.loads(line)
+        if order is None:
+            return
+        if "wait" in order:
+            print(json.dumps(reap(order["wait"])), flush=True)
+            continue
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                kinds[order["kind"]](Path(order["run"]), order["attempt"], shares.Share(*order["share"]))
+                code = 0
+            finally:
+                os._exit(code)
+        print(child, flush=True)
+
+
+def reap(children: Sequence[int]) -> list[int]:
+    """How each ended: its exit code, or minus its signal."""
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,346 @@
+"""The real sbatch files on a real Slurm on this machine: what clusters do to jobs, and that it costs nothing but time.
+
+Two nodes of two tasks each, on the CPU. The processes are held (SIGSTOP) once a few partitions are published, so that
+what happens to them happens in the middle of the work, however fast the machine is.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import ROOT
+from tests.runs import contents
+
+LIMIT_S = 240  # for a machine that has much else to do; alone, no test takes more than two minutes
+OPTIONS = ["--model", "test_vit.r160_in1k", "--weights", "random", "--image-size", "64", "--k", "3", "--n-init", "1"]
+OPTIONS += ["--rows-per-partition", "2", "--precision", "fp32"]
+UNITS = 24
+CLUSTER = ROOT / "tests" / "slurm_cluster.sh"
+
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.skipif(
+        os.geteuid() != 0 or shutil.which("slurmctld") is None or shutil.which("munged") is None,
+        reason="not run: a real Slurm needs root and Debian's packages (tests/slurm_cluster.sh install)",
+    ),
+]
+
+
+def sh(*command: object, check: bool = True, **environment: str) -> str:
+    """stdout of a command."""
+    ended = subprocess.run(
+        [str(c) for c in command], env=os.environ | environment, capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert not check or ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+def wait_until(what: str, is_so: Callable[[], object], timeout_s: float = LIMIT_S) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not is_so():
+        assert time.monotonic() < deadline, f"waited {timeout_s} s for: {what}"
+        time.sleep(0.02)
+
+
+def start_requeued(over: threading.Event) -> None:
+    """Slurm holds a requeued job back for two minutes; this starts it 6 s after it was seen (sooner it would fail)."""
+    seen: dict[str, float] = {}
+    while not over.wait(1):
+        for line in sh("squeue", "-h", "-t", "PD", "-o", "%i %r", check=False).splitlines():
+            job, _, reason = line.partition(" ")
+            if reason == "BeginTime" and time.monotonic() - seen.setdefault(job, time.monotonic()) >= 6:
+                sh("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
+                del seen[job]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("slurm")
+    for parent in [folder, *folder.parents][:3]:
+        parent.chmod(0o755)  # munged runs as root here, but its socket is looked at by anyone
+    os.environ |= {"SLURM_CONF": str(folder / "slurm.conf"), "SLURM_TEST_PORT": str(21000 + os.getpid() % 2000 * 4)}
+    over = threading.Event()
+    starter = threading.Thread(target=start_requeued, args=(over,))
+    try:
+        sh(CLUSTER, "up", folder)
+        starter.start()
+        yield folder
+    finally:
+        over.set()
+        if starter.ident:
+            starter.join()
+        sh(CLUSTER, "down", folder)
+        del os.environ["SLURM_CONF"], os.environ["SLURM_TEST_PORT"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(3)
+    for i in range(2 * UNITS - 1):
+        Image.fromarray(rng.integers(0, 256, (40, 48, 3), np.uint8)).save(folder / f"{i:03d}.png")
+    (folder / "010.png").write_bytes(b"no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def calm(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing happened to: one process, no Slurm."""
+    run = tmp_path_factory.mktemp("calm") / "run"
+    flags = ["--device", "cpu", "--batch-size", "2", "--workers", "0", "--max-failures", "0.1"]
+    sh(sys.executable, "-m", "batchjob", "run", photos, run, *OPTIONS, *flags)
+    return run
+
+
+class Job:
+    """A run that was submitted with slurm/submit.sh."""
+
+    def __init__(self, photos: Path, run: Path, *, array: str = "", **settings: str) -> None:
+        self.run = run
+        environment = {
+            "NODES": "1" if array else "2",
+            "GPUS": "2",
+            "ARRAY": array,
+            "FLAGS": "--device cpu --batch-size 2 --workers 0 --max-failures 0.1",
+            "OMP_NUM_THREADS": "1",
+            "BATCHJOB_PYTHON": sys.executable,
+            "BATCHJOB_CPUS_PER_GPU": "1",
+            "BATCHJOB_MEM_PER_GPU": "3000M",
+            "BATCHJOB_TIME": "10",
+            "BATCHJOB_WARN_S": "30",
+            "BATCHJOB_REPORT_VERBS": "finish",
+        }
+        out = sh(ROOT / "slurm" / "submit.sh", photos, run, *OPTIONS, **(environment | settings))
+        self.label, self.report = (line.split()[2].rstrip(":") for line in out.splitlines()[:2])
+
+    def facts(self, job: str = "") -> dict[str, str]:
+        line = sh("scontrol", "show", "job", "-o", job or self.label, check=False)
+        return dict(word.split("=", 1) for word in line.split() if "=" in word)
+
+    def state(self, job: str = "") -> str:
+        return self.facts(job).get("JobState", "")
+
+    def log(self, name: str = "label") -> str:
+        return "\n".join(p.read_text() for p in sorted((self.run / "logs").glob(f"{name}-*.log")))
+
+    def done(self) -> int:
+        return len(list((self.run / "done").glob("*.json")))
+
+    def processes(self, **variables: str) -> list[int]:
+        """Process ids of the label command of this run, those with the given environment."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                command = (folder / "cmdline").read_bytes().split(b"\0")
+                if b"label" not in command or str(self.run).encode() not in command or b"batchjob" not in command:
+                    continue
+                if Path(os.readlink(folder / "exe")).name.startswith("python"):
+                    given = (folder / "environ").read_bytes().split(b"\0")
+                    if all(f"{name}={value}".encode() in given for name, value in variables.items()):
+                        found.append(int(folder.name))
+            except OSError:  # it has ended
+                continue
+        return found
+
+    def hold(self, units: int = 2) -> None:
+        """Stops all processes in the middle: at least `units` are published, not all."""
+        wait_until(f"{units} partitions published", lambda: self.done() >= units or self.is_over())
+        self.send(signal.SIGSTOP)
+        assert units <= self.done() < UNITS, self.log()
+
+    def send(self, number: signal.Signals, **variables: str) -> None:
+        for process in self.processes(**variables):
+            os.kill(process, number)
+
+    def is_over(self) -> bool:
+        return self.state() in {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL"}
+
+    def wait(self) -> str:
+        """The label job's state at the end."""
+        wait_until("the end of the label job", self.is_over)
+        return self.state()
+
+    def check_equal(self, calm: Path) -> None:
+        """The whole chain completed, and the run is what an undisturbed one is, bit for bit."""
+        assert self.wait() == "COMPLETED", self.log()
+        wait_until("the report job", lambda: self.state(self.report) in {"COMPLETED", "FAILED", "CANCELLED"})
+        assert self.state(self.report) == "COMPLETED", self.log("report")
+        assert contents(self.run) == contents(calm)
+
+
+@pytest.fixture
+def submit(cluster: Path, photos: Path, tmp_path: Path) -> Iterator[Callable[..., Job]]:
+    jobs: list[Job] = []
+
+    def call(**settings: str) -> Job:
+        jobs.append(Job(photos, tmp_path / "run", **settings))
+        return jobs[-1]
+
+    yield call
+    for job in jobs:
+        sh("scancel", job.label, job.report, check=False)
+        job.send(signal.SIGCONT)
+    wait_until("an empty queue", lambda: not sh("squeue", "-h"), 30)
+
+
+def test_four_tasks_on_two_nodes_give_the_store_of_one_process(submit: Callable[..., Job], calm: Path) -> None:
+    job = submit()
+    job.check_equal(calm)
+    for rank in range(4):
+        assert f"share {rank} of 4 (SLURM_PROCID of SLURM_NTASKS) on node{rank // 2 + 1}: 6 partitions" in job.log()
+    status = sh(ROOT / "slurm" / "jobs.sh", "status", job.run, BATCHJOB_PYTHON=sys.executable)
+    assert "24 of 24 partitions" in status
+
+
+def test_a_killed_task_costs_what_it_was_at_and_the_job_goes_on_by_itself(
+    submit: Callable[..., Job], calm: Path
+) -> None:
+    job = submit()
+    job.hold()
+    job.send(signal.SIGKILL, SLURM_PROCID="1")
+    job.send(signal.SIGCONT)
+    job.check_equal(calm)
+    assert "going on with what is left" in job.log()
+    assert job.facts()["Restarts"] == "0"
+
+
+def test_a_wrong_option_fails_at_once_and_is_never_requeued(submit: Callable[..., Job]) -> None:
+    job = submit(FLAGS="--device cpu --batch-size many")
+    assert job.wait() == "FAILED"
+    facts = job.facts()
+    assert (facts["ExitCode"], facts["Restarts"]) == ("2:0", "0")
+    assert "--batch-size 'many' is no count" in job.log()
+    assert "not tried again" in job.log()
+    wait_until("the report job to be dropped", lambda: job.state(job.report) == "CANCELLED")
+
+
+def test_submit_refuses_wrong_input_before_anything_is_queued(cluster: Path, tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [ROOT / "slurm" / "submit.sh", tmp_path / "nowhere", tmp_path / "run", *OPTIONS],
+        env=os.environ | {"BATCHJOB_PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert "nowhere" in ended.stderr
+    assert sh("squeue", "-h") == ""
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_requeued_job_goes_on_where_it_was(submit: Callable[..., Job], calm: Path) -> None:
+    job = submit()
+    job.hold()
+    sh("scontrol", "requeue", job.label)
+    job.send(signal.SIGCONT)
+    job.check_equal(calm)
+    assert job.facts()["Restarts"] == "1"
+
+
+@pytest.mark.slow
+def test_a_preempted_job_saves_and_comes_back(submit: Callable[..., Job], calm: Path) -> None:
+    job = submit()
+    job.hold()
+    sh("sbatch", "-p", "urgent", "-N2", "--exclusive", "-t1", "-o", "/dev/null", "--wrap", "sleep 3")
+    wait_until("the signal", lambda: "SIGUSR1" in job.log() or "SIGTERM" in job.log())
+    job.send(signal.SIGCONT)
+    job.check_equal(calm)
+    assert job.facts()["Restarts"] == "1"
+
+
+@pytest.mark.slow
+def test_a_job_at_its_time_limit_saves_requeues_and_goes_on(submit: Callable[..., Job], calm: Path) -> None:
+    job = submit(BATCHJOB_TIME="1", BATCHJOB_WARN_S="50")
+    job.hold()
+    wait_until("the signal before the limit", lambda: "SIGUSR1" in job.log())
+    job.send(signal.SIGCONT)
+    wait_until("the requeue", lambda: job.facts()["Restarts"] == "1")
+    sh("scontrol", "update", f"JobId={job.label}", "TimeLimit=10")
+    job.check_equal(calm)
+    assert "back into the queue" in job.log()
+
+
+@pytest.mark.slow
+def test_a_cancelled_job_stays_cancelled_and_submitting_again_goes_on(submit: Callable[..., Job], calm: Path) -> None:
+    job = submit()
+    job.hold()
+    done = job.done()
+    sh(ROOT / "slurm" / "jobs.sh", "cancel", job.run, BATCHJOB_PYTHON=sys.executable)
+    job.send(signal.SIGCONT)
+    assert job.wait() == "CANCELLED"
+    wait_until("the processes to end", lambda: not job.processes())
+    time.sleep(3)
+    assert job.state() == "CANCELLED"
+    assert job.facts()["Restarts"] == "0"
+    assert done <= job.done() < UNITS
+    submit().check_equal(calm)
+
+
+@pytest.mark.slow
+def test_a_node_that_dies_costs_no_published_partition(submit: Callable[..., Job], calm: Path, cluster: Path) -> None:
+    job = submit()
+    job.hold()
+    os.kill(int((cluster / "node2.pid").read_text()), signal.SIGKILL)
+    job.send(signal.SIGKILL, SLURMD_NODENAME="node2")
+    wait_until("the requeue", lambda: job.facts()["Restarts"] == "1")
+    job.send(signal.SIGCONT)
+    sh(CLUSTER, "start", cluster, "node2")
+    job.check_equal(calm)
+
+
+@pytest.mark.slow
+def test_a_restarted_controller_disturbs_nobody(submit: Callable[..., Job], calm: Path, cluster: Path) -> None:
+    job = submit()
+    job.hold()
+    controller = int((cluster / "slurmctld.pid").read_text())
+    os.kill(controller, signal.SIGTERM)
+    wait_until("the controller to end", lambda: not Path(f"/proc/{controller}/exe").exists())
+    job.send(signal.SIGCONT)
+    sh(CLUSTER, "start", cluster, "slurmctld")
+    job.check_equal(calm)
+    assert job.facts()["Restarts"] == "0"
+
+
+@pytest.mark.slow
+def test_too_little_memory_ends_the_job_with_no_endless_loop(submit: Callable[..., Job], calm: Path) -> None:
+    job = submit(BATCHJOB_MEM_PER_GPU="60M")
+    assert job.wait() in {"FAILED", "OUT_OF_MEMORY", "CANCELLED"}, job.log()
+    assert job.facts()["Restarts"] == "0"
+    submit().check_equal(calm)
+
+
+@pytest.mark.slow
+def test_tasks_that_die_before_anything_is_done_are_not_tried_for_ever(submit: Callable[..., Job]) -> None:
+    job = submit()
+    wait_until("four processes", lambda: len(job.processes()) == 4)
+    job.send(signal.SIGKILL)
+    assert job.wait() == "FAILED"
+    assert "no partition was finished in this attempt: not tried again" in job.log()
+    assert job.facts()["Restarts"] == "0"
+
+
+@pytest.mark.slow
+def test_the_holes_of_a_dead_array_task_are_listed_and_filled_by_submitting_again(
+    submit: Callable[..., Job], calm: Path
+) -> None:
+    job = submit(array="2")
+    wait_until("both tasks at work", lambda: len(job.processes()) == 4)
+    job.hold()
+    sh("scancel", f"{job.label}_1")
+    job.send(signal.SIGCONT)
+    wait_until("the report job", lambda: job.state(job.report) == "FAILED")
+    assert "partitions are not labelled" in job.log("report")
+    assert job.facts(job.report)["ExitCode"] == "75:0"
+    assert "share 0 of 4 (array task 0 of 2, SLURM_PROCID of SLURM_NTASKS)" in job.log()
+    submit(array="2").check_equal(calm)
