@@ -89,7 +89,7 @@ def choose_rows_per_partition(asked: str, row_count: int, *, is_for_gpu: bool) -
     if asked == "auto":
         return layout.rows_per_partition(row_count, on_gpu=is_for_gpu)
     if not asked.isdigit():
-        raise UserError(f"--rows-per-partition {asked!r} is no number; give 1 to {layout.MOST_ROWS}, or auto")
+        raise UserError(f"--rows-per-partition {asked!r} is no number of images; give 1 to {layout.MOST_ROWS}, or auto")
     layout.rows_per_chunk(int(asked))
     return int(asked)
 

@@ -169,7 +169,7 @@ def _fit(folder: Path, plan: Any, runtime: Runtime) -> None:
     from batchjob import job, launch, shares
 
     numbers = launch.devices(runtime, job.visible_gpus(runtime.device))
-    if len(numbers) > 1 and not launch.is_launched(os.environ):
+    if len(numbers) > 1 and not shares.is_launched(os.environ, in_batch_body=shares.in_batch_body()):
         _note(f"{len(numbers)} processes fit together, one a device")
         launch.fit_on(folder, runtime, numbers)
         return
