@@ -1,5 +1,6 @@
 """Dataset scope through its command line: planted clusters, processes, kills, the budget, wrong input."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,16 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import timm
 import torch
 import xarray
 from PIL import Image
 from safetensors.torch import save_file
-from sklearn.metrics import adjusted_rand_score
+from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
 
 import batchjob as package
 from batchjob import centroids, fit
+from batchjob.stats import codebook
 from tests.conftest import ROOT, Command
 
 PX, PATCH, LINES, IMAGES = 96, 16, 6, 30
@@ -307,3 +310,85 @@ def test_damaged_centroids_are_told_apart(
     ended = batchjob("label", run)
     assert ended.code == 2
     assert "is damaged" in ended.err
+
+
+def annotate_by_orientation(folder: Path, file: Path) -> Path:
+    """COCO annotations of the striped images: every stripe is an instance of `upright` or of `level`."""
+    images, annotations = [], []
+    for i, path in enumerate(sorted(folder.iterdir())):
+        images.append({"id": i, "file_name": path.name, "height": PX, "width": PX})
+        for stripe in range(LINES):
+            at, size = stripe * PATCH, (PATCH, PX) if i % 2 else (PX, PATCH)
+            left, top = (at, 0) if i % 2 else (0, at)
+            corners = [left, top, left + size[0], top, left + size[0], top + size[1], left, top + size[1]]
+            one = {"id": len(annotations), "image_id": i, "category_id": 1 + i % 2, "iscrowd": 0}
+            annotations.append(one | {"segmentation": [corners], "bbox": [left, top, *size], "area": PX * PATCH})
+    categories = [{"id": 1, "name": "level"}, {"id": 2, "name": "upright"}]
+    file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return file
+
+
+def test_the_codebook_says_where_in_what_and_in_which_images_a_cluster_occurs(
+    striped: Path, colour_model: list[object], tmp_path: Path, batchjob: Command
+) -> None:
+    run, annotations = tmp_path / "run", annotate_by_orientation(striped, tmp_path / "striped.json")
+    ended = batchjob("run", striped, run, *colour_model, *SCOPE, "--heads", "1", "--annotations", annotations)
+    assert ended.code == 0, ended.err
+    ended = batchjob("stats", run)
+    assert ended.code == 0, ended.err
+    assert "codebook: 12 clusters, 0 of them in no image" in ended.out
+    tables = {path.stem: pd.read_parquet(path) for path in (run / "stats").glob("codebook*.parquet")}
+    clusters = tables["codebook"]
+    np.testing.assert_allclose(clusters["share"], 1 / 12)
+    assert (clusters["images"] == IMAGES // 2).all()
+    assert (clusters["category_share"] == 1).all()
+    np.testing.assert_allclose(clusters["lift"], 2)  # half of all images are of each orientation
+    positions = tables["codebook_positions"]
+    assert (positions.groupby("cluster").size() == LINES).all()
+    np.testing.assert_allclose(positions["share"], 0.5)
+    agreement = tables["codebook_agreement"].set_index("against")["ami"]
+    assert agreement["categories"] == pytest.approx(2 * np.log(2) / (np.log(2) + np.log(12)), abs=0.01)
+    typical = tables["codebook_images"]
+    labels = labels_of(run)[:, 0]
+    assert (typical.groupby("cluster").size() == 8).all()
+    assert all(
+        (labels[row] == cluster).sum() == LINES for row, cluster in zip(typical["row"], typical["cluster"], strict=True)
+    )
+    np.testing.assert_allclose(typical["share"], 1 / LINES)
+    ended = batchjob("figures", run)
+    assert ended.code == 0, ended.err
+    with Image.open(run / "figures" / "codebook-1-layer-11.png") as picture:
+        assert min(picture.size) > 500
+
+
+def test_the_codebook_of_cls_rows_names_images(
+    striped: Path, colour_model: list[object], tmp_path: Path, batchjob: Command
+) -> None:
+    run, annotations = tmp_path / "run", annotate_by_orientation(striped, tmp_path / "striped.json")
+    options = ["--queries", "cls", "--annotations", annotations]
+    assert batchjob("run", striped, run, *colour_model, *SCOPE, *options).code == 0
+    for verb in ("stats", "figures"):
+        ended = batchjob(verb, run)
+        assert ended.code == 0, ended.err
+    images = pd.read_parquet(run / "stats" / "codebook_images.parquet")
+    labels = package.open(run)["image_labels"].values[:, 0, 0]
+    assert len(images) == IMAGES * 3  # none of the 12 clusters has more than 8
+    assert all(labels[line.row, line.head] == line.cluster for line in images.itertuples())
+    categories = pd.read_parquet(run / "stats" / "codebook_categories.parquet")
+    assert set(categories["category"]) == {"level", "upright"}
+    assert (categories["share_of_cluster"] == 1).all()
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_agreement_over_a_dataset_is_scikit_learns(exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    groups = rng.integers(0, 7, 20_000)
+    labels = np.where(rng.random(20_000) < 0.4, groups, rng.integers(0, 12, 20_000))
+    table = np.zeros((12, 9), np.int64)  # two groups have no row
+    np.add.at(table, (labels, groups), 1)
+    if not exact:
+        monkeypatch.setattr(codebook, "EXACT_ROWS", 0)
+    expected = adjusted_mutual_info_score(groups, labels)
+    assert codebook.dataset_ami(table) == pytest.approx(expected, abs=1e-9 if exact else 1e-5)
+    assert np.isnan(codebook.dataset_ami(np.zeros((3, 2), np.int64)))
+    assert codebook.dataset_ami(np.array([[5, 7]])) == 0.0

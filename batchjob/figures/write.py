@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from batchjob.errors import UserError, nearest
-from batchjob.figures import canvas, maps
+from batchjob.figures import canvas, codebook, maps
 from batchjob.figures.grid import study_grid
 from batchjob.figures.view import RunView, open_run
 
@@ -72,6 +72,8 @@ def _pictures(views: Sequence[RunView], look: Look) -> Iterator[tuple[str, Figur
     layer, head = chosen_layer(view, look), chosen_head(view, look)
     rows = view.choose(look.images, look.count, seed=look.seed)
     yield from grids(view, rows, layer, look)
+    if "centroids" in view.data:
+        yield f"codebook-{head}-layer-{layer}", codebook_of(view, layer, head)
     many = view.choose(look.images, 3 * look.count, seed=look.seed) if look.images in ("spread", "random") else rows
     yield f"head-{head}-layer-{layer}", head_gallery(view, many, layer, head, look)
     yield f"masks-layer-{layer}", masks(view, rows, layer)
@@ -104,6 +106,17 @@ def grids(view: RunView, rows: Sequence[int], layer: int, look: Look) -> Iterato
             smooth=look.smooth,
         )
         yield f"grid-layer-{layer}{several}", figure
+
+
+def codebook_of(view: RunView, layer: int, head: int) -> Figure:
+    """The centroids of one head of a dataset-wide run, with the photos they are typical of."""
+    entries = codebook.entries_of(view, layer, head)
+    return codebook.codebook(
+        entries,
+        heading=f"{headline(view, layer)}, head {head}",
+        note=codebook.explain(view, len(entries)),
+        is_relative=view.plan["options"]["features"] == "relative",
+    )
 
 
 def head_gallery(view: RunView, rows: Sequence[int], layer: int, head: int, look: Look) -> Figure:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from batchjob.coco import Annotations, open_annotations
 from batchjob.errors import UserError
-from batchjob.stats import differences, text
+from batchjob.stats import codebook, differences, text
 from batchjob.stats.compare import comparable, compare
 from batchjob.stats.modifiers import describe as describe_modifiers
 from batchjob.stats.modifiers import modifier_table
@@ -107,6 +107,8 @@ def _tabulate(
     lines = text.describe(view, counts, summary, selection)
     for row in selection[selection.score == "pair_ari"].to_dict("records") if len(selection) else ():
         lines += ["", *describe_modifiers(modifiers, row["layer"], row["head"], row["method"])]
+    if view.options["scope"] == "dataset":
+        lines += ["", *codebook.write(view, annotations, csv=csv)]
     return [*lines, *([""] if hints else []), *hints, "", f"tables: {view.folder / 'stats'}"]
 
 

@@ -1,0 +1,174 @@
+"""The codebook of a dataset-wide run: every centroid as a small map, how common it is, and photos it is typical of."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from batchjob.figures import canvas
+from batchjob.figures.palette import MAP_COLOURS
+from batchjob.figures.view import Photo, RunView
+
+MOST = 96  # clusters of one picture; the most common ones
+PHOTOS = 3  # of each cluster
+_ROWS_AT_ONCE = 4096
+_CELL, _GAP, _CAPTION, _APART = 0.70, 0.03, 0.17, 0.16  # inches
+_MARGIN = 0.14
+_PHOTO_PX = 160
+
+
+@dataclass(frozen=True, slots=True)
+class Typical:
+    """A photo, the patches of it that are in the cluster (None: the photo as a whole is), and the grid's span."""
+
+    pixels: NDArray[np.uint8]
+    inside: NDArray[np.bool_] | None
+    span: tuple[float, float] = (1.0, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One cluster: its number, its centroid [rows, columns], the share of all rows that are in it, and photos."""
+
+    number: int
+    centroid: NDArray[np.floating[Any]]
+    share: float
+    photos: Sequence[Typical]
+
+
+def codebook(entries: Sequence[Entry], *, heading: str = "", note: str = "", is_relative: bool = False) -> Figure:
+    """A figure of all entries, four or fewer across, in the order given. `is_relative` marks the query's own place."""
+    across = max(1, min(4, len(entries)))
+    down = -(-len(entries) // across)
+    photos = max((len(entry.photos) for entry in entries), default=0)
+    wide = (1 + photos) * (_CELL + _GAP) - _GAP
+    width = 2 * _MARGIN + across * wide + (across - 1) * _APART
+    top = _MARGIN + (0.34 if heading else 0.0)
+    height = top + down * (_CELL + _CAPTION + _APART) + 0.5
+    with canvas.style():
+        figure = canvas.sheet(width, height)
+        if heading:
+            canvas.write(figure, _MARGIN, _MARGIN, canvas.shorten(heading, int(width * 10)), size=9.5, weight="bold")
+        for i, entry in enumerate(entries):
+            left = _MARGIN + (i % across) * (wide + _APART)
+            _entry(figure, entry, left, top + (i // across) * (_CELL + _CAPTION + _APART), is_relative)
+        canvas.note(figure, _MARGIN, height - 0.45, note)
+    return figure
+
+
+def _entry(figure: Figure, entry: Entry, left: float, top: float, is_relative: bool) -> None:
+    caption = f"{entry.number}   {entry.share:.1%}" if entry.share >= 0.001 else f"{entry.number}   {entry.share:.2%}"
+    canvas.write(figure, left, top + _CAPTION - 0.04, caption, va="bottom", size=6.8)
+    values = entry.centroid.astype(np.float64)
+    axes = canvas.place(figure, left, top + _CAPTION, _CELL, _CELL)
+    peak = float(np.nanpercentile(values, 99)) if np.isfinite(values).any() else 0.0
+    canvas.show_map(axes, values, cmap=MAP_COLOURS, vmin=0, vmax=peak if peak > 0 else float(values.max()) or 1)
+    if is_relative:
+        axes.plot(0.5, 0.5, "+", color="white", markersize=5, markeredgewidth=0.6)
+    for j, photo in enumerate(entry.photos):
+        axes = canvas.place(figure, left + (j + 1) * (_CELL + _GAP), top + _CAPTION, _CELL, _CELL)
+        canvas.show_photo(axes, photo.pixels if photo.inside is None else spotlight(photo))
+        if photo.inside is not None:
+            lines = canvas.borders(photo.inside)
+            canvas.show_lines(axes, lines, photo.inside.shape, photo.span, colors="white", linewidths=0.4)
+
+
+def spotlight(photo: Typical) -> NDArray[np.uint8]:
+    """The photo in its colours where its patches are in the cluster, dark and grey elsewhere."""
+    assert photo.inside is not None
+    lit = canvas.per_pixel(photo.inside, (photo.pixels.shape[0], photo.pixels.shape[1]), photo.span)[..., None]
+    grey = np.repeat((photo.pixels @ np.array([0.299, 0.587, 0.114]))[..., None], 3, axis=2)
+    return np.asarray(np.where(lit, photo.pixels, 0.45 * grey), np.uint8)
+
+
+def entries_of(view: RunView, layer: int, head: int, *, most: int = MOST, photos: int = PHOTOS) -> list[Entry]:
+    """The clusters of a head, the most common first. One pass over its labels: 0.1 s for 50,000 images.
+
+    Photos: of rows those with the largest share of their patches in the cluster, of CLS rows those nearest to it.
+    """
+    centroids = view.data["centroids"].sel(layer=layer, head=head).values[0]
+    counts, best, values = _counts(view, layer, head, len(centroids), photos)
+    order = np.argsort(-counts, kind="stable")[:most]
+    found, opened = [], dict[int, Photo]()  # a photo is often typical of several clusters
+    for number in (int(n) for n in order):
+        rows = [int(r) for r, v in zip(best[number], values[number], strict=True) if np.isfinite(v)]
+        found.append(
+            Entry(
+                number,
+                shown_centroid(view, centroids[number]),
+                float(counts[number] / max(counts.sum(), 1)),
+                [_typical(view, row, layer, head, number, opened) for row in rows],
+            )
+        )
+    return found
+
+
+def shown_centroid(view: RunView, centroid: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[rows, columns] of attention: the map of a centroid, its distance's square roots undone."""
+    shape = row_shape(view)
+    return np.asarray(
+        (np.square(centroid) if view.plan["options"]["distance"] == "hellinger" else centroid).reshape(shape)
+    )
+
+
+def row_shape(view: RunView) -> tuple[int, int]:
+    """(rows, columns) of the map that a centroid is."""
+    from batchjob.sample_rows import RowKind
+
+    options = view.plan["options"]
+    return RowKind(options["queries"], options["features"], view.geometry.grid).shape
+
+
+def _counts(
+    view: RunView, layer: int, head: int, k: int, photos: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """(rows of each cluster [k], its best images [k, photos], their values; −inf where there are fewer)."""
+    name = "labels" if "labels" in view.data else "image_labels"
+    labels = view.data[name].sel(layer=layer, head=head).isel(method=0)
+    inertia = view.data["inertia"].sel(layer=layer, head=head).isel(method=0)
+    total = np.zeros(k, np.int64)
+    best, values = np.zeros((k, photos), np.int64), np.full((k, photos), -np.inf)
+    for start in range(0, len(view.ids), _ROWS_AT_ONCE):
+        block = labels.isel(image=slice(start, start + _ROWS_AT_ONCE)).values.astype(np.int64)
+        block = block.reshape(len(block), -1)
+        codes = (np.arange(len(block))[:, None] * k + block)[block < k]
+        shares = np.bincount(codes, minlength=len(block) * k).reshape(-1, k)
+        total += shares.sum(0)
+        score = np.where(shares > 0, shares, -np.inf)
+        if name == "image_labels":
+            distance = inertia.isel(image=slice(start, start + _ROWS_AT_ONCE)).values
+            score = np.where(shares > 0, -distance[:, None], -np.inf)
+        at = np.broadcast_to(start + np.arange(len(block)), (k, len(block)))
+        both, where = np.concatenate([values, score.T], 1), np.concatenate([best, at], 1)
+        order = np.argsort(-both, axis=1, kind="stable")[:, :photos]
+        values, best = np.take_along_axis(both, order, 1), np.take_along_axis(where, order, 1)
+    return total, best, values
+
+
+def _typical(view: RunView, row: int, layer: int, head: int, number: int, opened: dict[int, Photo]) -> Typical:
+    if row not in opened:
+        opened[row] = view.photo(row, side=_PHOTO_PX)
+    photo = opened[row]
+    if "labels" not in view.data:
+        return Typical(photo.pixels, None, photo.span)
+    return Typical(photo.pixels, view.stack("labels", [row], layer=layer, head=head)[0, 0] == number, photo.span)
+
+
+def explain(view: RunView, shown: int) -> str:
+    """The small print under the picture."""
+    options, k = view.plan["options"], int(view.plan["options"]["k"])
+    what = "CLS rows" if options["queries"] == "cls" else "attention rows of patches"
+    where = "the query is in the middle, marked +" if options["features"] == "relative" else "by key position"
+    order = "all of them" if shown == k else f"the {shown} most common of {k}"
+    photos = (
+        "photos nearest to the centroid"
+        if options["queries"] == "cls"
+        else "photos with most such patches, these in colour"
+    )
+    return (
+        f"Clusters of {what} over the whole dataset, {order}: number, share of all rows, centroid ({where}; "
+        f"0 is dark), {photos}."
+    )

@@ -1,0 +1,243 @@
+"""What the clusters of a dataset-wide run stand for: where, in which categories and in which images they occur.
+
+Letters beside docs/metrics.md's: R rows of an image with a label of their own (its P patches; 1 where CLS rows were
+clustered), Z = layers × heads, C categories (the first is "no instance").
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import zarr
+from numpy.typing import NDArray
+from sklearn.metrics.cluster import expected_mutual_information
+
+from batchjob.coco import Annotations, instances_on_grid
+from batchjob.stats.view import OK, View, read_part
+
+TYPICAL = 8  # images kept for each cluster
+EXACT_ROWS = 1 << 20  # above it the expected information is its limit for many rows, (K − 1)(C − 1) / 2n
+ROWS_AT_ONCE = 512
+NO_INSTANCE = "no instance"
+
+
+@dataclass(slots=True)
+class Codebook:
+    """Counts over a run's labelled images."""
+
+    view: View
+    names: list[str]  # of the categories
+    positions: NDArray[np.int64]  # [Z, K, R] images whose row is in the cluster
+    images: NDArray[np.int64]  # [Z, K] in which the cluster occurs
+    categories: NDArray[np.int64]  # [Z, K, C] rows of annotated images; of CLS rows: images that show the category
+    groups: NDArray[np.int64]  # [Z, K, C] each row once: of CLS rows by the category that owns most patches
+    typical: NDArray[np.int64]  # [Z, K, TYPICAL] images' rows, best first; −1 where there are fewer
+    typical_values: NDArray[np.float64]  # share of the image's rows; of CLS rows minus the squared distance
+
+
+def count(view: View, annotations: Annotations | None) -> Codebook:
+    """The codebook of a run in dataset scope: one pass over its labels, a few hundred images at a time."""
+    known = annotations.categories if annotations is not None else {}
+    number = {category: i + 1 for i, category in enumerate(sorted(known))}
+    group = zarr.open_group(str(view.folder / "labels.zarr"), mode="r", zarr_format=3)
+    labels: Any = group["labels" if view.has_labels else "image_labels"]
+    inertia: Any = group["inertia"]
+    ids = view.image_ids() if annotations is not None else []
+    k, heads = int(view.options["k"]), len(view.layers) * len(view.heads)
+    rows = view.geometry.grid[0] * view.geometry.grid[1] if view.has_labels else 1
+    book = Codebook(
+        view,
+        [NO_INSTANCE, *(known[c] for c in sorted(known))],
+        np.zeros((heads, k, rows), np.int64),
+        np.zeros((heads, k), np.int64),
+        np.zeros((heads, k, len(number) + 1), np.int64),
+        np.zeros((heads, k, len(number) + 1), np.int64),
+        np.full((heads, k, TYPICAL), -1, np.int64),
+        np.full((heads, k, TYPICAL), -np.inf),
+    )
+    for start in range(0, view.rows, ROWS_AT_ONCE):
+        stop = min(start + ROWS_AT_ONCE, view.rows)
+        part = read_part(view, start, stop, only=("sizes",))
+        ok = np.nonzero(part.status == OK)[0]
+        block = labels[start:stop].reshape(stop - start, heads, rows)[ok]
+        distances = inertia[start:stop].reshape(stop - start, heads)[ok]
+        _add_labels(book, block, start + ok, distances)
+        for i, own in zip(ok, block, strict=True):
+            image = annotations.image(ids[start + i]) if annotations is not None else None
+            size = int(part.height[i]), int(part.width[i])
+            if image is None or not image.fits(*size):
+                continue
+            found = instances_on_grid(image, view.geometry, *size)
+            dense = np.array([0, *(number[int(c)] for c in found.category)])
+            _add_categories(book, own, dense[found.owner.astype(np.int64) + 1])
+    return book
+
+
+def _add_labels(
+    book: Codebook, labels: NDArray[np.uint8], at: NDArray[np.int64], distances: NDArray[np.float32]
+) -> None:
+    """labels [n, Z, R] of the images `at`, distances [n, Z]."""
+    n, heads, rows = labels.shape
+    k = book.images.shape[1]
+    wide = labels.astype(np.int64)
+    has_label = wide < k
+    z = np.arange(heads)[None, :, None]
+    codes = ((z * k + wide) * rows + np.arange(rows))[has_label]
+    book.positions += np.bincount(codes, minlength=book.positions.size).reshape(book.positions.shape)
+    codes = ((np.arange(n)[:, None, None] * heads + z) * k + wide)[has_label]
+    shares = np.bincount(codes, minlength=n * heads * k).reshape(n, heads, k)  # rows of each image and cluster
+    book.images += (shares > 0).sum(0)
+    values = np.where(shares > 0, shares / rows, -np.inf)
+    if rows == 1:
+        values = np.where(shares > 0, -distances[:, :, None].astype(np.float64), -np.inf)
+    values = np.concatenate([book.typical_values, values.transpose(1, 2, 0)], axis=2)
+    images = np.concatenate([book.typical, np.broadcast_to(at, (heads, k, n))], axis=2)
+    order = np.argsort(-values, axis=2, kind="stable")[..., :TYPICAL]
+    book.typical_values = np.take_along_axis(values, order, 2)
+    book.typical = np.where(np.isfinite(book.typical_values), np.take_along_axis(images, order, 2), -1)
+
+
+def _add_categories(book: Codebook, labels: NDArray[np.uint8], category: NDArray[np.int64]) -> None:
+    """labels [Z, R] of one image, category [P] of its patches."""
+    heads, rows = labels.shape
+    _, k, kinds = book.categories.shape
+    if rows == 1:  # the image as a whole
+        owned = np.bincount(category, minlength=kinds)
+        shown = np.nonzero(owned[1:])[0] + 1
+        main = shown[np.argmax(owned[shown])] if len(shown) else 0
+        book.groups[np.arange(heads), labels[:, 0], main] += 1
+        for c in shown if len(shown) else [0]:
+            book.categories[np.arange(heads), labels[:, 0], c] += 1
+        return
+    wide = labels.astype(np.int64)
+    codes = ((np.arange(heads)[:, None] * k + wide) * kinds + category)[wide < k]
+    counts = np.bincount(codes, minlength=book.categories.size).reshape(book.categories.shape)
+    book.categories += counts
+    book.groups += counts
+
+
+def dataset_ami(table: NDArray[np.int64]) -> float:
+    """Adjusted mutual information of one contingency table [K, C] over the whole dataset; NaN without rows.
+
+    Vinh, Epps and Bailey 2010, arithmetic mean of the entropies, as scikit-learn has it; 0 where one side is trivial.
+    """
+    table = table[table.sum(1) > 0][:, table.sum(0) > 0]
+    n = int(table.sum())
+    if n == 0:
+        return float("nan")
+    if min(table.shape) == 1:
+        return 1.0 if max(table.shape) == 1 else 0.0
+    a, b = _entropy(table.sum(1)), _entropy(table.sum(0))
+    information = a + b - _entropy(table.ravel())
+    if n <= EXACT_ROWS:
+        expected = float(expected_mutual_information(table, n))
+    else:
+        expected = (table.shape[0] - 1) * (table.shape[1] - 1) / (2 * n)
+    return (information - expected) / max((a + b) / 2 - expected, np.finfo(float).eps)
+
+
+def _entropy(counts: NDArray[np.int64]) -> float:
+    share = counts[counts > 0] / counts.sum()
+    return float(-(share * np.log(share)).sum())
+
+
+def tables(book: Codebook) -> dict[str, pd.DataFrame]:
+    """The codebook as tidy tables: one line a cluster; a cluster and category; position; image; and the agreement."""
+    view, (heads, k) = book.view, book.images.shape
+    layer, head = np.repeat(view.layers, len(view.heads)), np.tile(view.heads, len(view.layers))
+    ids = view.image_ids()
+    rows = book.positions.sum(2)
+    total = np.maximum(rows.sum(1, keepdims=True), 1)
+    of_cluster = book.categories / np.maximum(book.categories.sum(2, keepdims=True), 1)
+    usual = book.categories.sum(1, keepdims=True) / np.maximum(book.categories.sum((1, 2), keepdims=True), 1)
+    lift = np.divide(of_cluster, usual, out=np.zeros_like(of_cluster), where=usual > 0)
+    # most of the mutual information: a category that is both more common here than usual, and seen often enough
+    weight = book.categories * np.log(np.where(lift > 0, lift, 1))
+    best = weight[:, :, 1:].argmax(2) + 1 if lift.shape[2] > 1 else np.zeros((heads, k), np.int64)
+    best = np.where(np.take_along_axis(weight, best[..., None], 2)[..., 0] > 0, best, 0)
+    z, c = np.indices((heads, k))
+    fitted: Any = zarr.open_group(str(view.folder / "labels.zarr"), mode="r", zarr_format=3)["centroid_rows"]
+    clusters = pd.DataFrame(
+        {
+            "layer": layer[z.ravel()],
+            "head": head[z.ravel()],
+            "cluster": c.ravel(),
+            "rows": rows.ravel(),
+            "share": (rows / total).ravel(),
+            "images": book.images.ravel(),
+            "fit_rows": np.asarray(fitted[0]).reshape(heads, k).ravel(),
+            "category": [book.names[i] for i in best.ravel()],
+            "category_share": of_cluster[z, c, best].ravel(),
+            "lift": lift[z, c, best].ravel(),
+        }
+    )
+    found = {"codebook": clusters, "codebook_agreement": _agreement(book, layer, head)}
+    z, c, g = np.nonzero(book.categories)
+    found["codebook_categories"] = pd.DataFrame(
+        {
+            "layer": layer[z],
+            "head": head[z],
+            "cluster": c,
+            "category": np.array(book.names)[g],
+            "rows": book.categories[z, c, g],
+            "share_of_cluster": of_cluster[z, c, g],
+            "share_of_category": (book.categories / np.maximum(book.categories.sum(1, keepdims=True), 1))[z, c, g],
+            "lift": lift[z, c, g],
+        }
+    )
+    if view.has_labels:
+        z, c, p = np.nonzero(book.positions)
+        images = np.maximum(book.positions.sum(1), 1)  # with a label there
+        columns = {"layer": layer[z], "head": head[z], "cluster": c}
+        columns |= {"y": p // view.geometry.grid[1], "x": p % view.geometry.grid[1]}
+        found["codebook_positions"] = pd.DataFrame(columns | {"share": book.positions[z, c, p] / images[z, p]})
+    z, c, rank = np.nonzero(book.typical >= 0)
+    at = book.typical[z, c, rank]
+    columns = {"layer": layer[z], "head": head[z], "cluster": c, "rank": rank, "row": at}
+    value = "share" if view.has_labels else "squared_distance"
+    values = np.abs(book.typical_values[z, c, rank])
+    found["codebook_images"] = pd.DataFrame(columns | {"image_id": [ids[i] for i in at], value: values})
+    return found
+
+
+def _agreement(book: Codebook, layer: NDArray[Any], head: NDArray[Any]) -> pd.DataFrame:
+    lines = []
+    for z in range(len(layer)):
+        for against, table in (("categories", book.groups[z, :, 1:]), ("categories and the rest", book.groups[z])):
+            lines.append((layer[z], head[z], against, dataset_ami(table), int(table.sum())))
+    return pd.DataFrame(lines, columns=["layer", "head", "against", "ami", "rows"])
+
+
+def describe(found: dict[str, pd.DataFrame], *, is_annotated: bool) -> list[str]:
+    """What a person should read of the tables, line by line."""
+    clusters, agreement = found["codebook"], found["codebook_agreement"]
+    empty = int((clusters["rows"] == 0).sum())
+    lines = [f"codebook: {len(clusters):,} clusters, {empty} of them in no image; each is one thing in every image"]
+    if not is_annotated:
+        return [*lines, "agreement with categories needs annotations; give --annotations FILE"]
+    own = agreement[agreement["against"] == "categories"].dropna()
+    if len(own):
+        best = own.iloc[int(own["ami"].to_numpy().argmax())]
+        lines.append(
+            f"agreement with categories (AMI over {best['rows']:,} rows): median {own['ami'].median():.3f}, best "
+            f"{best['ami']:.3f} in layer {best['layer']}, head {best['head']}"
+        )
+    common = clusters[(clusters["images"] >= 5) & (clusters["category"] != NO_INSTANCE)]
+    for _, line in common.nlargest(3, "lift").iterrows():
+        lines.append(
+            f"  layer {line['layer']}, head {line['head']}, cluster {line['cluster']}: {line['category']} "
+            f"{line['lift']:.1f} times as often as usual, in {line['images']} images"
+        )
+    return lines
+
+
+def write(view: View, annotations: Annotations | None, *, csv: bool) -> Sequence[str]:
+    """Writes the codebook's tables under RUN/stats; the lines to read."""
+    found = tables(count(view, annotations))
+    for name, table in found.items():
+        table.to_parquet(view.folder / "stats" / f"{name}.parquet", index=False)
+        if csv:
+            table.to_csv(view.folder / "stats" / f"{name}.csv", index=False)
+    return describe(found, is_annotated=annotations is not None)
