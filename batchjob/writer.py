@@ -1,11 +1,11 @@
 """The background thread that publishes partitions while the next one is computed."""
 
+import os
 import queue
 import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from os import getpid
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,7 +27,7 @@ class Writer:
 
     def __init__(self, run: Path, plan: PlanLike, *, worker: str = "") -> None:
         self._run, self._plan = Path(run), plan
-        self._worker = worker or f"{socket.gethostname()}:{getpid()}"
+        self._worker = worker or f"{socket.gethostname()}:{os.getpid()}"
         read_root(self._run)  # a store of another schema is refused before any work
         self._encoder = Encoder(plan)
         with explained(self._run, f"cannot write to {run}"):
@@ -96,6 +96,7 @@ class Writer:
                             "rows": list(rows_of(self._plan, partition)),
                             "failures": [list(f) for f in failures],
                             "worker": self._worker,
+                            "job": f"slurm-{os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else "",
                             "seconds": round(time.monotonic() - self._began, 3),
                             "time": round(time.time(), 3),
                         },
