@@ -21,7 +21,13 @@ SCORE_ARRAYS = {
         "query_key_nmi",
         "sink",
     ),
-    "pairs": ("pair_auc", "pair_auc_matched", "pair_auc.distance"),
+    "pairs": (
+        "pair_auc",
+        "pair_auc_matched",
+        "pair_auc_exact",
+        "pair_auc.distance",
+        "pair_auc_matched.distance",
+    ),
 }
 K_RULES = ("instances", "silhouette", "eigengap")
 MAX_K = 254  # 255 is "none", 254 "noise" in the labels array; clusters are numbered from 0

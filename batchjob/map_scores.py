@@ -67,46 +67,51 @@ def pair_scores(rows: Tensor, pairs: Sequence[PatchPairs], grid: tuple[int, int]
     flat = _flatten(pairs, grid)
     image, first, second = (torch.as_tensor(flat[name], device=device) for name in ("image", "first", "second"))
     strength = (rows[image, :, first, second].float() + rows[image, :, second, first].float()).T  # [H, N]
-    nearness = torch.as_tensor(flat["nearness"], dtype=torch.float32, device=device)
+    # the last row is the distance null; what is sorted must not be negative
+    nearness = torch.as_tensor(flat["distance"].max() - flat["distance"], dtype=torch.float32, device=device)
     values = torch.cat([strength, nearness[None, :]])
-    auc = _group_auc(values, flat["same"], flat["group"])  # [H + 1, G]
-    in_bins = _group_auc(strength, flat["same"], flat["bin"])
-    groups = np.unique(flat["group"], return_index=True)[1]
-    owner_of_group, bin_group = flat["image"][groups], flat["group"][np.unique(flat["bin"], return_index=True)[1]]
-    ones = np.bincount(flat["bin"], flat["same"])
-    weight = np.minimum(ones, np.bincount(flat["bin"]) - ones)
-    total = np.bincount(bin_group, weight, minlength=len(groups))
-    share = torch.as_tensor(weight / np.maximum(total, 1)[bin_group], device=device)
-    matched = _sum_by(torch.nan_to_num(in_bins) * share, bin_group, len(groups))
-    kept = {"pair_auc": ~np.isnan(total), "pair_auc_matched": total > 0}
-    for name, by_group in (("pair_auc", auc[:-1]), ("pair_auc_matched", matched), ("pair_auc.distance", auc[-1:])):
-        use = kept.get(name, kept["pair_auc"])
-        number = np.bincount(owner_of_group[use], minlength=len(rows))
-        scale = np.where(number > 0, 1 / np.maximum(number, 1), np.nan)
-        wanted = torch.as_tensor(use, device=device)
-        mean = _sum_by(by_group * wanted, owner_of_group, len(rows)) * torch.as_tensor(scale, device=device)
-        result[name] = mean.T.float().expand(len(rows), heads).contiguous()
-    return result
+    owner = flat["image"][np.unique(flat["group"], return_index=True)[1]]  # of each category, over the batch
+    everything = np.ones(len(owner), bool)
+    auc = _mean_by(_group_auc(values, flat["same"], flat["group"]), everything, owner, len(rows))
+    matched = _mean_by(*_binned_auc(values, flat, np.rint(flat["distance"])), owner, len(rows))
+    exact = _mean_by(*_binned_auc(strength, flat, np.rint(flat["distance"] ** 2)), owner, len(rows))
+    found = (auc[:-1], matched[:-1], exact, auc[-1:], matched[-1:])
+    return {n: v.T.float().expand(len(rows), heads).contiguous() for n, v in zip(PAIR_SCORES, found, strict=True)}
 
 
 def _flatten(pairs: Sequence[PatchPairs], grid: tuple[int, int]) -> dict[str, np.ndarray]:
-    """The pairs of all images end to end; `group` counts categories over the batch, `bin` its distances in order."""
+    """The pairs of all images end to end; `group` counts categories over the batch."""
     sizes = [int(p.group.max()) + 1 if len(p.group) else 0 for p in pairs]
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     first, second, same = (np.concatenate([getattr(p, n) for p in pairs]) for n in ("first", "second", "same"))
-    distance = patch_distances(grid)[first, second]
-    group = np.concatenate([p.group + offset for p, offset in zip(pairs, offsets, strict=False)])
-    bins = np.rint(distance).astype(np.int64)
-    _, dense = np.unique(group * (int(bins.max()) + 1) + bins, return_inverse=True)
     return {
         "image": np.repeat(np.arange(len(pairs)), [len(p.group) for p in pairs]),
         "first": first,
         "second": second,
         "same": same,
-        "group": group,
-        "bin": dense,
-        "nearness": distance.max() - distance,  # not negative, as the sort below wants it
+        "group": np.concatenate([p.group + offset for p, offset in zip(pairs, offsets, strict=False)]),
+        "distance": patch_distances(grid)[first, second],
     }
+
+
+def _binned_auc(values: Tensor, flat: dict[str, np.ndarray], bins: np.ndarray) -> tuple[Tensor, np.ndarray]:
+    """[C, G] weighted by min(#same, #different) over the bins of each category; and which categories have a bin [G]."""
+    width = int(bins.max()) + 1
+    used, dense = np.unique(flat["group"] * width + bins.astype(np.int64), return_inverse=True)
+    owner = used // width
+    ones = np.bincount(dense, flat["same"])
+    weight = np.minimum(ones, np.bincount(dense) - ones)
+    total = np.bincount(owner, weight)
+    share = torch.as_tensor(weight / np.maximum(total, 1)[owner], device=values.device)
+    in_bins = torch.nan_to_num(_group_auc(values, flat["same"], dense))
+    return _sum_by(in_bins * share, owner, len(total)), total > 0
+
+
+def _mean_by(values: Tensor, use: np.ndarray, owner: np.ndarray, count: int) -> Tensor:
+    """[C, count]: mean over each image's categories [C, G] that count; NaN for an image without."""
+    number = np.bincount(owner[use], minlength=count)
+    scale = torch.as_tensor(np.where(number > 0, 1 / np.maximum(number, 1), np.nan), device=values.device)
+    return _sum_by(values * torch.as_tensor(use, device=values.device), owner, count) * scale
 
 
 def _group_auc(values: Tensor, positive: np.ndarray, group: np.ndarray) -> Tensor:

@@ -98,9 +98,10 @@ def draw_pairs(
 
 
 def pair_scores(rows: NDArray[np.floating[Any]], pairs: PatchPairs, grid: tuple[int, int]) -> dict[str, Floats]:
-    """`pair_auc`, `pair_auc_matched`, [C] each: is attention within an instance larger than between two of a category?
+    """Is attention within an instance larger than between two of a category? [C] each, NaN without such pairs.
 
-    Also `pair_auc.distance`, the same of −distance in place of attention. NaN where no category has both kinds.
+    `pair_auc` over all pairs, `pair_auc_matched` inside bins of rounded distance, `pair_auc_exact` of equal distance;
+    `pair_auc.distance` and `pair_auc_matched.distance` are the same of −distance in place of attention.
     """
     distance = patch_distances(grid)[pairs.first, pairs.second]
     strength = rows[:, pairs.first, pairs.second] + rows[:, pairs.second, pairs.first]
@@ -109,28 +110,33 @@ def pair_scores(rows: NDArray[np.floating[Any]], pairs: PatchPairs, grid: tuple[
 
 def pair_scores_of(strength: Floats, distance: Floats, pairs: PatchPairs) -> dict[str, Floats]:
     """`pair_scores` from the pairs' own strengths [C, N] and distances [N]."""
+    heads = len(strength)
     if not len(pairs.group):
-        nothing = np.full(len(strength), np.nan)
-        return {"pair_auc": nothing, "pair_auc_matched": nothing, "pair_auc.distance": nothing}
+        names = ("pair_auc", "pair_auc_matched", "pair_auc_exact", "pair_auc.distance", "pair_auc_matched.distance")
+        return {name: np.full(heads, np.nan) for name in names}
     values = np.concatenate([strength, -distance[None, :]])
     auc = group_auc(values, pairs.same, pairs.group)[0].mean(axis=1)
-    bins = np.rint(distance).astype(np.int64)
-    width = int(bins.max()) + 1
-    in_bins, same, different = group_auc(strength, pairs.same, pairs.group * width + bins)
-    groups = int(pairs.group.max()) + 1
-    whole = np.full((len(strength), groups * width), np.nan)
-    whole[:, : in_bins.shape[1]] = in_bins
-    weight = np.zeros(groups * width)
-    weight[: len(same)] = np.minimum(same, different)
-    by_bin = weight.reshape(groups, width)
-    total = by_bin.sum(axis=1)
-    weighted = (np.nan_to_num(whole).reshape(-1, groups, width) * by_bin).sum(axis=2) / np.maximum(total, 1)
-    matched = weighted[:, total > 0].mean(axis=1) if (total > 0).any() else np.full(len(strength), np.nan)
+    matched = _binned_auc(values, pairs, np.rint(distance).astype(np.int64))
     return {
         "pair_auc": auc[:-1],
-        "pair_auc_matched": matched,
-        "pair_auc.distance": np.full(len(strength), auc[-1]),
+        "pair_auc_matched": matched[:-1],
+        "pair_auc_exact": _binned_auc(strength, pairs, np.rint(distance**2).astype(np.int64)),
+        "pair_auc.distance": np.full(heads, auc[-1]),
+        "pair_auc_matched.distance": np.full(heads, matched[-1]),
     }
+
+
+def _binned_auc(values: Floats, pairs: PatchPairs, bins: NDArray[np.int64]) -> Floats:
+    """[C]: AUC inside each bin, weighted by min(#same, #different), then the mean over categories that have a bin."""
+    groups, width = int(pairs.group.max()) + 1, int(bins.max()) + 1
+    used, dense = np.unique(pairs.group * width + bins, return_inverse=True)
+    in_bins, same, different = group_auc(values, pairs.same, dense)
+    weight = np.minimum(same, different)
+    owner = used // width
+    total = np.bincount(owner, weight, minlength=groups)
+    share = weight / np.maximum(total, 1)[owner]
+    by_group = np.stack([np.bincount(owner, row * share, minlength=groups) for row in np.nan_to_num(in_bins)])
+    return by_group[:, total > 0].mean(axis=1) if (total > 0).any() else np.full(len(values), np.nan)
 
 
 def group_auc(

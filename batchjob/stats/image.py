@@ -130,11 +130,11 @@ def locality_attention(context: Context) -> dict[str, Floats]:
 
 
 def locality_pairs(truth: PatchInstances, row: int, context: Context) -> dict[str, Floats]:
-    """`pair_auc.locality` and `pair_auc_matched.locality`, [C], over the pairs that labelling drew for this row."""
+    """The pair scores of the locality null, [C] each, over the pairs that labelling drew for this row."""
     if context.locality is None:
         return {}
     pairs = draw_pairs(truth.owner, truth.category, row=row, seed=context.seed)
     one, other = pairs.first, pairs.second
     strength = context.locality[:, one, other] + context.locality[:, other, one]
     found = pair_scores_of(strength, patch_distances(context.grid)[one, other], pairs)
-    return {f"{name}.locality": found[name] for name in ("pair_auc", "pair_auc_matched")}
+    return {f"{name}.locality": found[name] for name in ("pair_auc", "pair_auc_matched", "pair_auc_exact")}

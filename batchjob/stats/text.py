@@ -19,6 +19,7 @@ CLAIMS = {
     "image_ari": "finds the objects of an image",
     "pair_auc": "attends within objects rather than between objects of one class",
     "pair_auc_matched": "attends within objects rather than between objects of one class",
+    "pair_auc_exact": "attends within objects rather than between objects of one class",
     "jaccard_60": "covers objects",
     "corloc": "finds an object's box",
 }
@@ -26,6 +27,7 @@ THAN = {
     "position": "than position does",
     "distance": "than distance does",
     "half": "than chance at equal distance",
+    "locality": "than the head's own locality does",
     "centre": "than the data set's mean map does",
 }
 
@@ -119,7 +121,7 @@ def describe(view: View, counts: Mapping[str, int], summary: pd.DataFrame, selec
         for cause in ("not annotated", "annotated at another size"):
             if counts.get(cause):
                 lines.append(f"{counts[cause]:,} images are {cause}: left out")
-    tables = [head_table(view, summary, s) for s in ("instance_ari", "pair_auc_matched")]
+    tables = [head_table(view, summary, s) for s in ("instance_ari", "pair_auc_exact")]
     if not any(tables):
         tables = [head_table(view, summary, s) for s in ("coherence", "attention_distance")]
     for table in tables:
@@ -153,7 +155,7 @@ def missing_inputs(view: View, names: Sequence[str], *, has_annotations: bool, h
         )
     if "pair_auc" not in names:
         hints.append(
-            f"pair_auc and pair_auc_matched need the attention itself; they come from: {again} "
+            f"pair_auc, pair_auc_matched and pair_auc_exact need the attention itself; they come from: {again} "
             "--scores attention,pairs --annotations instances.json"
         )
     if not has_random and not view.is_random:

@@ -1,0 +1,139 @@
+"""Runs for the statistics, written without a model: scenes whose heads attend by a known rule (tests/scenes.py)."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from batchjob.stats import attention, nulls
+from tests import scenes
+
+KINDS = ("class", "instance", "local", "random")
+PATCH_PX = 4
+
+
+def image_ids(count: int) -> list[str]:
+    return [f"val/{i:04d}.jpg" for i in range(count)]
+
+
+def write_run(
+    folder: Path,
+    count: int = 12,
+    *,
+    kinds: Sequence[str] = KINDS,
+    grid: tuple[int, int] = scenes.GRID,
+    weights: str = "",
+    with_scores: bool = True,
+    failed: Sequence[int] = (),
+    seed: int = 0,
+    scene_seed: int = 0,
+) -> Path:
+    """RUN with labels.zarr (and scores.zarr) of `count` scenes, one head a kind; rows `failed` are unreadable."""
+    patches, heads = grid[0] * grid[1], len(kinds)
+    owners = [scene(i, scene_seed) for i in range(count)]
+    random = np.random.default_rng(seed)
+    labels = np.full((count, 1, 1, heads, patches), 255, np.uint8)
+    maps = np.full((count, 1, heads, patches), np.nan, np.float32)
+    k = np.zeros((count, 1, 1, heads), np.uint8)
+    scored: dict[str, NDArray[np.float32]] = {}
+    sums = np.zeros((1, heads, 2 * grid[0] - 1, 2 * grid[1] - 1))
+    pairs_of_patches = np.zeros((1, 2 * grid[0] - 1, 2 * grid[1] - 1))
+    for i, owner in enumerate(owners):
+        if i in failed:
+            continue
+        own = owner.reshape(scenes.GRID)[:: scenes.GRID[0] // grid[0], :: scenes.GRID[1] // grid[1]].ravel()
+        rows = np.stack([scenes.attention(kind, own, random, grid) for kind in kinds])
+        instances = int(owner.max()) + 1
+        k[i] = instances + 1
+        labels[i, 0, 0] = [scenes.k_means(r, instances + 1, seed + i)[0] for r in rows]
+        maps[i, 0] = rows.mean(axis=1)
+        pairs = attention.draw_pairs(own, np.zeros(instances, int), row=i, seed=seed)
+        found = attention.attention_scores(rows, grid) | attention.pair_scores(rows, pairs, grid)
+        for name, values in found.items():
+            scored.setdefault(name, np.full((count, 1, heads), np.nan, np.float32))[i, 0] = values
+        sums[0] += nulls.offset_sums(rows, grid)
+        pairs_of_patches[0] += nulls.offset_sums(np.ones((1, patches, patches)), grid)[0]
+    options = {"resize": "squash", "n_init": 4, "seed": seed, "k": "instances", "weights": weights}
+    model = {
+        "name": "made_up",
+        "input_px": [grid[0] * PATCH_PX, grid[1] * PATCH_PX],
+        "patch_px": [PATCH_PX, PATCH_PX],
+    }
+    attributes = {"rows": count, "rows_per_partition": 8, "options": options, "model": model, "weights": {}}
+    group = zarr.open_group(str(folder / "labels.zarr"), mode="w", zarr_format=3, attributes=attributes)
+    status = np.array([2 if i in failed else 0 for i in range(count)], np.uint8)
+    size = np.where(status == 0, scenes.GRID[0] * PATCH_PX, 0).astype(np.int32)
+    shape = (count, 1, 1, heads, *grid)
+    _put(group, "labels", labels.reshape(shape), "image method layer head y x")
+    _put(group, "cls_attention", maps.reshape(count, 1, heads, *grid).astype(np.float16), "image layer head y x")
+    _put(group, "k", k, "image method layer head")
+    _put(group, "prefix_mass", np.full((count, 1, heads), 0.25, np.float16), "image layer head")
+    for name, values in (("status", status), ("height", size), ("width", size)):
+        _put(group, name, values, "image")
+    _coordinates(group, heads, count)
+    if with_scores:
+        group = zarr.open_group(str(folder / "scores.zarr"), mode="w", zarr_format=3)
+        for name, values in scored.items():
+            _put(group, name, values, "image layer head")
+        _put(group, "locality_sum", sums[None], "partition layer head dy dx", repeat=-(-count // 8))
+        _put(group, "locality_count", pairs_of_patches[None], "partition layer dy dx", repeat=-(-count // 8))
+        _coordinates(group, heads, count)
+    return folder
+
+
+def scene(i: int, seed: int = 0) -> NDArray[np.int64]:
+    """[P]: the owner of each patch of image i."""
+    return scenes.disks((2, 3, 6)[i % 3], np.random.default_rng((seed, i)))
+
+
+def write_annotations(
+    path: Path, count: int = 12, *, missing: Sequence[int] = (), wrong_size: Sequence[int] = (), scene_seed: int = 0
+) -> Path:
+    """COCO JSON of the scenes' disks; images `missing` are not in it, `wrong_size` are of another size in it."""
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for i, name in enumerate(image_ids(count)):
+        if i in missing:
+            continue
+        side = scenes.GRID[0] * PATCH_PX + (i in wrong_size)
+        images.append({"id": i, "file_name": Path(name).name, "height": side, "width": side})
+        owner = scene(i, scene_seed).reshape(scenes.GRID).repeat(PATCH_PX, axis=0).repeat(PATCH_PX, axis=1)
+        owner = np.pad(owner, ((0, side - len(owner)),) * 2, constant_values=-1)
+        for instance in range(owner.max() + 1):
+            rle = coco_mask.encode(np.asfortranarray((owner == instance).astype(np.uint8)))
+            annotations.append(
+                {
+                    "id": len(annotations),
+                    "image_id": i,
+                    "category_id": 1,
+                    "iscrowd": 0,
+                    "segmentation": {"size": list(owner.shape), "counts": rle["counts"].decode()},
+                }
+            )
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "disk"}]}
+    path.write_text(json.dumps(content))
+    return path
+
+
+def _put(group: zarr.Group, name: str, values: NDArray[Any], dims: str, *, repeat: int = 1) -> None:
+    if repeat > 1:  # all that was summed is in the first partition
+        values = np.concatenate([values, *[np.zeros_like(values)] * (repeat - 1)])
+    fill = np.nan if values.dtype.kind == "f" else 0
+    array = group.create_array(
+        name, shape=values.shape, dtype=values.dtype, dimension_names=dims.split(), fill_value=fill
+    )
+    array[...] = values
+
+
+def _coordinates(group: zarr.Group, heads: int, count: int) -> None:
+    texts = {"method": ("method", ["kmeans"]), "image_id": ("image", image_ids(count))}
+    for name, (dim, values) in texts.items():
+        array = group.create_array(name, shape=(len(values),), dtype="str", dimension_names=(dim,))
+        array[:] = np.array(values, object)
+    _put(group, "layer", np.array([11], np.int16), "layer")
+    _put(group, "head", np.arange(heads, dtype=np.int16), "head")

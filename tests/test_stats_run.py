@@ -1,0 +1,261 @@
+"""`run_stats`: from a run and its annotations to tables and sentences, on runs whose answers are known."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray
+
+from batchjob.errors import UserError
+from batchjob.stats import run_stats
+from batchjob.stats.compare import upsample
+from batchjob.stats.view import open_view
+from tests import scenes
+from tests.made_up_runs import KINDS, image_ids, write_annotations, write_run
+
+COUNT = 18
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A run of COUNT scenes and what stats said; one image failed, one is not annotated, one at another size."""
+    folder = tmp_path_factory.mktemp("stats")
+    run = write_run(folder / "made-up", COUNT, failed=[3])
+    annotations = write_annotations(folder / "instances.json", COUNT, missing=[4], wrong_size=[5])
+    return run, run_stats([run], annotations=str(annotations), csv=True)
+
+
+def table(run: Path, name: str) -> pd.DataFrame:
+    return pd.read_parquet(run / "stats" / f"{name}.parquet")
+
+
+def by_kind(run: Path, score: str, null: str, column: str) -> dict[str, float]:
+    found = table(run, "summary").query("score == @score and null == @null").sort_values("head")
+    return dict(zip(KINDS, found[column], strict=True))
+
+
+def test_the_four_kinds_of_attention_score_what_they_must(scored: Any) -> None:
+    run, _ = scored
+    instance, image = (by_kind(run, name, "position", "mean") for name in ("instance_ari", "image_ari"))
+    for kind, (of_instances, of_image) in {"class": (0, 0.66), "instance": (0.99, 1), "random": (0, 0)}.items():
+        assert instance[kind] == pytest.approx(of_instances, abs=0.12)
+        assert image[kind] == pytest.approx(of_image, abs=0.12)
+    gain = by_kind(run, "instance_ari", "position", "gain")
+    assert gain["instance"] > 0.1
+    assert abs(gain["local"]) < 0.15
+    assert gain["class"] < -0.4
+
+
+def test_every_null_meets_its_score(scored: Any) -> None:
+    run, _ = scored
+    locality = by_kind(run, "instance_ari", "locality", "gain")
+    assert abs(locality["local"]) < 0.15  # a head of pure locality is its own locality null
+    assert locality["instance"] > 0
+    assert abs(by_kind(run, "instance_ari", "shuffled", "null_mean")["instance"]) < 0.1
+    assert by_kind(run, "pair_auc", "distance", "mean")["instance"] > 0.99
+    assert by_kind(run, "pair_auc_exact", "half", "mean")["instance"] > 0.99
+    assert by_kind(run, "pair_auc_exact", "half", "mean")["random"] == pytest.approx(0.5, abs=0.05)
+    # equal distance is not enough for a half: near the edges local attention is stronger; locality knows
+    for score in ("pair_auc_matched", "pair_auc_exact"):
+        assert by_kind(run, score, "locality", "mean")["local"] > 0.7
+        assert abs(by_kind(run, score, "locality", "gain")["local"]) < 0.1
+    assert by_kind(run, "attention_distance", "locality", "gain")["local"] == pytest.approx(0, abs=0.05)
+    assert by_kind(run, "jaccard_60", "centre", "n")["class"] == COUNT - 3
+    nulls = table(run, "summary").groupby("score")["null"].unique()
+    assert set(nulls["instance_ari"]) == {"position", "locality", "shuffled"}
+    assert set(nulls["coherence"]) == {"position", "locality"}
+    assert set(nulls["prefix_mass"]) == {""}
+
+
+def test_the_best_head_is_found_and_described_in_words(scored: Any) -> None:
+    run, lines = scored
+    chosen = table(run, "selection").query("score == 'instance_ari'").iloc[0]
+    assert (chosen["layer"], chosen["head"], chosen["heads"]) == (11, KINDS.index("instance"), 4)
+    assert chosen["chosen_n"] + chosen["n"] == COUNT - 3
+    text = "\n".join(lines)
+    assert re.search(
+        r"instance_ari: head 1, chosen on the first half, separates objects of one class better than position does: "
+        r"\+0\.\d+ \[\+0\.\d+, \+0\.\d+\] on the other half, n = \d+, p [=<] [\d.e-]+; "
+        r"\d of 4 heads do worse than position does, \d better",
+        text,
+    )
+    assert "With n below 50" in text
+    assert "pair_ari over position by distance" in text
+    first_row = next(line for line in lines if line.startswith("kmeans"))
+    assert first_row.split()[:3] == ["kmeans", "11", "1"]
+
+
+def test_images_that_can_not_be_scored_are_counted_and_said(scored: Any) -> None:
+    run, lines = scored
+    counts = json.loads((run / "stats" / "counts.json").read_text())
+    assert counts["images"] == COUNT
+    assert counts["failed"] == 1
+    assert counts["not annotated"] == 1
+    assert counts["annotated at another size"] == 1
+    assert counts["annotated"] == counts["with two of a category"] == COUNT - 3
+    assert "1 images are annotated at another size: left out" in lines
+
+
+def test_scores_are_arrays_that_plain_xarray_opens_and_one_tidy_table(scored: Any) -> None:
+    run, _ = scored
+    with xarray.open_zarr(run / "scores.zarr", chunks=None) as arrays:
+        assert arrays["instance_ari"].dims == ("image", "method", "layer", "head")
+        assert arrays["instance_ari.position"].dims == ("image", "method", "layer", "head")
+        assert arrays["jaccard_60"].dims == ("image", "layer", "head")
+        assert arrays["jaccard_oracle_60"].dims == ("image", "layer")
+        values = arrays["instance_ari"].values[:, 0, 0, 1]
+        assert np.isnan(values[[3, 4, 5]]).all()
+        assert np.isfinite(np.delete(values, [3, 4, 5])).all()
+        coherence = arrays["coherence"].values[:, 0, 0, 0]
+        assert np.isnan(coherence).sum() == 1  # it needs no annotation
+    tidy = table(run, "scores")
+    assert list(tidy.columns) == ["image_id", "method", "layer", "head", "score", "value"]
+    mine = tidy[(tidy.score == "instance_ari") & (tidy["head"] == 1)]
+    assert mine["image_id"].tolist() == [i for row, i in enumerate(image_ids(COUNT)) if row not in (3, 4, 5)]
+    np.testing.assert_array_equal(mine["value"], np.delete(values, [3, 4, 5]))
+    assert tidy["value"].notna().all()
+    for name in ("scores", "summary", "selection", "pairs", "modifiers", "agreement"):
+        assert len(pd.read_csv(run / "stats" / f"{name}.csv")) == len(table(run, name)) > 0
+
+
+def test_the_table_of_pairs_has_a_row_a_pair_and_bins_that_count_them_all(scored: Any) -> None:
+    run, _ = scored
+    pairs, bins = table(run, "pairs"), table(run, "modifiers")
+    expected = sum(n * (n - 1) // 2 for n in ((2, 3, 6)[i % 3] for i in range(COUNT) if i not in (3, 4, 5)))
+    assert len(pairs) == expected
+    assert pairs["distance"].min() > 2  # the disks do not touch
+    assert (pairs["smaller"] <= pairs["larger"]).all()
+    for _, of_it in bins.groupby(["head", "modifier"]):
+        assert of_it["pairs"].sum() == expected
+    instance = bins[(bins["head"] == 1) & (bins["modifier"] == "distance")]
+    assert (instance["pair_ari"] > 0.9).all()
+    assert (
+        (bins["pair_ari_low"] <= bins["pair_ari"] + 1e-9) & (bins["pair_ari"] <= bins["pair_ari_high"] + 1e-9)
+    ).all()
+
+
+def test_heads_that_agree_do_so_in_the_table(scored: Any) -> None:
+    run, _ = scored
+    found = table(run, "agreement").set_index(["first", "second"])["mean"]
+    assert len(found) == 6
+    assert found["0", "1"] > 0.4  # class and instance share the background
+    assert abs(found["1", "3"]) < 0.1
+
+
+def test_processes_change_nothing(scored: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, _ = scored
+    monkeypatch.setattr("batchjob.stats.stream.ROWS_AT_ONCE", 5)
+    other = write_run(tmp_path / "made-up", COUNT, failed=[3])
+    annotations = write_annotations(tmp_path / "instances.json", COUNT, missing=[4], wrong_size=[5])
+    run_stats([other], annotations=str(annotations), jobs=2)
+    for name in ("summary", "selection", "pairs", "modifiers", "agreement"):
+        pd.testing.assert_frame_equal(table(run, name), table(other, name))
+    keys = ["score", "layer", "head", "image_id"]
+    one, two = (table(r, "scores").astype({"score": str, "image_id": str, "method": str}) for r in (run, other))
+    one, two = (t.sort_values(keys, ignore_index=True) for t in (one, two))
+    pd.testing.assert_frame_equal(one, two)
+
+
+def test_without_annotations_all_that_needs_none_is_there_and_the_way_to_the_rest_is_said(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "plain", 4, with_scores=False)
+    text = "\n".join(run_stats([run]))
+    scores = set(table(run, "summary")["score"])
+    assert {"coherence", "clusters", "largest_cluster", "smallest_cluster", "prefix_mass"} <= scores
+    assert not scores & {"instance_ari", "pair_auc", "entropy", "jaccard_60"}
+    assert len(table(run, "agreement")) == 6
+    assert f"batchjob stats {run} --annotations instances.json" in text
+    assert "--scores attention,pairs" in text
+    assert "--weights random" in text
+    again = "\n".join(run_stats([run], annotations=str(write_annotations(tmp_path / "a.json", 4))))
+    assert "instance_ari: head 1" in again
+    run_stats([run])  # what depends on annotations goes with them
+    with xarray.open_zarr(run / "scores.zarr", chunks=None) as arrays:
+        assert "instance_ari" not in arrays
+
+
+def test_an_untrained_run_is_the_random_null_of_the_others_image_by_image(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "trained", 6)
+    untrained = write_run(tmp_path / "untrained", 6, kinds=["random"] * 4, weights="random", seed=9)
+    annotations = str(write_annotations(tmp_path / "a.json", 6))
+    text = "\n".join(run_stats([run, untrained], annotations=annotations))
+    summary = table(run, "summary").query("score == 'instance_ari' and null == 'random'")
+    assert len(summary) == 4
+    with xarray.open_zarr(untrained / "scores.zarr", chunks=None) as arrays:
+        by_image = arrays["instance_ari"].values[:, 0, 0].mean(axis=1)
+    np.testing.assert_allclose(summary["null_mean"], by_image.mean(), rtol=1e-5)
+    assert "needs an untrained run" not in text
+    assert set(table(untrained, "summary").query("score == 'instance_ari'")["null"]) == {
+        "position",
+        "locality",
+        "shuffled",
+    }
+
+
+def test_runs_of_other_grids_are_compared_on_the_finest_by_paired_differences(tmp_path: Path) -> None:
+    fine = write_run(tmp_path / "fine", 9)
+    coarse = write_run(tmp_path / "coarse", 9, grid=(7, 7))
+    lines = run_stats([fine, coarse], annotations=str(write_annotations(tmp_path / "a.json", 9)))
+    found = table(fine, "comparison")
+    best = found.query("score == 'instance_ari' and of == 'best head'").iloc[0]
+    assert best["head_a"] == 1
+    assert best["mean_a"] > best["mean_b"] > 0.3  # up-sampled labels of the coarse grid miss the disks' edges
+    whole = found.query("score == 'instance_ari' and of == 'mean of heads'").iloc[0]
+    assert whole["difference"] == pytest.approx(whole["mean_a"] - whole["mean_b"])
+    assert whole["low"] <= whole["difference"] <= whole["high"]
+    heads = found.query("score == 'image_ari' and of == 'head'")
+    assert heads["head_a"].tolist() == heads["head_b"].tolist() == [0, 1, 2, 3]
+    assert (heads["p_holm"] >= heads["p"]).all()
+    assert any("on 14×14 patches, instances that survive on every grid, equal k" in line for line in lines)
+    same_head = table(fine, "agreement_runs").set_index("head")["mean"]
+    assert same_head[1] > 0.4 > 0.2 > same_head[3]
+
+
+def test_a_run_against_itself_differs_by_nothing(tmp_path: Path) -> None:
+    one, two = (write_run(tmp_path / name, 6) for name in ("one", "two"))
+    run_stats([one, two], annotations=str(write_annotations(tmp_path / "a.json", 6)))
+    found = table(one, "comparison")
+    assert (found["difference"] == 0).all()
+    assert (found["p"] == 1).all()
+    assert (table(one, "agreement_runs")["mean"] == 1).all()
+    # on its own grid the comparison's figures are the summary's
+    summary = table(one, "summary").query("score == 'pair_ari' and null == 'position'").sort_values("head")
+    heads = found.query("score == 'pair_ari' and of == 'head'")
+    np.testing.assert_allclose(heads["mean_a"], summary["mean"], rtol=1e-5)
+    gains = found.query("score == 'pair_ari over position' and of == 'head'")
+    np.testing.assert_allclose(gains["mean_a"], summary["gain"], rtol=1e-4, atol=1e-6)
+
+
+def test_up_sampling_is_by_nearest_neighbour() -> None:
+    assert (
+        upsample(np.array([1, 2, 3, 4]), (2, 2), (4, 4)).reshape(4, 4).tolist()
+        == [[1, 1, 2, 2]] * 2 + [[3, 3, 4, 4]] * 2
+    )
+    assert upsample(np.array([1, 2]), (1, 2), (1, 3)).tolist() == [1, 2, 2]
+    values = np.arange(scenes.GRID[0] * scenes.GRID[1])
+    assert (upsample(values, scenes.GRID, scenes.GRID) == values).all()
+
+
+def test_wrong_input_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no run: there is no labels\.zarr"):
+        run_stats([tmp_path])
+    run = write_run(tmp_path / "run", 2)
+    with pytest.raises(UserError, match="named twice"):
+        run_stats([run, run])
+    with pytest.raises(UserError, match="No such file"):
+        run_stats([run], annotations=str(tmp_path / "missing.json"))
+    others = tmp_path / "others.json"
+    others.write_text(json.dumps({"images": [{"id": 7, "file_name": "other.jpg"}], "annotations": []}))
+    with pytest.raises(UserError, match=r"annotates none of the 2 images .* 'other.jpg', the run has .*'val/0000.jpg'"):
+        run_stats([run], annotations=str(others))
+
+
+def test_a_view_says_what_a_run_is(tmp_path: Path) -> None:
+    view = open_view(write_run(tmp_path / "run", 2, weights="random"))
+    assert view.is_random
+    assert (view.methods, view.layers, view.heads) == (("kmeans",), (11,), (0, 1, 2, 3))
+    assert view.geometry.grid == scenes.GRID
+    assert view.image_ids() == image_ids(2)
