@@ -5,6 +5,8 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
+from batchjob.clustering import rapids
 from batchjob.clustering.dataset import Fit, Problem, Refiner, SklearnRefiner, State, TorchRefiner, fit, open_refiner
 from batchjob.clustering.group import ALONE, Group, join, meeting_point
 from batchjob.clustering.nearest import assign, block_sums, cluster_sums, greedy_starts
@@ -190,3 +193,81 @@ def test_engines_that_cannot_run_are_refused() -> None:
         open_refiner("sklearn", cpu, Group(0, 2))
     with pytest.raises(UserError, match="did you mean"):
         open_refiner("batchd", cpu, ALONE)
+
+
+class FakeCuml:
+    """Stands in for cuml, cupy and RAFT on a CPU: k-means by scikit-learn, and what it was called with."""
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+        self.joined: tuple[Any, ...] = ()
+        fake = self
+
+        class Model:
+            def __init__(self, **given: Any) -> None:
+                fake.calls.append(given)
+                self._given = given
+
+            def fit(self, x: Any) -> None:
+                model = KMeans(self._given["n_clusters"], init=self._given["init"], n_init=1, max_iter=10, tol=1e-4)
+                self.cluster_centers_, self.n_iter_ = model.fit(x).cluster_centers_, model.n_iter_
+
+        class Nccl:
+            get_unique_id = staticmethod(lambda: b"id")
+
+            def init(self, *arguments: Any) -> None:
+                fake.joined = arguments
+
+        cuda = SimpleNamespace(runtime=SimpleNamespace(deviceSynchronize=lambda: None))
+        self.modules: dict[str, Any] = {
+            "cuml": SimpleNamespace(cluster=SimpleNamespace(KMeans=Model)),
+            "cuml.cluster.kmeans_mg": SimpleNamespace(KMeansMG=Model),
+            "cupy": SimpleNamespace(from_dlpack=np.from_dlpack, asarray=np.asarray, cuda=cuda),
+            "raft_dask.common.nccl": SimpleNamespace(nccl=Nccl),
+            "raft_dask.common.comms_utils": SimpleNamespace(inject_comms_on_handle_coll_only=lambda *given: None),
+            "pylibraft.common.handle": SimpleNamespace(Handle=lambda n_streams: "handle"),
+        }
+
+
+@pytest.mark.parametrize("launched", [False, True])
+def test_cuml_gets_the_rows_where_they_lie_and_the_start_that_all_engines_have(
+    launched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeCuml()
+
+    def open_fake(engine: rapids.CumlEngine, device: torch.device) -> None:
+        engine._cuml, engine._cupy = fake.modules["cuml"], fake.modules["cupy"]
+
+    monkeypatch.setattr(rapids.CumlEngine, "__init__", open_fake)
+    monkeypatch.setattr(rapids.importlib, "import_module", fake.modules.__getitem__)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(synchronize=lambda: None))
+    monkeypatch.delenv("RANK", raising=False)
+    if launched:
+        monkeypatch.setenv("RANK", "0")  # torchrun with one process: KMeansMG in a world of one
+    refiner, _ = open_refiner("cuml", torch.device("cpu"), ALONE)
+    x = rows_like_attention(5000, 16) / 1000  # tiny numbers, as attention's
+    found = solve(x, 8, refiner)
+    reference = solve(x, 8, TorchRefiner())
+    assert found.inertia == pytest.approx(reference.inertia, rel=1e-3)
+    assert all(call["n_init"] == 1 and call["max_iter"] == 10 for call in fake.calls)
+    variance = float(x.double().var(0, correction=0).mean())
+    assert fake.calls[0]["tol"] == pytest.approx(1e-4 * variance)  # absolute there, so it goes with the rows' size
+    assert fake.calls[0]["init"].shape == (8, 16)
+    assert [call.get("handle") for call in fake.calls[:1]] == ["handle" if launched else None]
+    assert fake.joined == ((1, b"id", 0) if launched else ())
+
+
+def test_cuml_without_a_gpu_is_refused_before_any_work() -> None:
+    with pytest.raises(UserError, match="needs an NVIDIA GPU"):
+        open_refiner("cuml", torch.device("cpu"), ALONE)
+
+
+@pytest.mark.gpu
+def test_cuml_and_torch_agree_on_a_gpu() -> None:
+    pytest.importorskip("cuml")
+    x = rows_like_attention(200_000, 64).cuda()
+    ours = solve(x, 32, TorchRefiner())
+    theirs = solve(x, 32, open_refiner("cuml", x.device, ALONE)[0])
+    assert theirs.inertia == pytest.approx(ours.inertia, rel=0.01)
+    on_cpu = solve(x.cpu(), 32, TorchRefiner())
+    assert ours.inertia == pytest.approx(on_cpu.inertia, rel=1e-3)

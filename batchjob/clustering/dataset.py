@@ -5,10 +5,9 @@ rounding, however the rows are spread. The start is exactly the same: it is comp
 the same gathered rows in the same order.
 """
 
-import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -34,6 +33,7 @@ class Problem:
     seed: int
     n_init: int
     group: Group = ALONE
+    tolerance: float = 0.0  # summed squared shift below which centroids stand still; `fit` sets it
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +77,17 @@ def fit(problem: Problem, refiner: Refiner, *, start: State | None, keep: Callab
     rows, variance = _size_and_variance(problem)
     if rows < k:
         raise UserError(f"{k} clusters of {rows} rows were asked for; give --k {max(rows, 1)} or less, or more images")
-    state = _descend(problem, refiner, start or State(first_centroids(problem, rows), 0), variance, keep)
+    problem = replace(problem, tolerance=TOLERANCE * variance)
+    state = _descend(problem, refiner, start or State(first_centroids(problem, rows), 0), keep)
     counts, inertia = _measure(problem, state.centroids)
     return Fit(state.centroids, counts, inertia, rows, state.iterations)
 
 
-def _descend(problem: Problem, refiner: Refiner, state: State, variance: float, keep: Callable[[State], None]) -> State:
+def _descend(problem: Problem, refiner: Refiner, state: State, keep: Callable[[State], None]) -> State:
     while not state.done and state.iterations < MAX_ITERATIONS:
         centroids, steps = refiner.advance(problem, state.centroids)
         shift = float((centroids.double() - state.centroids.double()).square().sum())
-        state = State(centroids, state.iterations + steps, done=shift <= TOLERANCE * variance)
+        state = State(centroids, state.iterations + steps, done=shift <= problem.tolerance)
         keep(state)
     return state
 
@@ -185,12 +186,12 @@ def first_centroids(problem: Problem, total: int) -> Tensor:
     order = torch.argsort(problem.group.gather(problem.numbers[mine]))
     rows = rows[order]
     alone = Problem(rows, problem.numbers.new_zeros(len(rows)), problem.k, problem.seed, 1)
-    variance = _size_and_variance(alone)[1]
+    alone = replace(alone, tolerance=TOLERANCE * _size_and_variance(alone)[1])
     found: list[tuple[float, Tensor]] = []
     generator = torch.Generator().manual_seed(problem.seed & (2**63 - 1))
     for _ in range(problem.n_init):
         centroids = greedy_starts(rows, problem.k, generator)
-        state = _descend(alone, TorchRefiner(), State(centroids, 0), variance, lambda _: None)
+        state = _descend(alone, TorchRefiner(), State(centroids, 0), lambda _: None)
         found.append((_measure(alone, state.centroids)[1], state.centroids))
     return min(found, key=lambda pair: pair[0])[1]
 
@@ -205,6 +206,7 @@ def open_refiner(name: str, device: torch.device, group: Group) -> tuple[Refiner
             raise UserError(f"--engine sklearn fits in one process, found {group.world}; use --engine batched")
         return SklearnRefiner(), "asked for"
     if name == "cuml":
-        rapids: Any = importlib.import_module("batchjob.clustering.rapids")
+        from batchjob.clustering import rapids
+
         return rapids.open_refiner(device, group), "asked for"
     raise UserError(f"--engine {name!r} is unknown; {nearest(name, ['auto', 'batched', 'cuml', 'sklearn'])}")

@@ -1,13 +1,17 @@
 """k-means by cuML, one problem a call: at home with large problems. The only file that imports RAPIDS and cupy."""
 
 import importlib
+import os
 from typing import Any
 
 import torch
+import torch.distributed
 import torch.utils.dlpack
 from torch import Tensor
 
 from batchjob.clustering.base import NONE, Clusters, check_finite, check_shapes, number_by_appearance
+from batchjob.clustering.dataset import Problem
+from batchjob.clustering.group import Group
 from batchjob.errors import UserError
 
 FIRST_POOL_BYTES = 256 << 20
@@ -50,6 +54,10 @@ class CumlEngine:
         numbered, found = number_by_appearance(labels, NONE - 1)
         return Clusters(numbered, inertia, found)
 
+    def module(self, name: str) -> Any:
+        """cuml or cupy, imported once with the pool in place."""
+        return {"cuml": self._cuml, "cupy": self._cupy}[name]
+
     def _solve(self, rows: Tensor, k: int, seed: int, n_init: int) -> tuple[Tensor, float]:
         scaled, factor = to_unit_spread(rows)
         if len(rows) <= SMALL_ROWS:  # cuML would make k clusters of fewer different rows
@@ -58,6 +66,72 @@ class CumlEngine:
         fit = self._cuml.cluster.KMeans(**arguments(len(rows), k, seed, n_init)).fit(as_array(scaled, self._cupy))
         self._cupy.cuda.runtime.deviceSynchronize()
         return as_tensor(fit.labels_).to(torch.uint8), float(fit.inertia_) / factor**2
+
+
+class CumlRefiner:
+    """Lloyd's iteration over a whole dataset by cuML, ten iterations a step: `dataset.Refiner`.
+
+    Alone it is `cuml.cluster.KMeans`. Where a launcher started the processes (also a single one) it is `KMeansMG`,
+    which reduces its sums over NCCL: no Dask, only RAFT's bindings, as spark-rapids-ml and NeMo Curator do it.
+    """
+
+    name = "cuml"
+    steps = 10
+
+    def __init__(self, device: torch.device, group: Group) -> None:
+        self._engine = CumlEngine(device)
+        self._handle: Any = None  # RAFT's, with the communicator; alone none is needed
+        self._nccl: Any = None
+        if group.world > 1 or "RANK" in os.environ:
+            self._join(group)
+
+    def _join(self, group: Group) -> None:
+        try:
+            nccl = importlib.import_module("raft_dask.common.nccl").nccl
+            inject = importlib.import_module("raft_dask.common.comms_utils").inject_comms_on_handle_coll_only
+            handle = importlib.import_module("pylibraft.common.handle").Handle(n_streams=0)
+        except ImportError as error:
+            raise UserError(
+                f"engine 'cuml' on several GPUs can't import raft-dask ({error}); use --engine batched, or install it"
+            ) from error
+        identity = [nccl.get_unique_id() if group.rank == 0 else None]
+        if group.world > 1:
+            torch.distributed.broadcast_object_list(identity)
+        self._nccl = nccl()
+        self._nccl.init(group.world, identity[0], group.rank)
+        inject(handle, self._nccl, group.world, group.rank, False)
+        self._handle = handle
+
+    def advance(self, problem: Problem, centroids: Tensor) -> tuple[Tensor, int]:
+        """Up to ten iterations; the rows are read where they lie."""
+        model, cupy = self._engine.module("cuml"), self._engine.module("cupy")
+        start = as_array(centroids.contiguous(), cupy)
+        given = refining(problem.k, float(problem.tolerance), problem.seed, self.steps) | {"init": start}
+        torch.cuda.current_stream().synchronize()  # cuML works on a stream of its own
+        if self._handle is None:
+            fit = model.cluster.KMeans(**given)
+        else:
+            fit = importlib.import_module("cuml.cluster.kmeans_mg").KMeansMG(handle=self._handle, **given)
+        fit.fit(as_array(problem.x, cupy))
+        cupy.cuda.runtime.deviceSynchronize()
+        return as_tensor(cupy.asarray(fit.cluster_centers_)).to(centroids), int(fit.n_iter_)
+
+
+def refining(k: int, tolerance: float, seed: int, steps: int) -> dict[str, Any]:
+    """The keyword arguments of a step from given centroids: there is nothing to draw, and `tolerance` is absolute."""
+    return {
+        "n_clusters": k,
+        "n_init": 1,
+        "max_iter": steps,
+        "tol": max(tolerance, 1e-30),  # 0 is refused
+        "random_state": seed & 0x7FFFFFFF,
+        "output_type": "cupy",
+    }
+
+
+def open_refiner(device: torch.device, group: Group) -> CumlRefiner:
+    """cuML for a dataset-wide fit. Raises UserError where there is no GPU or no cuML."""
+    return CumlRefiner(device, group)
 
 
 def arguments(rows: int, k: int, seed: int, n_init: int) -> dict[str, Any]:
