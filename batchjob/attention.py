@@ -146,11 +146,15 @@ def softmax_rows(query: Tensor, key: Tensor, call: taps.AttentionCall) -> Tensor
 
 
 def _clean(call: taps.AttentionCall) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries and keys with NaN and Inf set to 0, and [B] whether there were none.
+    """Queries and keys, zeros in images where any is NaN, Inf or absurd, and [B] whether there was none.
 
     Finite ones below 1e15 give finite scores, hence a finite softmax. To check them costs T·E a head, the map T².
     """
-    finite = (call.query.abs() < FINITE_LIMIT).flatten(1).all(1) & (call.key.abs() < FINITE_LIMIT).flatten(1).all(1)
+    finite = torch.ones(len(call.query), dtype=torch.bool, device=call.query.device)
+    for x in (call.query, call.key):  # of NaN both comparisons are False
+        finite &= (x.amax((1, 2, 3)) < FINITE_LIMIT) & (x.amin((1, 2, 3)) > -FINITE_LIMIT)
+    if bool(finite.all()):
+        return call.query, call.key, finite
     keep = finite[:, None, None, None]
     return call.query.where(keep, 0), call.key.where(keep, 0), finite
 
