@@ -59,6 +59,10 @@ run: env  ## the whole job, on the sample or on DATA=/folder, tar, COCO root or 
 	  $(PY) -m batchjob stats '$(or $(RUN),$(SAMPLE_RUN))'
 	  $(PY) -m batchjob figures '$(or $(RUN),$(SAMPLE_RUN))'
 	  $(PY) -m batchjob report '$(or $(RUN),$(SAMPLE_RUN))'
+	  echo
+	  echo 'open:   $(or $(RUN),$(SAMPLE_RUN))/report.html  (the figure alone: $(or $(RUN),$(SAMPLE_RUN))/figures/)'
+	  echo 'arrays: $(or $(RUN),$(SAMPLE_RUN))/labels.zarr  (README.md has five lines that load it)'
+	  echo 'next:   make run DATA=/your/images'
 	fi
 
 submit: env  ## queue the job on a Slurm cluster: DATA=/coco NODES=2 GPUS=4 (ARRAY=8: as a job array)

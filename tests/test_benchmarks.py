@@ -1,0 +1,52 @@
+"""Benchmarks don't rot: each runs on little data, and the harness computes what it says."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.harness import Contest, measure
+from tests.conftest import ROOT
+
+NAMES = sorted(p.stem.removeprefix("bench_") for p in (ROOT / "tests" / "benchmarks").glob("bench_*.py"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_benchmark_runs_and_gives_finite_ratios(name: str, tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    command = [sys.executable, "-m", "tests.benchmarks", "--smoke", "--out", str(out), name]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(out.read_text())["results"]
+    assert results, "the benchmark measured nothing"
+    for result in results:
+        assert 0 < result["low"] <= result["ratio"] <= result["high"] < float("inf")
+        assert result["peer"]
+    assert done.stdout.count("| ") >= len(results)
+
+
+def test_the_ratio_is_peer_seconds_over_our_seconds_for_the_same_work() -> None:
+    calls: list[str] = []
+
+    def ours() -> None:
+        calls.append("ours")
+        time.sleep(0.002)
+
+    def theirs() -> None:
+        calls.append("theirs")
+        time.sleep(0.004)
+
+    result = measure(Contest("nap", "longer nap", "nap", 4, ours, theirs, theirs_items=1), rounds=3)
+    assert 4 < result.ratio < 12  # theirs takes twice as long for a quarter of the work
+    assert result.rounds == 3
+    assert calls[2:6] == ["ours", "theirs", "theirs", "ours"], "who goes first alternates"
+
+
+def test_an_unknown_benchmark_is_refused_with_the_known_ones() -> None:
+    command = [sys.executable, "-m", "tests.benchmarks", "speed"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "job" in done.stderr
