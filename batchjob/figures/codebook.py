@@ -67,7 +67,7 @@ def _entry(figure: Figure, entry: Entry, left: float, top: float, is_relative: b
     peak = float(np.nanpercentile(values, 99)) if np.isfinite(values).any() else 0.0
     canvas.show_map(axes, values, cmap=MAP_COLOURS, vmin=0, vmax=peak if peak > 0 else float(values.max()) or 1)
     if is_relative:
-        axes.plot(0.5, 0.5, "+", color="white", markersize=5, markeredgewidth=0.6)
+        axes.plot(0.5, 0.5, "+", color="#56b4e9", markersize=6, markeredgewidth=0.8)
     for j, photo in enumerate(entry.photos):
         axes = canvas.place(figure, left + (j + 1) * (_CELL + _GAP), top + _CAPTION, _CELL, _CELL)
         canvas.show_photo(axes, photo.pixels if photo.inside is None else spotlight(photo))

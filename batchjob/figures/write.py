@@ -108,9 +108,9 @@ def grids(view: RunView, rows: Sequence[int], layer: int, look: Look) -> Iterato
         yield f"grid-layer-{layer}{several}", figure
 
 
-def codebook_of(view: RunView, layer: int, head: int) -> Figure:
+def codebook_of(view: RunView, layer: int, head: int, *, most: int = codebook.MOST) -> Figure:
     """The centroids of one head of a dataset-wide run, with the photos they are typical of."""
-    entries = codebook.entries_of(view, layer, head)
+    entries = codebook.entries_of(view, layer, head, most=most)
     return codebook.codebook(
         entries,
         heading=f"{headline(view, layer)}, head {head}",

@@ -20,6 +20,7 @@ from batchjob.figures import canvas, write
 from batchjob.figures.view import RunView, open_run
 from batchjob.figures.write import Look
 from batchjob.report import browser, facts, table
+from batchjob.report.codebook import codebooks
 
 _PICTURE_DPI = 150
 _PICTURE_IMAGES = 6
@@ -113,6 +114,7 @@ def pictures(views: Sequence[RunView]) -> list[Picture]:
         )
         alt = f"Grid of {len(rows)} photos by heads {_span(view.heads)} of layer {layer}: {what}."
         found.append(picture(figure, "Images and heads", caption, alt))
+    found += [picture(*codebook) for codebook in codebooks(view, layer)]
     if len(views) > 1:
         caption = "The same photos through the models of the runs, one head of each."
         found.append(picture(write.models(views, rows, look), "Models side by side", caption, caption))
