@@ -114,7 +114,7 @@ class Runtime:
     """What doesn't change the result; `run`, `fit` and `label` take it, each time as they like."""
 
     device: str = _option("auto", "where the model and the clustering run", choices=("auto", "cuda", "cpu"))
-    engine: str = _option("auto", "who computes k-means", choices=("auto", "batched", "cuml", "sklearn"))
+    engine: str = _option("auto", "who computes k-means", choices=("auto", "batched", "triton", "cuml", "sklearn"))
     gpus: str = _option("all", "all, a number, or a list such as 0,2", metavar="LIST")
     batch_size: str = _option("auto", "images of one forward pass", metavar="N")
     workers: str = _option("auto", "decoding processes of each rank", metavar="N")

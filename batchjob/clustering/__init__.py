@@ -4,6 +4,7 @@ Nothing here knows of images or stores: N problems of P rows go in, labels come 
 """
 
 import importlib.util
+import os
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ __all__ = [
 ]
 
 DISTANCES = ("euclidean", "cosine", "hellinger")
-ENGINES = ("batched", "cuml", "sklearn")
+ENGINES = ("batched", "triton", "cuml", "sklearn")
 
 
 def choose_engine(name: str, device: torch.device) -> tuple[str, str]:
@@ -50,11 +51,13 @@ def choose_engine(name: str, device: torch.device) -> tuple[str, str]:
         return "batched", "thousands of small problems at once, on any device"
     if name not in ENGINES:
         raise UserError(f"--engine {name!r} is unknown; {nearest(name, ['auto', *ENGINES])}")
+    if name == "triton" and device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise UserError(f"engine 'triton' needs an NVIDIA GPU, this is device {device.type}; use --engine batched")
+    if name == "triton" and importlib.util.find_spec("triton") is None:
+        raise UserError("engine 'triton' needs triton, which is not installed; use --engine batched")
     if name == "cuml":
         if device.type != "cuda":
-            raise UserError(
-                f"engine 'cuml' needs an NVIDIA GPU, and this is --device {device.type}; use --engine batched"
-            )
+            raise UserError(f"engine 'cuml' needs an NVIDIA GPU, this is device {device.type}; use --engine batched")
         if importlib.util.find_spec("cuml") is None:
             raise UserError(
                 "engine 'cuml' needs cuml, which is not installed; use --engine batched, or: make env GPU=1"
@@ -69,6 +72,10 @@ def open_engine(name: str, device: torch.device) -> Engine:
         from batchjob.clustering.batched import BatchedEngine
 
         return BatchedEngine(device)
+    if name == "triton":
+        from batchjob.clustering.triton_engine import TritonEngine
+
+        return TritonEngine(device)
     if name == "cuml":
         from batchjob.clustering.rapids import CumlEngine
 

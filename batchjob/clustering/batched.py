@@ -16,7 +16,7 @@ from batchjob.clustering import gram, lloyd
 from batchjob.clustering.base import NONE, Clusters, check_finite, check_shapes, number_by_appearance
 
 BUDGET_BYTES = {"cpu": 64 << 20, "cuda": 2 << 30}  # of working memory
-TILE = {"cpu": 16, "cuda": 256}
+TILE = {"cpu": 16, "cuda": 512}  # a GPU waits for launches: few large tiles; a CPU for memory: small ones
 MAX_ROWS = 16384  # a Gram matrix of 1 GiB
 CANCELLED = 1e-3  # an inertia below this share of the total has lost digits to it
 
@@ -37,7 +37,7 @@ class Workspace:
 
 
 @dataclass(frozen=True, slots=True)
-class _Problems:
+class Problems:
     """What the engine was given, and where the answers go."""
 
     x: Tensor
@@ -46,7 +46,6 @@ class _Problems:
     mask: Tensor | None
     labels: Tensor  # uint8 [N, P]
     inertia: Tensor  # float32 [N]
-    space: Workspace
 
     def rows(self, part: Tensor) -> Tensor:
         """x of the problems `part`, a view where they stand side by side."""
@@ -76,7 +75,7 @@ class BatchedEngine:
         if p > MAX_ROWS:
             raise ValueError(f"{p} rows a problem; the batched engine takes up to {MAX_ROWS}: use sklearn or cuml")
         labels = torch.full((n, p), NONE, dtype=torch.uint8, device=x.device)
-        problems = _Problems(x, seeds.to(x.device), n_init, mask, labels, torch.zeros(n, device=x.device), self._space)
+        problems = Problems(x, seeds.to(x.device), n_init, mask, labels, torch.zeros(n, device=x.device))
         k = k.cpu().clamp_max(p) if mask is None else torch.minimum(k.cpu(), mask.sum(1).cpu())
         again = self._solve_all(problems, k, torch.arange(n)[k > 0], torch.float32)
         if len(again):
@@ -85,7 +84,7 @@ class BatchedEngine:
         numbered, found = number_by_appearance(labels, NONE - 1)
         return Clusters(numbered, problems.inertia, found)
 
-    def _solve_all(self, problems: _Problems, k: Tensor, which: Tensor, dtype: torch.dtype) -> Tensor:
+    def _solve_all(self, problems: Problems, k: Tensor, which: Tensor, dtype: torch.dtype) -> Tensor:
         """int64 [A]: problems that fp32 can't tell well (rows that are nearly equal), after answering for all."""
         again = []
         for wanted in sorted(set(k[which].tolist())):
@@ -93,11 +92,11 @@ class BatchedEngine:
             of_k = which[k[which] == wanted]
             for start in range(0, len(of_k), tile * tiles):
                 part = of_k[start : start + tile * tiles]
-                doubtful = _solve(problems, wanted, part.to(problems.x.device), tile, dtype)
+                doubtful = self._solve(problems, wanted, part.to(problems.x.device), tile, dtype)
                 again += part[doubtful.cpu()].tolist()
         return torch.tensor(again, dtype=torch.int64)
 
-    def _shape(self, problems: _Problems, k: int, dtype: torch.dtype) -> tuple[int, int]:
+    def _shape(self, problems: Problems, k: int, dtype: torch.dtype) -> tuple[int, int]:
         """(problems a tile, tiles at once) within the budget: from the shape of one problem alone."""
         _, p, d = problems.x.shape
         kept = p * p + k * problems.n_init * p  # G and memberships
@@ -106,48 +105,47 @@ class BatchedEngine:
         tiles = (self._budget_bytes // dtype.itemsize - tile * passing) // (kept * tile)
         return tile, max(1, tiles)
 
+    def _solve(self, problems: Problems, k: int, part: Tensor, tile: int, dtype: torch.dtype) -> Tensor:
+        """bool [len(part)]: answers of which fp32's rounding leaves doubt, after writing all; `part` are indices."""
+        m, (_, p, d) = -(-len(part) // tile) * tile, problems.x.shape
+        device, r, space = part.device, problems.n_init, self._space
+        padded = torch.cat([part, part[-1:].expand(m - len(part))])  # the last tile is filled with its last problem
+        mask = None if problems.mask is None else problems.mask[padded]
+        tiles = lloyd.Tiles(
+            gram=space.take("gram", (m, p, p), part, dtype),
+            square=torch.empty(m, 1, p, dtype=dtype, device=device),
+            member=None if mask is None else mask.to(dtype)[:, None, None],
+            ones=space.take("ones", (m, k, r, p), part, dtype),
+            cost=torch.empty(m, r, dtype=dtype, device=device),
+            same=torch.zeros(m, dtype=torch.bool, device=device),
+            order=torch.arange(m, device=device),
+            tile=tile,
+        )
+        factor = torch.empty(m, dtype=dtype, device=device)
+        starved = torch.empty(m, dtype=torch.bool, device=device)
+        for start in range(0, m, tile):
+            at = slice(start, start + tile)
+            inside = None if mask is None else mask[at]
+            scratch = space.take("rows", (tile, p, d), part, dtype)
+            factor[at] = gram.centred_gram(problems.rows(padded[at]), inside, tiles.gram[at], scratch)
+            tiles.square[at, 0] = torch.diagonal(tiles.gram[at], dim1=1, dim2=2)
+            member = None if tiles.member is None else tiles.member[at, 0, 0]
+            centres, starved[at] = gram.plus_plus(tiles.gram[at], member, k, problems.seeds[padded[at]], r)
+            lloyd.assign_to_rows(tiles, at, centres)
+        total = tiles.square.sum((1, 2))
+        if not bool(total.isfinite().all()):
+            check_finite(problems.x, problems.mask)
+        lloyd.run(tiles)
+        ones, cost = lloyd.best_restart(tiles)
+        numbers = torch.arange(k, dtype=dtype, device=device) @ ones
+        back = tiles.order.argsort()[: len(part)]
+        labels, cost = numbers.to(torch.uint8)[back], cost[back]
+        problems.labels[part] = labels if problems.mask is None else torch.where(problems.mask[part], labels, NONE)
+        problems.inertia[part] = (cost / factor[: len(part)].square()).float()
+        return starved[: len(part)] | (cost < CANCELLED * total[: len(part)])
 
-def _solve(problems: _Problems, k: int, part: Tensor, tile: int, dtype: torch.dtype) -> Tensor:
-    """bool [len(part)]: answers of which fp32's rounding leaves doubt, after writing all; `part` are indices."""
-    m, (_, p, d) = -(-len(part) // tile) * tile, problems.x.shape
-    device, r, space = part.device, problems.n_init, problems.space
-    padded = torch.cat([part, part[-1:].expand(m - len(part))])  # the last tile is filled with its last problem
-    mask = None if problems.mask is None else problems.mask[padded]
-    tiles = lloyd.Tiles(
-        gram=space.take("gram", (m, p, p), part, dtype),
-        square=torch.empty(m, 1, p, dtype=dtype, device=device),
-        member=None if mask is None else mask.to(dtype)[:, None, None],
-        ones=space.take("ones", (m, k, r, p), part, dtype),
-        cost=torch.empty(m, r, dtype=dtype, device=device),
-        same=torch.zeros(m, dtype=torch.bool, device=device),
-        order=torch.arange(m, device=device),
-        tile=tile,
-    )
-    factor = torch.empty(m, dtype=dtype, device=device)
-    starved = torch.empty(m, dtype=torch.bool, device=device)
-    for start in range(0, m, tile):
-        at = slice(start, start + tile)
-        inside = None if mask is None else mask[at]
-        scratch = space.take("rows", (tile, p, d), part, dtype)
-        factor[at] = gram.centred_gram(problems.rows(padded[at]), inside, tiles.gram[at], scratch)
-        tiles.square[at, 0] = torch.diagonal(tiles.gram[at], dim1=1, dim2=2)
-        member = None if tiles.member is None else tiles.member[at, 0, 0]
-        centres, starved[at] = gram.plus_plus(tiles.gram[at], member, k, problems.seeds[padded[at]], r)
-        lloyd.assign_to_rows(tiles, at, centres)
-    total = tiles.square.sum((1, 2))
-    if not bool(total.isfinite().all()):
-        check_finite(problems.x, problems.mask)
-    lloyd.run(tiles)
-    ones, cost = lloyd.best_restart(tiles)
-    numbers = torch.arange(k, dtype=dtype, device=device) @ ones
-    back = tiles.order.argsort()[: len(part)]
-    labels, cost = numbers.to(torch.uint8)[back], cost[back]
-    problems.labels[part] = labels if problems.mask is None else torch.where(problems.mask[part], labels, NONE)
-    problems.inertia[part] = (cost / factor[: len(part)].square()).float()
-    return starved[: len(part)] | (cost < CANCELLED * total[: len(part)])
 
-
-def _distinct_rows(problems: _Problems, which: Tensor) -> Tensor:
+def _distinct_rows(problems: Problems, which: Tensor) -> Tensor:
     """int64 [len(which)]: how many different rows each of these problems has."""
     counts = []
     for i in which.tolist():

@@ -88,7 +88,7 @@ def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
 
     Weights become whole numbers first: their running sums are then exact, in any order and on any device.
     """
-    most = weights.amax(-1, keepdim=True).clamp_min_(torch.finfo(weights.dtype).tiny)
+    most = weights.amax(-1, keepdim=True).clamp_min_(1e-28)  # 2^30 over it is still a float
     whole = (weights * (2.0**30 / most)).to(torch.float64).floor_()
     running = whole.cumsum(-1)  # below 2^53 for up to 8 million rows
     target = uniforms * running[..., -1:]
