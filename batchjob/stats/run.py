@@ -107,7 +107,7 @@ def _tabulate(
     lines = text.describe(view, counts, summary, selection)
     for row in selection[selection.score == "pair_ari"].to_dict("records") if len(selection) else ():
         lines += ["", *describe_modifiers(modifiers, row["layer"], row["head"], row["method"])]
-    if view.options["scope"] == "dataset":
+    if view.options.get("scope") == "dataset":
         lines += ["", *codebook.write(view, annotations, csv=csv)]
     return [*lines, *([""] if hints else []), *hints, "", f"tables: {view.folder / 'stats'}"]
 

@@ -1,0 +1,126 @@
+"""Statistics: an image's scores and nulls against scikit-learn's calls, and the cost of an image as runs grow."""
+
+import contextlib
+import io
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
+
+from batchjob.coco import PatchInstances, instances_on_grid, open_annotations
+from batchjob.geometry import Geometry
+from batchjob.stats import run_stats
+from batchjob.stats.image import Context, score_labels
+from tests import made_up_runs, scenes
+from tests.benchmarks.harness import Contest
+
+HEADS = ("class", "instance", "local", "random") * 3
+SEEDS = 20
+
+
+def contests(*, smoke: bool) -> Iterator[Contest]:
+    """Scores of 12 heads with the position null; then four times the images at the same cost an image."""
+    images = 2 if smoke else 6
+    with tempfile.TemporaryDirectory() as folder:
+        scenes_run = made_up_runs.write_run(Path(folder) / "scenes", images, kinds=HEADS)
+        annotations = made_up_runs.write_annotations(Path(folder) / "scenes.json", images)
+        yield _against_scikit_learn(scenes_run, annotations, images)
+        few = 16 if smoke else 512
+        small, large = (_tiled(Path(folder), scenes_run, annotations, images, count) for count in (few, 4 * few))
+        yield Contest(
+            name="an image's cost in a run of four times the images",
+            peer="the small run",
+            unit="images",
+            items=4 * few,
+            ours=lambda: _stats(*large),
+            theirs=lambda: _stats(*small),
+            theirs_items=few,
+            aim=0.9,
+            note="12 heads, one process, all scores, nulls, intervals and tables; 1 = linear",
+        )
+
+
+def _stats(run: Path, annotations: Path) -> None:
+    with contextlib.redirect_stderr(io.StringIO()):
+        run_stats([run], annotations=str(annotations), jobs=1)
+
+
+def _against_scikit_learn(run: Path, annotations: Path, images: int) -> Contest:
+    group: Any = zarr.open_group(str(run / "labels.zarr"), mode="r")
+    labels = group["labels"][:].reshape(images, len(HEADS), -1)
+    geometry = Geometry(56, 56, 4, 4)
+    truths = [instances_on_grid(image, geometry, 56, 56) for image in open_annotations(annotations)]
+    context = Context(geometry=geometry, layers=1, heads=len(HEADS), n_init=4, seed=0)
+
+    def ours() -> None:
+        for i, truth in enumerate(truths):
+            score_labels(labels[i], np.full(len(HEADS), len(truth.category) + 1), truth, i, context)
+
+    return Contest(
+        name="cluster scores of an image: ARI, AMI, pairs, three nulls",
+        peer="scikit-learn, a call each, ARI and AMI with the position null alone",
+        unit="images",
+        items=images,
+        ours=ours,
+        theirs=lambda: _scikit_learns(labels[0], truths[0]),
+        theirs_items=1,
+        aim=10,
+        note="12 heads, 20 seeds of the null; the peer does not reuse a null and scores fewer things",
+    )
+
+
+def _scikit_learns(labels: Any, truth: PatchInstances) -> None:
+    y, x = np.divmod(np.arange(labels.shape[1]), scenes.GRID[1])
+    k = len(truth.category) + 1
+    places = np.stack([y, x], axis=1)
+    nulls = [KMeans(k, n_init=4, random_state=seed).fit(places).labels_ for seed in range(SEEDS)]
+    inside = truth.owner >= 0
+    for row in (*labels, *nulls):
+        adjusted_rand_score(truth.owner[inside], row[inside])
+        adjusted_mutual_info_score(truth.owner[inside], row[inside])
+        adjusted_rand_score(truth.owner, row)
+
+
+def _tiled(folder: Path, run: Path, annotations: Path, images: int, count: int) -> tuple[Path, Path]:
+    """A run of `count` images that repeats those of another, and its annotations."""
+    target = folder / f"tiled-{count}"
+    shutil.copytree(run, target)
+    names = made_up_runs.image_ids(count)
+    for store in ("labels", "scores"):
+        group: Any = zarr.open_group(str(target / f"{store}.zarr"), mode="r+")
+        for name, array in list(group.arrays()):
+            dims = array.metadata.dimension_names
+            if dims[0] != "image":
+                continue
+            values = np.resize(array[:], (count, *array.shape[1:])) if name != "image_id" else np.array(names, object)
+            dtype = "str" if name == "image_id" else array.dtype
+            made = group.create_array(name, shape=values.shape, dtype=dtype, dimension_names=dims, overwrite=True)
+            made[:] = values
+        group.attrs["rows"] = count
+        group.attrs["rows_per_partition"] = count
+        for name in ("locality_sum", "locality_count") if store == "scores" else ():
+            first = group[name][:1]
+            made = group.create_array(
+                name,
+                shape=first.shape,
+                dtype=first.dtype,
+                dimension_names=group[name].metadata.dimension_names,
+                overwrite=True,
+            )
+            made[:] = first
+    content = json.loads(annotations.read_text())
+    repeated: dict[str, list[Any]] = {"images": [], "annotations": [], "categories": content["categories"]}
+    for i, name in enumerate(names):
+        repeated["images"].append(content["images"][i % images] | {"id": i, "file_name": Path(name).name})
+        mine = [a for a in content["annotations"] if a["image_id"] == i % images]
+        repeated["annotations"] += [a | {"image_id": i} for a in mine]
+    path = folder / f"tiled-{count}.json"
+    path.write_text(json.dumps(repeated))
+    return target, path
