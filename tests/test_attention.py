@@ -65,6 +65,8 @@ def model(request: pytest.FixtureRequest) -> Model:
         for key, parameter in made.net.named_parameters():
             if "relative_position_bias_table" in key:
                 parameter.normal_(std=0.5, generator=torch.Generator().manual_seed(0))
+            if "gemma4" in name and "q_norm" in key:  # its scale is 1: as they start, scores reach 60 and lose digits
+                parameter.fill_(0.125)
     return made
 
 
