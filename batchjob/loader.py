@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from batchjob.chunks import Chunk, Range, Recipe
 from batchjob.geometry import Geometry
 from batchjob.images import RGB
 from batchjob.index import ImageIndex
-from batchjob.workers import Chunk, Chunks, Range, Recipe
+from batchjob.workers import Chunks
 
 STALL_S = 60.0  # no file takes that long to read and decode; a hung network disk does
 

@@ -125,7 +125,7 @@ def _members(path: str, reading: Reading) -> Iterator[Member]:
         with open(path, "rb") as file:
             file.seek(tar.offset)
             end = file.read(_BLOCK)
-    if not end:
+    if len(end) < _BLOCK:
         reading.cut = f"is cut off after {size} bytes: it has no end mark"
     elif end.count(0) != len(end):
         reading.cut = f"is damaged at byte {tar.offset}"

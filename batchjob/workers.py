@@ -8,21 +8,14 @@ import signal
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
+from batchjob.chunks import Chunk, Range, Recipe, Rows
 from batchjob.errors import UserError
-from batchjob.geometry import Geometry
-from batchjob.images import RGB, STATUS, ReadFailure, decode
-from batchjob.index import ImageIndex
-from batchjob.jpeg import accelerate
 
 STRIKES = 2  # that often a row may cost its worker before it is given up
 BARREN_RESTARTS = 5  # in a row, without a chunk between and without a row to blame
@@ -31,32 +24,6 @@ PREFETCH_BYTES = 2**30
 CHUNK_BYTES = 2**24
 CHUNK_ROWS = 16
 SHARED_MEMORY = "/dev/shm"
-
-Range = tuple[int, int]  # rows [start, stop)
-
-
-@dataclass(slots=True)
-class Chunk:
-    """Some consecutive rows; `pixels` of a failed one are zeros."""
-
-    start: int
-    pixels: Tensor  # uint8 [n, 3, H, W]
-    status: NDArray[np.uint8]
-    heights: NDArray[np.int32]
-    widths: NDArray[np.int32]
-    failures: list[tuple[int, str, str]] = field(default_factory=list)  # row, cause, message
-    read_s: float = 0.0
-    decode_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """What becomes of a row."""
-
-    index: ImageIndex
-    geometry: Geometry
-    fill_rgb: RGB
-    interpolation: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +71,7 @@ class Chunks:
         self._strikes: dict[int, int] = {}
         self._barren = 0
         self._loader: DataLoader[Chunk] | None = None
+        self._stream: Iterator[Chunk] | None = None
         self._processes: list[multiprocessing.process.BaseProcess] = []
         self._marks: Any = None
 
@@ -115,15 +83,14 @@ class Chunks:
             for first in range(start, stop, self._batch_size)
             for low in range(first, min(first + self._batch_size, stop), self.sizing.rows_per_chunk)
         )
-        stream: Iterator[Chunk] | None = None
+        self._stream = None
         while self._tasks.left:
             try:
-                if stream is None:
-                    stream = self._stream()
-                chunk = next(stream)
+                if self._stream is None:
+                    self._stream = self._start()
+                chunk = next(self._stream)
             except (RuntimeError, OSError, EOFError) as error:
-                if not self._is_patient(error):
-                    stream = None
+                self._judge(error)
                 continue
             self._barren = 0
             self._tasks.left.popleft()
@@ -131,12 +98,14 @@ class Chunks:
 
     def close(self) -> None:
         """Ends the workers."""
-        self._loader = None
-        for process in self._processes:
-            process.join(timeout=5)
+        # Left to the garbage collector, the stream's queues may lose their pipes before their threads: so by hand.
+        shut_down = getattr(getattr(self._loader, "_iterator", None), "_shutdown_workers", None)
+        if shut_down is not None:
+            shut_down()
+        self._loader = self._stream = None
         self._kill_workers()
 
-    def _stream(self) -> Iterator[Chunk]:
+    def _start(self) -> Iterator[Chunk]:
         """The remaining tasks' chunks, by the workers that are there or by new ones."""
         before = set(multiprocessing.active_children())
         if self._loader is None:
@@ -147,11 +116,11 @@ class Chunks:
 
     def _new_loader(self) -> DataLoader[Chunk]:
         if not self._workers:
-            return DataLoader(_Rows(self._recipe, {}, None), batch_size=None, sampler=self._tasks, collate_fn=_as_it_is)
+            return DataLoader(Rows(self._recipe, {}, None), batch_size=None, sampler=self._tasks, collate_fn=_as_it_is)
         context = _quiet_forkserver()
         self._marks = context.RawArray("d", [0.0, -1.0, 0.0] * self._workers)  # pid, row in hand, since
         return DataLoader(
-            _Rows(self._recipe, dict(self._given_up), self._marks),
+            Rows(self._recipe, dict(self._given_up), self._marks),
             batch_size=None,
             sampler=self._tasks,
             num_workers=self._workers,
@@ -163,8 +132,8 @@ class Chunks:
             timeout=POLL_S,
         )
 
-    def _is_patient(self, error: RuntimeError | OSError | EOFError) -> bool:
-        """Whether nothing is wrong but the wait; else the workers are gone, and the row to blame has its strike."""
+    def _judge(self, error: RuntimeError | OSError | EOFError) -> None:
+        """Does nothing if there is only a wait. Else ends the workers, and the row to blame has its strike."""
         dead = self._dead(within_s=2.0 if isinstance(error, OSError | EOFError) else 0.0)
         marks = [tuple(self._marks[3 * i : 3 * i + 3]) for i in range(self._workers)]
         now = time.monotonic()
@@ -172,7 +141,7 @@ class Chunks:
         stalled = [int(row) for _, row, since in marks if row >= 0 and now - since > self._stall_s] if is_wait else []
         if not dead and not stalled:
             if is_wait:
-                return True
+                return
             if "shared memory" in str(error) or "No space left" in str(error):
                 raise UserError(
                     f"the shared memory {SHARED_MEMORY} is full; give fewer --workers, or enlarge it "
@@ -195,8 +164,7 @@ class Chunks:
                 "give fewer --workers, or --workers 0 to decode in this process"
             ) from error
         self._kill_workers()
-        self._loader = None
-        return False
+        self.close()
 
     def _dead(self, *, within_s: float) -> dict[int | None, int]:
         """Exit codes by pid. A pipe may break a moment before the process is seen to be dead."""
@@ -227,55 +195,6 @@ class _Tasks:
 
     def __len__(self) -> int:
         return len(self.left)
-
-
-class _Rows(Dataset[Chunk]):
-    def __init__(self, recipe: Recipe, given_up: dict[int, tuple[str, str]], marks: Any) -> None:
-        self._recipe, self._given_up, self._marks = recipe, given_up, marks
-
-    def __getitem__(self, rows: Any) -> Chunk:
-        start, stop = rows
-        geometry, count = self._recipe.geometry, stop - start
-        chunk = Chunk(
-            start,
-            torch.zeros((count, 3, geometry.height, geometry.width), dtype=torch.uint8),
-            np.zeros(count, np.uint8),
-            np.zeros(count, np.int32),
-            np.zeros(count, np.int32),
-        )
-        for i in range(count):
-            try:
-                self._mark(start + i)
-                self._fill(chunk, i)
-            except ReadFailure as failure:
-                chunk.status[i] = STATUS[failure.cause]
-                chunk.failures.append((start + i, failure.cause, failure.message))
-        self._mark(-1)
-        return chunk
-
-    def _fill(self, chunk: Chunk, i: int) -> None:
-        recipe, row = self._recipe, chunk.start + i
-        if row in self._given_up:
-            raise ReadFailure(*self._given_up[row])
-        began = time.perf_counter()
-        try:
-            data = recipe.index.read(row)
-        finally:
-            chunk.read_s += (read := time.perf_counter()) - began
-        try:
-            image = decode(
-                data, recipe.geometry, recipe.fill_rgb, interpolation=recipe.interpolation, accelerate=accelerate
-            )
-            chunk.pixels[i] = torch.from_numpy(image.pixels)
-        finally:
-            chunk.decode_s += time.perf_counter() - read
-        chunk.heights[i], chunk.widths[i] = image.height, image.width
-
-    def _mark(self, row: int) -> None:
-        """Says which row this worker has in hand, and since when."""
-        info = torch.utils.data.get_worker_info()
-        if self._marks is not None and info is not None:
-            self._marks[3 * info.id : 3 * info.id + 3] = [os.getpid(), row, time.monotonic()]
 
 
 def _quiet_forkserver() -> Any:

@@ -1,11 +1,20 @@
-"""An index whose rows may do to their worker what damaged files, full disks and hung networks do."""
+"""Good and bad files as rows, and rows that do to their worker what full disks and hung networks do."""
 
 import ctypes
 import os
 import signal
 import time
+from pathlib import Path
 
-from batchjob.index import ImageIndex
+from batchjob.geometry import Geometry
+from batchjob.images import STATUS, ReadFailure, decode
+from batchjob.index import ImageIndex, IndexBuilder
+from batchjob.jpeg import accelerate
+from batchjob.loader import Loader
+from tests.pictures import bad_files, jpeg, png
+
+GEOMETRY = Geometry(28, 28, 14, 14)
+FILL = (1, 2, 3)
 
 
 class Poisoned(ImageIndex):
@@ -36,3 +45,43 @@ class Poisoned(ImageIndex):
         elif deed == "bug":
             raise RuntimeError("a mistake of ours")
         return self.index.read(i)
+
+
+def make_files(root: Path) -> list[str]:
+    """The names of good and bad files that are written there."""
+    for i in range(4):
+        (root / f"good{i}.jpg").write_bytes(jpeg(40 + i, 30, seed=i))
+        (root / f"good{i}.png").write_bytes(png(30, 40 + i, seed=i))
+    for name, (data, _) in bad_files().items():
+        (root / name).write_bytes(data)
+    (root / "dangling.jpg").symlink_to("nowhere")
+    os.mkfifo(root / "fifo.jpg")
+    (root / "folder.jpg").mkdir()
+    return sorted(p.name for p in root.iterdir())
+
+
+def read_alone(root: Path, names: list[str]):
+    """Name -> (status, height, width, pixels), read one by one in this process."""
+    found = {}
+    for name in [*names, "missing.jpg"]:
+        try:
+            image = decode(root / name, GEOMETRY, FILL, accelerate=accelerate)
+            found[name] = (0, image.height, image.width, image.pixels)
+        except ReadFailure as failure:
+            found[name] = (STATUS[failure.cause], 0, 0, None)
+    return found
+
+
+def rows_of(root: Path, names: list[str]) -> ImageIndex:
+    builder = IndexBuilder()
+    for i, name in enumerate(names):
+        builder.add(os.fsencode(name), id=f"{i}")
+    return builder.build(os.fsencode(root))
+
+
+def good_rows(root: Path, count: int) -> ImageIndex:
+    return rows_of(root, [f"good{i % 4}.jpg" for i in range(count)])
+
+
+def open_loader(index, *, batch_size=4, workers=2, **options) -> Loader:
+    return Loader(index, GEOMETRY, fill_rgb=FILL, batch_size=batch_size, workers=workers, **options)

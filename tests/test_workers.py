@@ -1,0 +1,184 @@
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from batchjob.errors import UserError
+from batchjob.images import STATUS
+from tests.pictures import jpeg
+from tests.poison import Poisoned, good_rows, make_files, open_loader, read_alone, rows_of
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> tuple[Path, list[str]]:
+    """A folder of good and bad files, and their names."""
+    root = tmp_path_factory.mktemp("files")
+    return root, make_files(root)
+
+
+@pytest.fixture(scope="module")
+def expected(files):
+    return read_alone(*files)
+
+
+def test_files_that_kill_their_worker_are_found_and_marked_and_the_rest_is_read(files, expected):
+    names = [f"good{i % 4}.jpg" for i in range(30)]
+    index = Poisoned(good_rows(files[0], 30), {7: "segfault", 20: "out of memory", 21: "exit"})
+    with open_loader(index) as loader:
+        batches = list(loader.batches(0, 30))
+    failures = [f for b in batches for f in b.failures]
+    assert [(row, cause) for row, cause, _ in failures] == [(row, "killed_worker") for row in (7, 20, 21)]
+    for (_, _, message), how in zip(failures, ("SIGSEGV", "out of memory?", "ended with 3"), strict=True):
+        assert "given up after 2 tries" in message
+        assert how in message
+    status = np.concatenate([b.status for b in batches])
+    assert np.flatnonzero(status).tolist() == [7, 20, 21]
+    pixels = np.concatenate([b.pixels.numpy() for b in batches])
+    assert all(np.array_equal(pixels[i], expected[names[i]][3]) for i in range(30) if i not in (7, 20, 21))
+
+
+def test_a_worker_killed_once_costs_no_row(files, tmp_path):
+    index = Poisoned(good_rows(files[0], 12), {5: "once"}, str(tmp_path / "marker"))
+    with open_loader(index) as loader:
+        assert not np.concatenate([b.status for b in loader.batches(0, 12)]).any()
+
+
+def test_a_read_that_never_ends_is_given_up(files):
+    index = Poisoned(good_rows(files[0], 12), {5: "hang"})
+    with open_loader(index, stall_s=1.0) as loader:
+        began = time.monotonic()
+        failures = [f for b in loader.batches(0, 12) for f in b.failures]
+    assert [(row, cause) for row, cause, _ in failures] == [(5, "timeout")]
+    assert time.monotonic() - began < 60
+
+
+def test_workers_that_die_with_nothing_in_hand_end_the_job_with_a_word(files, monkeypatch):
+    monkeypatch.setattr("batchjob.workers._enter_worker", os._exit)  # called with the worker's number
+    with open_loader(good_rows(files[0], 4), workers=1) as loader, pytest.raises(UserError, match="--workers 0"):
+        list(loader.batches(0, 4))
+
+
+def test_a_mistake_in_the_worker_is_raised_and_not_retried(files):
+    index = Poisoned(good_rows(files[0], 4), {2: "bug"})
+    with open_loader(index) as loader, pytest.raises(RuntimeError, match="a mistake of ours"):
+        list(loader.batches(0, 4))
+
+
+def test_full_shared_memory_is_named_with_the_way_out(files):
+    index = Poisoned(good_rows(files[0], 4), {2: "shared memory"})
+    with open_loader(index) as loader, pytest.raises(UserError, match="--shm-size"):
+        list(loader.batches(0, 4))
+
+
+def test_too_little_shared_memory_is_refused_before_any_work(files, monkeypatch):
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2000))
+    with pytest.raises(UserError, match="/dev/shm has"):
+        open_loader(good_rows(files[0], 4))
+
+
+SIGNALLED = """
+import os, signal, sys
+from pathlib import Path
+from batchjob.geometry import Geometry
+from batchjob.loader import Loader
+from batchjob.sources import index_images
+if __name__ == "__main__":
+    index = index_images(sys.argv[1])
+    with Loader(index, Geometry(28, 28, 14, 14), fill_rgb=(0, 0, 0), batch_size=2, workers=2) as loader:
+        batches = loader.batches(0, len(index))
+        rows = list(next(batches).rows)
+        if sys.argv[2] == "wait":
+            print("ready", flush=True)
+            signal.pause()
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
+            os.killpg(0, number)
+        for batch in batches:
+            rows += list(batch.rows)
+        print(rows == list(range(len(index))))
+"""
+
+
+def run_script(root: Path, what: str, **options):
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    script = root.parent / "signalled.py"
+    script.write_text(SIGNALLED)
+    command = [sys.executable, str(script), str(root), what]
+    return subprocess.Popen(command, env=env, start_new_session=True, text=True, stdout=subprocess.PIPE, **options)
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    (tmp_path / "photos").mkdir()
+    for i in range(60):
+        (tmp_path / "photos" / f"{i:02}.jpg").write_bytes(jpeg(seed=i % 3))
+    return tmp_path / "photos"
+
+
+def test_a_scheduler_s_signals_to_all_processes_do_not_end_the_workers(photos):
+    process = run_script(photos, "go on", stderr=subprocess.PIPE)
+    out, err = process.communicate(timeout=120)
+    assert (out, err, process.returncode) == ("True\n", "", 0)
+
+
+@pytest.mark.slow
+def test_workers_do_not_outlive_a_killed_job(photos):
+    process = run_script(photos, "wait")
+    assert process.stdout.readline() == "ready\n"
+    process.kill()
+    process.wait()
+    for _ in range(60):
+        left = [p for p in Path("/proc").iterdir() if p.name.isdigit() and session_of(p) == process.pid]
+        if not left:
+            break
+        time.sleep(0.5)
+    assert not left
+
+
+def session_of(folder: Path) -> int:
+    try:
+        return os.getsid(int(folder.name))
+    except OSError:
+        return -1
+
+
+def resident_mb(pid: int) -> float:
+    line = next(li for li in Path(f"/proc/{pid}/status").read_text().splitlines() if li.startswith("VmRSS"))
+    return int(line.split()[1]) / 1024
+
+
+@pytest.mark.slow
+def test_a_soak_of_20000_images_with_bad_ones_of_every_kind_keeps_its_memory(files, expected):
+    root, names = files
+    bad = [n for n in [*names, "missing.jpg"] if expected[n][0]]
+    order = [f"good{i % 4}.{'jpg' if i % 3 else 'png'}" for i in range(20_000)]
+    for i in range(200):
+        order[100 * i + 37] = bad[i % len(bad)]
+    deeds = {4000: "segfault", 9000: "out of memory", 13_000: "hang", 17_000: "exit"}
+    index = Poisoned(rows_of(root, order), deeds)
+    seen, sizes = 0, []
+    with open_loader(index, batch_size=64, stall_s=3.0) as loader:
+        for start in range(0, 20_000, 2000):
+            for batch in loader.batches(start, start + 2000):
+                for i, row in enumerate(batch.rows):
+                    assert row == seen
+                    seen += 1
+                    status, _, _, pixels = expected[order[row]]
+                    if row in deeds:
+                        assert batch.status[i] == STATUS["timeout" if deeds[row] == "hang" else "killed_worker"]
+                    else:
+                        assert batch.status[i] == status
+                        assert pixels is None or np.array_equal(batch.pixels[i].numpy(), pixels)
+            workers = [resident_mb(p.pid) for p in multiprocessing.active_children() if p.pid]
+            sizes.append((resident_mb(os.getpid()), max(workers)))
+    assert seen == 20_000
+    main, worker = np.array(sizes).T
+    assert main[-1] - main[1] < 30, sizes
+    assert worker[2:].max() - worker[1] < 60, sizes
