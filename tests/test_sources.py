@@ -2,6 +2,7 @@ import gzip
 import io
 import json
 import os
+import subprocess
 import tarfile
 import tracemalloc
 from pathlib import Path
@@ -303,18 +304,16 @@ def test_folders_deeper_than_a_stack_are_walked(tmp_path):
     here = os.getcwd()
     os.chdir(tmp_path)
     try:
-        for _ in range(1200):
+        for _ in range(1100):
             os.mkdir("d")
             os.chdir("d")
         Path("x.png").write_bytes(PNG)
+        index = index_images(str(tmp_path))
+        assert len(index) == 1
+        assert index.read(0) == PNG
     finally:
         os.chdir(here)
-    index = index_images(str(tmp_path))
-    assert len(index) == 1
-    assert index.read(0) == PNG
-    (tmp_path / "x.png").touch()
-    os.unlink(tmp_path / index.id(0))
-    os.removedirs(tmp_path / os.path.dirname(index.id(0)))  # a recursive removal would meet its limit
+        subprocess.run(["rm", "-r", str(tmp_path / "d")], check=True)  # pytest's own removal recurses too deep
 
 
 def test_limit_takes_the_first_rows_of_every_source(tmp_path):
