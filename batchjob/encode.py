@@ -77,7 +77,7 @@ def _make_array(store: MemoryStore, name: str, spec: ArraySpec, codes: Mapping[s
         chunks=spec.chunks,
         shards=spec.shards,
         fill_value=spec.fill,
-        compressors=ZstdCodec(level=1),
+        compressors=ZstdCodec(level=1) if spec.compressed else None,
         dimension_names=spec.dims,
         attributes=attributes,
         chunk_key_encoding={"name": "default", "separator": "."},

@@ -183,6 +183,11 @@ def _fit(folder: Path, plan: Any, runtime: Runtime) -> None:
 
 
 def _label(folder: Path, plan: Any, runtime: Runtime, named: list[int] | None) -> None:
+    with Stop() as stop:  # before the imports: they take seconds, in which a signal would kill
+        _label_share(folder, plan, runtime, named, stop)
+
+
+def _label_share(folder: Path, plan: Any, runtime: Runtime, named: list[int] | None, stop: Stop) -> None:
     from batchjob import job, launch, shares, store
 
     count = len(plan.partitions)
@@ -199,19 +204,18 @@ def _label(folder: Path, plan: Any, runtime: Runtime, named: list[int] | None) -
         found = store.missing(folder, plan)
         return found if named is None else [unit for unit in named if unit in found]
 
-    with Stop() as stop:
-        share = shares.share_of(os.environ, in_batch_body=in_body)
-        attempt = shares.attempt_of(os.environ)
-        units = shares.agreed_units(folder, attempt, missing)
-        own = [unit for unit in share.of(units) if not store.is_done(folder, unit)]
-        if not own:
-            _note("nothing is missing" if not units else f"nothing is left of share {share.index} of {share.count}")
-            return
-        if share.count > 1:
-            node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-            _note(f"share {share.index} of {share.count} ({share.source}) on {node}: {len(own)} partitions")
-        with shares.Board(folder, attempt, share, plan, units) as board:
-            job.label(folder, runtime, own, should_stop=stop, board=board)
+    share = shares.share_of(os.environ, in_batch_body=in_body)
+    attempt = shares.attempt_of(os.environ)
+    units = shares.agreed_units(folder, attempt, missing)
+    own = [unit for unit in share.of(units) if not store.is_done(folder, unit)]
+    if not own:
+        _note("nothing is missing" if not units else f"nothing is left of share {share.index} of {share.count}")
+        return
+    if share.count > 1:
+        node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+        _note(f"share {share.index} of {share.count} ({share.source}) on {node}: {len(own)} partitions")
+    with shares.Board(folder, attempt, share, plan, units) as board:
+        job.label(folder, runtime, own, should_stop=stop, board=board)
 
 
 def _finish(folder: Path, max_failures: float) -> int:
