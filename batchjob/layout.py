@@ -49,7 +49,8 @@ class ArraySpec:
     shards: tuple[int, ...] | None  # what is one file; None: a chunk is
     meaning: str
     store: Literal["labels", "scores"] = "labels"
-    compressed: bool = True  # CLS rows are noise in their last bits: zstd saves an eighth for a third of the writer's time
+    # CLS rows are noise in their last bits: zstd saves an eighth of them for a third of the writer's time
+    compressed: bool = True
 
     @property
     def rows_per_shard(self) -> int:
