@@ -110,7 +110,8 @@ class Extractor:
         step = max(1, CHUNK_BYTES // (4 * heads * tokens * tokens))
         for start in range(0, batch, step):
             part = slice(start, start + step)
-            attention = softmax_rows(query[part], key[part], call)  # [b, H, T, T]
+            bias = call.bias if call.bias is None or call.bias.dim() < 4 or len(call.bias) == 1 else call.bias[part]
+            attention = softmax_rows(query[part], key[part], replace(call, bias=bias))  # [b, H, T, T]
             seen = attention[:, :, prefix:, :]
             rows[part] = seen[..., prefix:]
             cls[part] = attention[:, :, 0, prefix:] if spec.has_cls else seen[..., prefix:].mean(dim=2)
