@@ -1,6 +1,6 @@
 """From one layer's maps to the clusters of every method: k, seeds and masks of each problem looked up."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from batchjob import centroids, clustering
 from batchjob.attention import LayerMaps, renormalise
-from batchjob.clustering import Clusters, Engine
+from batchjob.clustering import Clusters, Engine, pools
 from batchjob.features import nearest_centroids
 from batchjob.loader import Batch
 from batchjob.plan import Plan
@@ -68,6 +68,15 @@ def open_clusterer(plan: Plan, run: Path, engine: Engine, device: torch.device) 
         return found
 
     return find
+
+
+def forecast(plan: Plan, units: Sequence[int]) -> list[str]:
+    """What the methods that solve problem by problem will cost for these partitions, one sentence each; measured."""
+    if plan.options.scope == "dataset":
+        return []
+    images = sum(stop - start for start, stop in (plan.partitions[unit] for unit in units))
+    problems = images * len(plan.layers) * len(plan.heads)
+    return [pools.forecast(m, problems, plan.model.num_patches) for m in plan.options.methods if m in pools.METHODS]
 
 
 def _open_by_centroids(plan: Plan, run: Path, device: torch.device) -> FindClusters:

@@ -12,7 +12,7 @@ import torch
 from batchjob import buffers, clustering, store, weights
 from batchjob import plan as plans
 from batchjob.attention import Extractor
-from batchjob.clusterer import choose_engine, open_clusterer
+from batchjob.clusterer import choose_engine, forecast, open_clusterer
 from batchjob.config import Runtime
 from batchjob.errors import UserError, WorkLeft
 from batchjob.loader import Loader
@@ -41,6 +41,8 @@ def label(
     engine = clustering.open_engine(engine_name, device)
     say(f"labelling {len(units)} of {len(plan.partitions)} partitions on {device}, {plan.precision}")
     say(f"engine {engine_name}: {reason}")
+    for line in forecast(plan, units):
+        say(line)
     index = ImageIndex.load(run / "index")
     state = weights.state_dict(weights.Weights(**plan.weights))
     model = load_model(plan.model, state, precision=plan.precision, device=device, seed=plan.options.seed)

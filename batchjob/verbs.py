@@ -92,6 +92,8 @@ def show(args: Namespace) -> int:
         print(f"speed     {line}")
     for cause, images in store.failures(folder).most_common():
         print(f"failed    {images} images: {cause}")
+    if clipped := _clipped(folder, found, missing):
+        print(f"clipped   {clipped:,} problems have fewer different rows than k; their own k is stored")
     if not args.verify:
         return 0
     damages = store.verify(folder)
@@ -231,6 +233,25 @@ def _finish(folder: Path, max_failures: float) -> int:
         )
         return 1
     return 0
+
+
+def _clipped(folder: Path, plan: Any, missing: set[int]) -> int:
+    """How many problems of the published partitions got fewer clusters than the plan asked for."""
+    import numpy as np
+    import zarr
+
+    options = plan.options
+    methods = [i for i, name in enumerate(options.methods) if name != "hdbscan"]  # it takes no k
+    if options.scope != "image" or options.k in ("silhouette", "eigengap") or not methods:
+        return 0
+    asked, store_path = np.load(folder / "index" / "k.npy"), folder / "labels.zarr"
+    count = 0
+    for unit in set(range(len(plan.partitions))) - missing:
+        rows = slice(*plan.partitions[unit])
+        found = np.asarray(zarr.open_array(store_path / "k", mode="r")[rows])[:, methods]  # [rows, method, layer, head]
+        labelled = np.asarray(zarr.open_array(store_path / "status", mode="r")[rows]) == 0
+        count += int((found[labelled] < asked[rows][labelled, None, None, None]).sum())
+    return count
 
 
 def _throughput(folder: Path) -> list[str]:

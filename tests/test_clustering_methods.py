@@ -11,6 +11,7 @@ from batchjob.clustering.choose_k import choose_k, silhouette
 from batchjob.clustering.gram import centred_gram
 from batchjob.clustering.spectral import decompose
 from batchjob.errors import UserError
+from tests.conftest import SAMPLE, TINY
 from tests.test_clustering import grouped
 
 CPU = torch.device("cpu")
@@ -97,6 +98,27 @@ def test_worker_processes_give_the_labels_of_one_process():
 def test_the_cost_of_a_problem_is_measured_beforehand():
     small, large = (pools.seconds_a_problem("agglomerative", patches) for patches in (16, 400))
     assert 0 < small < large
+
+
+def test_the_cost_of_all_problems_is_told_in_fitting_units(monkeypatch):
+    monkeypatch.setattr(pools, "seconds_a_problem", lambda method, patches: 0.012)
+    monkeypatch.setattr(pools, "cpus", lambda: 2)
+    told = pools.forecast("hdbscan", 1_400_000, 196)
+    assert told == (
+        "hdbscan solves one problem after the other, 12 ms each on a CPU: "
+        "1,400,000 problems on 2 CPUs take about 2.3 hours"
+    )
+    assert pools.forecast("hdbscan", 100, 196).endswith("take about 0.6 seconds")
+
+
+def test_a_run_tells_the_cost_beforehand_and_how_many_problems_had_too_few_rows_for_k(tmp_path, batchjob):
+    options = [*TINY, "--limit", "2", "--method", "kmeans,agglomerative", "--workers", "0"]
+    ended = batchjob("run", SAMPLE, tmp_path / "run", *options)
+    assert ended.code == 0, ended.err
+    assert "agglomerative solves one problem after the other" in ended.err
+    assert "clipped" not in batchjob("show", tmp_path / "run").out
+    np.save(tmp_path / "run" / "index" / "k.npy", np.array([3, 5], np.uint8))  # as if the second had asked for 5
+    assert "clipped   6 problems have fewer different rows than k" in batchjob("show", tmp_path / "run").out
 
 
 @pytest.mark.parametrize("masked", [False, True])

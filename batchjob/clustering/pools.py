@@ -16,6 +16,7 @@ from torch import Tensor
 from batchjob.clustering.base import NOISE, NONE, Clusters, check_finite, number_by_appearance
 
 WORTH_A_POOL = 512  # problems: starting workers takes seconds, which fewer problems than these take by themselves
+METHODS = ("agglomerative", "hdbscan")
 CHUNK = 16  # problems a message to a worker
 
 
@@ -49,6 +50,17 @@ def seconds_a_problem(method: str, patches: int) -> float:
     start = time.perf_counter()
     _solve_chunk(job)
     return time.perf_counter() - start
+
+
+def forecast(method: str, problems: int, patches: int) -> str:
+    """One sentence: how long so many problems will take on this machine, from one that is solved for it now."""
+    one, processes = seconds_a_problem(method, patches), cpus()
+    total = one * problems / processes
+    unit, seconds = ("hours", 3600) if total >= 5400 else ("minutes", 60) if total >= 90 else ("seconds", 1)
+    return (
+        f"{method} solves one problem after the other, {1e3 * one:.0f} ms each on a CPU: "
+        f"{problems:,} problems on {processes} CPUs take about {total / seconds:.1f} {unit}"
+    )
 
 
 def cpus() -> int:
