@@ -24,6 +24,8 @@ RESULT_OPTIONS := MODEL WEIGHTS IMAGE_SIZE RESIZE LAYERS HEADS STAGE SCOPE QUERI
 RUNTIME_OPTIONS := DEVICE ENGINE GPUS BATCH_SIZE WORKERS MAX_FAILURES
 lower = $(subst _,-,$(shell echo $(1) | tr A-Z a-z))
 flags = $(foreach name,$(1),$(if $($(name)),--$(call lower,$(name)) '$($(name))'))
+# unquoted, for a job script that splits them at blanks
+unquoted = $(foreach name,$(1),$(if $($(name)),--$(call lower,$(name)) $($(name))))
 RESULT_FLAGS = $(call flags,$(RESULT_OPTIONS))
 RUNTIME_FLAGS = $(call flags,$(RUNTIME_OPTIONS))
 
@@ -66,7 +68,7 @@ run: env  ## the whole job, on the sample or on DATA=/folder, tar, COCO root or 
 	fi
 
 submit: env  ## queue the job on a Slurm cluster: DATA=/coco NODES=2 GPUS=4 (ARRAY=8: as a job array)
-	@NODES='$(NODES)' GPUS='$(JOB_GPUS)' ARRAY='$(ARRAY)' FLAGS="$(call flags,$(filter-out GPUS,$(RUNTIME_OPTIONS)))" \
+	@NODES='$(NODES)' GPUS='$(JOB_GPUS)' ARRAY='$(ARRAY)' FLAGS='$(call unquoted,$(filter-out GPUS,$(RUNTIME_OPTIONS)))' \
 	  slurm/submit.sh '$(DATA)' $(if $(RUN),'$(RUN)') $(RESULT_FLAGS)
 
 status: env  ## queue, logs and progress of RUN=… on the cluster
