@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import xarray
 from numpy.typing import NDArray
 
@@ -17,6 +18,8 @@ from batchjob.geometry import Geometry
 
 Choice = Literal["spread", "random", "best", "worst"]
 _MISSING_GREY = 205
+# Scores that images and heads are put in order by: the first that is there.
+ORDERING = ("instance_ari", "image_ari", "pair_auc_matched", "jaccard_60", "coherence")
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,36 @@ class RunView:
             return []
         ok = set(self.ok_rows.tolist())
         return [int(r) for r in self.data["kept_image"].values if int(r) in ok]
+
+    def table(self, name: str) -> pd.DataFrame | None:
+        """RUN/stats/NAME.parquet, or None where `stats` has not written it."""
+        path = self.folder / "stats" / f"{name}.parquet"
+        return pd.read_parquet(path) if path.exists() else None
+
+    @cached_property
+    def best(self) -> tuple[int, int] | None:
+        """(layer, head) that the statistics chose on one half of the images; None without statistics."""
+        selection = self.table("selection")
+        if selection is None or not len(selection):
+            return None
+        for score in ORDERING:
+            rows = selection[selection["score"] == score]
+            if len(rows):
+                return int(rows["layer"].iloc[0]), int(rows["head"].iloc[0])
+        return None
+
+    @cached_property
+    def image_score(self) -> tuple[str, NDArray[np.float32]] | None:
+        """What tells good images from bad ones: (name, [image, method, layer, head]); None without statistics."""
+        path = self.folder / "scores.zarr"
+        if self.table("summary") is None or not path.exists():
+            return None
+        scores = xarray.open_zarr(path, chunks=None)
+        for name in ORDERING:
+            if name in scores and np.isfinite(values := scores[name].values).any():
+                shape = (len(values), len(self.data["method"]), len(self.layers), len(self.heads))
+                return name, np.asarray(np.broadcast_to(values if values.ndim == 4 else values[:, None], shape))
+        return None
 
     @cached_property
     def _index(self) -> Any:

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from batchjob.errors import UserError, nearest
-from batchjob.figures import canvas, codebook, maps
+from batchjob.figures import canvas, codebook, maps, statistics
 from batchjob.figures.grid import study_grid
-from batchjob.figures.view import RunView, open_run
+from batchjob.figures.view import ORDERING, RunView, open_run
 
 FORMATS = ("png", "svg", "pdf")
 _HEADS_ACROSS = 12
@@ -70,16 +70,17 @@ def write_figures(runs: Path | Sequence[Path], look: Look | None = None) -> list
 def _pictures(views: Sequence[RunView], look: Look) -> Iterator[tuple[str, Figure]]:
     view = views[0]
     layer, head = chosen_layer(view, look), chosen_head(view, look)
-    rows = view.choose(look.images, look.count, seed=look.seed)
+    rows = chosen_rows(view, look, look.count)
     yield from grids(view, rows, layer, look)
     if "centroids" in view.data:
         yield f"codebook-{head}-layer-{layer}", codebook_of(view, layer, head)
-    many = view.choose(look.images, 3 * look.count, seed=look.seed) if look.images in ("spread", "random") else rows
+    many = chosen_rows(view, look, 3 * look.count)
     yield f"head-{head}-layer-{layer}", head_gallery(view, many, layer, head, look)
     yield f"masks-layer-{layer}", masks(view, rows, layer)
     yield from layers(view, rows[0], look)
     if len(views) > 1:
         yield "models", models(views, rows, look)
+    yield from charts(view)
 
 
 def grids(view: RunView, rows: Sequence[int], layer: int, look: Look) -> Iterator[tuple[str, Figure]]:
@@ -232,7 +233,8 @@ def model_name(view: RunView) -> str:
 
 def chosen_layer(view: RunView, look: Look) -> int:
     """The layer of the pictures of one layer. Raises UserError where the run doesn't have it."""
-    layer = view.layers[-1] if look.layer is None else look.layer
+    best = view.best[0] if view.best else view.layers[-1]
+    layer = best if look.layer is None else look.layer
     if layer not in view.layers:
         raise UserError(f"--layer {layer} is not in {view.folder}; it has {', '.join(map(str, view.layers))}")
     return layer
@@ -240,7 +242,44 @@ def chosen_layer(view: RunView, look: Look) -> int:
 
 def chosen_head(view: RunView, look: Look) -> int:
     """The head of the pictures of one head. Raises UserError where the run doesn't have it."""
-    head = view.heads[0] if look.head is None else look.head
+    layer = chosen_layer(view, look)
+    best = view.best[1] if view.best and view.best[0] == layer else view.heads[0]
+    head = best if look.head is None else look.head
     if head not in view.heads:
         raise UserError(f"--head {head} is not in {view.folder}; it has {', '.join(map(str, view.heads))}")
     return head
+
+
+def chosen_rows(view: RunView, look: Look, count: int) -> list[int]:
+    """The images of a picture, as `--images` says; best and worst go by the chosen head's score."""
+    score = None
+    if look.images in ("best", "worst") and view.image_score is not None:
+        layer, head = view.layers.index(chosen_layer(view, look)), view.heads.index(chosen_head(view, look))
+        score = view.image_score[1][:, 0, layer, head]
+    return view.choose(look.images, count, seed=look.seed, score=score)
+
+
+def charts(view: RunView) -> Iterator[tuple[str, Figure]]:
+    """The statistics' pictures, those that the run's tables have the figures for."""
+    summary = view.table("summary")
+    if summary is None or not len(summary):
+        return
+    name = model_name(view)
+    scored = [s for s in ORDERING if len(statistics.of_score(summary, s))]
+    if scored:
+        yield "stats-forest", statistics.forest(summary, score=scored[0], heading=name)
+    gains = statistics.of_score(summary, "instance_ari", null="position")
+    if len(gains) and len(view.layers) > 1:
+        yield "stats-gain", statistics.gain_map(gains, heading=f"{name}: within-category gain")
+    if len(gains) and len(statistics.of_score(summary, "image_ari", null="position")):
+        yield "stats-corners", statistics.corners(summary, heading=name)
+    if len(statistics.of_score(summary, "attention_distance")):
+        yield "stats-distance", statistics.distance_by_layer(summary, heading=name)
+    modifiers = view.table("modifiers")
+    if modifiers is not None and len(modifiers) and view.best:
+        mine = modifiers[(modifiers["layer"] == view.best[0]) & (modifiers["head"] == view.best[1])]
+        mine = mine[(mine["modifier"] == "distance") & (mine["pairs"] > 0)]
+        mine = mine[mine["method"] == mine["method"].iloc[0]] if len(mine) else mine
+        if len(mine):
+            where = f"{name}, layer {view.best[0]}, head {view.best[1]}"
+            yield "stats-instances", statistics.by_modifier(mine, heading=where)

@@ -70,6 +70,7 @@ function setUpTable() {
 setUpTable();
 
 // --- the image browser ----------------------------------------------------------------------------------------------
+const two = (value) => (Math.abs(value) < 0.005 ? "0.00" : value.toFixed(2).replace("-", "−"));
 let page = null; // the parsed data, when the browser comes into view
 const unpacked = new Map();
 
@@ -202,7 +203,7 @@ class Panel {
     heads.forEach((head, i) => {
       const button = this.strip.children[i], score = browser.score(this, i);
       button.setAttribute("aria-pressed", String(i === this.head));
-      button.lastChild.textContent = `head ${head}` + (score === null ? "" : ` · ${score.toFixed(2)}`);
+      button.lastChild.textContent = `head ${head}` + (score === null ? "" : ` · ${two(score)}`);
       const canvas = button.firstChild, labels = this.labelsOf(i);
       canvas.width = 84;
       canvas.height = Math.round(84 * this.image.height / this.image.width);
@@ -348,7 +349,7 @@ const browser = {
     }
     $("image").replaceChildren(...this.sequence.map((i, position) => {
       const score = this.scoreOf(page.images[i]), kept = page.images[i].runs.some((r) => r && Object.keys(r.rows).length);
-      const text = page.images[i].id + (score === null ? "" : ` · ${score.toFixed(2)}`) + (kept ? " · attention kept" : "");
+      const text = page.images[i].id + (score === null ? "" : ` · ${two(score)}`) + (kept ? " · attention kept" : "");
       return make("option", { value: position, textContent: text });
     }));
   },
@@ -385,7 +386,7 @@ const browser = {
     const group = (name, list) => make("div", {}, make("h3", { textContent: `${name} of layer ${run.layers[layer]}, head ${run.heads[head]}` }),
       make("div", { className: "strip" }, ...list.map(([score, i]) => {
         const image = page.images[i];
-        const button = make("button", { type: "button", title: image.id }, make("img", { src: photoUrl(image), alt: image.id, loading: "lazy" }), `${score.toFixed(2)}`);
+        const button = make("button", { type: "button", title: image.id }, make("img", { src: photoUrl(image), alt: image.id, loading: "lazy" }), `${two(score)}`);
         button.addEventListener("click", () => { this.position = Math.max(0, this.sequence.indexOf(i)); this.show(); $("browser").scrollIntoView({ block: "start" }); });
         return button;
       })));

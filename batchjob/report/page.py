@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,46 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import batchjob
-from batchjob.figures import canvas, write
+from batchjob.figures import canvas, statistics, write
 from batchjob.figures.view import RunView, open_run
 from batchjob.figures.write import Look
-from batchjob.report import browser, facts, table
+from batchjob.report import answer, browser, facts, table
 from batchjob.report.codebook import codebooks
 
 _PICTURE_DPI = 150
 _PICTURE_IMAGES = 6
 _SAMPLE = 60
+_EXTREME_HEADS, _EXTREMES = 6, 3  # heads whose best and worst images are in the browser, and how many of each
 _HERE = Path(__file__).parent
+_THEME = (
+    (canvas.INK, "var(--ink)"),
+    (canvas.QUIET, "var(--quiet)"),
+    (canvas.RULE, "var(--rule)"),
+    ("#8a929c", "var(--quiet)"),
+    (statistics.BLUE, "var(--a)"),
+    (statistics.RED, "var(--bad)"),
+)
+_CHARTS = {
+    "stats-forest": (
+        "Heads and their null models",
+        "Each head's score with its 95 % interval over images, the best first, beside what its null models "
+        "reach on the same images. A head says something only where it is right of them.",
+    ),
+    "stats-gain": (
+        "Gain by layer and head",
+        "What each head separates within categories beyond position alone.",
+    ),
+    "stats-corners": (
+        "Four kinds of heads",
+        "Whole-image ARI against the gain within categories: an instance head is high in both, a class head finds "
+        "objects and joins those of one category, a local head separates by position, and noise does neither.",
+    ),
+    "stats-distance": ("Attention distance", "How far each head looks on average, in patches."),
+    "stats-instances": (
+        "Score against the distance between instances",
+        "Pairs of instances of one category by the distance of their centroids: the best head, and position alone.",
+    ),
+}
 _SECTIONS = (
     ("answer", "Answer"),
     ("figures", "Figures"),
@@ -49,6 +80,11 @@ class Picture:
     data: str = ""
     svg: Markup | None = None
 
+    @property
+    def kind(self) -> str:
+        """The group that it stands in: charts come first, side by side where there is room."""
+        return "charts" if self.svg else "sheets"
+
 
 def write_report(runs: Sequence[Path], *, seed: int = 0) -> Path:
     """The page's path, RUN/report.html of the first run. Raises UserError where a run is none or has no labels."""
@@ -65,10 +101,14 @@ def render(views: Sequence[RunView], *, seed: int = 0) -> str:
     """The page as text. seed: of the images drawn at random for the sample."""
     view = views[0]
     runs = [facts.gather(one) for one in views]
-    parcel = browser.pack(views, _wanted(view, seed), [None] * len(views))
+    scores = [None if one.image_score is None else one.image_score[1] for one in views]
+    parcel = browser.pack(views, _wanted(view, seed), scores)
+    parcel.json |= {"score": (view.image_score or ("",))[0].replace("_", " "), "start": _start(view)}
     for run, one, told in zip(parcel.json["runs"], views, runs, strict=True):
         run["name"], run["kept"] = told.folder, len(one.kept_rows)
     shown = len(parcel.json["images"])
+    gaps = answer.differences(views) if len(runs) > 1 else answer.Differences()
+    summary = view.table("summary")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -80,16 +120,16 @@ def render(views: Sequence[RunView], *, seed: int = 0) -> str:
         style=Markup((_HERE / "page.css").read_text()),
         script=Markup((_HERE / "page.js").read_text()),
         runs=runs,
-        question="Do clusters of self-attention separate objects of the same class?",
-        answer=[],
+        question=answer.QUESTION,
+        answer=answer.sentences(view),
         stats_command=f"batchjob stats {view.folder}",
         tiles=_tiles(runs[0], view),
         compared=_compared(runs) if len(runs) > 1 else [],
-        differences=[],
-        differences_header=[],
-        differences_note="",
-        pictures=[picture for one in (views,) for picture in pictures(one)],
-        table=table.plain(view),
+        differences=gaps.rows,
+        differences_header=gaps.header,
+        differences_note=gaps.note,
+        pictures=pictures(views),
+        table=table.plain(view) if summary is None else table.scored(view, summary),
         sample_note=_sample_note(shown, len(view.ok_rows), view),
         data=_json(parcel.json),
         blobs=parcel.blobs,
@@ -127,10 +167,22 @@ def pictures(views: Sequence[RunView]) -> list[Picture]:
         found.append(
             picture(figure, title, f"One image, layers by heads: {what}.", f"Layers by heads of one photo: {what}.")
         )
+    found += [chart(figure, name) for name, figure in write.charts(view)]
     many = view.choose("spread", 14)
     caption = f"Layer {layer}, head {head}, over {len(many)} images."
     found.append(picture(write.head_gallery(view, many, layer, head, look), "One head", caption, caption))
     return found
+
+
+def chart(figure: Figure, name: str) -> Picture:
+    """A chart of the statistics as SVG in the page's own colours, light or dark."""
+    file = io.StringIO()
+    with canvas.style():
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    width, height = (round(96 * inches) for inches in figure.get_size_inches())
+    title, caption = _CHARTS[name]
+    svg = Markup(statistics.themed(file.getvalue(), f"{name}-", _THEME))
+    return Picture(title, caption, f"{title}. {caption}", width, height, svg=svg)
 
 
 def picture(figure: Figure, title: str, caption: str, alt: str) -> Picture:
@@ -145,9 +197,25 @@ def picture(figure: Figure, title: str, caption: str, alt: str) -> Picture:
 
 
 def _wanted(view: RunView, seed: int) -> list[int]:
-    """Rows for the browser, the most wanted first: at random, so that the first ones are a fair sample too."""
-    rows = view.choose("random", _SAMPLE, seed=seed)
-    return [int(r) for r in np.random.default_rng(seed).permutation(rows)]
+    """Rows for the browser, the most wanted first: the best and worst of the best heads, then some at random."""
+    rows = [int(r) for r in np.random.default_rng(seed).permutation(view.ok_rows)[:_SAMPLE]]
+    if view.image_score is None:
+        return rows
+    scores = view.image_score[1].reshape(len(view.ids), -1)[view.ok_rows]
+    counts = np.isfinite(scores).sum(axis=0)
+    means = np.where(counts > 0, np.nansum(scores, axis=0) / np.maximum(counts, 1), -np.inf)
+    extremes: list[int] = []
+    for head in np.argsort(-means)[:_EXTREME_HEADS]:
+        known = np.flatnonzero(np.isfinite(scores[:, head]))
+        order = known[np.argsort(scores[known, head], kind="stable")]
+        extremes += [int(view.ok_rows[i]) for i in (*order[::-1][:_EXTREMES], *order[:_EXTREMES])]
+    return [row for pair in zip_longest(extremes, rows) for row in pair if row is not None]
+
+
+def _start(view: RunView) -> dict[str, int]:
+    """Where the browser opens: at the head that the figures show."""
+    layer, head = write.chosen_layer(view, Look()), write.chosen_head(view, Look())
+    return {"layer": view.layers.index(layer), "head": view.heads.index(head)}
 
 
 def _subtitle(view: RunView) -> str:

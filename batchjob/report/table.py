@@ -1,12 +1,15 @@
 """The page's table of heads: what each column shows, how it sorts, and the small interval drawn beside a gain."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from batchjob.figures.view import RunView
+from batchjob.figures.statistics import of_score, score_name
+from batchjob.figures.view import ORDERING, RunView
+from batchjob.stats.nulls import MAIN_NULL
 
 
 @dataclass(frozen=True)
@@ -103,3 +106,101 @@ def mean(values: Any) -> float:
     """Over the finite values; NaN where there is none."""
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if finite.size else float("nan")
+
+
+_OTHERS = ("image_ari", "pair_auc_matched", "jaccard_60", "coherence", "attention_distance", "prefix_mass")
+_HINTS = {
+    "instance_ari": "adjusted Rand index between clusters and instances, within categories",
+    "image_ari": "adjusted Rand index over the whole image",
+    "pair_auc_matched": "AUC of attention within against between instances, at equal patch distance; chance is 0.5",
+    "jaccard_60": "IoU of the patches that hold 60 % of the CLS attention with the instances",
+    "coherence": "share of neighbouring patches with equal labels",
+    "attention_distance": "mean distance of attention, in patches",
+    "prefix_mass": "attention of patches on CLS and registers",
+}
+
+
+def scored(view: RunView, summary: pd.DataFrame) -> Table:
+    """The table of a run with statistics: the leading score with its null and gain, then what else is known."""
+    lead = next((s for s in ORDERING if len(of_score(summary, s))), "")
+    if not lead:
+        return plain(view)
+    null = MAIN_NULL.get(lead, "")
+    methods = list(dict.fromkeys(summary[summary["score"] == lead]["method"]))
+    rows = summary[(summary["score"] == lead) & (summary["head"] >= 0)]
+    rows = (
+        rows[rows["null"] == null] if null in set(rows["null"]) else rows.drop_duplicates(["method", "layer", "head"])
+    )
+    rows = rows[rows["mean"].notna()].sort_values("mean", ascending=False)
+    others = [s for s in _OTHERS if s != lead and len(of_score(summary, s))]
+    values = {s: _means(summary, s) for s in others}
+    low, high = _reach(rows)
+    has_gain = bool(rows["gain"].notna().any())
+    columns = [Column("Method", "text"), Column("Layer", "number"), Column("Head", "number")]
+    columns.append(Column(score_name(lead), "number", _HINTS.get(lead, "")))
+    if has_gain:
+        columns.append(Column(f"{null} null", "number", "the mean of the null model on the same images"))
+        columns.append(Column("Gain", "number", "over the null, with its 95 % interval over images"))
+        columns.append(Column("p", "number", "sign flips, corrected over all heads and layers (Holm)"))
+    columns.append(Column("n", "number", "images"))
+    columns += [Column(score_name(s), "number", _HINTS.get(s, "")) for s in others]
+    made = []
+    for row in rows.to_dict("records"):
+        method, layer, head = str(row["method"]), int(row["layer"]), int(row["head"])
+        cells = [Cell(method or "–"), Cell(str(layer), str(layer)), Cell(str(head), str(head))]
+        cells.append(_with_interval(number(row["mean"]), row["low"], row["high"]))
+        clear = row["gain_low"] > 0 or row["gain_high"] < 0
+        if has_gain:
+            cells += [number(row["null_mean"]), _gain(row, low, high), _p_value(row["p_holm"])]
+        cells.append(Cell(f"{row['n']:,}", str(row["n"])))
+        cells += [
+            number(values[s].get((method, layer, head), values[s].get(("", layer, head), np.nan))) for s in others
+        ]
+        made.append(Row(searchable(method, layer, head), keys(method, layer), cells, bool(clear)))
+    note = (
+        f"By {score_name(lead)}, best first; means over images with 95 % intervals. A click on a column's name sorts."
+    )
+    zero = 100 * (0 - low) / (high - low)
+    return Table(columns, made, filters(methods, sorted(set(rows["layer"]))), note, has_gain, zero)
+
+
+def _means(summary: pd.DataFrame, score: str) -> dict[tuple[str, int, int], float]:
+    rows = summary[(summary["score"] == score) & (summary["head"] >= 0)].drop_duplicates(["method", "layer", "head"])
+    places = zip(rows["method"], rows["layer"], rows["head"], rows["mean"], strict=True)
+    return {(str(method), int(layer), int(head)): float(value) for method, layer, head, value in places}
+
+
+def _reach(rows: pd.DataFrame) -> tuple[float, float]:
+    """What the drawn intervals span: all of them, and zero."""
+    ends = rows[["gain_low", "gain_high"]].to_numpy(dtype=np.float64)
+    ends = ends[np.isfinite(ends)]
+    low, high = (min(0.0, float(ends.min())), max(0.0, float(ends.max()))) if ends.size else (-1.0, 1.0)
+    return (low, high) if high > low else (-1.0, 1.0)
+
+
+def _with_interval(cell: Cell, low: float, high: float) -> Cell:
+    if not (np.isfinite(low) and np.isfinite(high)):
+        return cell
+    return replace(cell, small=f"[{number(low).text}, {number(high).text}]")
+
+
+def _gain(row: Any, low: float, high: float) -> Cell:
+    if not np.isfinite(row["gain"]):
+        return Cell("–", "")
+    mark = "up" if row["gain_low"] > 0 else "down" if row["gain_high"] < 0 else ""
+    scale = 100 / (high - low)
+    return Cell(
+        f"{row['gain']:+.3f}".replace("-", "−"),
+        repr(float(row["gain"])),
+        f"[{row['gain_low']:+.3f}, {row['gain_high']:+.3f}]".replace("-", "−"),
+        mark,
+        round((row["gain_low"] - low) * scale, 2),
+        round((row["gain_high"] - row["gain_low"]) * scale, 2),
+        round((row["gain"] - low) * scale, 2),
+    )
+
+
+def _p_value(value: float) -> Cell:
+    if not np.isfinite(value):
+        return Cell("–", "")
+    return Cell("< 0.0001" if value < 1e-4 else f"{value:.2g}", repr(float(value)))

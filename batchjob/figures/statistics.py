@@ -1,0 +1,264 @@
+"""Pictures of the tables that `stats` writes: gains by layer and head, forests, corners, distances."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from batchjob.figures import canvas
+
+BLUE, RED = "#0072b2", "#d55e00"
+_NULLS = {  # null -> marker and name
+    "position": ("D", "position alone"),
+    "locality": ("s", "the head's mean locality"),
+    "random": ("^", "untrained"),
+    "centre": ("P", "mean map"),
+    "distance": ("v", "distance alone"),
+    "half": ("X", "chance"),
+}
+_MOST_HEADS = 30  # of a forest: the best and the worst of more
+_NAMES = {
+    "instance_ari": "ARI within categories",
+    "image_ari": "ARI of the whole image",
+    "pair_auc_matched": "pair AUC at equal distance",
+    "pair_auc": "pair AUC",
+    "jaccard_60": "Jaccard at 60 %",
+    "coherence": "coherence",
+}
+
+
+def score_name(score: str) -> str:
+    """The score in words, for an axis; its own name where it has none."""
+    return _NAMES.get(score, score.replace("_", " "))
+
+
+def of_score(summary: pd.DataFrame, score: str, *, null: str = "", method: str = "") -> pd.DataFrame:
+    """The rows of the summary for one score, null and method (the first, if not given), one a head, means known."""
+    found = summary[(summary["score"] == score) & summary["mean"].notna() & (summary["head"] >= 0)]
+    if null:
+        found = found[found["null"] == null]
+    methods = list(dict.fromkeys(found["method"]))
+    method = method or (methods[0] if methods else "")
+    return found[found["method"] == method] if method in methods else found
+
+
+def gain_map(rows: pd.DataFrame, *, heading: str, null: str = "position") -> Figure:
+    """A heat map, layers × heads, of the gain over a null; a dot where the 95 % interval leaves out zero.
+
+    rows: one for each layer and head, with `layer`, `head`, `gain`, `gain_low`, `gain_high`.
+    """
+    table = rows.pivot(index="layer", columns="head", values="gain").sort_index(ascending=False)
+    values = table.to_numpy(dtype=np.float64)
+    limit = float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 1.0
+    cell = float(np.clip(6.4 / max(values.shape), 0.26, 0.62))
+    size = (values.shape[1] * cell, values.shape[0] * cell * 0.72)
+    with canvas.style():
+        figure, axes = _chart((max(size[0], 2.6) + 1.75, size[1] + 1.15), heading, (0.75, 0.55, size[0], size[1]))
+        image = axes.imshow(values, cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto")
+        axes.set_xticks(range(len(table.columns)), [str(h) for h in table.columns])
+        axes.set_yticks(range(len(table.index)), [str(x) for x in table.index])
+        axes.set_xlabel("head")
+        axes.set_ylabel("layer")
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        place = {(int(r["layer"]), int(r["head"])): r for r in rows.to_dict("records")}
+        for i, layer in enumerate(table.index):
+            for j, head in enumerate(table.columns):
+                _gain_cell(axes, (j, i), place.get((int(layer), int(head))), limit, cell)
+        bar = figure.add_axes(_fraction(figure, 0.75 + size[0] + 0.15, 0.55, 0.1, size[1]))
+        figure.colorbar(image, cax=bar).set_label(f"gain over {null}", size=6.5)
+        bar.tick_params(length=2)
+        canvas.note(figure, 0.14, size[1] + 0.95, "● the 95 % interval leaves out zero")
+    return figure
+
+
+def _gain_cell(axes: Axes, at: tuple[int, int], row: Any, limit: float, cell: float) -> None:
+    if row is None or not np.isfinite(row["gain"]):
+        axes.text(*at, "–", ha="center", va="center", size=6, color=canvas.QUIET)
+        return
+    ink = "#fefefe" if abs(row["gain"]) > 0.62 * limit else "#111111"
+    clear = row["gain_low"] > 0 or row["gain_high"] < 0
+    if cell >= 0.36:
+        axes.text(
+            *at, f"{round(row['gain'], 2) + 0.0:+.2f}".replace("-", "−"), ha="center", va="center", size=5.6, color=ink
+        )
+        at = (at[0], at[1] + 0.33)  # type: ignore[assignment]
+    if clear:
+        axes.plot(*at, "o", ms=2.0, color=ink)
+
+
+def forest(summary: pd.DataFrame, *, score: str, heading: str, method: str = "") -> Figure:
+    """Heads with the 95 % intervals of their score, the best first, and what each null model scores beside them."""
+    found = of_score(summary, score, method=method)
+    heads = found.drop_duplicates(["layer", "head"]).sort_values(
+        ["mean", "layer", "head"], ascending=[False, True, True]
+    )
+    cut = len(heads) > _MOST_HEADS
+    if cut:
+        heads = pd.concat([heads.head(_MOST_HEADS // 2), heads.tail(_MOST_HEADS // 2)])
+    several = heads["layer"].nunique() > 1
+    height = 0.19 * len(heads) + 0.1
+    with canvas.style():
+        figure, axes = _chart((6.2, height + 1.35), heading, (1.05, 0.5, 4.9, height))
+        y = np.arange(len(heads))
+        nulls = [n for n in dict.fromkeys(found["null"]) if n in _NULLS]
+        for number, null in enumerate(nulls):
+            against = found[found["null"] == null].set_index(["layer", "head"])["null_mean"]
+            at = [against.get((r.layer, r.head), np.nan) for r in heads.itertuples()]
+            marker, name = _NULLS[null]
+            shade = (canvas.QUIET, RED, "#8a929c")[min(number, 2)]
+            axes.plot(at, y, marker, ms=3.6, mfc="none", mec=shade, mew=0.8, ls="none", label=f"null: {name}")
+        axes.hlines(y, heads["low"], heads["high"], color=BLUE, lw=1.4)
+        axes.plot(heads["mean"], y, "o", ms=4, color=BLUE, label="head, with its 95 % interval")
+        names = [f"layer {r.layer} head {r.head}" if several else f"head {r.head}" for r in heads.itertuples()]
+        axes.set_yticks(y, names)
+        axes.set_ylim(len(heads) - 0.4, -0.6)
+        axes.axvline(0, color=canvas.RULE, lw=0.8, zorder=0)
+        axes.set_xlabel(f"{score_name(score)}, mean over {_count(heads['n'])} images")
+        if cut:
+            axes.axhline(_MOST_HEADS // 2 - 0.5, color=canvas.RULE, lw=0.8, ls=(0, (4, 3)))
+        _legend(figure, axes, 0.14, height + 1.0)
+    return figure
+
+
+def corners(summary: pd.DataFrame, *, heading: str, method: str = "") -> Figure:
+    """Each head's whole-image ARI against its within-category gain over position, the four corners named."""
+    image = of_score(summary, "image_ari", null="position", method=method)
+    gain = of_score(summary, "instance_ari", null="position", method=method)
+    both = image.merge(gain, on=["layer", "head"], suffixes=("_image", "_gain"))
+    layers = both["layer"].to_numpy(dtype=int)
+    x, y = both["mean_image"].to_numpy(float), both["gain_gain"].to_numpy(float)
+    with canvas.style():
+        figure, axes = _chart((5.2, 4.6), heading, (0.7, 0.55, 4.2 if len(set(layers)) == 1 else 3.75, 3.45))
+        axes.axhline(0, color=canvas.QUIET, lw=0.7, zorder=0)
+        wide: dict[str, Any] = {"color": canvas.RULE, "lw": 0.9, "zorder": 1}
+        axes.hlines(y, both["low_image"], both["high_image"], **wide)
+        axes.vlines(x, both["gain_low_gain"], both["gain_high_gain"], **wide)
+        several = len(set(layers)) > 1
+        shades: dict[str, Any] = {"c": layers, "cmap": "cividis"} if several else {"color": BLUE}
+        points = axes.scatter(x, y, s=26, lw=0.5, ec="white", zorder=3, **shades)
+        order = np.argsort(-y)[: 6 if several else len(y)]
+        for i in order:
+            layer, head = both["layer"].iloc[i], both["head"].iloc[i]
+            name = f"{layer}/{head}" if several else f"head {head}"
+            axes.annotate(name, (x[i], y[i]), (4, 4), textcoords="offset points", size=6)
+        # wide enough for the corners to mean what they say: a perfect class head is near (0.66, −0.7)
+        axes.set_xlim(min(-0.1, float(x.min()) - 0.05), max(0.7, float(x.max()) + 0.05))
+        axes.set_ylim(min(-0.45, float(y.min()) - 0.1), max(0.45, float(y.max()) + 0.1))
+        for (u, v), name in {
+            (0.99, 0.99): "instance head",
+            (0.99, 0.01): "class head",
+            (0.01, 0.99): "local head",
+            (0.01, 0.01): "noise",
+        }.items():
+            axes.text(
+                u,
+                v,
+                name,
+                transform=axes.transAxes,
+                ha="right" if u > 0.5 else "left",
+                va="top" if v > 0.5 else "bottom",
+                size=7,
+                style="italic",
+                color=canvas.QUIET,
+            )
+        axes.set_xlabel("ARI of the whole image")
+        axes.set_ylabel("ARI within categories: gain over position")
+        if several:
+            bar = figure.add_axes(_fraction(figure, 4.58, 0.55, 0.1, 3.45))
+            figure.colorbar(points, cax=bar).set_label("layer", size=6.5)
+        if several:
+            canvas.note(figure, 0.7, 4.38, "Points are named layer/head for the six largest gains.")
+    return figure
+
+
+def distance_by_layer(summary: pd.DataFrame, *, heading: str) -> Figure:
+    """Each head's mean attention distance, in patches, by layer; or head by head where there is one layer."""
+    rows = of_score(summary, "attention_distance").drop_duplicates(["layer", "head"])
+    several = rows["layer"].nunique() > 1
+    x = rows["layer" if several else "head"].to_numpy(dtype=float)
+    with canvas.style():
+        figure, axes = _chart((5.2, 3.5), heading, (0.7, 0.55, 4.2, 2.35))
+        if several:
+            by_layer = rows.groupby("layer")["mean"].mean()
+            axes.plot(by_layer.index, by_layer, "-", color=canvas.QUIET, lw=1, label="mean of the heads")
+        else:
+            axes.vlines(x, rows["low"], rows["high"], color=BLUE, lw=1.4)
+        axes.plot(x, rows["mean"], "o", ms=4, color=BLUE, alpha=0.85, label="a head")
+        axes.set_xticks(np.unique(x), [str(int(v)) for v in np.unique(x)])
+        axes.margins(0.08)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("layer" if several else "head")
+        axes.set_ylabel("attention distance, patches")
+        if several:
+            axes.legend(loc="best")
+    return figure
+
+
+def by_modifier(
+    rows: pd.DataFrame, *, heading: str, xlabel: str = "distance between the centroids of two instances, patches"
+) -> Figure:
+    """A head's `pair_ari` by bins of a modifier, with intervals over images, and position alone beside it.
+
+    rows: the bins of one head, with `low`, `high`, `pairs`, `pair_ari`, its bounds and `position`.
+    """
+    rows = rows.sort_values("low")
+    x = np.arange(len(rows))
+    with canvas.style():
+        figure, axes = _chart((5.2, 3.75), heading, (0.7, 0.55, 4.2, 2.3))
+        axes.axhline(0, color=canvas.RULE, lw=0.8, zorder=0)
+        axes.plot(
+            x, rows["position"], "D--", ms=4, lw=0.9, mfc="none", color=canvas.QUIET, label="null: position alone"
+        )
+        axes.vlines(x, rows["pair_ari_low"], rows["pair_ari_high"], color=BLUE, lw=1.4)
+        axes.plot(x, rows["pair_ari"], "o-", ms=4.5, lw=1.1, color=BLUE, label="head, with its 95 % interval")
+        axes.set_xticks(x, [f"{_bin(r.low, r.high)}\n{r.pairs} pairs" for r in rows.itertuples()])
+        axes.set_xlim(-0.4, len(rows) - 0.6)
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel("ARI of pairs")
+        _legend(figure, axes, 0.14, 3.5)
+    return figure
+
+
+def _bin(low: Any, high: Any) -> str:
+    return f"≥ {low:g}" if not np.isfinite(high) else f"{low:g}–{high:g}"
+
+
+def _count(n: "pd.Series[Any]") -> str:
+    return f"{n.min():,}" if n.min() == n.max() else f"{n.min():,} to {n.max():,}"
+
+
+def _chart(size: tuple[float, float], heading: str, box: tuple[float, float, float, float]) -> tuple[Figure, Axes]:
+    figure = canvas.sheet(*size)
+    canvas.write(figure, 0.14, 0.14, canvas.shorten(heading, int(size[0] * 13)), size=8.5, weight="bold")
+    return figure, figure.add_axes(_fraction(figure, *box))
+
+
+def _fraction(
+    figure: Figure, left: float, top: float, width: float, height: float
+) -> tuple[float, float, float, float]:
+    wide, tall = figure.get_size_inches()
+    return left / wide, 1 - (top + height) / tall, width / wide, height / tall
+
+
+def _legend(figure: Figure, axes: Axes, left: float, top: float) -> None:
+    width, height = figure.get_size_inches()
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(
+        handles[::-1], names[::-1], loc="upper left", bbox_to_anchor=(left / width, 1 - top / height), ncols=3,
+        borderaxespad=0, handletextpad=0.4, columnspacing=1.4,
+    )  # fmt: skip
+
+
+def themed(svg: str, prefix: str, colours: Sequence[tuple[str, str]]) -> str:
+    """An SVG that can stand in a page beside others: ids of its own, and `colours` replaced by the page's."""
+    body = svg[svg.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = re.sub(r'(\bid="|url\(#|href="#)', lambda m: m[1] + prefix, body)
+    for old, new in colours:
+        body = body.replace(old, new)
+    return body
