@@ -90,6 +90,22 @@ def load(run: Path, plan_digest: str) -> Centroids:
     return found
 
 
+def describe(run: Path) -> str:
+    """How far the fit of a run is, in a few words."""
+    arrays = _read(run / "fit" / "centroids.npz")
+    if arrays is not None:
+        found = _from_arrays(arrays)
+        heads = found.inertia.size
+        return (
+            f"{found.counts.shape[2]} centroids for each of {heads} heads, from {found.rows:,} rows, by {found.engine}"
+        )
+    arrays = _read(run / "fit" / "checkpoint.npz")
+    if arrays is None:
+        return "not begun"
+    done = int((_from_arrays(arrays).counts.sum(-1) > 0).sum())
+    return f"{done} of {arrays['counts'][..., 0].size} heads done, and {int(arrays['at'][2])} iterations of the next"
+
+
 def is_fitted(run: Path) -> bool:
     """Whether RUN has its centroids."""
     return (run / "fit" / "centroids.npz").exists()

@@ -39,7 +39,7 @@ class SampledRows:
         self, plan: Plan, kind: RowKind, sample: Sample, shares: Iterable[tuple[int, int]], device: torch.device
     ):
         self._plan, self._kind, self._sample = plan, kind, sample
-        room = sum(sample.count(start * kind.per_image, stop * kind.per_image) for start, stop in shares)
+        room = sum(sample.room(start * kind.per_image, stop * kind.per_image) for start, stop in shares)
         self._x = torch.empty(len(plan.layers), len(plan.heads), room, kind.width, device=device)
         self._numbers = torch.empty(room, dtype=torch.int64, device=device)
         self._filled = 0
@@ -55,7 +55,7 @@ class SampledRows:
         if mask is not None:
             mask = mask.to(self._x.device)
             wanted = wanted & mask if self._kind.queries == "rows" else wanted
-        chosen = wanted.flatten().nonzero()[:, 0]
+        chosen = wanted.flatten().nonzero()[: len(self._numbers) - self._filled, 0]
         source, place = chosen // self._kind.per_image, chosen % self._kind.per_image
         finite = torch.ones(len(batch.rows), dtype=torch.bool, device=self._x.device)
         end = self._filled + len(chosen)

@@ -122,10 +122,16 @@ class Sample:
             return np.ones(numbers.shape, bool)
         return mix(numbers, self.seed) < np.uint64(self.threshold)
 
-    def count(self, start: int, stop: int) -> int:
-        """How many rows with numbers from `start` to `stop` are in: 0.1 s for 10 million."""
+    def room(self, start: int, stop: int) -> int:
+        """At most so many rows with numbers from `start` to `stop` are in: counted, 0.3 s for 10 million.
+
+        Above `EXACT_ROWS` in all it is the mean and 6 standard deviations: what comes beyond has no room.
+        """
         if self.rows >= self.total:
             return stop - start
+        if self.total > EXACT_ROWS:
+            mean = (stop - start) * self.rows / self.total
+            return min(stop - start, int(mean + 6 * math.sqrt(mean)) + 64)
         return sum(int(np.count_nonzero(self.chosen(part))) for part in _parts(start, stop))
 
 

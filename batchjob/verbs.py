@@ -86,6 +86,10 @@ def show(args: Namespace) -> int:
     print(f"weights   {found.weights['origin'] or found.weights['source']} {found.weights['sha256'][:12]}")
     print(f"layers    {', '.join(map(str, found.layers))}; heads {', '.join(map(str, found.heads))}")
     print(f"clusters  {found.options.method}, k = {found.options.k}, n_init = {found.options.n_init}")
+    if found.options.scope == "dataset":
+        from batchjob import centroids
+
+        print(f"fit       {centroids.describe(folder)}")
     count = len(found.partitions)
     print(f"progress  {count - len(missing)} of {count} partitions published")
     for line in _throughput(folder):

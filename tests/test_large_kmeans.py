@@ -140,7 +140,7 @@ def _fit_share(rank: int, ports: dict[int, int], folder: Path) -> None:
 
 def _solve_share(rank: int, world: int, group: Group) -> Fit:
     x, numbers = rows_like_attention(30_000, 16), torch.arange(30_000)
-    mine = (numbers // 1000) % world == rank  # as partitions are shared
+    mine = (numbers // 1000) % min(world, 3) == rank  # as partitions are shared; the fourth process has no rows
     return fit(Problem(x[mine], numbers[mine], 20, 5, 2, group), TorchRefiner(), start=None, keep=lambda _: None)
 
 

@@ -85,6 +85,8 @@ def join(rank: int, world: int, device: torch.device) -> Iterator[Group]:
         yield ALONE
         return
     address, port = meeting_point(os.environ)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # NCCL would put every process of a node on the first GPU
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(
         backend, init_method=f"tcp://{address}:{port}", rank=rank, world_size=world, timeout=TIMEOUT

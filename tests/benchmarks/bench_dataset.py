@@ -15,14 +15,14 @@ BYTES_PER_S = {"H200": 4.8e12, "H100": 3.35e12, "A100": 2.0e12}  # of memory, by
 
 
 def contests(*, smoke: bool) -> Iterator[Contest]:
-    """On a CPU 100,000 rows; on a GPU a million, and as many as a third of its memory holds."""
+    """On a CPU 50,000 rows; on a GPU a million, and as many as a third of its memory holds."""
     if torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory
         sizes = [20_000] if smoke else [1_000_000, memory // 3 // (4 * WIDTH)]
         for rows in sizes:
             yield from against_cuml(rows)
         return
-    yield from against_sklearn(3000 if smoke else 100_000, k=8 if smoke else K)
+    yield from against_sklearn(3000 if smoke else 50_000, k=8 if smoke else K)
 
 
 def against_sklearn(rows: int, *, k: int) -> Iterator[Contest]:
