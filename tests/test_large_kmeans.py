@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -271,3 +273,53 @@ def test_cuml_and_torch_agree_on_a_gpu() -> None:
     assert theirs.inertia == pytest.approx(ours.inertia, rel=0.01)
     on_cpu = solve(x.cpu(), 32, TorchRefiner())
     assert ours.inertia == pytest.approx(on_cpu.inertia, rel=1e-3)
+
+
+MEASURE_MEMORY = """
+import re, sys
+from pathlib import Path
+from types import SimpleNamespace
+import numpy as np, torch
+from batchjob import fit
+from batchjob.attention import LayerMaps
+from batchjob.clustering import dataset
+from batchjob.config import Options
+from batchjob.clustering.group import ALONE
+
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+torch.set_num_threads(1)
+images, heads, budget = 1000, 4, int(sys.argv[1])
+options = Options(scope="dataset", k="8", n_init=1)
+plan = SimpleNamespace(options=options, model=SimpleNamespace(grid=(14, 14)), row_count=images, layers=(0,),
+                       heads=tuple(range(heads)))
+batch = SimpleNamespace(rows=np.arange(8), status=np.zeros(8, np.uint8))
+
+def maps(i):
+    rows = torch.rand(8, heads, 196, 196, generator=torch.Generator().manual_seed(i))
+    return [LayerMaps(0, rows, rows[:, :, 0], torch.zeros(8, heads), torch.ones(8, dtype=torch.bool))]
+
+kind, sample, said = fit.sample_for(plan, [(0, images)], ALONE, budget)
+warm = fit.SampledRows(plan, kind, fit.draw(196 * 8, 1000, 0), [(0, 8)], torch.device("cpu"))
+warm.add(batch, maps(0))
+dataset.fit(warm.problem(0, 0, ALONE), dataset.TorchRefiner(), start=None, keep=lambda s: None)
+before = peak()
+held = fit.SampledRows(plan, kind, sample, [(0, images)], torch.device("cpu"))
+for i in range(0, images, 8):
+    held.add(SimpleNamespace(rows=np.arange(i, i + 8), status=batch.status), maps(i))
+dataset.fit(held.problem(0, 0, ALONE), dataset.TorchRefiner(), start=None, keep=lambda s: None)
+print(peak() - before, len(held), said)
+"""
+
+
+def test_memory_grows_by_the_budget_and_no_more() -> None:
+    budget = 128 << 20  # of 615 MB that all rows would take
+    command = [sys.executable, "-c", MEASURE_MEMORY, str(budget)]
+    ended = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    growth, rows, said = ended.stdout.split(maxsplit=2)
+    assert "instead of 196,000" in said
+    assert 0.97 * budget < int(rows) * 4 * 196 * 4 <= budget
+    assert 0.9 * budget < int(growth) < budget + (48 << 20)  # the start's sample and a batch come on top
