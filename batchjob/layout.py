@@ -156,6 +156,9 @@ def layout(plan: PlanLike) -> dict[str, ArraySpec]:
     kept = len(kept_rows(plan))
     if kept:
         shape = (kept, sizes["layer"], sizes["head"], patches, patches)
+        what = "attention of each patch to each patch, not renormalised"
+        if plan.model.kind == "cnn":
+            what = "no attention: softmax of the cosine of a CNN's features over the temperature 0.2"
         arrays["attention_rows"] = ArraySpec(
             ("kept_image", "layer", "head", "query", "key"),
             shape,
@@ -163,7 +166,7 @@ def layout(plan: PlanLike) -> dict[str, ArraySpec]:
             math.nan,
             (1, 1, 1, patches, patches),
             (1, *shape[1:]),
-            "attention of each patch to each patch, not renormalised; kept_image holds the rows of the images",
+            what + "; kept_image holds the rows of the images",
         )
     for name in score_names(plan):
         spec = whole("image layer head", "float32", math.nan, "score of one image and head; docs/metrics.md")

@@ -9,6 +9,7 @@ import torch
 import xarray
 from safetensors.torch import save_file
 
+from batchjob import cnn
 from tests.conftest import SAMPLE, Command
 
 FEW = ["--k", "3", "--limit", "3", "--workers", "0", "--device", "cpu"]
@@ -29,8 +30,9 @@ def test_a_cnn_goes_the_same_way_and_none_of_its_arrays_is_called_attention(batc
     assert "cls_attention" not in arrays
     np.testing.assert_allclose(arrays.saliency.astype(float).sum(("y", "x")), 1, atol=0.01)
     np.testing.assert_allclose(np.abs(arrays.saliency_component).max(("y", "x")), 1, atol=1e-3)
-    for name in ("saliency", "saliency_component"):
+    for name in ("saliency", "saliency_component", "attention_rows"):
         assert "no attention" in str(arrays[name].attrs)
+    assert f"the temperature {cnn.TEMPERATURE}" in str(arrays.attention_rows.attrs)
     assert (arrays.prefix_mass == 0).all()
     rows = arrays.attention_rows.astype(float).sum("key")
     np.testing.assert_allclose(rows, 1, atol=0.01)

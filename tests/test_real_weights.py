@@ -92,8 +92,10 @@ def test_a_resnet_s_pseudo_attention_stays_on_objects() -> None:
     model = load("resnet18")
     pixels, objects = photos(model)
     rows = renormalise(last_layer(model, pixels).rows)[:, 0]
-    for own_rows, own in zip(rows, objects, strict=True):
-        assert own_rows[own][:, own].sum(-1).mean() > own.float().mean() + 0.05
+    area = objects.float().mean(-1)
+    inside = torch.stack([row[own][:, own].sum(-1).mean() for row, own in zip(rows, objects, strict=True)])
+    assert (inside > area + 0.02).all()
+    assert (inside / area).mean() > 1.5
 
 
 def test_register_weights_load_and_draw_mass_to_the_prefix_tokens() -> None:
