@@ -20,6 +20,7 @@ from batchjob.stats.view import OK, View, read_part
 TYPICAL = 8  # images kept for each cluster
 EXACT_ROWS = 1 << 20  # above it the expected information is its limit for many rows, (K − 1)(C − 1) / 2n
 ROWS_AT_ONCE = 512
+TOLD_ROWS = 20  # of a category in a cluster before a sentence is made of them
 NO_INSTANCE = "no instance"
 
 
@@ -224,11 +225,14 @@ def describe(found: dict[str, pd.DataFrame], *, is_annotated: bool) -> list[str]
             f"agreement with categories (AMI over {best['rows']:,} rows): median {own['ami'].median():.3f}, best "
             f"{best['ami']:.3f} in layer {best['layer']}, head {best['head']}"
         )
-    common = clusters[(clusters["images"] >= 5) & (clusters["category"] != NO_INSTANCE)]
-    for _, line in common.nlargest(3, "lift").iterrows():
+    told = found["codebook_categories"]
+    told = told[(told["category"] != NO_INSTANCE) & (told["rows"] >= TOLD_ROWS) & (told["lift"] >= 1.5)]
+    weight = told["rows"] * np.log(told["lift"])  # what it adds to the mutual information
+    for index in weight.nlargest(3).index:
+        line = told.loc[index]
         lines.append(
-            f"  layer {line['layer']}, head {line['head']}, cluster {line['cluster']}: {line['category']} "
-            f"{line['lift']:.1f} times as often as usual, in {line['images']} images"
+            f"  layer {line['layer']}, head {line['head']}, cluster {line['cluster']}: {line['share_of_cluster']:.0%} "
+            f"{line['category']}, {line['lift']:.1f} times as often as usual ({line['rows']:,} rows)"
         )
     return lines
 
