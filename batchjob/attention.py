@@ -3,10 +3,12 @@
 Letters: B images, H heads, T tokens (prefix tokens, then P patches in row-major order of the grid), E numbers a head.
 """
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -51,6 +53,7 @@ class Extractor:
         if short_cut and model.spec.kind == "vit":
             attention = getattr(model.blocks[self.layers[-1]], "attn", None)
             self._projection = None if attention is None else HeadProjection.of(attention, tuple(heads))
+            self._check_short_cut()
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Iterator[LayerMaps]:
@@ -91,6 +94,26 @@ class Extractor:
             seen = [layer for layer, _ in found]
             raise RuntimeError(f"{self.model.spec.name}: attention of layers {self.layers} wanted, of {seen} seen")
         return found
+
+    @torch.no_grad()
+    def _check_short_cut(self) -> None:
+        """Drops the short cut, with a warning, if it does not give the queries and keys that the model itself computes.
+
+        It follows timm's code of this writing; one picture shows whether the installed timm still does the same.
+        """
+        if self._projection is None:
+            return
+        picture = torch.randint(0, 256, (1, 3, *self.model.spec.input_px), generator=torch.Generator().manual_seed(0))
+        pixels = picture.to(torch.uint8)
+        projection, (_, quick) = self._projection, self.calls(pixels)[-1]
+        self._projection = None
+        _, exact = self.calls(pixels)[-1]
+        pairs = ((quick.query, exact.query), (quick.key, exact.key), (quick.bias, exact.bias))
+        if all(_is_same(a, b) for a, b in pairs) and quick.scale == exact.scale:
+            self._projection = projection
+        else:
+            kind, version = type(projection.attention).__name__, timm.__version__
+            warnings.warn(f"the short cut does not fit {kind} of timm {version}; going the general way", stacklevel=3)
 
     def _select(self, call: taps.AttentionCall) -> taps.AttentionCall:
         if self._all_heads:
@@ -144,6 +167,14 @@ def softmax_rows(query: Tensor, key: Tensor, call: taps.AttentionCall) -> Tensor
         else:
             scores = scores + call.bias.float()
     return scores.softmax(dim=-1)
+
+
+def _is_same(a: Tensor | None, b: Tensor | None) -> bool:
+    """Equal but for rounding, which half precision does coarsely; what overflows in both counts as equal."""
+    if a is None or b is None:
+        return a is b
+    largest = float(b.float().abs().nan_to_num(0, 0, 0).max())
+    return a.shape == b.shape and torch.allclose(a.float(), b.float(), rtol=0, atol=0.02 * largest, equal_nan=True)
 
 
 def _clean(call: taps.AttentionCall) -> tuple[Tensor, Tensor, Tensor]:

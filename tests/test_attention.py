@@ -1,5 +1,8 @@
 """The attention maps of every family of vision transformers, against timm's own explicit path."""
 
+from typing import Any
+from unittest import mock
+
 import pytest
 import torch
 from torch import Tensor
@@ -159,17 +162,37 @@ def test_blocks_behind_the_last_wanted_layer_are_never_run() -> None:
     for number, block in enumerate(model.blocks):
         block.mlp.register_forward_hook(lambda _m, _i, _o, number=number: ran.append(number))
     for short_cut in (True, False):
+        extract = Extractor(model, (2, 5), (0,), short_cut=short_cut)
         ran.clear()
-        assert [m.layer for m in Extractor(model, (2, 5), (0,), short_cut=short_cut)(make_pixels(model))] == [2, 5]
+        assert [m.layer for m in extract(make_pixels(model))] == [2, 5]
         assert ran == [0, 1, 2, 3, 4]
+
+
+def test_a_short_cut_that_no_longer_fits_timm_is_dropped_with_a_warning() -> None:
+    model = make_model("vit_tiny_patch16_224", "64", qk_norm=True)
+    pixels = make_pixels(model)
+    (expected,) = Extractor(model, (11,), (1,), short_cut=False)(pixels)
+    plain = type(model.blocks[11].attn).forward
+
+    def changed(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return plain(self, -x, *args, **kwargs)  # what another release might do with its input
+
+    with mock.patch.object(type(model.blocks[11].attn), "forward", changed):
+        with pytest.warns(UserWarning, match="the short cut does not fit Attention of timm"):
+            extract = Extractor(model, (11,), (1,))
+        (found,) = extract(pixels)
+        (general,) = Extractor(model, (11,), (1,), short_cut=False)(pixels)
+    assert torch.equal(found.rows, general.rows)
+    assert not torch.allclose(found.rows, expected.rows, atol=1e-4)
 
 
 def test_attention_that_never_shows_up_is_an_error() -> None:
     model = make_model("vit_tiny_patch16_224", "64")
+    extract = Extractor(model, (0, 3), (0, 1))
     for block in model.blocks:
         block.attn.fused_attn = False
     with pytest.raises(RuntimeError, match=r"attention of layers \(0, 3\) wanted, of \[3\] seen"):
-        list(Extractor(model, (0, 3), (0, 1))(make_pixels(model)))
+        list(extract(make_pixels(model)))
 
 
 @pytest.fixture
