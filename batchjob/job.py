@@ -15,7 +15,7 @@ from batchjob.attention import Extractor
 from batchjob.clusterer import choose_engine, forecast, open_clusterer
 from batchjob.config import Runtime
 from batchjob.errors import UserError, WorkLeft
-from batchjob.loader import Loader
+from batchjob.loader import Loader, choose_workers
 from batchjob.memory import HalvingGuard, choose_batch_size
 from batchjob.model import load_model
 from batchjob.plan import Plan
@@ -83,11 +83,13 @@ def label(
             filled.arrays |= find_scores.partition_sums()
             return filled, failures
 
+        loader.announce([plan.partitions[unit] for unit in units])
         for unit in claimed(writer, units, should_stop):
             filled, failures = guard.run(functools.partial(compute, unit))
             with stages("store"):
                 writer.write(unit, filled.arrays, failures)
     say(stages.summary())
+    say(loader.verdict(stages.total_s, device.type))
     worker = f"{os.environ.get('SLURMD_NODENAME') or socket.gethostname()}-{os.getpid()}"
     stages.save(run / "logs" / f"timing-{worker}.json", device=str(device), batch_size=batch_size, engine=engine_name)
 
@@ -109,8 +111,6 @@ def visible_gpus(asked: str) -> int:
 
 def open_loader(plan: Plan, index: ImageIndex, runtime: Runtime, batch_size: int, device: torch.device) -> Loader:
     """The loader of a plan: padding in the model's mean colour, so that it is near zero after normalisation."""
-    cores = len(os.sched_getaffinity(0))
-    workers = max(1, min(cores - 1, 16)) if runtime.workers == "auto" else int(runtime.workers)
     red, green, blue = (round(255 * channel) for channel in plan.model.mean)
     return Loader(
         index,
@@ -118,6 +118,6 @@ def open_loader(plan: Plan, index: ImageIndex, runtime: Runtime, batch_size: int
         fill_rgb=(red, green, blue),
         interpolation=plan.model.interpolation,
         batch_size=batch_size,
-        workers=workers,
+        workers=choose_workers(runtime.workers),
         pin=device.type == "cuda",
     )

@@ -2,8 +2,7 @@
 
 import os
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -57,7 +56,9 @@ class Loader:
         self._batch_size, self._pin = batch_size, pin
         recipe = Recipe(index, geometry, fill_rgb, interpolation)
         self._chunks = Chunks(recipe, workers=workers, batch_size=batch_size, stall_s=stall_s)
-        self._announced: deque[Range] = deque()
+        self._ranges: list[Range] = []
+        self._positions: dict[Range, int] = {}
+        self._due = -1  # the range that the stream comes to next
         self._stream: Iterator[Chunk] | None = None
 
     @property
@@ -66,27 +67,43 @@ class Loader:
         return self._chunks.sizing.bytes_in_flight
 
     def announce(self, ranges: Sequence[Range]) -> None:
-        """Says which `batches` come next, in order: the workers decode ahead across the ends of ranges."""
-        self._announced = deque((start, stop) for start, stop in ranges if stop > start)
+        """Says which `batches` come next, in order: the workers decode ahead across the ends of ranges.
+
+        One may be left out or come again; then what was decoded ahead is lost, no more.
+        """
+        self._ranges = [(start, stop) for start, stop in ranges if stop > start]
+        self._positions = {asked: i for i, asked in enumerate(self._ranges)}
         self._stream = None
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """The rows [start, stop) in order, `batch_size` at a time, the last batch smaller."""
-        if not self._announced or self._announced[0] != (start, stop):
+        if stop <= start:
+            return
+        if (start, stop) not in self._positions:
             self.announce([(start, stop)])
-        if self._stream is None:
-            self._stream = self._chunks.read(list(self._announced))
-        stream = self._stream
+        position = self._positions[start, stop]
+        if self._stream is None or self._due != position:
+            self._stream = self._chunks.read(self._ranges[position:])
+        stream, self._due = self._stream, -1  # until its end nobody else can go on with it
         for first in range(start, stop, self._batch_size):
             began = time.perf_counter()
             batch = self._gather(stream, first, min(first + self._batch_size, stop))
             self.waited_s += time.perf_counter() - began
-            is_last = first + self._batch_size >= stop
-            if is_last:
-                self._announced.popleft()
-                if not self._announced:
-                    self._stream = None
+            if first + self._batch_size >= stop:
+                self._due = position + 1
             yield batch
+
+    def verdict(self, total_s: float, device: str) -> str:
+        """`bottleneck` for what this loader did in `total_s` seconds of the caller's."""
+        return bottleneck(
+            total_s=total_s,
+            waited_s=self.waited_s,
+            read_s=self.read_s,
+            decode_s=self.decode_s,
+            workers=self.workers,
+            cores=usable_cores(),
+            device=device,
+        )
 
     def close(self) -> None:
         """Ends the workers."""
@@ -120,6 +137,14 @@ class Loader:
             np.concatenate([chunk.widths for chunk in chunks]),
             [failure for chunk in chunks for failure in chunk.failures],
         )
+
+
+def choose_workers(asked: str, environment: Mapping[str, str] = os.environ) -> int:
+    """`--workers`, or for auto all cores of this process but one, shared with the node's other ranks, at most 16."""
+    if asked != "auto":
+        return int(asked)
+    ranks = int(environment.get("LOCAL_WORLD_SIZE") or 1)  # torchrun's; under srun the cores are the task's own
+    return max(1, min(usable_cores() // ranks - 1, 16))
 
 
 def usable_cores() -> int:

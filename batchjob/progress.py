@@ -93,9 +93,14 @@ class Stages:
         """Counts seconds that were measured elsewhere."""
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
+    @property
+    def total_s(self) -> float:
+        """Seconds since the beginning."""
+        return time.monotonic() - self._start
+
     def summary(self) -> str:
         """One line: images/s and each stage's share of the time."""
-        total = time.monotonic() - self._start
+        total = self.total_s
         shares = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in self.seconds.items())
         return f"{self.images:,} images in {minutes(total)}, {self.images / total:.1f} images/s: {shares}"
 

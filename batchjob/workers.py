@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -108,9 +109,11 @@ class Chunks:
     def _start(self) -> Iterator[Chunk]:
         """The remaining tasks' chunks, by the workers that are there or by new ones."""
         before = set(multiprocessing.active_children())
-        if self._loader is None:
-            self._loader = self._new_loader()
-        stream = iter(self._loader)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores may be meant
+            if self._loader is None:
+                self._loader = self._new_loader()
+            stream = iter(self._loader)
         self._processes += [p for p in multiprocessing.active_children() if p not in before]
         return stream
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from batchjob.errors import UserError
 from batchjob.images import STATUS
-from batchjob.loader import bottleneck
+from batchjob.loader import bottleneck, choose_workers
 from batchjob.sources import ImageIndex, index_images
 from batchjob.workers import sizing
 from tests.pictures import jpeg
@@ -66,7 +66,7 @@ def test_any_order_of_good_and_bad_files_any_batch_and_any_partitions_give_the_s
         check(loader, order, ranges, expected, batch_size)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(data=st.data(), workers=st.integers(1, 3))
 def test_any_number_of_workers_gives_the_same_rows(files, expected, data, workers):
     order, ranges, batch_size, is_announced = data_of(data.draw, files[1])
@@ -83,7 +83,9 @@ def test_ranges_may_be_asked_for_in_any_order_and_be_left_half_read(files, expec
         next(loader.batches(0, 9))
         check(loader, names, [(5, 11), (0, 4)], expected, 3)
         loader.announce([(0, 5), (5, 5), (5, 12), (20, 22)])
-        check(loader, names, [(0, 5), (5, 12), (2, 3)], expected, 3)
+        check(loader, names, [(0, 5), (5, 12), (5, 12), (20, 22), (2, 3)], expected, 3)
+        loader.announce([(0, 5), (5, 12), (12, 14), (14, 18)])
+        check(loader, names, [(5, 12), (14, 18), (12, 14), (14, 18)], expected, 3)
         assert list(loader.batches(4, 4)) == []
 
 
@@ -159,6 +161,13 @@ def test_the_bottleneck_is_named_with_the_option_that_helps(numbers, expected):
     usual = {"total_s": 100, "read_s": 1, "decode_s": 1, "workers": 4, "cores": 16, "device": "cuda"}
     sentence = bottleneck(**(usual | numbers)).replace("%", " %")
     assert re.search(expected, sentence), sentence
+
+
+def test_workers_are_the_cores_but_one_shared_by_the_ranks_of_a_node(monkeypatch):
+    monkeypatch.setattr("batchjob.loader.usable_cores", lambda: 33)
+    assert [choose_workers(asked, {}) for asked in ("auto", "0", "5")] == [16, 0, 5]
+    assert choose_workers("auto", {"LOCAL_WORLD_SIZE": "4"}) == 7
+    assert choose_workers("auto", {"LOCAL_WORLD_SIZE": "64"}) == 1
 
 
 def test_what_the_caller_waited_and_the_workers_did_is_counted(files):
