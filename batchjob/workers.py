@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 import time
 import warnings
 from collections import deque
@@ -220,7 +221,17 @@ def _quiet_forkserver() -> Any:
 _SCHEDULER_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
+def _end_with_the_job() -> None:
+    """Ends this process when the job's does. torch's own watch is for the parent, here the fork server, which in turn
+    lives as long as its children."""
+    job = multiprocessing.parent_process()
+    if job is not None:
+        job.join()
+        os._exit(1)
+
+
 def _enter_worker(worker: int) -> None:
+    threading.Thread(target=_end_with_the_job, daemon=True).start()
     for number in _SCHEDULER_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:

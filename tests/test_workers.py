@@ -130,8 +130,9 @@ def test_a_scheduler_s_signals_to_all_processes_do_not_end_the_workers(photos):
 
 @pytest.mark.slow
 def test_workers_do_not_outlive_a_killed_job(photos):
-    process = run_script(photos, "wait")
-    assert process.stdout.readline() == "ready\n"
+    process = run_script(photos, "wait", stderr=subprocess.DEVNULL)
+    with process.stdout as out:
+        assert out.readline() == "ready\n"
     process.kill()
     process.wait()
     for _ in range(60):
