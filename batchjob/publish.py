@@ -12,6 +12,7 @@ import os
 import shutil
 import socket
 import sys
+import time
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from batchjob.errors import UserError, WorkLeft
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
+_LEFT_AFTER_S = 3600
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
@@ -229,8 +231,17 @@ def unseal_file(path: Path) -> dict[str, Any] | None:
 
 
 def drop_scratch(run: Path) -> None:
-    """Removes what killed processes left; only where every partition is published."""
-    shutil.rmtree(run / "work" / "scratch", ignore_errors=True)
+    """Removes what killed processes left: those of this machine that are gone, others' after an hour."""
+    for folder in work_folder(run, "scratch").iterdir():
+        host, process, _ = folder.name.rsplit("-", 2)
+        if host == socket.gethostname():
+            is_left = not Path(f"/proc/{process}").exists()
+        else:
+            is_left = time.time() - folder.stat().st_mtime > _LEFT_AFTER_S
+        if is_left:
+            shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        (run / "work" / "scratch").rmdir()  # stays while another job writes
 
 
 def _seal(body: Mapping[str, Any]) -> bytes:

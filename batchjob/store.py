@@ -56,6 +56,7 @@ __all__ = [
     "verify",
 ]
 
+_ROOTS = ("labels.zarr/zarr.json", "scores.zarr/zarr.json")  # `finish` writes them again
 _NO_CHECKSUMS = Damage(-1, "work/store.json", "the checksums of the metadata are unreadable")
 
 
@@ -172,7 +173,8 @@ def finish(run: Path) -> Finished:
     damaged = {d.partition for d in check_all(run, sorted(done), contents=False)}
     holes = sorted(set(range(count)) - (done - damaged))
     static = unseal_file(run / "work" / "store.json")
-    if static is None or check_files(run, -1, static["files"], contents=False):
+    others = {path: check for path, check in static["files"].items() if path not in _ROOTS} if static else {}
+    if not others or check_files(run, -1, others, contents=False):
         raise WorkLeft(f"the metadata of {run} is damaged; it is made again by: batchjob run DATA {run}")
     if holes:
         shown = ", ".join(map(str, holes[:20])) + (", …" if len(holes) > 20 else "")
@@ -190,8 +192,12 @@ def finish(run: Path) -> Finished:
                 if (run / name).exists():
                     zarr.consolidate_metadata(str(run / name), zarr_format=3)
                     sync_folder(run / name)
+        written = [path for path in _ROOTS if (run / path).exists()]
+        written += [str(p.relative_to(run)) for p in (run / "labels.zarr" / "centroids").rglob("*") if p.is_file()]
         scratch = new_scratch(run)
-        _seal_static(run, {path: (run / path).read_bytes() for path in static["files"]}, scratch)
+        checks = others | {path: _check((run / path).read_bytes()) for path in written}
+        seal_file(run / "work" / "store.json", {"files": checks}, scratch)
+        scratch.rmdir()
         drop_scratch(run)
     return Finished(int(attributes["rows"]), causes)
 
@@ -209,8 +215,12 @@ def open_labels(run: str | PathLike[str]) -> xarray.Dataset:
     return labels
 
 
+def _check(data: bytes) -> list[int]:
+    return [len(data), zlib.crc32(data)]
+
+
 def _seal_static(run: Path, files: Mapping[str, bytes], scratch: Path) -> None:
-    checks = {path: [len(data), zlib.crc32(data)] for path, data in files.items()}
+    checks = {path: _check(data) for path, data in files.items()}
     seal_file(work_folder(run, "") / "store.json", {"files": checks}, scratch)
 
 
@@ -226,4 +236,5 @@ def _write_failures(run: Path, partitions: int) -> Counter[str]:
             causes[failure[1]] += 1
     scratch = new_scratch(run)
     write_file(run / "failures.csv", text.getvalue().encode(), scratch)
+    scratch.rmdir()
     return causes

@@ -14,7 +14,8 @@ port=${SLURM_TEST_PORT:-27100}
 
 fail() { echo "slurm_cluster: $*" >&2; exit 1; }
 
-alive() { [ -s "$folder/$1.pid" ] && kill -0 "$(cat "$folder/$1.pid")" 2>/dev/null; }
+# a zombie has an id but no program: nobody may be there to wait for a daemon that was killed
+alive() { [ -s "$folder/$1.pid" ] && [ -e "/proc/$(cat "$folder/$1.pid")/exe" ]; }
 
 # in the foreground of a session of its own, so that the id we write down is the daemon's
 daemon() {

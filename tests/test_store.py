@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -318,8 +319,26 @@ def test_writing_returns_before_the_disk_is_done(run: Path, monkeypatch: pytest.
     assert store.is_done(run, 0)
 
 
-def test_finishing_leaves_no_scratch_behind(finished: Path) -> None:
-    assert not (finished / "work" / "scratch").exists()
+def test_finishing_leaves_no_scratch_behind_but_that_of_who_still_writes(run: Path) -> None:
+    scratch = publish.work_folder(run, "scratch")
+    gone = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
+    ).stdout
+    for process in (gone.strip(), str(os.getppid())):
+        (scratch / f"{socket.gethostname()}-{process}-0a").mkdir()
+    label(run, PLAN, [0, 1, 2])
+    store.finish(run)
+    assert [folder.name.split("-")[-2] for folder in scratch.iterdir()] == [str(os.getppid())]
+    next(scratch.iterdir()).rmdir()
+    store.finish(run)
+    assert not scratch.exists()
+
+
+def test_finishing_does_not_take_damaged_metadata_for_what_was_written(run: Path) -> None:
+    label(run, PLAN, [0, 1, 2])
+    _flip(run / "labels.zarr" / "image_id" / "c.0")
+    store.finish(run)
+    assert [damage.path for damage in store.verify(run)] == ["labels.zarr/image_id/c.0"]
 
 
 @pytest.mark.parametrize(
