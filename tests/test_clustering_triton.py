@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 def test_the_interpreted_kernel_does_what_the_torch_version_does():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/triton_cases.py"]
-    settings = os.environ | {"TRITON_INTERPRET": "1"}
+    settings = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command, cwd=ROOT, env=settings, check=False, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stdout
     assert "10 passed" in ended.stdout

@@ -49,18 +49,23 @@ def assign_to_rows(tiles: Tiles, part: slice, centres: Tensor) -> None:
 def run(tiles: Tiles) -> None:
     """Every problem's memberships and costs at a fixed point; `order` says which problem stands where.
 
-    The device is asked how far it is once a step on a CPU, once in four steps on a GPU: a finished problem stays as it
-    is when it is stepped again. Unfinished problems move to the front, so that whole tiles drop out.
+    A tile makes several steps at a visit: its Gram matrices are then in the cache, and a GPU is asked how far it is
+    only between visits. A finished problem stays as it is when it is stepped again. Unfinished problems move to the
+    front after a visit, so that whole tiles drop out.
     """
     scratch = torch.empty_like(tiles.ones[: tiles.tile]), torch.empty_like(tiles.ones[: tiles.tile])
-    active, every = len(tiles.order), 4 if tiles.gram.is_cuda else 1
-    for step in range(1, MAX_STEPS + 1):
+    active, on_gpu = len(tiles.order), tiles.gram.is_cuda
+    steps = 4 if on_gpu else 8
+    for _ in range(-(-MAX_STEPS // steps)):
         for start in range(0, active, tiles.tile):
-            _step(tiles, slice(start, start + tiles.tile), scratch)
-        if step % every == 0:
-            active = _compact(tiles, active)
-            if not active:
-                return
+            part = slice(start, start + tiles.tile)
+            for _ in range(steps):
+                _step(tiles, part, scratch)
+                if not on_gpu and bool(tiles.same[part].all()):
+                    break
+        active = _compact(tiles, active)
+        if not active:
+            return
 
 
 def solve_tile(
