@@ -45,8 +45,10 @@ def run_stats(
         for view in views:
             randoms = [v for v in views if v.is_random and not view.is_random and v.model == view.model]
             lines += ["", *_tabulate(view, names[view.folder], randoms, known[view.folder], pool, csv=csv)]
-        if len(views) > 1:
-            lines += ["", *_compare(views, known[views[0].folder], pool, csv=csv)]
+        # untrained runs are a null already, in every trained run's own table
+        sides = [v for v in views if not v.is_random] or views
+        if len(sides) > 1:
+            lines += ["", *_compare(sides, known[sides[0].folder], pool, csv=csv)]
     return lines[1:]
 
 
@@ -97,7 +99,7 @@ def _tabulate(
     csv: bool,
 ) -> list[str]:
     summary = summarise(view, sorted(names), randoms, pool)
-    selection = select_heads(view, sorted(names), randoms)
+    selection = select_heads(view, sorted(names), pool)
     _write(summary, view, "summary", csv=csv)
     _write(selection, view, "selection", csv=csv)
     modifiers = modifier_table(view, pool)

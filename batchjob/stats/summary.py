@@ -141,60 +141,62 @@ def _row(
     return (score, *column, null, int(own.n[i]), own.mean[i], own.low[i], own.high[i], null_mean, *gains, p, corrected)
 
 
-def select_heads(view: View, names: Sequence[str], randoms: Sequence[View]) -> pd.DataFrame:
+def select_heads(view: View, names: Sequence[str], pool: Pool) -> pd.DataFrame:
     """The best head of each score and method, chosen on one half of the images; figures and interval of the other half.
 
     Best is the largest mean gain over the score's first null. `worse` and `better` count the heads whose gain over all
     images has an interval below and above zero.
     """
+    work = functools.partial(_select_of_score, view, tuple(names))
+    return pd.DataFrame([row for rows in pool.map(work, [s for s in CHOSEN if s in names]) for row in rows])
+
+
+def _select_of_score(view: View, names: Sequence[str], score: str) -> list[dict[str, Any]]:
     first = first_half(view.image_ids())
-    rows = []
-    for score in CHOSEN:
-        if score not in names:
+    rows: list[dict[str, Any]] = []
+    values = read_score(view, score)
+    against = nulls_of(view, score, values, names, ())
+    if not against:
+        return []
+    null, base = next(iter(against.items()))
+    columns = columns_of(view, score, values.shape[1])
+    gains = values - base
+    whole = interval(gains)
+    for method in dict.fromkeys(m for m, _, _ in columns):
+        mine = np.array([i for i, c in enumerate(columns) if c[0] == method])
+        chosen_on = _mean_known(gains[first][:, mine], axis=0)
+        if not np.isfinite(chosen_on).any():
             continue
-        values = read_score(view, score)
-        against = nulls_of(view, score, values, names, ())
-        if not against:
+        best = int(mine[np.nanargmax(chosen_on)])
+        held_out = np.stack([values[~first, best], base[~first, best], gains[~first, best]], axis=1)
+        held_out = held_out[np.isfinite(held_out).all(axis=1)]
+        if not len(held_out):
             continue
-        null, base = next(iter(against.items()))
-        columns = columns_of(view, score, values.shape[1])
-        gains = values - base
-        whole = interval(gains)
-        for method in dict.fromkeys(m for m, _, _ in columns):
-            mine = np.array([i for i, c in enumerate(columns) if c[0] == method])
-            chosen_on = _mean_known(gains[first][:, mine], axis=0)
-            if not np.isfinite(chosen_on).any():
-                continue
-            best = int(mine[np.nanargmax(chosen_on)])
-            held_out = np.stack([values[~first, best], base[~first, best], gains[~first, best]], axis=1)
-            held_out = held_out[np.isfinite(held_out).all(axis=1)]
-            if not len(held_out):
-                continue
-            found = interval(held_out)
-            rows.append(
-                {
-                    "score": score,
-                    "method": method,
-                    "null": null,
-                    "layer": columns[best][1],
-                    "head": columns[best][2],
-                    "chosen_n": int(np.isfinite(gains[first, best]).sum()),
-                    "chosen_gain": float(np.nanmax(chosen_on)),
-                    "n": len(held_out),
-                    "mean": found.mean[0],
-                    "low": found.low[0],
-                    "high": found.high[0],
-                    "null_mean": found.mean[1],
-                    "gain": found.mean[2],
-                    "gain_low": found.low[2],
-                    "gain_high": found.high[2],
-                    "p": float(sign_flip(held_out[:, 2:])[0]),
-                    "worse": int((whole.high[mine] < 0).sum()),
-                    "better": int((whole.low[mine] > 0).sum()),
-                    "heads": len(mine),
-                }
-            )
-    return pd.DataFrame(rows)
+        found = interval(held_out)
+        rows.append(
+            {
+                "score": score,
+                "method": method,
+                "null": null,
+                "layer": columns[best][1],
+                "head": columns[best][2],
+                "chosen_n": int(np.isfinite(gains[first, best]).sum()),
+                "chosen_gain": float(np.nanmax(chosen_on)),
+                "n": len(held_out),
+                "mean": found.mean[0],
+                "low": found.low[0],
+                "high": found.high[0],
+                "null_mean": found.mean[1],
+                "gain": found.mean[2],
+                "gain_low": found.low[2],
+                "gain_high": found.high[2],
+                "p": float(sign_flip(held_out[:, 2:])[0]),
+                "worse": int((whole.high[mine] < 0).sum()),
+                "better": int((whole.low[mine] > 0).sum()),
+                "heads": len(mine),
+            }
+        )
+    return rows
 
 
 def agreement_table(view: View, sums: dict[str, NDArray[np.float64]]) -> pd.DataFrame:
