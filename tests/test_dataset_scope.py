@@ -128,7 +128,8 @@ def test_planted_cls_rows_are_recovered(
     assert (found["k"] == 1).all()
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow  # a dozen interpreters; the engine by itself is held to this in every run (test_large_kmeans.py)
+@pytest.mark.parametrize("world", [2, 4])
 def test_several_processes_fit_and_label_the_same(
     striped: Path, colour_model: list[object], tmp_path: Path, batchjob: Command, world: int
 ) -> None:
