@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
+import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
 from batchjob import figures
-from batchjob.figures import canvas, maps, palette, view
+from batchjob.errors import UserError
+from batchjob.figures import canvas, maps, palette, statistics, view
 from batchjob.geometry import Geometry
 
 QUARTERS = np.kron(np.array([[0, 1], [2, 3]], dtype=np.uint8), np.ones((4, 4), dtype=np.uint8))
@@ -98,3 +101,126 @@ def test_a_cropped_photo_is_shown_as_the_crop_that_the_model_saw() -> None:
     shown, span = view.display(Geometry(64, 32, 8, 8, "crop"), 100, 200, 448)
     assert (shown.height, shown.width, shown.resize) == (448, 224, "crop")
     assert span == (1.0, 1.0)
+
+
+def test_a_known_partition_lands_in_the_right_cell_in_the_right_colours(tmp_path: Path) -> None:
+    grey = np.full((64, 64, 3), 128, dtype=np.uint8)
+    halves = np.kron(np.array([[0, 1]], dtype=np.uint8), np.ones((8, 4), dtype=np.uint8))
+    attention = np.zeros((1, 2, 8, 8))
+    attention[0, 1, :4] = 1.0  # head 1 attends to the upper half, head 0 to nothing
+    figure = figures.study_grid([grey], attention, np.stack([halves, 1 - halves])[None, None], titles=["photo"])
+    (path,) = figures.save(figure, tmp_path / "grid", dpi=100)
+    shown, size = pixels(path), figure.get_size_inches() * 100
+
+    def at(axes: int, y: float, x: float) -> NDArray[np.int_]:
+        box = figure.axes[axes].get_position()
+        column, row = (box.x0 + x * box.width) * size[0], (1 - box.y1 + y * box.height) * size[1]
+        return shown[int(row), int(column)].astype(int)
+
+    dark, bright = (np.array(palette_map(v)) for v in (0.0, 1.0))
+    assert np.abs(at(1, 0.25, 0.5) - dark).max() <= 3
+    assert np.abs(at(2, 0.25, 0.5) - bright).max() <= 3
+    assert np.abs(at(2, 0.75, 0.5) - dark).max() <= 3
+    colours = palette.cluster_colours(2) * 255 * (1 - canvas.PHOTO_SHARE) + canvas.PHOTO_SHARE * 128
+    for head in (3, 4):  # the second head numbers its halves the other way round, and has the same colours
+        assert np.abs(at(head, 0.3, 0.25) - colours[0]).max() <= 3
+        assert np.abs(at(head, 0.3, 0.75) - colours[1]).max() <= 3
+    assert {text.get_text() for text in figure.texts} >= {"head 0", "head 1", "photo", "kmeans\nk = 2"}
+
+
+def palette_map(value: float) -> tuple[int, ...]:
+    return tuple(round(255 * v) for v in matplotlib.colormaps[palette.MAP_COLOURS](value)[:3])
+
+
+# Machado, Oliveira and Fernandes 2009, table 1, severity 1: linear RGB to what the eye makes of it.
+EYES = {
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+}
+
+
+@pytest.mark.parametrize("eye", EYES)
+def test_the_first_clusters_colours_stay_apart_for_colour_blind_eyes(eye: str) -> None:
+    linear = palette.cluster_colours(7) ** 2.2 @ np.array(EYES[eye]).T
+    seen = lab(np.clip(linear, 0, 1))
+    gaps = np.linalg.norm(seen[:, None] - seen[None], axis=-1)
+    assert gaps[~np.eye(7, dtype=bool)].min() > 9  # a just noticeable difference is about 2.3
+
+
+def lab(linear: NDArray[np.float64]) -> NDArray[np.float64]:
+    """CIE L*a*b* of linear sRGB, D65."""
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    f = np.cbrt(linear @ to_xyz.T / np.array([0.9505, 1.0, 1.089]))
+    return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], axis=1)
+
+
+def test_there_are_colours_for_every_label_a_byte_can_hold() -> None:
+    colours = palette.cluster_colours(254)
+    assert colours.shape == (254, 3)
+    assert len(np.unique(colours, axis=0)) == 254
+    assert palette.label_colours(254)[palette.NONE, 3] == 0
+
+
+def summary_of(layers: int, heads: int) -> pd.DataFrame:
+    """A summary in which gains rise with the head and fall with the layer."""
+    rows = []
+    for score in ("instance_ari", "image_ari", "attention_distance"):
+        for layer in range(layers):
+            for head in range(heads):
+                gain = 0.1 * head - 0.2 * layer
+                row = {"score": score, "method": "" if "distance" in score else "kmeans", "null": "position", "n": 40}
+                row |= {"layer": layer, "head": head, "mean": 0.3 + gain, "low": 0.2 + gain, "high": 0.4 + gain}
+                row |= {"null_mean": 0.3, "gain": gain, "gain_low": gain - 0.1, "gain_high": gain + 0.1}
+                rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def test_the_gain_map_holds_each_heads_gain_in_its_place_and_is_symmetric_about_zero() -> None:
+    rows = statistics.of_score(summary_of(3, 4), "instance_ari", null="position")
+    image = statistics.gain_map(rows, heading="model").axes[0].images[0]
+    shown = np.asarray(image.get_array())
+    assert shown.shape == (3, 4)
+    assert shown[0].tolist() == pytest.approx([-0.4, -0.3, -0.2, -0.1])  # the last layer on top
+    assert image.get_clim() == pytest.approx((-0.4, 0.4))
+
+
+def test_a_forest_begins_with_the_best_head_and_cuts_the_middle_of_very_many() -> None:
+    axes = statistics.forest(summary_of(1, 4), score="instance_ari", heading="model").axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["head 3", "head 2", "head 1", "head 0"]
+    axes = statistics.forest(summary_of(12, 12), score="instance_ari", heading="model").axes[0]
+    assert len(axes.get_yticklabels()) == 30
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_the_corners_are_named_and_reach_far_enough_to_mean_what_they_say(layers: int) -> None:
+    axes = statistics.corners(summary_of(layers, 4), heading="model").axes[0]
+    assert {"instance head", "class head", "local head", "noise"} <= {text.get_text() for text in axes.texts}
+    assert axes.get_xlim()[1] >= 0.7
+    assert len(statistics.distance_by_layer(summary_of(layers, 4), heading="model").axes) == 1
+
+
+def test_an_svg_in_a_page_has_ids_of_its_own_and_the_pages_colours() -> None:
+    svg = '<?xml version="1.0"?><svg><metadata>when</metadata><g id="a"/><use href="#a" fill="#1b1f24"/></svg>'
+    told = statistics.themed(svg, "one-", [("#1b1f24", "var(--ink)")])
+    assert told == '<svg><g id="one-a"/><use href="#one-a" fill="var(--ink)"/></svg>'
+
+
+def test_figures_are_the_same_bytes_when_they_are_made_again(tmp_path: Path) -> None:
+    made = []
+    for name in ("first", "second"):
+        figure = statistics.forest(summary_of(1, 3), score="instance_ari", heading="model")
+        made.append([p.read_bytes() for p in figures.save(figure, tmp_path / name, formats=("png", "svg", "pdf"))])
+    assert made[0] == made[1]
+
+
+@pytest.mark.parametrize(("text", "told"), [("4", "no patch"), ("a,b", "no patch"), ("1,2,3", "no patch")])
+def test_a_query_that_is_no_patch_is_refused(text: str, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        figures.query(text)
+    assert figures.query("4, 7") == (4, 7)
+
+
+def test_an_unknown_format_is_refused_with_the_nearest_known() -> None:
+    with pytest.raises(UserError, match="did you mean 'png'"):
+        figures.formats("pgn")
+    assert figures.formats("svg, PDF") == ("svg", "pdf")

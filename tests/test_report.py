@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from batchjob.errors import UserError
+from batchjob.figures import Look, write_figures
 from batchjob.figures.view import open_run
 from batchjob.report import browser as packing
 from batchjob.report import page as report_page
@@ -141,13 +143,23 @@ def requests_of(driver: Any) -> list[str]:
 def test_the_page_opens_from_disk_without_network_errors_or_sideways_scrolling(
     chromium: Any, page: Path, width: int, scheme: str
 ) -> None:
-    assert open_page(chromium, page, width=width, scheme=scheme) < OPENS_WITHIN_S
+    open_page(chromium, page, width=width, scheme=scheme)
     browse(chromium)
     assert chromium.execute_script("return document.documentElement.scrollWidth") <= width
     assert requests_of(chromium) == [page.as_uri()]
     assert chromium.get_log("browser") == []
     ground = chromium.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (int(ground.split("(")[1].split(",")[0]) < 100) == (scheme == "dark")
+
+
+@pytest.mark.browser
+def test_a_page_of_nearly_20_mb_opens_in_under_two_seconds(chromium: Any, page: Path, tmp_path: Path) -> None:
+    text = page.read_text()
+    blobs = "".join(f'<script type="text/plain" id="more-{i}">{"A" * 300_000}</script>' for i in range(60))
+    large = tmp_path / "large.html"
+    large.write_text(text.replace('<script type="text/plain"', blobs + '<script type="text/plain"', 1))
+    assert large.stat().st_size > 18e6
+    assert min(open_page(chromium, large) for _ in range(3)) < OPENS_WITHIN_S  # the least: others may use the machine
 
 
 @pytest.mark.browser
@@ -271,6 +283,38 @@ def test_two_runs_stand_side_by_side_with_their_paired_differences(chromium: Any
     assert chromium.execute_script("return document.documentElement.scrollWidth") <= 390
     assert chromium.get_log("browser") == []
     assert "Paired differences" in page.read_text()
+
+
+def test_every_kind_of_figure_is_written_for_runs_that_hold_it(runs: list[Path]) -> None:
+    look = Look(images="best", count=2, heads_across=2, query=(1, 2), formats=("svg",))
+    names = {path.name.split("-layer")[0] for path in write_figures(runs, look)}
+    assert {"grid", "masks", "layers-cls.svg", "layers-query.svg", "models.svg"} <= names
+    assert {f"stats-{kind}.svg" for kind in ("forest", "gain", "corners", "distance", "instances")} <= names
+    assert len(list((runs[0] / "figures").glob("grid-layer-*-heads-*.svg"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("look", "told"),
+    [
+        (Look(head=9), "--head 9 is not in"),
+        (Look(layer=3), "--layer 3 is not in"),
+        (Look(images="nothing.jpg"), "image 'nothing.jpg' is not in"),
+        (Look(query=(40, 0)), "outside the grid of 4×4"),
+    ],
+)
+def test_what_a_run_does_not_have_is_refused_in_a_line(runs: list[Path], look: Look, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        write_figures(runs[0], look)
+
+
+def test_a_photo_that_is_gone_is_grey_and_the_rest_of_the_page_stays(runs: list[Path], tmp_path: Path) -> None:
+    shutil.copytree(runs[0], tmp_path / "run")
+    index = json.loads((tmp_path / "run" / "index" / "index.json").read_text())
+    (tmp_path / "run" / "index" / "index.json").write_text(json.dumps(index | {"root": str(tmp_path / "gone")}))
+    view = open_run(tmp_path / "run")
+    photo = view.photo(int(view.ok_rows[0]))
+    assert not photo.found
+    assert len(np.unique(photo.pixels)) == 1
 
 
 def test_a_failed_image_is_told_by_its_cause(page: Path) -> None:

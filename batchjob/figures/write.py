@@ -70,6 +70,7 @@ def write_figures(runs: Path | Sequence[Path], look: Look | None = None) -> list
 def _pictures(views: Sequence[RunView], look: Look) -> Iterator[tuple[str, Figure]]:
     view = views[0]
     layer, head = chosen_layer(view, look), chosen_head(view, look)
+    _check_query(view, look.query)
     rows = chosen_rows(view, look, look.count)
     yield from grids(view, rows, layer, look)
     if "centroids" in view.data:
@@ -81,6 +82,15 @@ def _pictures(views: Sequence[RunView], look: Look) -> Iterator[tuple[str, Figur
     if len(views) > 1:
         yield "models", models(views, rows, look)
     yield from charts(view)
+
+
+def _check_query(view: RunView, patch: tuple[int, int] | None) -> None:
+    rows, columns = view.geometry.grid
+    if patch is not None and not (patch[0] < rows and patch[1] < columns):
+        where = f"--query {patch[0]},{patch[1]} is outside the grid of {rows}×{columns} patches"
+        raise UserError(f"{where}; give at most {rows - 1},{columns - 1}")
+    if patch is not None and not view.kept_rows:
+        raise UserError(f"--query needs stored attention, and {view.folder} has none; run again with --keep-maps N")
 
 
 def grids(view: RunView, rows: Sequence[int], layer: int, look: Look) -> Iterator[tuple[str, Figure]]:
@@ -165,10 +175,6 @@ def layers(view: RunView, row: int, look: Look) -> Iterator[tuple[str, Figure]]:
         row = row if row in view.kept_rows else view.kept_rows[0]
         photo, grid = view.photo(row), view.geometry.grid
         query = look.query or brightest(view.stack(view.attention, [row])[0])
-        if not (0 <= query[0] < grid[0] and 0 <= query[1] < grid[1]):
-            raise UserError(
-                f"--query {query[0]},{query[1]} is outside the grid of {grid[0]}×{grid[1]} patches; give less"
-            )
         kept = view.data["attention_rows"].sel(kept_image=row).isel(query=query[0] * grid[1] + query[1])
         yield (
             "layers-query",
