@@ -28,7 +28,8 @@ class Scorer:
         groups = self._plan.options.score_groups
         if self._sums is None:
             return {}
-        grid, rows, mask = self._plan.model.grid, renormalise(maps.rows), patch_mask(self._plan, batch)
+        grid, mask = self._plan.model.grid, patch_mask(self._plan, batch)
+        rows = renormalise(maps.rows, None if mask is None else mask.to(self._device))
         keep = torch.ones(rows.shape[0], rows.shape[2], dtype=torch.bool) if mask is None else mask
         usable = (keep & torch.from_numpy(batch.status == 0)[:, None]).to(self._device) & maps.finite[:, None]
         self._sums.add(layer, rows, usable)
