@@ -10,7 +10,7 @@ from batchjob.errors import UserError
 SCHEMA_VERSION = 1
 NO_LABEL = 255  # the image failed, or the patch is padding
 NOISE_LABEL = 254  # hdbscan
-_CHUNK_ROWS = 512  # images of one inner chunk: one head of 50,000 images reads in 0.05 s, one image in 9 ms
+_CHUNK_ROWS = 1024  # images of one inner chunk: 512 cost a sixth more to write, and no less to read one image
 _LEAST_CHUNK_ROWS = 64
 MOST_ROWS = 4096
 _MOST_ROWS_ON_CPU = 256  # at 2 images/s a kill costs two minutes; a GPU does 4096 in seconds
@@ -69,7 +69,7 @@ def rows_per_partition(row_count: int, *, on_gpu: bool) -> int:
 
 
 def rows_per_chunk(rows: int) -> int:
-    """Images of one inner chunk of a shard of `rows` images: its largest divisor up to 512.
+    """Images of one inner chunk of a shard of `rows` images: its largest divisor up to 1024.
 
     Raises UserError where there is no useful one, with the next number that has one.
     """
