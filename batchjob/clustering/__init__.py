@@ -19,7 +19,8 @@ from batchjob.clustering.base import (
     problem_seeds,
 )
 from batchjob.config import METHODS
-from batchjob.errors import UserError, nearest
+from batchjob.errors import UserError
+from batchjob.errors import nearest as suggest  # this package has a module of that name
 
 __all__ = [
     "DISTANCES",
@@ -50,7 +51,7 @@ def choose_engine(name: str, device: torch.device) -> tuple[str, str]:
             )
         return "batched", "thousands of small problems at once, on any device"
     if name not in ENGINES:
-        raise UserError(f"--engine {name!r} is unknown; {nearest(name, ['auto', *ENGINES])}")
+        raise UserError(f"--engine {name!r} is unknown; {suggest(name, ['auto', *ENGINES])}")
     if name == "triton" and device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         raise UserError(f"engine 'triton' needs an NVIDIA GPU, this is device {device.type}; use --engine batched")
     if name == "triton" and importlib.util.find_spec("triton") is None:
@@ -101,7 +102,7 @@ def prepare(rows: Tensor, distance: str, mask: Tensor | None) -> Tensor:
         return torch.nn.functional.normalize(x, dim=-1, eps=torch.finfo(torch.float32).tiny)
     if distance != "euclidean":
         raise UserError(
-            f"--distance {distance!r} is unknown; {nearest(distance, ['euclidean', 'cosine', 'hellinger'])}"
+            f"--distance {distance!r} is unknown; {suggest(distance, ['euclidean', 'cosine', 'hellinger'])}"
         )
     return x
 
@@ -133,4 +134,4 @@ def cluster(
         from batchjob.clustering.pools import solve_each
 
         return solve_each(method, prepare(rows, distance, mask), k, mask=mask)
-    raise UserError(f"--method {method!r} is unknown; {nearest(method, list(METHODS))}")
+    raise UserError(f"--method {method!r} is unknown; {suggest(method, list(METHODS))}")
