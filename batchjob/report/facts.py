@@ -17,6 +17,7 @@ _WAY_OUT = {
     "images": "decoding: more --workers, or photos on a faster disk",
     "model": "the model: a GPU, a smaller --image-size, or fp16",
     "clustering": "the clustering: a GPU, fewer --n-init, a smaller k or fewer heads",
+    "scores": "the scores: leave out --scores, or fewer layers",
     "results": "what is stored: fewer --keep-maps",
     "store": "the disk that the store is written to",
 }
@@ -39,7 +40,7 @@ class Timing:
     images: int
     seconds: float  # of all processes
     rate: float  # images a second, all processes together
-    stages: list[tuple[str, float]]  # share of the seconds, the largest first
+    stages: list[tuple[str, float]]  # share of the seconds, the largest first, the rest last
     where: str
     bottleneck: str
 
@@ -151,6 +152,9 @@ def _timing(folder: Path) -> Timing | None:
     for one in found:
         stages.update(one["stages"])
     shares = [(name, spent / seconds) for name, spent in stages.most_common()]
+    rest = 1 - sum(share for _, share in shares)
+    if rest > 0.005:
+        shares.append(("other", rest))
     devices = Counter(str(one["device"]) for one in found)
     where = ", ".join(f"{count} × {name}" if count > 1 else name for name, count in devices.items())
     slowest = shares[0][0]
