@@ -31,6 +31,8 @@ def test_the_samples_table_is_as_it_was(sample_run: Path, tmp_path: Path, batchj
     assert "instance_ari by head, best first (position null beside it" in ended.out
     assert "instance_ari: head 1, chosen on the first half" in ended.out
     assert "needs an untrained run" in ended.out
+    verified = batchjob("show", run, "--verify")
+    assert verified.code == 0, verified.out  # new arrays in scores.zarr are no damage
     summary = pd.read_parquet(run / "stats" / "summary.parquet")
     for (score, null, column), expected in GOLDEN.items():
         found = summary[(summary.score == score) & (summary.null == null)].sort_values("head")[column]

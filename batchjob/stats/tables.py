@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import zarr
 from numpy.typing import NDArray
 
+from batchjob import store
 from batchjob.config import SCORE_ARRAYS
 from batchjob.stats.stream import ROWS_AT_ONCE, Scored
 from batchjob.stats.view import View
@@ -131,6 +132,7 @@ class Tables:
                 writer.close()
         if kind is None:
             consolidate(self._view.folder / "scores.zarr")
+            store.reseal(self._view.folder, "scores.zarr/zarr.json")  # else `show --verify` takes it for damaged
 
 
 def _labellings(view: View) -> list[str]:
