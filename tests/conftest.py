@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from _pytest.terminal import TerminalReporter
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "batchjob" / "sample"
@@ -24,6 +26,7 @@ class Ended:
 
 
 Command = Callable[..., Ended]
+_left_out: Counter[str] = Counter()
 
 
 @pytest.fixture
@@ -50,3 +53,26 @@ def sample_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command += ["--image-size", "448", "--keep-maps", "2", "--rows-per-partition", "3", "--workers", "1"]
     subprocess.run(command, cwd=ROOT, check=True, timeout=500)
     return run
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    """Counts by mark what a command left out, so that its last lines can say so in words."""
+    for item in items:
+        for mark in ("gpu", "slow"):
+            if item.get_closest_marker(mark):
+                _left_out[mark] += 1
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """A suite that ran nothing is red: skipped tests prove nothing, all of `make test-gpu` without a GPU for one."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if exitstatus == 0 and not session.config.option.collectonly and not reporter.stats.get("passed"):
+        session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
+
+
+def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
+    """What did not run and which command runs it."""
+    for mark, count in sorted(_left_out.items()):
+        terminalreporter.write_line(f"not run: {count} tests marked {mark} (make test-{mark})")
+    if terminalreporter.stats.get("skipped") and not terminalreporter.stats.get("passed"):
+        terminalreporter.write_line("nothing ran: every test was skipped, which proves nothing", red=True)
