@@ -69,9 +69,9 @@ queue() { # queue NAME SBATCH-FLAGS…: prints the job's id and writes it down f
 
 after=()
 if [ "$scope" = dataset ]; then
-  id=$(queue fit "${shape[@]}" --nodes=1 --output="$run/logs/fit-%j.log")
+  id=$(queue fit "${shape[@]}" --output="$run/logs/fit-%j.log")
   after=(--dependency="afterok:$id")
-  echo "fit     job $id"
+  echo "fit     job $id: $nodes nodes × $tasks tasks"
 fi
 if [ -n "$array" ]; then
   id=$(queue label "${shape[@]}" ${after[@]+"${after[@]}"} --array="0-$((array - 1))" --output="$run/logs/label-%A_%a.log")

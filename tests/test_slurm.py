@@ -11,13 +11,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import xarray
 from PIL import Image
 
+from batchjob import store
 from tests.conftest import ROOT
 from tests.runs import contents
 
@@ -105,7 +108,9 @@ def calm(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Job:
     """A run that was submitted with slurm/submit.sh."""
 
-    def __init__(self, photos: Path, run: Path, *, array: str = "", **settings: str) -> None:
+    def __init__(
+        self, photos: Path, run: Path, *, array: str = "", options: Sequence[str] = (), **settings: str
+    ) -> None:
         self.run = run
         environment = {
             "NODES": "1" if array else "2",
@@ -120,8 +125,9 @@ class Job:
             "BATCHJOB_WARN_S": "30",
             "BATCHJOB_REPORT_VERBS": "finish",
         }
-        out = sh(ROOT / "slurm" / "submit.sh", photos, run, *OPTIONS, **(environment | settings))
-        self.label, self.report = (line.split()[2].rstrip(":") for line in out.splitlines()[:2])
+        out = sh(ROOT / "slurm" / "submit.sh", photos, run, *OPTIONS, *options, **(environment | settings))
+        self.ids = {words[0]: words[2].rstrip(":") for line in out.splitlines() if (words := line.split())[1] == "job"}
+        self.label, self.report = self.ids["label"], self.ids["report"]
 
     def facts(self, job: str = "") -> dict[str, str]:
         line = sh("scontrol", "show", "job", "-o", job or self.label, check=False)
@@ -182,13 +188,13 @@ class Job:
 def submit(cluster: Path, photos: Path, tmp_path: Path) -> Iterator[Callable[..., Job]]:
     jobs: list[Job] = []
 
-    def call(**settings: str) -> Job:
+    def call(**settings: Any) -> Job:
         jobs.append(Job(photos, tmp_path / "run", **settings))
         return jobs[-1]
 
     yield call
     for job in jobs:
-        sh("scancel", job.label, job.report, check=False)
+        sh("scancel", *job.ids.values(), check=False)
         job.send(signal.SIGCONT)
     wait_until("an empty queue", lambda: not sh("squeue", "-h"), 30)
 
@@ -347,3 +353,31 @@ def test_the_holes_of_a_dead_array_task_are_listed_and_filled_by_submitting_agai
     assert job.facts(job.report)["ExitCode"] == "75:0"
     assert "share 0 of 4 (array task 0 of 2, SLURM_PROCID of SLURM_NTASKS)" in job.log()
     submit(array="2").check_equal(calm)
+
+
+@pytest.mark.slow
+def test_fit_label_and_report_of_a_whole_dataset_follow_each_other_and_give_what_one_process_gives(
+    submit: Callable[..., Job], photos: Path, tmp_path: Path
+) -> None:
+    scope = ["--scope", "dataset"]
+    flags = ["--device", "cpu", "--batch-size", "2", "--workers", "0", "--max-failures", "0.1"]
+    sh(sys.executable, "-m", "batchjob", "run", photos, tmp_path / "calm", *OPTIONS, *scope, *flags)
+    job = submit(options=scope, BATCHJOB_REPORT_VERBS="finish stats report")
+    wait_until("the end of the fit", lambda: job.state(job.ids["fit"]) in {"COMPLETED", "FAILED", "CANCELLED"})
+    assert job.state(job.ids["fit"]) == "COMPLETED", job.log("fit")
+    assert "fitting on 4 × cpu" in job.log("fit")
+    assert job.facts(job.ids["fit"])["NodeList"] == "node[1-2]"
+    assert job.wait() == "COMPLETED", job.log()
+    wait_until("the report job", lambda: job.state(job.report) in {"COMPLETED", "FAILED", "CANCELLED"})
+    assert job.state(job.report) == "COMPLETED", job.log("report")
+    for before, after in (("fit", "label"), ("label", "report")):
+        assert job.facts(job.ids[before])["EndTime"] <= job.facts(job.ids[after])["StartTime"]
+    assert "share 3 of 4" in job.log()
+    assert store.verify(job.run) == []
+    assert (job.run / "report.html").stat().st_size > 10_000
+    alone, together = store.open_labels(tmp_path / "calm").load(), store.open_labels(job.run).load()
+    rounded = ["centroids", "centroid_inertia", "inertia"]  # sums in another order
+    xarray.testing.assert_equal(alone.drop_vars(rounded), together.drop_vars(rounded))
+    assert len(np.unique(alone["labels"].values)) == 3 + 1  # and none, of the photo that can't be read
+    for name in rounded:
+        np.testing.assert_allclose(together[name].values, alone[name].values, rtol=1e-5, atol=1e-9)
