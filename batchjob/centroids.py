@@ -15,7 +15,6 @@ from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from batchjob.errors import UserError
-from batchjob.publish import new_scratch, write_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,15 +128,14 @@ def drop_checkpoint(run: Path) -> None:
     (run / "fit" / "checkpoint.npz").unlink(missing_ok=True)
 
 
-def put_in_store(run: Path) -> None:
-    """Writes the centroids of a fitted run into labels.zarr, nothing where there are none.
+def store_files(run: Path) -> dict[str, bytes]:
+    """Path relative to RUN -> contents, of what a fitted run adds to labels.zarr; nothing where there is no fit.
 
-    `centroids` and `centroid_rows`, `centroid_inertia` beside them; again is the same. The metadata is still to be
-    consolidated.
+    `centroids` and `centroid_rows`, `centroid_inertia` beside them: a function of RUN/fit/centroids.npz alone.
     """
     arrays = _read(run / "fit" / "centroids.npz")
     if arrays is None:
-        return
+        return {}
     found = _from_arrays(arrays)
     facts = {name: getattr(found, name) for name in ("rows", "asked_rows", "engine")}
     facts["iterations"] = found.iterations.tolist()
@@ -157,12 +155,7 @@ def put_in_store(run: Path) -> None:
             compressors=ZstdCodec(level=1),
             attributes={"meaning": meaning} | (facts if name == "centroids" else {}),
         )
-    scratch = new_scratch(run)
-    for path, data in held.items():
-        if path != "zarr.json":
-            (run / "labels.zarr" / path).parent.mkdir(parents=True, exist_ok=True)
-            write_file(run / "labels.zarr" / path, data.to_bytes(), scratch)
-    scratch.rmdir()
+    return {f"labels.zarr/{path}": data.to_bytes() for path, data in sorted(held.items()) if path != "zarr.json"}
 
 
 def _from_arrays(arrays: dict[str, Any]) -> Centroids:

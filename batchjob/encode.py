@@ -1,6 +1,7 @@
 """Arrays to the bytes of a Zarr store's files, in memory: the store's metadata, and the shards of one partition."""
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,7 +10,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
-from zarr.core.buffer import Buffer
+from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from batchjob import config
@@ -146,6 +147,22 @@ def _attributes(plan: PlanLike) -> dict[str, Any]:
         "versions": dict(getattr(plan, "versions", {})),
         "batchjob": dict(getattr(plan, "versions", {})).get("batchjob", ""),
     }
+
+
+def consolidated_root(run: Path, name: str, added: Mapping[str, bytes]) -> bytes:
+    """RUN/`name`/zarr.json with the metadata of all its arrays, those of `added` (paths relative to RUN) among them."""
+    folder = run / name
+    metadata = {str(p.relative_to(run)): p.read_bytes() for p in [folder / "zarr.json", *folder.glob("*/zarr.json")]}
+    metadata |= {path: data for path, data in added.items() if path.endswith("/zarr.json")}
+    held = {
+        path.removeprefix(f"{name}/"): default_buffer_prototype().buffer.from_bytes(data)
+        for path, data in sorted(metadata.items())
+        if path.startswith(f"{name}/")
+    }
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)  # xarray reads it; zarr 3 calls it new
+        zarr.consolidate_metadata(MemoryStore(store_dict=held), zarr_format=3)
+    return held["zarr.json"].to_bytes()
 
 
 class DamagedRoot(UserError):

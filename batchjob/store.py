@@ -3,8 +3,8 @@
 import contextlib
 import csv
 import io
+import os
 import shutil
-import warnings
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,9 @@ from os import PathLike
 from pathlib import Path
 
 import xarray
-import zarr
 
 from batchjob import centroids
-from batchjob.encode import DamagedRoot, IndexLike, read_root, static_files
+from batchjob.encode import DamagedRoot, IndexLike, consolidated_root, read_root, static_files
 from batchjob.errors import UserError, WorkLeft
 from batchjob.layout import (
     PlanLike,
@@ -56,7 +55,8 @@ __all__ = [
     "verify",
 ]
 
-_ROOTS = ("labels.zarr/zarr.json", "scores.zarr/zarr.json")  # `finish` writes them again
+# what `finish` writes again, whatever is there: the roots, and all of the centroids
+_REWRITTEN = ("labels.zarr/zarr.json", "scores.zarr/zarr.json", "labels.zarr/centroid")
 _NO_CHECKSUMS = Damage(-1, "work/store.json", "the checksums of the metadata are unreadable")
 
 
@@ -106,9 +106,7 @@ def mend(run: Path, plan: PlanLike, index: IndexLike) -> list[Damage]:
 
     Sizes decide here, as in `missing`; `verify` and `forget` find and remove what has the right size only.
     """
-    static = unseal_file(run / "work" / "store.json")
-    damages = check_files(run, -1, static["files"], contents=False) if static else []
-    if damages or static is None:
+    if damages := _check_static(run, contents=False):
         with explained(run, f"cannot mend the store in {run}"):
             files, scratch = static_files(plan, index), new_scratch(run)
             for path, data in files.items():
@@ -143,9 +141,7 @@ def verify(run: Path) -> list[Damage]:
     run = Path(run)
     with contextlib.suppress(DamagedRoot):  # it is in the list
         read_root(run)
-    static = unseal_file(run / "work" / "store.json")
-    damages = check_files(run, -1, static["files"], contents=True) if static else [_NO_CHECKSUMS]
-    return damages + check_all(run, published(run), contents=True)
+    return _check_static(run, contents=True) + check_all(run, published(run), contents=True)
 
 
 def forget(run: Path, damages: Sequence[Damage]) -> None:
@@ -173,7 +169,9 @@ def finish(run: Path) -> Finished:
     damaged = {d.partition for d in check_all(run, sorted(done), contents=False)}
     holes = sorted(set(range(count)) - (done - damaged))
     static = unseal_file(run / "work" / "store.json")
-    others = {path: check for path, check in static["files"].items() if path not in _ROOTS} if static else {}
+    others = (
+        {path: check for path, check in static["files"].items() if not path.startswith(_REWRITTEN)} if static else {}
+    )
     if not others or check_files(run, -1, others, contents=False):
         raise WorkLeft(f"the metadata of {run} is damaged; it is made again by: batchjob run DATA {run}")
     if holes:
@@ -183,33 +181,24 @@ def finish(run: Path) -> Finished:
         )
     with explained(run, f"cannot finish {run}"):
         causes = _write_failures(run, count)
-        centroids.put_in_store(run)
-        with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", "Consolidated metadata", UserWarning
-            )  # xarray reads it; zarr 3 calls it new
-            for name in ("labels.zarr", "scores.zarr"):
-                if (run / name).exists():
-                    zarr.consolidate_metadata(str(run / name), zarr_format=3)
-                    sync_folder(run / name)
-        written = [path for path in _ROOTS if (run / path).exists()]
-        written += [str(p.relative_to(run)) for p in (run / "labels.zarr" / "centroids").rglob("*") if p.is_file()]
-        scratch = new_scratch(run)
-        checks = others | {path: _check((run / path).read_bytes()) for path in written}
-        seal_file(run / "work" / "store.json", {"files": checks}, scratch)
-        scratch.rmdir()
+        files = centroids.store_files(run)
+        for name in ("scores.zarr", "labels.zarr"):
+            if (run / name).exists():
+                files[f"{name}/zarr.json"] = consolidated_root(run, name, files)
+        _replace(run, others, files)
         drop_scratch(run)
     return Finished(int(attributes["rows"]), causes)
 
 
-def reseal(run: Path, path: str) -> None:
-    """Takes a file that was changed on purpose (the root of scores.zarr, by `stats`) for the published one."""
-    static = unseal_file(run / "work" / "store.json")
-    if static and path in static["files"]:
-        scratch = new_scratch(run)
-        checks = static["files"] | {path: _check((run / path).read_bytes())}
-        seal_file(run / "work" / "store.json", {"files": checks}, scratch)
-        scratch.rmdir()
+def consolidate_scores(run: Path) -> None:
+    """Brings the one-read metadata of RUN/scores.zarr up to date after `stats` wrote arrays: all that xarray reads."""
+    path, static = "scores.zarr/zarr.json", unseal_file(run / "work" / "store.json")
+    with explained(run, f"cannot write the scores of {run}"):
+        files = {path: consolidated_root(run, "scores.zarr", {})}
+        if static and path in static["files"]:
+            _replace(run, {p: check for p, check in static["files"].items() if p != path}, files)
+        else:  # `stats` made it: no part of what is published
+            _put(run, files)
 
 
 def open_labels(run: str | PathLike[str]) -> xarray.Dataset:
@@ -227,6 +216,52 @@ def open_labels(run: str | PathLike[str]) -> xarray.Dataset:
 
 def _check(data: bytes) -> list[int]:
     return [len(data), zlib.crc32(data)]
+
+
+def _check_static(run: Path, *, contents: bool) -> list[Damage]:
+    """What is wrong with the files that belong to the whole store; without `contents` only sizes are looked at."""
+    static = unseal_file(run / "work" / "store.json")
+    if static is None:
+        return [_NO_CHECKSUMS]
+    damages = check_files(run, -1, static["files"], contents=contents)
+    before = static.get("before", {})  # where a process was killed while it replaced files, either content is right
+    known = {path: check for path, check in before.items() if check}
+    neither = {damage.path for damage in check_files(run, -1, known, contents=contents)}
+    return [damage for damage in damages if damage.path not in before or damage.path in neither]
+
+
+def _replace(run: Path, others: Mapping[str, Sequence[int]], files: Mapping[str, bytes]) -> None:
+    """Puts `files` in place and seals them with `others`, whose checks are given.
+
+    Both contents are sealed first: a kill in between is no damage, and the next `finish` does it all again.
+    """
+    static, scratch = unseal_file(run / "work" / "store.json") or {"files": {}}, new_scratch(run)
+    checks = dict(others) | {path: _check(data) for path, data in files.items()}
+    still = {path: check for path, check in static.get("before", {}).items() if path not in files}
+    before = still | {path: static["files"].get(path) for path in files}
+    seal_file(run / "work" / "store.json", {"files": checks, "before": before}, scratch)
+    _put(run, files)
+    seal_file(run / "work" / "store.json", {"files": checks, "before": still}, scratch)
+    scratch.rmdir()
+
+
+def _put(run: Path, files: Mapping[str, bytes]) -> None:
+    """Each file whole or as it was; an array that is not there yet appears whole, by one rename of its folder."""
+    scratch = new_scratch(run)
+    arrays = {"/".join(path.split("/")[:2]) for path in files if path.count("/") > 1}
+    new = [array for array in sorted(arrays) if not (run / array).exists()]
+    in_new = [path for path in files if path.startswith(tuple(f"{array}/" for array in new))]
+    for path in in_new:
+        (scratch / path).parent.mkdir(parents=True, exist_ok=True)
+        write_file(scratch / path, files[path], scratch)
+    for array in new:
+        os.rename(scratch / array, run / array)
+    for path in sorted(set(files) - set(in_new)):  # the roots come after what they list
+        (run / path).parent.mkdir(parents=True, exist_ok=True)
+        write_file(run / path, files[path], scratch)
+    for folder in sorted({(run / path).parent for path in files}):
+        sync_folder(folder)
+    shutil.rmtree(scratch)
 
 
 def _seal_static(run: Path, files: Mapping[str, bytes], scratch: Path) -> None:

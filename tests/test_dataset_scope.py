@@ -313,6 +313,23 @@ def test_damaged_centroids_are_told_apart(
     assert "is damaged" in ended.err
 
 
+def test_damaged_centroids_in_the_store_are_shown_and_run_makes_them_again(
+    striped: Path, colour_model: list[object], tmp_path: Path, batchjob: Command
+) -> None:
+    run = tmp_path / "run"
+    command = ["run", striped, run, *colour_model, *SCOPE, "--limit", 4]
+    assert batchjob(*command).code == 0
+    path = run / "labels.zarr" / "centroid_rows" / "c" / "0" / "0" / "1" / "0"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    ended = batchjob("show", run, "--verify")
+    assert ended.code == 1
+    assert "damaged   the store's own: labels.zarr/centroid_rows/c/0/0/1/0: its checksum differs" in ended.out
+    assert batchjob(*command).code == 0
+    assert path.read_bytes() == whole
+    assert batchjob("show", run, "--verify").code == 0
+
+
 def annotate_by_orientation(folder: Path, file: Path) -> Path:
     """COCO annotations of the striped images: every stripe is an instance of `upright` or of `level`."""
     images, annotations = [], []

@@ -1,14 +1,18 @@
 """The store: what is in it, that it is published whole or not at all, and that damage is found and mended."""
 
+import contextlib
 import errno
+import functools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +21,7 @@ import xarray
 import zarr
 
 import batchjob
-from batchjob import config, layout, publish, store
+from batchjob import centroids, config, layout, publish, store
 from batchjob.errors import UserError, WorkLeft
 from tests.runs import Ids, MadeUpPlan, Model, arrays_of, contents, label
 
@@ -339,6 +343,88 @@ def test_finishing_does_not_take_damaged_metadata_for_what_was_written(run: Path
     _flip(run / "labels.zarr" / "image_id" / "c.0")
     store.finish(run)
     assert [damage.path for damage in store.verify(run)] == ["labels.zarr/image_id/c.0"]
+
+
+def _fit(run: Path, plan: MadeUpPlan) -> None:
+    """RUN/fit/centroids.npz of 4 clusters, made up."""
+    rng, heads = np.random.default_rng(0), (len(plan.layers), len(plan.heads))
+    values = rng.random((*heads, 4, 6), np.float32), rng.integers(1, 9, (*heads, 4)), rng.random(heads)
+    found = centroids.Centroids(*values, np.ones(heads, np.int64), 20, 20, "batched", plan.digest)
+    centroids.save(run, found)
+
+
+class Killed(BaseException):
+    """Ends a function between two of its steps, as SIGKILL would."""
+
+
+@pytest.mark.parametrize("scope", ["image", "dataset"])
+def test_a_kill_at_any_step_of_finishing_is_no_damage_and_finishing_again_ends_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scope: str
+) -> None:
+    plan = MadeUpPlan(score_names=("entropy",), options=config.Options(scope=scope))
+    store.create(tmp_path / "labelled", plan, Ids(20))
+    label(tmp_path / "labelled", plan, [0, 1, 2])
+    if scope == "dataset":
+        _fit(tmp_path / "labelled", plan)
+    shutil.copytree(tmp_path / "labelled", tmp_path / "calm")
+    store.finish(tmp_path / "calm")
+    whole, steps = contents(tmp_path / "calm"), 0
+    assert any(path.startswith("labels.zarr/centroid_rows/c/") for path in whole) == (scope == "dataset")
+    done = False
+    while not done:
+        run, left = tmp_path / f"killed-{steps}", [steps]
+
+        def step(real: Callable[..., None], left: list[int], *names: str) -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+            real(*names)
+
+        shutil.copytree(tmp_path / "labelled", run)
+        with monkeypatch.context() as patch, contextlib.suppress(Killed):
+            for name in ("replace", "rename"):
+                patch.setattr(os, name, functools.partial(step, getattr(os, name), left))
+            store.finish(run)
+            done = True
+        assert store.verify(run) == []
+        with store.open_labels(run) as labels:
+            np.testing.assert_array_equal(labels["k"].values[8:16], arrays_of(plan, 1)["k"])
+        assert store.mend(run, plan, Ids(20)) == []
+        _flip(run / "labels.zarr" / "image_id" / "c.0")  # what is damaged is still seen
+        assert [damage.path for damage in store.verify(run)] == ["labels.zarr/image_id/c.0"]
+        _flip(run / "labels.zarr" / "image_id" / "c.0")
+        store.finish(run)
+        assert store.verify(run) == []
+        assert contents(run) == whole
+        steps += 1
+    assert steps > 4  # failures.csv, both roots, and their seal before and after
+
+
+@pytest.mark.parametrize(
+    "damage", [_cut, _flip, lambda path: path.unlink()], ids=["truncated", "bit-flipped", "deleted"]
+)
+def test_damaged_centroids_in_the_store_are_found_and_written_again_from_the_fit(tmp_path: Path, damage) -> None:  # type: ignore[no-untyped-def]
+    run, plan = tmp_path / "run", MadeUpPlan(options=config.Options(scope="dataset"))
+    store.create(run, plan, Ids(20))
+    label(run, plan, [0, 1, 2])
+    _fit(run, plan)
+    store.finish(run)
+    whole = contents(run)
+    paths = sorted(path for path in whole if path.startswith("labels.zarr/centroid"))
+    assert len(paths) == 3 + 3 * 6  # metadata, and a chunk for each of two layers and three heads
+    for path in paths:
+        damage(run / path)
+    damages = store.verify(run)
+    assert sorted(d.path for d in damages) == paths
+    store.forget(run, damages)
+    assert len(store.mend(run, plan, Ids(20))) == len(paths)
+    store.finish(run)
+    assert store.verify(run) == []
+    assert contents(run) == whole
+    for path in paths:
+        damage(run / path)
+    store.finish(run)  # mends them by itself, too
+    assert contents(run) == whole
 
 
 @pytest.mark.parametrize(

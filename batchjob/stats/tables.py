@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -131,8 +130,7 @@ class Tables:
             if writer is not None:
                 writer.close()
         if kind is None:
-            consolidate(self._view.folder / "scores.zarr")
-            store.reseal(self._view.folder, "scores.zarr/zarr.json")  # else `show --verify` takes it for damaged
+            store.consolidate_scores(self._view.folder)
 
 
 def _labellings(view: View) -> list[str]:
@@ -174,12 +172,3 @@ def _open_scores(view: View, ids: Sequence[str]) -> zarr.Group:
         array = group.create_array(name, shape=values.shape, dtype=dtype, dimension_names=(dim,))
         array[:] = values
     return group
-
-
-def consolidate(path: Path) -> None:
-    """Brings the group's one-read metadata up to date; xarray looks nowhere else."""
-    import warnings
-
-    with warnings.catch_warnings():  # xarray reads it; zarr 3 calls it new
-        warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)
-        zarr.consolidate_metadata(str(path), zarr_format=3)
