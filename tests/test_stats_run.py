@@ -245,12 +245,28 @@ def test_wrong_input_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", 2)
     with pytest.raises(UserError, match="named twice"):
         run_stats([run, run])
+    with pytest.raises(UserError, match=r"--jobs -1 is no number of processes"):
+        run_stats([run], jobs=-1)
     with pytest.raises(UserError, match="No such file"):
         run_stats([run], annotations=str(tmp_path / "missing.json"))
     others = tmp_path / "others.json"
     others.write_text(json.dumps({"images": [{"id": 7, "file_name": "other.jpg"}], "annotations": []}))
     with pytest.raises(UserError, match=r"annotates none of the 2 images .* 'other.jpg', the run has .*'val/0000.jpg'"):
         run_stats([run], annotations=str(others))
+
+
+def test_a_run_without_a_labelled_image_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", 3, failed=(0, 1, 2))
+    with pytest.raises(UserError, match=r"run has no labelled image to score; go on with: batchjob run DATA"):
+        run_stats([run])
+    assert not (run / "stats").exists()
+
+
+def test_a_block_of_images_that_all_failed_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("batchjob.stats.stream.ROWS_AT_ONCE", 2)
+    run = write_run(tmp_path / "run", 4, failed=(2, 3))
+    assert "4 images, 2 of them failed" in "\n".join(run_stats([run]))
+    assert set(table(run, "summary")["n"]) <= {0, 1, 2}
 
 
 def test_a_view_says_what_a_run_is(tmp_path: Path) -> None:

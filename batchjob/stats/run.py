@@ -35,6 +35,10 @@ def run_stats(
     views = [open_view(run) for run in runs]
     if len({v.folder.resolve() for v in views}) < len(views):
         raise UserError("one RUN is named twice; name each once")
+    if jobs < 0:
+        raise UserError(f"--jobs {jobs} is no number of processes; give 1 or more, or leave it out")
+    if empty := [v.folder for v in views if not v.has_labelled_images()]:
+        raise UserError(f"{empty[0]} has no labelled image to score; go on with: batchjob run DATA {empty[0]}")
     known = _open_each(views, annotations, say)
     lines: list[str] = []
     with Pool(jobs or max(choose_jobs(v.rows) for v in views)) as pool:

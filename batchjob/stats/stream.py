@@ -1,6 +1,7 @@
 """The pass over a run: what its images share first, then every image's scores, some hundred rows at a time."""
 
 import functools
+import math
 import multiprocessing
 import os
 import pickle
@@ -123,7 +124,9 @@ def _sum_maps(view: View, rows: tuple[int, int]) -> tuple[NDArray[np.float64], i
     ok = part.status == OK
     assert part.maps is not None
     maps = part.maps[ok]
-    flat = normalise(maps.reshape(-1, maps.shape[-1])).reshape(len(maps), -1, maps.shape[-1])
+    # -1 for the heads would not do: of no image at all it is any number
+    heads, patches = math.prod(maps.shape[1:-1]), maps.shape[-1]
+    flat = normalise(maps.reshape(-1, patches)).reshape(len(maps), heads, patches)
     return flat.sum(axis=0), int(ok.sum()), set() if part.k is None else {int(k) for k in np.unique(part.k[ok])} - {0}
 
 

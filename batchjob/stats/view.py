@@ -60,6 +60,10 @@ class View:
         """Every row's id."""
         return [str(i) for i in _array(_group(self.folder / "labels.zarr"), "image_id")[:]]
 
+    def has_labelled_images(self) -> bool:
+        """Whether any image is labelled: of a run where all failed, or none was begun, there is nothing to score."""
+        return bool((_array(_group(self.folder / "labels.zarr"), "status")[:] == OK).any())
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
