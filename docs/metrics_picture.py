@@ -1,55 +1,354 @@
-"""Draws docs/metrics.png, four scenes whose answer is known: python docs/metrics_picture.py, at the root."""
+"""Draws the pictures of docs/metrics.md, their figures computed by batchjob.stats: python docs/metrics_picture.py.
 
+Run it at the root. The scenes are those of tests/scenes.py, whose answer is known.
+"""
+
+import io
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.collections import LineCollection
+from matplotlib.patches import Circle, Rectangle
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from batchjob.stats import image_ari, instance_scores, position_labels
+from batchjob import stats
+from batchjob.stats.attention import patch_distances
+from batchjob.stats.nulls import offset_sums
+from batchjob.stats.saliency import component_boxes
+from docs.metrics_panels import (
+    DIFFERENT,
+    GRID,
+    MARK,
+    SAME,
+    SIZE,
+    X,
+    Y,
+    aligned,
+    figure_of,
+    indices,
+    mark,
+    scene,
+    sheet,
+    show,
+)
 from tests import scenes
-
-RULES = {
-    "class": "by class:\nall objects alike",
-    "instance": "by instance:\nthe own object",
-    "local": "by distance:\nnear patches",
-    "random": "at random",
-}
 
 
 def main() -> None:
-    random = np.random.default_rng(3)
-    owner = scenes.disks(3, random)
-    category = np.zeros(3, int)
-    query = int(np.flatnonzero(owner == 0)[len(np.flatnonzero(owner == 0)) // 2])
-    figure, axes = plt.subplots(2, 6, figsize=(11, 4.2), constrained_layout=True)
-    panels = [("three objects of one class\n(the mark: a query patch)", owner, None)]
-    for kind, name in RULES.items():
-        rows = scenes.attention(kind, owner, random)
-        panels.append((name, scenes.k_means(rows, 4, 0)[0], rows[query]))
-    null = position_labels(scenes.GRID, 4, n_init=4)
-    panels.append(("position null:\nk-means of (y, x)", null[0], None))
-    for column, (name, labels, row) in enumerate(panels):
-        top, bottom = axes[:, column]
-        for axis in (top, bottom):
-            axis.set_xticks([])
-            axis.set_yticks([])
-        top.set_title(name, fontsize=9)
-        shown = row if row is not None else np.where(owner >= 0, 1.0, 0.0)
-        top.imshow(shown.reshape(scenes.GRID), cmap="magma" if row is not None else "gray_r", vmin=0)
-        y, x = divmod(query, scenes.GRID[1])
-        top.plot(x, y, "+", color="tab:cyan", markersize=9)
-        bottom.imshow(np.where(labels < 0, 7, labels).reshape(scenes.GRID), cmap="Set2", vmin=0, vmax=7)
-        stack = null if column == 5 else np.where(labels < 0, 3, labels)[None].astype(np.uint8)
-        instance = instance_scores(stack, owner, category)["instance_ari"].mean()
-        bottom.set_xlabel(f"instance_ari {instance:.2f}\nimage_ari {image_ari(stack, owner).mean():.2f}", fontsize=9)
-    axes[0, 0].set_ylabel("attention of the query", fontsize=9)
-    axes[1, 0].set_ylabel("clusters, k = 4", fontsize=9)
-    figure.savefig(Path(__file__).parent / "metrics.png", dpi=80)
+    for name, draw in PICTURES.items():
+        figure = draw()
+        figure.savefig(buffer := io.BytesIO(), dpi=100, facecolor="white", bbox_inches="tight", pad_inches=0.06)
+        picture = Image.open(buffer).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+        picture.save(Path(__file__).parent / f"{name}.png", optimize=True)
+        plt.close(figure)
 
+
+def draw_scenes() -> Any:
+    owner, query, rules = scene()
+    names = ("by class:\nall objects alike", "by instance:\nthe own object", "by distance:\nnear patches", "at random")
+    figure, axes = sheet(2, 6, row_gap=0.08)
+    top, bottom = axes[:6], axes[6:]
+    show(top[0], owner >= 0, "three objects of\none class", cmap="gray_r")
+    show(bottom[0], owner + 1, "", "instance_ari 1.00\nimage_ari 1.00", owner=owner, cmap="labels")
+    null = stats.position_labels(GRID, 4, n_init=4)
+    panels = [(n, scenes.k_means(a, 4, 0), a[query]) for n, a in zip(names, rules.values(), strict=True)]
+    panels.append(("position null:\nonly where a patch is", null, None))
+    for upper, lower, (name, labels, row) in zip(top[1:], bottom[1:], panels, strict=True):
+        if row is None:
+            show(upper, Y + X, name, owner=owner, cmap="Greys")
+        else:
+            show(upper, row, name, owner=owner)
+            mark(upper, query)
+        instance, _, image = indices(labels, owner)
+        seeds = "\n(means of 20 seeds)" if row is None else ""
+        below = f"instance_ari {figure_of(instance)}\nimage_ari {figure_of(image)}{seeds}"
+        show(lower, aligned(labels[0], owner), "", below, owner=owner, cmap="labels")
+    mark(top[0], query)
+    top[0].set_ylabel("attention of the\nmarked patch")
+    bottom[0].set_ylabel("objects; clusters, k = 4")
+    return figure
+
+
+def draw_grid() -> Any:
+    figure, axes = sheet(1, 4)
+    y, x = np.mgrid[0:112, 0:112] + 0.5
+    shapes = [((y - 38) / 30) ** 2 + ((x - 35) / 27) ** 2, ((y - 72) / 26) ** 2 + ((x - 78) / 22) ** 2]
+    masks = [s <= 1 for s in shapes]
+    masks[0] &= ~masks[1]
+    masks.append((np.abs(y - 20) < 5) & (np.abs(x - 84) < 5))
+    whole = sum((i + 1) * m for i, m in enumerate(masks))
+    coverage = np.stack([m.reshape(14, 8, 14, 8).mean(axis=(1, 3)).ravel() for m in masks])
+    owner = np.where(coverage.max(axis=0) >= 0.5, coverage.argmax(axis=0), -1)
+    kept = np.where((owner >= 0) & (np.bincount(owner[owner >= 0], minlength=3)[owner] >= 2), owner, -1)
+    show(axes[0], whole, "masks, in pixels", "three instances", cmap="labels")
+    show(axes[1], coverage[0], "coverage of patches", "by the first: exact areas", cmap="gray_r")
+    show(axes[2], owner + 1, "owner: the one that\ncovers at least half", "the third owns one patch", cmap="labels")
+    show(axes[3], kept + 1, "kept: those that own\ntwo patches or more", "two instances, k = 3", cmap="labels")
+    for axis in axes[1:]:
+        axis.set_xticks(np.arange(13) + 0.5, labels=[], minor=False)
+        axis.set_yticks(np.arange(13) + 0.5, labels=[], minor=False)
+        axis.grid(color="white", linewidth=0.4)
+        axis.tick_params(length=0)
+    return figure
+
+
+def draw_clusters() -> Any:
+    owner, _, _ = scene()
+    figure, axes = sheet(2, 5)
+    perfect = owner + 1
+    split = np.where((owner == 2) & (Y[owner == 2].mean() >= Y), 4, perfect)
+    merged = np.where(owner == 1, 1, perfect)
+    halves = np.where((owner < 0) & (X >= 7), 4, perfect)
+    panels = [
+        ("instance_ari, instance_ami:\neach object a cluster", perfect, 0, 1),
+        ("instance_ari, _ami:\nan object in two parts", split, 0, 1),
+        ("instance_ari, _ami:\ntwo objects in one", merged, 0, 1),
+        ("image_ari: each object\nand the rest", perfect, 0, 2),
+        ("image_ari: the back-\nground in two parts", halves, 0, 2),
+    ]
+    for axis, (title, labels, *which) in zip(axes, panels, strict=False):
+        values = indices(labels, owner)
+        names = ("instance_ari", "instance_ami", "image_ari")
+        below = "\n".join(f"{names[i]} {figure_of(values[i])}" for i in which)
+        show(axis, labels, title, below, owner=owner, cmap="labels")
+    draw_pair_ari(axes[5], owner, merged)
+    draw_coherence(axes[6])
+    collapsed = np.where(owner == 0, 1, np.where((owner == 1) & (Y <= 2), 2, 0))
+    sizes = stats.cluster_sizes(collapsed.astype(np.uint8))
+    shares = [figure_of(float(sizes[f"{n}_cluster"][0])) for n in ("largest", "smallest")]
+    below = f"clusters {sizes['clusters'][0]:.0f}\nlargest_cluster {shares[0]}\nsmallest_cluster {shares[1]}"
+    show(axes[7], collapsed, "cluster sizes:\na collapsed head", below, cmap="labels")
+    quarters, left = (Y >= 7) * 2 + (X >= 7) + 1, (Y >= 7) * 2 + (X >= 5) + 1
+    value = figure_of(float(stats.agreement(quarters.astype(np.uint8), left.astype(np.uint8))[0, 0]))
+    show(axes[8], quarters, "agreement:\none head's clusters …", f"agreement {value},", cmap="labels")
+    show(axes[9], left, "… and another's", "though neither\nknows an object", cmap="labels")
+    return figure
+
+
+def draw_pair_ari(axis: Any, owner: Any, labels: Any) -> None:
+    pairs = stats.instance_pairs(owner, np.zeros(3, int), np.zeros((3, 4)), GRID)
+    values = stats.pair_ari(labels.astype(np.uint8), owner, pairs)[0]
+    show(
+        axis,
+        labels,
+        "pair_ari:\neach two of a class",
+        f"pair_ari {figure_of(values.mean())}\n(the mean of the three)",
+        owner=owner,
+        cmap="labels",
+    )
+    centres = [(X[owner == i].mean(), Y[owner == i].mean()) for i in range(3)]
+    for a, b, value in zip(pairs.first, pairs.second, values, strict=True):
+        (x, y), (x1, y1) = centres[a], centres[b]
+        axis.plot([x, x1], [y, y1], "o-", color="black", markersize=3, linewidth=1)
+        box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"}
+        axis.text((x + x1) / 2, (y + y1) / 2, figure_of(value), ha="center", va="center", fontsize=8, bbox=box)
+
+
+def draw_coherence(axis: Any) -> None:
+    labels = np.array([[0, 0, 1], [0, 1, 1], [2, 2, 1]])
+    value = float(stats.coherence(labels.reshape(1, -1).astype(np.uint8), (3, 3))[0])
+    show(axis, labels + 1, "coherence: neighbours\nwith equal labels", "", cmap="labels")
+    for y, x in np.ndindex(3, 3):
+        for y1, x1 in ((y, x + 1), (y + 1, x)):
+            if y1 < 3 and x1 < 3:
+                equal = labels[y, x] == labels[y1, x1]
+                axis.plot(
+                    [x, x1], [y, y1], "-" if equal else ":", color="black", linewidth=2.5 if equal else 1, zorder=1
+                )
+        axis.plot(x, y, "o", color="white", markeredgecolor="black", markersize=7)
+    axis.set_xlabel(f"coherence {figure_of(value)}\n(thick: equal, 6 of 12)")
+
+
+def draw_pairs() -> Any:
+    owner, _, rules = scene()
+    figure, axes = sheet(1, 4, gap=0.3)
+    rows = rules["local"]
+    pairs = stats.draw_pairs(owner, np.zeros(3, int), row=0, seed=0)
+    found = {k: figure_of(float(v[0])) for k, v in stats.pair_scores(rows[None], pairs, GRID).items()}
+    strength = 1000 * (rows[pairs.first, pairs.second] + rows[pairs.second, pairs.first])
+    distance = patch_distances(GRID)[pairs.first, pairs.second]
+    show(axes[0], owner >= 0, "pairs of patches: of one\ninstance, of two", "at most 2,000 of each kind", cmap="Greys")
+    axes[0].images[0].set_clim(0, 4)
+    for kind, colour in ((True, SAME), (False, DIFFERENT)):
+        some = np.random.default_rng(1).choice(np.flatnonzero(pairs.same == kind), 9, replace=False)
+        ends = [[(X[p], Y[p]), (X[q], Y[q])] for p, q in zip(pairs.first[some], pairs.second[some], strict=True)]
+        axes[0].add_collection(LineCollection(ends, colors=colour, linewidths=1.4))
+        name = "one instance" if kind else "two instances"
+        bins = np.linspace(0, strength.max(), 25)
+        axes[1].hist(strength[pairs.same == kind], bins, color=colour, alpha=0.65, label=name, density=True)
+    axes[1].set(title=f"pair_auc {found['pair_auc']}\nits null, distance: {found['pair_auc.distance']}")
+    axes[1].set(xlabel="attention both ways, × 1,000", yticks=[], ylabel="share of the pairs")
+    axes[1].legend(fontsize=8, frameon=False)
+    # the bins where both kinds are frequent
+    squares = np.rint(distance**2).astype(int)
+    exact = np.sqrt(max(np.unique(squares), key=lambda v: both_kinds(pairs.same[squares == v])))
+    bins = np.rint(distance).astype(int)
+    rounded = max(np.unique(bins), key=lambda v: both_kinds(pairs.same[bins == v]))
+    for axis, score in zip(axes[2:], ("pair_auc_matched", "pair_auc_exact"), strict=True):
+        middle, width = (rounded, 0.5) if axis is axes[2] else (exact, 1e-6)
+        near = np.abs(distance - middle) <= width
+        jitter = np.random.default_rng(0).uniform(-0.12, 0.12, len(near)) * (axis is axes[3])
+        for kind, colour in ((True, SAME), (False, DIFFERENT)):
+            chosen = near & (pairs.same == kind)
+            # kinds beside each other, not over each other
+            shift = (
+                jitter + (0.25 if kind else -0.25) if axis is axes[3] else np.full(len(near), 0.012 * (2 * kind - 1))
+            )
+            axis.plot(distance[chosen] + shift[chosen], strength[chosen], ".", color=colour, markersize=4, alpha=0.6)
+        axis.set(yticks=[], ylabel="attention both ways")
+        what = "rounded" if axis is axes[2] else "equal"
+        axis.set_title(f"{score} {found[score]}\nin bins of {what} distance")
+    axes[2].set_xlabel(f"distance, the bin of {rounded}")
+    axes[3].set(xlim=(exact - 0.6, exact + 0.6), xlabel=f"all at distance {exact:.2f}")
+    axes[3].set_xticks([exact - 0.25, exact + 0.25], ["two", "one instance"])
+    return figure
+
+
+def both_kinds(same: Any) -> int:
+    return int(min(same.sum(), (~same).sum()))
+
+
+def draw_attention() -> Any:
+    _, query, rules = scene()
+    figure, axes = sheet(2, 4, gap=0.3)
+    sink = np.full((SIZE, SIZE), 0.5 / SIZE)
+    sink[:, 20] += 0.5
+    wide = np.full((SIZE, SIZE), 1 / SIZE)
+    stack = np.stack([rules["local"], wide, sink])
+    found = {k: [figure_of(float(x)) for x in v] for k, v in stats.attention_scores(stack, GRID).items()}
+    for i, axis in enumerate(axes[:3]):
+        name = ("near patches", "all patches alike", "half of it to one patch")[i]
+        shown = np.minimum(stack[i, query], 0.03)
+        distance, relative = (found[f"attention_distance{end}"][i] for end in ("", "_relative"))
+        below = f"attention_distance {distance}\n… _relative {relative}"
+        show(axis, shown, f"attention_distance:\n{name}", below)
+        axis.images[0].set_clim(0, 0.018)
+        radius = float(stats.attention_scores(stack[i : i + 1], GRID)["attention_distance"][0])
+        axis.add_patch(Circle((X[query], Y[query]), radius, fill=False, color=MARK, linewidth=1.2))
+        axis.set(xlim=(-0.5, GRID[1] - 0.5), ylim=(GRID[0] - 0.5, -0.5))
+        mark(axis, query)
+    colours = (SAME, "#999999", DIFFERENT)
+    for i, name in enumerate(("near", "all alike", "sink")):
+        ordered = np.sort(stack[i, query])[::-1]
+        axes[3].plot(np.arange(1, SIZE + 1), ordered, color=colours[i], label=f"{name}: {found['entropy'][i]}")
+        effective = float(found["effective_patches"][i])
+        axes[3].plot([effective], [1.25e-3], "v", color=colours[i], markersize=6)
+    axes[3].set(xscale="log", yscale="log", ylim=(1e-3, 1), xlabel="patches, in order", yticks=[])
+    axes[3].minorticks_off()
+    axes[3].set_title("entropy (nats);\n▾ effective_patches")
+    axes[3].set_ylabel("attention of a row (log)")
+    axes[3].legend(fontsize=8, frameon=False)
+    for i, axis in zip((0, 2), axes[4:6], strict=True):
+        show(axis, stack[i], "query_key_nmi:\n" + ("a block a query" if i == 0 else "each query alike"))
+        axis.images[0].set_clim(0, 0.02)
+        axis.set(xlabel=f"key patch\nquery_key_nmi {found['query_key_nmi'][i]}", ylabel="query patch")
+    axes[4].set_title("query_key_nmi:\nqueries differ")
+    means = stack[2].mean(axis=0)
+    axes[6].plot(np.arange(SIZE), means, color=DIFFERENT)
+    axes[6].axhline(1 / SIZE, color="black", linestyle=":", linewidth=1)
+    axes[6].set(xlabel=f"key patch (dotted: 1/P)\nsink {found['sink'][2]}", ylabel="mean over queries", ylim=(0, 0.6))
+    axes[6].set_title("sink: the largest\ncolumn mean")
+    left = 0
+    for name, share, colour in (("CLS", 0.45, "#cc79a7"), ("registers", 0.25, "#e69f00"), ("patches", 0.3, "#d9d9d9")):
+        axes[7].bar(0, share, 0.8, left, color=colour)
+        axes[7].text(0, left + share / 2, f"{name}\n{share:.2f}", ha="center", va="center", fontsize=8)
+        left += share
+    axes[7].set(xlim=(-0.8, 0.8), ylim=(0, 1), xticks=[], title="prefix_mass: what goes\nto no patch")
+    axes[7].set(ylabel="a row of attention", xlabel="prefix_mass 0.70\n(an example)")
+    return figure
+
+
+def cls_maps(owner: Any, random: Any) -> Any:
+    """[3, P]: a CLS map of three heads: on all objects, and two that look at one object each, with a dim rest."""
+    soft = [np.exp(-((Y - Y[owner == i].mean()) ** 2 + (X - X[owner == i].mean()) ** 2) / 8) for i in range(3)]
+    heads = np.stack([soft[0] + 0.8 * soft[1] + 0.6 * soft[2], soft[0] + 0.1 * soft[1], soft[2] + 0.1 * soft[1]])
+    return stats.normalise(heads + 0.06 * random.random(heads.shape))
+
+
+def draw_cls() -> Any:
+    owner, _, _ = scene()
+    figure, axes = sheet(1, 6)
+    maps = cls_maps(owner, np.random.default_rng(0))
+    coverage = np.stack([owner == i for i in range(3)]).astype(float)
+    show(axes[0], maps[0], "a CLS map", "and three objects", owner=owner)
+    for axis, share in zip(axes[1:4], (0.6, 0.8, 0.9), strict=True):
+        mask = stats.mass_mask(maps, share)
+        overlap = stats.jaccard(mask, coverage)
+        name = f"jaccard_{share * 100:.0f}"
+        show(axis, 2 * mask[0], f"{name}: the patches\nthat hold {100 * share:.0f} %", owner=owner, cmap="labels")
+        axis.set_xlabel(f"{name} {figure_of(float(overlap[0].mean()))}")
+    mask = stats.mass_mask(maps, 0.6)
+    overlap = stats.jaccard(mask, coverage)
+    best = overlap.argmax(axis=0)
+    chosen = np.zeros(SIZE, int)
+    for head in np.unique(best):
+        chosen[mask[head]] = (2, 1, 3)[head]
+    show(axes[4], chosen, "jaccard_oracle_60: each\nobject's best head", owner=owner, cmap="labels")
+    axes[4].set_xlabel(f"three heads, a colour each\noracle {figure_of(float(overlap.max(axis=0).mean()))}")
+    target = np.array([[*(v[owner == i].min() for v in (X, Y)), *(v[owner == i].max() + 1 for v in (X, Y))]
+                       for i in range(3)], float)  # fmt: skip
+    box = component_boxes(mask[1:2], GRID)[0]
+    hit = float(stats.corloc(mask[1:2], GRID, target)[0])
+    show(axes[5], 2 * mask[1], "corloc: box of the\nlargest part (60 %)", f"IoU ≥ ½ with an object's\ncorloc {hit:.0f}",
+         cmap="labels")  # fmt: skip
+    for corners, colour, style in ((box, DIFFERENT, "-"), *((t, "black", ":") for t in target)):
+        left, top, right, bottom = corners
+        axes[5].add_patch(Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, edgecolor=colour,
+                                    linestyle=style, linewidth=1.8))  # fmt: skip
+    return figure
+
+
+def draw_nulls() -> Any:
+    owner, query, rules = scene()
+    figure, axes = sheet(2, 4)
+    beside = np.select([(Y - 6.5) ** 2 + (X - c) ** 2 <= 2.6**2 for c in (3, 10)], [0, 1], -1)
+    null = stats.position_labels(GRID, 2, n_init=4)
+    each = [indices(labels, beside)[0] for labels in null]
+    for axis, i, name in ((axes[0], int(np.argmin(each)), "worst"), (axes[1], int(np.argmax(each)), "best")):
+        below = f"instance_ari {figure_of(each[i])}\n(mean of 20 seeds {figure_of(float(np.mean(each)))})"
+        title = f"position: k-means of\n(y, x), {name} seed"
+        show(axis, null[i] + 1, title, below, owner=beside, cmap="labels")
+    distances = patch_distances(GRID)[query]
+    show(axes[2], distances.max() - distances, "distance: nearer is\nstronger, always", "for pair_auc", owner=owner)
+    mark(axes[2], query)
+    mixed = (0.5 * rules["local"] + 0.5 * rules["instance"])[None]
+    local = stats.locality_rows(offset_sums(mixed, GRID), offset_sums(np.ones_like(mixed), GRID), GRID)[0]
+    show(axes[3], local[query], "locality: the head's\nmean by offset", "content gone, reach kept", owner=owner)
+    mark(axes[3], query)
+    random = np.random.default_rng(5)
+    total = sum(cls_maps(scenes.disks(3, random), random)[0] for _ in range(300))
+    show(axes[4], total, "centre: mean CLS map\nof 300 scenes", "laid on every image", owner=owner)
+    value = np.linspace(-3, 3, 100)
+    for shift, colour, style in ((0, SAME, "-"), (0, DIFFERENT, "--")):
+        axes[5].plot(value, np.exp(-((value - shift) ** 2) / 2), style, color=colour, linewidth=2)
+    axes[5].set(
+        xticks=[], yticks=[], title="half: same and different\npairs alike", xlabel="attention both ways\nAUC 0.50"
+    )
+    show(
+        axes[6], rules["random"][query], "random: an untrained\nnetwork (drawn: noise)", "for every score", owner=owner
+    )
+    mark(axes[6], query)
+    perfect = (owner + 1)[None].astype(np.uint8)
+    permuted = [stats.shuffle(perfect, row=i, seed=0)[0] for i in range(200)]
+    mean = figure_of(indices(np.stack(permuted), owner)[0])
+    show(axes[7], permuted[0], "shuffled: the same labels\nin other places", f"instance_ari {mean}\n(mean of 200)",
+         owner=owner, cmap="labels")  # fmt: skip
+    return figure
+
+
+PICTURES: dict[str, Callable[[], Any]] = {
+    "metrics": draw_scenes,
+    "metrics_grid": draw_grid,
+    "metrics_clusters": draw_clusters,
+    "metrics_pairs": draw_pairs,
+    "metrics_attention": draw_attention,
+    "metrics_cls": draw_cls,
+    "metrics_nulls": draw_nulls,
+}
 
 main()

@@ -1,5 +1,6 @@
 """Every score: hand-computed on a few patches, against scikit-learn and scipy, unchanged by what must not matter."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ from scipy.stats import mannwhitneyu
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, mutual_info_score, roc_auc_score
 
 from batchjob.stats import attention, nulls, partitions, saliency, scores
+from batchjob.stats.nulls import LABEL_SCORES, NULLS
 from tests import scenes
+from tests.conftest import ROOT
 
 labellings = st.integers(1, 40).flatmap(
     lambda n: st.tuples(
@@ -217,7 +220,7 @@ def test_attention_by_distance_alone_has_the_distance_nulls_auc_and_one_half_whe
     found = attention.pair_scores(near, pairs, scenes.GRID)
     assert found["pair_auc"][0] == pytest.approx(found["pair_auc.distance"][0], abs=0.02)
     assert found["pair_auc.distance"][0] > 0.9
-    assert found["pair_auc_matched"][0] == 0.5  # all ties within a distance
+    assert found["pair_auc_matched"][0] == pytest.approx(0.5)  # all ties within a distance
 
 
 # ---- CLS maps ----
@@ -307,3 +310,12 @@ def test_shuffled_labels_score_nothing_within_their_error() -> None:
         assert (np.sort(shuffled) == np.sort(labels)).all()
         found.append(scores.instance_scores(shuffled, owner, np.zeros(3, int))["instance_ari"][0])
     assert abs(np.mean(found)) < 3 * np.std(found) / np.sqrt(60)
+
+
+def test_the_page_of_metrics_explains_every_score_and_null_with_small_pictures() -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    names = {*NULLS, *LABEL_SCORES, "prefix_mass", *(null for found in NULLS.values() for null in found), "random"}
+    assert [n for n in sorted(names) if f"`{n}`" not in page and not n.startswith("jaccard")] == []
+    pictures = re.findall(r"!\[.+\]\((.+?)\)", page)
+    assert len(pictures) >= 7
+    assert [p for p in pictures if (ROOT / "docs" / p).stat().st_size > 150_000] == []
