@@ -86,6 +86,8 @@ class Options:
                 raise UserError(f"--{name} {getattr(self, name)} names one twice; give each once")
         if self.n_init < 1:
             raise UserError(f"--n-init {self.n_init} is no number of starts; give 1 or more")
+        if not 0 <= self.seed < 2**31:
+            raise UserError(f"--seed {self.seed} is out of range; give 0 to {2**31 - 1}")
         if self.limit < 0:
             raise UserError(f"--limit {self.limit} is negative; give 0 (all images) or more")
         if self.k.lstrip("+-").isdigit() and not 1 <= int(self.k) <= MAX_K:

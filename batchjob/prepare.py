@@ -3,6 +3,7 @@
 import csv
 import functools
 import hashlib
+import io
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -149,7 +150,10 @@ def kept_rows(asked: str, index: "ImageIndex") -> tuple[int, ...]:
     path = Path(asked)
     if not path.is_file():
         raise UserError(f"--keep-maps {asked} is neither a number nor a file; give N, or a file of image ids")
-    wanted = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    try:
+        wanted = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--keep-maps {asked} is no text to read ({error}); give N, or a file of image ids") from None
     rows = {index.id(row): row for row in range(len(index))}
     if unknown := [name for name in wanted if name not in rows]:
         raise UserError(
@@ -215,16 +219,17 @@ def _k_from_csv(path_text: str, index: "ImageIndex", patches: int) -> NDArray[np
             f"--k {path_text!r} is neither a number, a rule ({', '.join(K_RULES)}) nor a CSV file; give one of them"
         )
     known: dict[str, int] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for number, row in enumerate(csv.reader(file), start=1):
-            if not row or (number == 1 and row[-1].strip() == "k"):
-                continue
-            if len(row) != 2 or not row[1].strip().isdigit() or not 1 <= int(row[1]) <= min(MAX_K, patches):
-                most = min(MAX_K, patches)
-                raise UserError(
-                    f"--k {path}: line {number} is {','.join(row)!r}; give image_id,k with k from 1 to {most}"
-                )
-            known[row[0]] = int(row[1])
+    try:
+        lines = list(csv.reader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"--k {path} is no CSV to read ({error}); give a file of image_id,k") from None
+    for number, row in enumerate(lines, start=1):
+        if not row or (number == 1 and row[-1].strip() == "k"):
+            continue
+        if len(row) != 2 or not row[1].strip().isdigit() or not 1 <= int(row[1]) <= min(MAX_K, patches):
+            most = min(MAX_K, patches)
+            raise UserError(f"--k {path}: line {number} is {','.join(row)!r}; give image_id,k with k from 1 to {most}")
+        known[row[0]] = int(row[1])
     ids = [index.id(row) for row in range(len(index))]
     if missing := [name for name in ids if name not in known]:
         raise UserError(

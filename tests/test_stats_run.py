@@ -13,6 +13,7 @@ import xarray
 from batchjob.errors import UserError
 from batchjob.stats import run_stats
 from batchjob.stats.compare import upsample
+from batchjob.stats.modifiers import describe as describe_modifiers
 from batchjob.stats.view import open_view
 from tests import scenes
 from tests.made_up_runs import KINDS, image_ids, write_annotations, write_run
@@ -275,3 +276,10 @@ def test_a_view_says_what_a_run_is(tmp_path: Path) -> None:
     assert (view.methods, view.layers, view.heads) == (("kmeans",), (11,), (0, 1, 2, 3))
     assert view.geometry.grid == scenes.GRID
     assert view.image_ids() == image_ids(2)
+
+
+def test_a_rank_correlation_of_what_does_not_vary_is_not_told() -> None:
+    row = {"layer": 0, "head": 0, "method": "kmeans", "modifier": "smaller", "low": 2.0, "high": 4.0, "gain": 0.05}
+    row |= {"gain_low": -0.1, "gain_high": 0.2, "pairs": 2, "correlation": np.nan}
+    (line,) = describe_modifiers(pd.DataFrame([row]), 0, 0, "kmeans")
+    assert line == "pair_ari over position by smaller: 2 to 4 +0.05 [−0.10, +0.20] (2 pairs)"

@@ -101,7 +101,9 @@ def describe(table: pd.DataFrame, layer: int, head: int, method: str) -> list[st
                 *(of_it[c] for c in ("low", "high", "gain", "gain_low", "gain_high", "pairs")), strict=True
             )
         ]
-        line = f"pair_ari over position by {modifier} (rank correlation {of_it['correlation'].iloc[0]:+.2f}): "
+        rank = of_it["correlation"].iloc[0]
+        said = f" (rank correlation {rank:+.2f})" if np.isfinite(rank) else ""
+        line = f"pair_ari over position by {modifier}{said}: "
         lines.append((line + "; ".join(bins)).replace("-", "−"))
     return lines
 
