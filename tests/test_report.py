@@ -17,8 +17,8 @@ from batchjob.errors import UserError
 from batchjob.figures import Look, write_figures
 from batchjob.figures.view import open_run
 from batchjob.report import browser as packing
+from batchjob.report import codebook, write_report
 from batchjob.report import page as report_page
-from batchjob.report import write_report
 from tests.conftest import ROOT, TINY
 
 CHROMIUM = next(
@@ -283,6 +283,70 @@ def test_two_runs_stand_side_by_side_with_their_paired_differences(chromium: Any
     assert chromium.execute_script("return document.documentElement.scrollWidth") <= 390
     assert chromium.get_log("browser") == []
     assert "Paired differences" in page.read_text()
+
+
+@pytest.fixture(scope="module")
+def codebook_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a small run in dataset scope, with its statistics."""
+    home = tmp_path_factory.mktemp("codebook")
+    flags = ["--scope", "dataset", "--k", "6", "--max-failures", "0.5", "--workers", "0"]
+    command("run", make_data(home / "data"), home / "run", *TINY, *flags)
+    command("stats", home / "run")
+    return write_report([home / "run"])
+
+
+def test_a_codebook_has_a_section_of_its_own_with_a_line_for_every_cluster(codebook_page: Path, page: Path) -> None:
+    text, run = codebook_page.read_text(), codebook_page.parent
+    section = text.split('<section id="codebook">')[1].split("</section>")[0]
+    assert section.count("data:image/webp") == section.count("<details") == 3  # heads
+    assert section.count("<tr data-find") == 3 * 6
+    for column in ("Prevalence", "Images", "Best category", "Lift", "Mean x", "Mean y"):
+        assert section.count(f">{column}</button>") == 3
+    assert '<section id="codebook">' not in page.read_text()
+    assert 'href="#codebook"' not in page.read_text()
+    view = open_run(run)
+    clusters = codebook.clusters_of(view, 11, 1).set_index("cluster")
+    labels = view.data["labels"].values[view.ok_rows, 0, 0, 1]
+    for number in range(6):
+        assert clusters.loc[number, "share"] == pytest.approx((labels == number).mean())
+        y, x = np.nonzero((labels == number).any(0))
+        counts = (labels == number).sum(0)[y, x]
+        assert clusters.loc[number, "x"] == pytest.approx(np.average((x + 0.5) / 4, weights=counts))
+        assert clusters.loc[number, "y"] == pytest.approx(np.average((y + 0.5) / 4, weights=counts))
+
+
+def test_a_codebook_without_statistics_shows_how_common_clusters_are_and_how_to_get_the_rest(
+    codebook_page: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(codebook_page.parent, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "stats")
+    view = open_run(tmp_path / "run")
+    clusters = codebook.clusters_of(view, 11, 1)
+    assert clusters["share"].sum() == pytest.approx(1)
+    assert [c.name for c in codebook.table_of(clusters, "").columns] == ["Cluster", "Prevalence"]
+    assert f"batchjob stats {tmp_path / 'run'}" in codebook.note(view, 11)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_codebooks_tables_sort_and_fit_the_page(
+    chromium: Any, codebook_page: Path, width: int, scheme: str
+) -> None:
+    open_page(chromium, codebook_page, width=width, scheme=scheme)
+    chromium.execute_script("document.getElementById('codebook').scrollIntoView()")
+    assert chromium.execute_script("return document.documentElement.scrollWidth") <= width
+    rows = "[...document.querySelectorAll('#codebook details[open] tbody tr')]"
+    read = f"return {rows}.map(r => r.cells[%d].textContent.trim())"
+    click = "document.querySelectorAll('#codebook details[open] th button')[%d].click()"
+    common = chromium.execute_script(read % 1)
+    assert len(common) == 6
+    assert common == sorted(common, key=lambda text: -float(text.removesuffix(" %")))
+    chromium.execute_script(click % 0)
+    assert chromium.execute_script(read % 0) == list("543210")
+    chromium.execute_script(click % 0)
+    assert chromium.execute_script(read % 0) == list("012345")
+    assert chromium.get_log("browser") == []
 
 
 def test_every_kind_of_figure_is_written_for_runs_that_hold_it(runs: list[Path]) -> None:

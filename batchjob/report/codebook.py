@@ -1,26 +1,140 @@
-"""The codebook's part of the page: the most common clusters of a dataset-wide run, head by head."""
+"""The codebook's part of the page: the clusters of a dataset-wide run, head by head, as a picture and as a table."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
+import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
-from batchjob.figures import write
+from batchjob.figures import codebook, write
 from batchjob.figures.view import RunView
+from batchjob.report.table import Cell, Column, Row, Table, number
 
-_MOST = 24  # clusters of a head; `batchjob figures` draws up to 96 of one
+_MOST = 24  # clusters in a head's picture; `batchjob figures` draws up to 96 of one
 _HEADS = 12  # more would make the page heavy
+_NO_CATEGORY = "no instance"
 
 
-def codebooks(view: RunView, layer: int) -> Iterator[tuple[Figure, str, str, str]]:
-    """(figure, title, caption, alt) of each head of a layer; nothing for a run that clusters image by image."""
+@dataclass(frozen=True)
+class Book:
+    """One head: what it is called, a line about it, its picture with caption and text, and its clusters."""
+
+    name: str
+    line: str
+    figure: Figure
+    caption: str
+    alt: str
+    table: Table
+
+
+def books(view: RunView, layer: int) -> Iterator[Book]:
+    """The heads of a layer; nothing for a run that clusters image by image."""
     if "centroids" not in view.data:
         return
-    k, rows = int(view.plan["options"]["k"]), int(view.data["centroids"].attrs["rows"])
+    k = int(view.plan["options"]["k"])
+    agreement = view.table("codebook_agreement")
     for head in view.heads[:_HEADS]:
+        clusters = clusters_of(view, layer, head)
         shown = f"the {_MOST} most common of {k} clusters" if k > _MOST else f"all {k} clusters"
-        caption = (
-            f"Layer {layer}, head {head}: {shown}, fitted to {rows:,} attention rows of the whole dataset. A number "
-            "means the same in every image. The centroid first, then photos that show it most."
+        yield Book(
+            f"Head {head}",
+            _line(clusters, agreement, layer, head),
+            write.codebook_of(view, layer, head, most=_MOST),
+            f"Layer {layer}, head {head}: {shown}. The centroid first, then photos that show it most.",
+            f"Centroids of layer {layer}, head {head} as small maps, each with its share and three photos.",
+            table_of(clusters, f"layer {layer} head {head}"),
         )
-        alt = f"Centroids of layer {layer}, head {head} as small maps, each with its share and three photos."
-        yield write.codebook_of(view, layer, head, most=_MOST), f"Codebook, head {head}", caption, alt
+
+
+def note(view: RunView, layer: int) -> str:
+    """What the numbers are, once for all heads."""
+    options, rows = view.plan["options"], int(view.data["centroids"].attrs["rows"])
+    what = "CLS rows, one an image" if options["queries"] == "cls" else "attention rows, one a patch"
+    text = f"Layer {layer}. {options['k']} centroids a head, fitted to {rows:,} {what}: a number means the same in "
+    text += "every image. "
+    if len(view.heads) > _HEADS:
+        text += f"The first {_HEADS} of {len(view.heads)} heads; batchjob figures --head N draws any other. "
+    if view.table("codebook") is None:
+        text += f"Categories and positions come with: batchjob stats {view.folder}"
+    elif options["queries"] == "cls":
+        text += "Mean position: where the centroid attends."
+    else:
+        text += "Mean position: where the cluster's patches are."
+    return text
+
+
+def clusters_of(view: RunView, layer: int, head: int) -> pd.DataFrame:
+    """A line a cluster, the most common first: cluster, share, and what the statistics know of it.
+
+    y, x: mean position of its patches (of CLS rows: of the attention of its centroid), from 0 at the top and on the
+    left to 1; NaN for a cluster that no image shows.
+    """
+    found = view.table("codebook")
+    if found is None:
+        entries = codebook.entries_of(view, layer, head, most=int(view.plan["options"]["k"]), photos=0)
+        return pd.DataFrame({"cluster": [e.number for e in entries], "share": [e.share for e in entries]})
+    found = found[(found["layer"] == layer) & (found["head"] == head)].sort_values("share", ascending=False)
+    positions = view.table("codebook_positions")
+    if positions is not None:
+        positions = positions[(positions["layer"] == layer) & (positions["head"] == head)]
+        places = pd.DataFrame({"cluster": positions["cluster"], "w": positions["share"]})
+        for name, size in zip("yx", view.geometry.grid, strict=True):
+            places[name] = (positions[name] + 0.5) / size * positions["share"]
+        sums = places.groupby("cluster").sum()
+        means = sums[["y", "x"]].div(sums["w"], axis=0)
+    else:
+        centroids = view.data["centroids"].sel(layer=layer, head=head).values[0]
+        means = pd.DataFrame([_centre(codebook.shown_centroid(view, c)) for c in centroids], columns=["y", "x"])
+    return found.join(means, on="cluster")
+
+
+def _centre(values: np.ndarray) -> tuple[float, float]:
+    """(y, x) of the centre of mass of a map [rows, columns], in parts of its height and width."""
+    total = float(values.sum())
+    if not total > 0:
+        return float("nan"), float("nan")
+    rows, columns = values.shape
+    y = float(values.sum(1) @ (np.arange(rows) + 0.5)) / total / rows
+    return y, float(values.sum(0) @ (np.arange(columns) + 0.5)) / total / columns
+
+
+def table_of(clusters: pd.DataFrame, find: str) -> Table:
+    """The clusters of one head, ready to be written out; columns of which nothing is known are left out."""
+    has_stats = "images" in clusters
+    has_categories = has_stats and bool((clusters["category"] != _NO_CATEGORY).any())
+    columns = [Column("Cluster", "number"), Column("Prevalence", "number", "share of all rows that are in the cluster")]
+    if has_stats:
+        columns.append(Column("Images", "number", "in which it occurs"))
+    if has_categories:
+        columns.append(Column("Best category", "text", "what tells most about it; in small, its share of the cluster"))
+        columns.append(Column("Lift", "number", "how many times as often as in all clusters"))
+    if has_stats:
+        columns.append(Column("Mean x", "number", "0 left, 1 right"))
+        columns.append(Column("Mean y", "number", "0 top, 1 bottom"))
+    rows = []
+    for line in clusters.to_dict("records"):
+        cluster, share = int(line["cluster"]), float(line["share"])
+        cells = [Cell(str(cluster), str(cluster)), Cell(f"{share:.2%}".replace("%", " %"), repr(share))]
+        if has_stats:
+            cells.append(Cell(f"{line['images']:,}", str(line["images"])))
+        if has_categories and line["category"] != _NO_CATEGORY and line["images"] > 0:
+            cells.append(Cell(line["category"], small=f"{line['category_share']:.0%}".replace("%", " %")))
+            cells.append(number(line["lift"], 1))
+        elif has_categories:
+            cells += [Cell("–"), Cell("–", "")]
+        if has_stats:
+            cells += [number(line["x"], 2), number(line["y"], 2)]
+        rows.append(Row(f"{find} cluster {cluster}", [], cells))
+    return Table(columns, rows, [], "")
+
+
+def _line(clusters: pd.DataFrame, agreement: pd.DataFrame | None, layer: int, head: int) -> str:
+    used = int((clusters["share"] > 0).sum())
+    text = f"{used} of {len(clusters)} clusters in use, the most common {clusters['share'].max():.0%} of rows"
+    if agreement is not None:
+        own = agreement[(agreement["layer"] == layer) & (agreement["head"] == head)]
+        own = own[(own["against"] == "categories") & own["ami"].notna()]
+        if len(own):
+            text += f"; agreement with categories (AMI) {own['ami'].iloc[0]:.3f}".replace("-", "−")
+    return text.replace("%", " %")

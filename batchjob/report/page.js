@@ -29,9 +29,9 @@ for (const button of document.querySelectorAll(".zoom")) {
   });
 }
 
-// --- the table of heads ---------------------------------------------------------------------------------------------
-function setUpTable() {
-  const table = $("table"), body = table.tBodies[0], rows = [...body.rows], headers = [...table.tHead.rows[0].cells];
+// --- tables ---------------------------------------------------------------------------------------------------------
+for (const table of document.querySelectorAll("table.sortable")) {
+  const body = table.tBodies[0], rows = [...body.rows], headers = [...table.tHead.rows[0].cells];
   const key = (row, column) => {
     const cell = row.cells[column], value = cell.dataset.sort;
     return value === undefined ? cell.textContent.trim() : value === "" ? NaN : Number(value);
@@ -51,6 +51,11 @@ function setUpTable() {
     body.append(...rows);
   };
   headers.forEach((header, column) => header.firstElementChild.addEventListener("click", () => sort(column)));
+}
+
+// the one of heads can be filtered
+function setUpFilters() {
+  const rows = [...$("table").tBodies[0].rows];
   const filter = () => {
     const words = $("find").value.toLowerCase().split(/\s+/).filter(Boolean), only = $("clear")?.checked;
     const chosen = [...document.querySelectorAll("#filters select")].filter((s) => s.value);
@@ -67,7 +72,7 @@ function setUpTable() {
   $("filters").addEventListener("submit", (event) => event.preventDefault());
   filter();
 }
-setUpTable();
+setUpFilters();
 
 // --- the image browser ----------------------------------------------------------------------------------------------
 const two = (value) => (Math.abs(value) < 0.005 ? "0.00" : value.toFixed(2).replace("-", "−"));

@@ -20,8 +20,7 @@ import batchjob
 from batchjob.figures import canvas, statistics, write
 from batchjob.figures.view import RunView, open_run
 from batchjob.figures.write import Look
-from batchjob.report import answer, browser, facts, table
-from batchjob.report.codebook import codebooks
+from batchjob.report import answer, browser, codebook, facts, table
 
 _PICTURE_DPI = 150
 _PICTURE_IMAGES = 6
@@ -58,8 +57,10 @@ _CHARTS = {
     ),
 }
 _SECTIONS = (
+    ("compared", "Side by side"),
     ("answer", "Answer"),
     ("figures", "Figures"),
+    ("codebook", "Codebook"),
     ("heads", "Heads"),
     ("images", "Images"),
     ("failures", "Failures"),
@@ -109,6 +110,8 @@ def render(views: Sequence[RunView], *, seed: int = 0) -> str:
     shown = len(parcel.json["images"])
     gaps = answer.differences(views) if len(runs) > 1 else answer.Differences()
     summary = view.table("summary")
+    layer = write.chosen_layer(view, Look())
+    books = [(book, picture(book.figure, book.name, book.caption, book.alt)) for book in codebook.books(view, layer)]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -116,7 +119,7 @@ def render(views: Sequence[RunView], *, seed: int = 0) -> str:
         version=batchjob.__version__,
         title=" and ".join(dict.fromkeys(run.title for run in runs)),
         subtitle=_subtitle(view),
-        sections=[("compared", "Side by side"), *_SECTIONS] if len(runs) > 1 else _SECTIONS,
+        sections=_sections(has_several=len(runs) > 1, has_books=bool(books)),
         style=Markup((_HERE / "page.css").read_text()),
         script=Markup((_HERE / "page.js").read_text()),
         runs=runs,
@@ -129,6 +132,8 @@ def render(views: Sequence[RunView], *, seed: int = 0) -> str:
         differences_header=gaps.header,
         differences_note=gaps.note,
         pictures=pictures(views),
+        books=books,
+        books_note=codebook.note(view, layer) if books else "",
         table=table.plain(view) if summary is None else table.scored(view, summary),
         sample_note=_sample_note(shown, len(view.ok_rows), view),
         data=_json(parcel.json),
@@ -154,7 +159,6 @@ def pictures(views: Sequence[RunView]) -> list[Picture]:
         )
         alt = f"Grid of {len(rows)} photos by heads {_span(view.heads)} of layer {layer}: {what}."
         found.append(picture(figure, "Images and heads", caption, alt))
-    found += [picture(*codebook) for codebook in codebooks(view, layer)]
     if len(views) > 1:
         caption = "The same photos through the models of the runs, one head of each."
         found.append(picture(write.models(views, rows, look), "Models side by side", caption, caption))
@@ -210,6 +214,12 @@ def _wanted(view: RunView, seed: int) -> list[int]:
         order = known[np.argsort(scores[known, head], kind="stable")]
         extremes += [int(view.ok_rows[i]) for i in (*order[::-1][:_EXTREMES], *order[:_EXTREMES])]
     return [row for pair in zip_longest(extremes, rows) for row in pair if row is not None]
+
+
+def _sections(*, has_several: bool, has_books: bool) -> list[tuple[str, str]]:
+    """(anchor, name) of those that the page has."""
+    without = ([] if has_several else ["compared"]) + ([] if has_books else ["codebook"])
+    return [section for section in _SECTIONS if section[0] not in without]
 
 
 def _start(view: RunView) -> dict[str, int]:
