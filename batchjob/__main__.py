@@ -86,7 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _say(message: object, code: int) -> int:
-    print(f"batchjob: {message}", file=sys.stderr)
+    # one line, whatever a file's name holds
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in str(message))
+    print(f"batchjob: {line}", file=sys.stderr)
     return code
 
 

@@ -30,6 +30,7 @@ def write_run(
     weights: str = "",
     with_scores: bool = True,
     failed: Sequence[int] = (),
+    pending: Sequence[int] = (),
     seed: int = 0,
     scene_seed: int = 0,
 ) -> Path:
@@ -66,7 +67,7 @@ def write_run(
     }
     attributes = {"rows": count, "rows_per_partition": 8, "options": options, "model": model, "weights": {}}
     group = zarr.open_group(str(folder / "labels.zarr"), mode="w", zarr_format=3, attributes=attributes)
-    status = np.array([2 if i in failed else 0 for i in range(count)], np.uint8)
+    status = np.array([2 if i in failed else 255 if i in pending else 0 for i in range(count)], np.uint8)
     size = np.where(status == 0, scenes.GRID[0] * PATCH_PX, 0).astype(np.int32)
     shape = (count, 1, 1, heads, *grid)
     _put(group, "labels", labels.reshape(shape), "image method layer head y x")

@@ -91,6 +91,16 @@ def test_long_ids_keep_their_names_and_lose_their_folders() -> None:
     assert canvas.short_id("line\nbreak", 20) == "line\\nbreak"
 
 
+def test_letters_that_the_font_lacks_are_escaped_so_that_names_stay_apart() -> None:
+    assert canvas.short_id("é漢.jpg", 20) == "é\\u6f22.jpg"
+
+
+@pytest.mark.parametrize("wrong", [{"count": 0}, {"heads_across": 0}, {"seed": -1}])
+def test_a_look_without_images_or_heads_is_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(UserError, match=f"--{next(iter(wrong)).replace('_', '-')} .* is too small; give"):
+        figures.Look(**wrong)
+
+
 def test_a_padded_photos_grid_reaches_beyond_the_photo() -> None:
     shown, span = view.display(Geometry(64, 64, 8, 8, "pad"), 100, 200, 448)
     assert (shown.height, shown.width) == (224, 448)

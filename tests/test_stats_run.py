@@ -270,6 +270,11 @@ def test_a_block_of_images_that_all_failed_is_passed_over(tmp_path: Path, monkey
     assert set(table(run, "summary")["n"]) <= {0, 1, 2}
 
 
+def test_images_that_are_not_labelled_yet_are_not_said_to_have_failed(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", 4, failed=(1,), pending=(2, 3))
+    assert "4 images, 1 of them failed, 2 not labelled yet" in run_stats([run])
+
+
 def test_a_view_says_what_a_run_is(tmp_path: Path) -> None:
     view = open_view(write_run(tmp_path / "run", 2, weights="random"))
     assert view.is_random

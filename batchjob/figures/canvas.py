@@ -1,5 +1,6 @@
 """A sheet measured in inches, photos with maps on them, and files: what all pictures share."""
 
+import functools
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from typing import Any, TypeVar
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
@@ -73,9 +75,19 @@ def write(figure: Figure, left: float, top: float, text: str, **how: Any) -> Non
     figure.text(left / width, 1 - top / height, text, parse_math=False, **how)
 
 
+@functools.cache
+def _drawn_characters() -> frozenset[int]:
+    font = font_manager.get_font(font_manager.findfont(STYLE["font.family"]))
+    return frozenset(font.get_charmap())
+
+
 def shorten(text: str, limit: int) -> str:
-    """`text` in at most `limit` characters, its middle left out; control characters become visible escapes."""
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """`text` in at most `limit` characters, its middle left out.
+
+    What the font can't draw becomes a visible escape: control characters, and letters that would all be one empty box.
+    """
+    drawn = _drawn_characters()
+    text = "".join(c if c.isprintable() and ord(c) in drawn else c.encode("unicode_escape").decode() for c in text)
     if len(text) <= limit:
         return text
     tail = (limit - 1) * 2 // 3

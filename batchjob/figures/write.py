@@ -34,6 +34,12 @@ class Look:
     formats: tuple[str, ...] = ("png",)
     smooth: bool = False
 
+    def __post_init__(self) -> None:
+        for name, least in (("count", 1), ("heads_across", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                option = f"--{name.replace('_', '-')} {getattr(self, name)}"
+                raise UserError(f"{option} is too small; give {least} or more")
+
 
 def formats(text: str) -> tuple[str, ...]:
     """The file formats that `png,svg` names. Raises UserError for an unknown one."""

@@ -21,7 +21,7 @@ from batchjob.stats import nulls
 from batchjob.stats.image import Context, PairTable, locality_attention, locality_pairs, score_labels, score_maps
 from batchjob.stats.saliency import normalise
 from batchjob.stats.scores import agreement
-from batchjob.stats.view import OK, Part, View, locality_sums, read_part
+from batchjob.stats.view import OK, PENDING, Part, View, locality_sums, read_part
 
 ROWS_AT_ONCE = 512  # of one task; an inner chunk of the store
 Item = TypeVar("Item")
@@ -169,7 +169,7 @@ def _score_block(view: View, context_path: str, task: tuple[int, int, list[Image
     for i in range(stop - start):
         result.counts["images"] += 1
         if part.status[i] != OK:
-            result.counts["failed"] += 1
+            result.counts["pending" if part.status[i] == PENDING else "failed"] += 1
             continue
         truth = _truth(annotated[i], view, part, i, result.counts) if annotated is not None else None
         keep = None

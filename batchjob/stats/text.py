@@ -111,7 +111,8 @@ def describe(view: View, counts: Mapping[str, int], summary: pd.DataFrame, selec
     height, width = view.geometry.grid
     weights = ", untrained" if view.is_random else ""
     lines = [f"{view.name}: {view.model}{weights}, {height}×{width} patches, k = {view.options['k']}"]
-    lines.append(f"{counts.get('images', 0):,} images, {counts.get('failed', 0):,} of them failed")
+    pending = f", {counts['pending']:,} not labelled yet" if counts.get("pending") else ""
+    lines.append(f"{counts.get('images', 0):,} images, {counts.get('failed', 0):,} of them failed{pending}")
     if counts.get("annotated"):
         total, kept = counts.get("instances", 0), counts.get("instances kept", 0)
         share = f" ({kept / total:.0%}; the grid is too coarse for the rest)" if total else ""

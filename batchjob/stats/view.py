@@ -13,7 +13,7 @@ from batchjob.config import SCORE_ARRAYS
 from batchjob.errors import UserError
 from batchjob.geometry import Geometry
 
-OK = 0  # of `status`
+OK, PENDING = 0, 255  # of `status`
 
 
 @dataclass(frozen=True, slots=True)
