@@ -62,9 +62,12 @@ class Pool:
             yield waiting.pop(0).result()
 
     def __enter__(self) -> Self:
+        # here too: threads that share k-means of some hundred coordinates mostly spin until the others are done
+        self._limit = _one_thread()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._limit.restore_original_limits()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
@@ -74,10 +77,11 @@ def choose_jobs(rows: int) -> int:
     return max(1, min(len(os.sched_getaffinity(0)), rows // ROWS_AT_ONCE))
 
 
-def _one_thread() -> None:
+def _one_thread() -> Any:
+    import sklearn.cluster  # noqa: F401  its thread pool can be limited only once it is loaded
     import threadpoolctl
 
-    threadpoolctl.threadpool_limits(1)  # every core has its own process
+    return threadpoolctl.threadpool_limits(1)  # every core has its own process
 
 
 def blocks(view: View) -> list[tuple[int, int]]:
