@@ -1,5 +1,6 @@
 """`run_stats`: from a run and its annotations to tables and sentences, on runs whose answers are known."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import xarray
 
 from batchjob.errors import UserError
-from batchjob.stats import run_stats
+from batchjob.stats import run_stats, text
 from batchjob.stats.compare import upsample
 from batchjob.stats.modifiers import describe as describe_modifiers
 from batchjob.stats.view import open_view
@@ -288,3 +289,25 @@ def test_a_rank_correlation_of_what_does_not_vary_is_not_told() -> None:
     row |= {"gain_low": -0.1, "gain_high": 0.2, "pairs": 2, "correlation": np.nan}
     (line,) = describe_modifiers(pd.DataFrame([row]), 0, 0, "kmeans")
     assert line == "pair_ari over position by smaller: 2 to 4 +0.05 [−0.10, +0.20] (2 pairs)"
+
+
+def test_a_cnns_self_similarity_is_nowhere_called_attention(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", 4)
+    vit = open_view(folder)
+    cnn = dataclasses.replace(vit, map_name="saliency")
+    row = {"score": "pair_auc", "null": "distance", "method": "", "layer": 0, "head": 0, "n": 9, "p": 0.01}
+    row |= {"gain": 0.1, "gain_low": 0.05, "gain_high": 0.2, "worse": 0, "better": 1, "heads": 1}
+    assert "attends within objects" in text.sentence(vit, row)
+    assert "finds more self-similarity within objects" in text.sentence(cnn, row)
+    assert "atten" not in text.sentence(cnn, row)
+    hints = text.missing_inputs(cnn, [], has_annotations=True, has_random=True)
+    assert all("the attention itself" not in hint for hint in hints)
+    lines = text.describe(cnn, {}, pd.DataFrame({"score": [], "mean": [], "null": []}), pd.DataFrame())
+    assert any("a CNN has no attention" in line for line in lines)
+
+
+def test_numbers_that_round_to_nothing_have_no_sign() -> None:
+    assert [text.gain(v) for v in (-0.0001, 0.0001, 0.0, -0.0)] == ["0.000"] * 4
+    assert [text.number(v) for v in (-0.0001, -0.0)] == ["0.000"] * 2
+    assert [text.gain(v) for v in (-0.1, 0.1, np.nan)] == ["−0.100", "+0.100", "–"]
+    assert text.gain(-0.004, 2) == "0.00"

@@ -37,13 +37,18 @@ def one_head(
 
 
 def side_by_side(
-    photos: Sequence[Sequence[Panel]], *, models: Sequence[str], heading: str, smooth: bool = False
+    photos: Sequence[Sequence[Panel]],
+    *,
+    models: Sequence[str],
+    heading: str,
+    attention_name: str = "attention",
+    smooth: bool = False,
 ) -> Figure:
     """A figure of the same photos through several models: a block of attention and clusters for each model.
 
     photos: for each photo one panel a model; the photo itself is drawn once.
     """
-    return _columns(photos, heading, models, "attention", smooth)
+    return _columns(photos, heading, models, attention_name, smooth)
 
 
 def _columns(
@@ -68,7 +73,8 @@ def _columns(
             for i in strip:
                 _column(figure, photos[i], (left, top, widths[i], row_height), smooth)
                 left += widths[i] + _GAP
-        note = "Attention: each map from 0 (dark) to its own 99th percentile (bright)."
+        what = attention_name[:1].upper() + attention_name[1:]
+        note = f"{what}: each map from 0 (dark) to its own 99th percentile (bright)."
         canvas.note(figure, _MARGIN, head + len(strips) * block - 0.14, note)
     return figure
 
@@ -155,6 +161,7 @@ def mask_grid(
     heading: str,
     spans: Sequence[tuple[float, float]],
     mass: float = 0.6,
+    attention_name: str = "attention",
 ) -> Figure:
     """A figure of images × heads: the fewest patches that hold `mass` of the CLS attention, outlined on the photo.
 
@@ -180,7 +187,10 @@ def mask_grid(
                 _outline(axes, photo, attended(values, mass), span)
             top += cell * ratio + 0.26
         canvas.note(
-            figure, _MARGIN, height - 0.26, f"Outlined: the fewest patches that hold {mass:.0%} of the attention."
+            figure,
+            _MARGIN,
+            height - 0.26,
+            f"Outlined: the fewest patches that hold {mass:.0%} of the {attention_name}.",
         )
     return figure
 

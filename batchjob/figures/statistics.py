@@ -176,7 +176,7 @@ def corners(summary: pd.DataFrame, *, heading: str, method: str = "") -> Figure:
     return figure
 
 
-def distance_by_layer(summary: pd.DataFrame, *, heading: str) -> Figure:
+def distance_by_layer(summary: pd.DataFrame, *, heading: str, rows_name: str = "attention") -> Figure:
     """Each head's mean attention distance, in patches, by layer; or head by head where there is one layer."""
     rows = of_score(summary, "attention_distance").drop_duplicates(["layer", "head"])
     several = rows["layer"].nunique() > 1
@@ -193,7 +193,7 @@ def distance_by_layer(summary: pd.DataFrame, *, heading: str) -> Figure:
         axes.margins(0.08)
         axes.set_ylim(bottom=0)
         axes.set_xlabel("layer" if several else "head")
-        axes.set_ylabel("attention distance, patches")
+        axes.set_ylabel(f"{rows_name} distance, patches")
         if several:
             axes.legend(loc="best")
     return figure

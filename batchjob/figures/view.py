@@ -83,6 +83,11 @@ class RunView:
         return "CLS attention" if self.plan["model"].get("has_cls", True) else "mean attention"
 
     @property
+    def rows_name(self) -> str:
+        """What a patch's row is called: a CNN's is the self-similarity of features, which is no attention."""
+        return "self-similarity" if self.attention == "saliency" else "attention"
+
+    @property
     def numbers_mean_centroids(self) -> bool:
         """Whether a label is a centroid of the data set, the same in all images."""
         return bool(self.plan["options"].get("scope") == "dataset")

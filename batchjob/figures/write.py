@@ -156,6 +156,7 @@ def masks(view: RunView, rows: Sequence[int], layer: int) -> Figure:
         heads=view.heads,
         heading=headline(view, layer),
         spans=[photo.span for photo in photos],
+        attention_name=view.attention_name,
     )
 
 
@@ -189,8 +190,8 @@ def layers(view: RunView, row: int, look: Look) -> Iterator[tuple[str, Figure]]:
                 kept.values.reshape(len(view.layers), len(view.heads), *grid),
                 layers=view.layers,
                 heads=view.heads,
-                heading=f"{model}: {view.ids[row]}, attention of the marked patch",
-                what="Attention of the marked patch",
+                heading=f"{model}: {view.ids[row]}, {view.rows_name} of the marked patch",
+                what=f"{view.rows_name.capitalize()} of the marked patch",
                 span=photo.span,
                 query=query,
                 smooth=look.smooth,
@@ -220,7 +221,14 @@ def models(views: Sequence[RunView], rows: Sequence[int], look: Look) -> Figure:
         for row in shared
     ]
     names = [f"{model_name(v)}\nlayer {w[0]}, head {w[1]}" for v, w in zip(views, heads, strict=True)]
-    return maps.side_by_side(panels, models=names, heading="The same photos through each model", smooth=look.smooth)
+    kinds = dict.fromkeys("saliency" if v.attention == "saliency" else "attention" for v in views)
+    return maps.side_by_side(
+        panels,
+        models=names,
+        heading="The same photos through each model",
+        attention_name=" or ".join(kinds),
+        smooth=look.smooth,
+    )
 
 
 def panel(view: RunView, row: int, layer: int, head: int) -> maps.Panel:
@@ -286,7 +294,7 @@ def charts(view: RunView) -> Iterator[tuple[str, Figure]]:
     if len(gains) and len(statistics.of_score(summary, "image_ari", null="position")):
         yield "stats-corners", statistics.corners(summary, heading=name)
     if len(statistics.of_score(summary, "attention_distance")):
-        yield "stats-distance", statistics.distance_by_layer(summary, heading=name)
+        yield "stats-distance", statistics.distance_by_layer(summary, heading=name, rows_name=view.rows_name)
     modifiers = view.table("modifiers")
     if modifiers is not None and len(modifiers) and view.best:
         mine = modifiers[(modifiers["layer"] == view.best[0]) & (modifiers["head"] == view.best[1])]

@@ -12,7 +12,7 @@ from batchjob.stats import text
 from batchjob.stats.bootstrap import ENOUGH_IMAGES
 from batchjob.stats.view import open_view
 
-QUESTION = "Do clusters of self-attention separate objects of the same class?"
+QUESTION = "Do clusters of {rows} separate objects of the same class?"
 _AN_EXAMPLE = 8  # images; below, an interval is hardly one
 _DIFFERENCES_HEADER = ["Score", "Heads", "n", "First run", "Second run", "Difference", "95 % interval", "p"]
 
@@ -24,6 +24,12 @@ class Differences:
     note: str = ""
     header: list[str] = field(default_factory=list)
     rows: list[list[str]] = field(default_factory=list)
+
+
+def question(views: Sequence[RunView]) -> str:
+    """The study's question, of attention or of what stands in its place in these runs."""
+    rows = dict.fromkeys("self-similarity" if v.rows_name != "attention" else "self-attention" for v in views)
+    return QUESTION.format(rows=" or ".join(rows))
 
 
 def sentences(view: RunView) -> list[str]:

@@ -82,6 +82,7 @@ def _run(view: RunView) -> dict[str, Any]:
         "grid": list(grid),
         "cell": _cell(grid),
         "attention": view.attention_name,
+        "rows_name": view.rows_name,
         "matched": not view.numbers_mean_centroids,
     }
 

@@ -1,6 +1,7 @@
 "use strict";
 // The page's own behaviour: theme, table, image browser. Plain JavaScript; everything it reads is inside the page.
 const $ = (id) => document.getElementById(id);
+const capital = (text) => text[0].toUpperCase() + text.slice(1);
 const make = (tag, props = {}, ...inside) => {
   const node = Object.assign(document.createElement(tag), props);
   node.append(...inside);
@@ -113,7 +114,7 @@ class Panel {
     if (run.methods.length) controls.append(choose("Method", run.methods, "method"));
     this.views = {};
     const views = make("div", { className: "views" });
-    const names = { clusters: "Clusters", heat: run.attention, row: "Attention of the patch" };
+    const names = { clusters: "Clusters", heat: run.attention, row: `${capital(run.rows_name)} of the patch` };
     for (const [key, name] of Object.entries(names)) {
       if (key === "clusters" && !run.methods.length) continue;
       const canvas = make("canvas", { tabIndex: 0 });
@@ -241,19 +242,19 @@ class Panel {
 
   drawRow(head) {
     const { canvas, caption } = this.views.row, cell = this.run.cell, [rows, columns] = this.run.grid, [y, x] = this.at;
-    this.describe(canvas, `Attention of patch row ${y}, column ${x} of ${this.image.id}, ${head}`);
+    this.describe(canvas, `${capital(this.run.rows_name)} of patch row ${y}, column ${x} of ${this.image.id}, ${head}`);
     if (!this.rows) {
       this.paint(canvas, null, null, 0, false);
       const kept = Object.keys(this.inside.rows).length || page.runs[this.number].kept;
-      caption.textContent = kept ? `No attention rows of this image, layer and head are in the page.`
-        : "No attention rows were stored; --keep-maps N keeps those of N images.";
+      caption.textContent = kept ? `No ${this.run.rows_name} rows of this image, layer and head are in the page.`
+        : `No ${this.run.rows_name} rows were stored; --keep-maps N keeps those of N images.`;
       return;
     }
     const tall = Math.ceil(rows / cell), wide = Math.ceil(columns / cell), count = tall * wide;
     const query = Math.floor(y / cell) * wide + Math.floor(x / cell);
     this.paint(canvas, this.rows.subarray(query * count, (query + 1) * count), page.heat, 0.3 + 0.7 * Number($("opacity").value) / 100, false, [tall, wide], true);
     const mean = cell > 1 ? `, mean over ${cell} × ${cell} patches` : "";
-    caption.textContent = `Attention of the patch in row ${y}, column ${x}, ${head}${mean}`;
+    caption.textContent = `${capital(this.run.rows_name)} of the patch in row ${y}, column ${x}, ${head}${mean}`;
   }
 
   describe(canvas, text) { canvas.setAttribute("aria-label", `${text}. Arrow keys move the patch.`); }

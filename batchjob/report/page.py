@@ -123,7 +123,7 @@ def render(views: Sequence[RunView], *, seed: int = 0) -> str:
         style=Markup((_HERE / "page.css").read_text()),
         script=Markup((_HERE / "page.js").read_text()),
         runs=runs,
-        question=answer.QUESTION,
+        question=answer.question(views),
         answer=answer.sentences(view),
         stats_command=f"batchjob stats {view.folder}",
         tiles=_tiles(runs[0], view),
@@ -162,29 +162,30 @@ def pictures(views: Sequence[RunView]) -> list[Picture]:
     if len(views) > 1:
         caption = "The same photos through the models of the runs, one head of each."
         found.append(picture(write.models(views, rows, look), "Models side by side", caption, caption))
-    caption = "The fewest patches that hold 60 % of the attention, outlined on the photo."
-    found.append(picture(write.masks(view, rows, layer), "Attended masks", caption, f"{caption} Layer {layer}."))
+    caption = f"The fewest patches that hold 60 % of the {view.attention_name}, outlined on the photo."
+    found.append(picture(write.masks(view, rows, layer), "Masks of 60 %", caption, f"{caption} Layer {layer}."))
     for name, figure in write.layers(view, rows[0], look):
         is_query = name == "layers-query"
-        title = "Attention of one patch" if is_query else "Layers and heads"
-        what = "the marked patch's attention" if is_query else view.attention_name
+        title = f"{view.rows_name.capitalize()} of one patch" if is_query else "Layers and heads"
+        what = f"the marked patch's {view.rows_name}" if is_query else view.attention_name
         found.append(
             picture(figure, title, f"One image, layers by heads: {what}.", f"Layers by heads of one photo: {what}.")
         )
-    found += [chart(figure, name) for name, figure in write.charts(view)]
+    found += [chart(figure, name, view.rows_name) for name, figure in write.charts(view)]
     many = view.choose("spread", 14)
     caption = f"Layer {layer}, head {head}, over {len(many)} images."
     found.append(picture(write.head_gallery(view, many, layer, head, look), "One head", caption, caption))
     return found
 
 
-def chart(figure: Figure, name: str) -> Picture:
+def chart(figure: Figure, name: str, rows_name: str = "attention") -> Picture:
     """A chart of the statistics as SVG in the page's own colours, light or dark."""
     file = io.StringIO()
     with canvas.style():
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     width, height = (round(96 * inches) for inches in figure.get_size_inches())
     title, caption = _CHARTS[name]
+    title = title.replace("Attention", rows_name.capitalize())
     svg = Markup(statistics.themed(file.getvalue(), f"{name}-", _THEME))
     return Picture(title, caption, f"{title}. {caption}", width, height, svg=svg)
 

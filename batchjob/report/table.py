@@ -9,6 +9,7 @@ import pandas as pd
 
 from batchjob.figures.statistics import of_score, score_name
 from batchjob.figures.view import ORDERING, RunView
+from batchjob.stats import text
 from batchjob.stats.nulls import MAIN_NULL
 
 
@@ -60,7 +61,7 @@ def number(value: float, digits: int = 3) -> Cell:
     """A cell with the value, a true minus, and a dash where there is none."""
     if not np.isfinite(value):
         return Cell("–", "")
-    return Cell(f"{value:.{digits}f}".replace("-", "−"), repr(float(value)))
+    return Cell(f"{value:z.{digits}f}".replace("-", "−"), repr(float(value)))
 
 
 def plain(view: RunView) -> Table:
@@ -120,6 +121,12 @@ _HINTS = {
 }
 
 
+def hint(view: RunView, score: str) -> str:
+    """What a column is, in the words of the run: a CNN has self-similarity and saliency, no attention."""
+    found = _HINTS.get(score, "")
+    return found.replace("CLS attention", view.attention_name).replace("attention", view.rows_name)
+
+
 def scored(view: RunView, summary: pd.DataFrame) -> Table:
     """The table of a run with statistics: the leading score with its null and gain, then what else is known."""
     lead = next((s for s in ORDERING if len(of_score(summary, s))), "")
@@ -137,13 +144,13 @@ def scored(view: RunView, summary: pd.DataFrame) -> Table:
     low, high = _reach(rows)
     has_gain = bool(rows["gain"].notna().any())
     columns = [Column("Method", "text"), Column("Layer", "number"), Column("Head", "number")]
-    columns.append(Column(score_name(lead), "number", _HINTS.get(lead, "")))
+    columns.append(Column(score_name(lead), "number", hint(view, lead)))
     if has_gain:
         columns.append(Column(f"{null} null", "number", "the mean of the null model on the same images"))
         columns.append(Column("Gain", "number", "over the null, with its 95 % interval over images"))
         columns.append(Column("p", "number", "sign flips, corrected over all heads and layers (Holm)"))
     columns.append(Column("n", "number", "images"))
-    columns += [Column(score_name(s), "number", _HINTS.get(s, "")) for s in others]
+    columns += [Column(score_name(s), "number", hint(view, s)) for s in others]
     made = []
     for row in rows.to_dict("records"):
         method, layer, head = str(row["method"]), int(row["layer"]), int(row["head"])
@@ -190,9 +197,9 @@ def _gain(row: Any, low: float, high: float) -> Cell:
     mark = "up" if row["gain_low"] > 0 else "down" if row["gain_high"] < 0 else ""
     scale = 100 / (high - low)
     return Cell(
-        f"{row['gain']:+.3f}".replace("-", "−"),
+        text.gain(row["gain"]),
         repr(float(row["gain"])),
-        f"[{row['gain_low']:+.3f}, {row['gain_high']:+.3f}]".replace("-", "−"),
+        f"[{text.gain(row['gain_low'])}, {text.gain(row['gain_high'])}]",
         mark,
         round((row["gain_low"] - low) * scale, 2),
         round((row["gain_high"] - row["gain_low"]) * scale, 2),

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from batchjob.stats.bootstrap import resampled_ratios
 from batchjob.stats.stream import Pool
+from batchjob.stats.text import gain as signed
 from batchjob.stats.view import View
 
 Floats = NDArray[np.float64]
@@ -96,13 +97,13 @@ def describe(table: pd.DataFrame, layer: int, head: int, method: str) -> list[st
     lines = []
     for modifier, of_it in mine.groupby("modifier", sort=False):
         bins = [
-            f"{_bound(low, high)} {gain:+.2f} [{a:+.2f}, {b:+.2f}] ({pairs} pairs)"
+            f"{_bound(low, high)} {signed(gain, 2)} [{signed(a, 2)}, {signed(b, 2)}] ({pairs} pairs)"
             for low, high, gain, a, b, pairs in zip(
                 *(of_it[c] for c in ("low", "high", "gain", "gain_low", "gain_high", "pairs")), strict=True
             )
         ]
         rank = of_it["correlation"].iloc[0]
-        said = f" (rank correlation {rank:+.2f})" if np.isfinite(rank) else ""
+        said = f" (rank correlation {signed(rank, 2)})" if np.isfinite(rank) else ""
         line = f"pair_ari over position by {modifier}{said}: "
         lines.append((line + "; ".join(bins)).replace("-", "−"))
     return lines

@@ -33,13 +33,22 @@ THAN = {
 
 
 def number(value: float) -> str:
-    """Two significant decimals with a true minus sign; a dash for nothing."""
-    return "–" if not np.isfinite(value) else f"{value:.3f}".replace("-", "−")
+    """Three decimals with a true minus sign; a dash for nothing."""
+    return "–" if not np.isfinite(value) else f"{value:z.3f}".replace("-", "−")
 
 
-def gain(value: float) -> str:
-    """A difference, with its sign."""
-    return "–" if not np.isfinite(value) else f"{value:+.3f}".replace("-", "−")
+def gain(value: float, digits: int = 3) -> str:
+    """A difference, with its sign unless it rounds to nothing."""
+    if not np.isfinite(value):
+        return "–"
+    text = f"{value:+z.{digits}f}".replace("-", "−")
+    return text if text.strip("+0.") else text[1:]
+
+
+def claim(score: str, rows_name: str) -> str:
+    """What a score says that a head does; of a CNN's self-similarity not that it attends."""
+    found = CLAIMS.get(score, "scores")
+    return found if rows_name == "attention" else found.replace("attends", f"finds more {rows_name}")
 
 
 def p_value(value: float) -> str:
@@ -95,7 +104,7 @@ def sentence(view: View, row: Mapping[str, Any]) -> str:
     verdict = "better" if better else "worse"
     text = (
         f"{score}: {head_name(view, row['layer'], row['head'])}, chosen on the first half, "
-        f"{CLAIMS.get(score, 'scores')} {verdict} {THAN.get(null, f'than {null} does')}: "
+        f"{claim(score, view.rows_name)} {verdict} {THAN.get(null, f'than {null} does')}: "
         f"{gain(row['gain'])} [{gain(row['gain_low'])}, {gain(row['gain_high'])}] on the other half, "
         f"n = {row['n']}, {p_value(row['p'])}"
     )
@@ -111,6 +120,11 @@ def describe(view: View, counts: Mapping[str, int], summary: pd.DataFrame, selec
     height, width = view.geometry.grid
     weights = ", untrained" if view.is_random else ""
     lines = [f"{view.name}: {view.model}{weights}, {height}×{width} patches, k = {view.options['k']}"]
+    if view.rows_name != "attention":
+        lines.append(
+            f"a CNN has no attention: its one head is the {view.rows_name} of features, its map their {view.map_name}; "
+            "scores keep their names (attention_distance is the distance of similar patches)"
+        )
     pending = f", {counts['pending']:,} not labelled yet" if counts.get("pending") else ""
     lines.append(f"{counts.get('images', 0):,} images, {counts.get('failed', 0):,} of them failed{pending}")
     if counts.get("annotated"):
@@ -152,12 +166,12 @@ def missing_inputs(view: View, names: Sequence[str], *, has_annotations: bool, h
         hints.append(f"{', '.join(sorted(LABEL_SCORES))} need labels of patches, which --queries cls does not make")
     if "entropy" not in names:
         hints.append(
-            "attention_distance, entropy, query_key_nmi, sink and the locality null need the attention itself; "
+            f"attention_distance, entropy, query_key_nmi, sink and the locality null need the {view.rows_name} itself; "
             f"they come from: {again} --scores attention,pairs"
         )
     if "pair_auc" not in names:
         hints.append(
-            f"pair_auc, pair_auc_matched and pair_auc_exact need the attention itself; they come from: {again} "
+            f"pair_auc, pair_auc_matched and pair_auc_exact need the {view.rows_name} itself; they come from: {again} "
             "--scores attention,pairs --annotations instances.json"
         )
     if not has_random and not view.is_random:

@@ -47,6 +47,11 @@ class View:
         return self.options.get("weights") == "random"
 
     @property
+    def rows_name(self) -> str:
+        """What its rows are called: a CNN's, which come with a saliency map, are no attention."""
+        return "self-similarity" if self.map_name == "saliency" else "attention"
+
+    @property
     def name(self) -> str:
         """The folder's name: what tables call the run."""
         return self.folder.absolute().name
