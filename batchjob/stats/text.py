@@ -101,16 +101,16 @@ def sentence(view: View, row: Mapping[str, Any]) -> str:
     better = row["gain"] >= 0
     # of a few images an interval may leave zero out by luck: the test must agree
     sure = (row["gain_low"] > 0 or row["gain_high"] < 0) and row["p"] <= 0.05
-    verdict = "better" if better else "worse"
+    # what a reader remembers is how a sentence begins: a difference that may be chance is not stated first
+    verdict = ("" if sure else "no evidence that ", "better" if better else "worse")
     text = (
-        f"{score}: {head_name(view, row['layer'], row['head'])}, chosen on the first half, "
-        f"{claim(score, view.rows_name)} {verdict} {THAN.get(null, f'than {null} does')}: "
+        f"{score}: {verdict[0]}{head_name(view, row['layer'], row['head'])}, chosen on the first half, "
+        f"{claim(score, view.rows_name)} {verdict[1]} {THAN.get(null, f'than {null} does')}: "
         f"{gain(row['gain'])} [{gain(row['gain_low'])}, {gain(row['gain_high'])}] on the other half, "
         f"n = {row['n']}, {p_value(row['p'])}"
     )
-    text = text.replace(": head", f" ({row['method']}): head", 1) if len(view.methods) > 1 and row["method"] else text
-    if not sure:
-        text += " (no evidence either way)"
+    if len(view.methods) > 1 and row["method"]:
+        text = text.replace(f"{score}:", f"{score} ({row['method']}):", 1)
     rest = f"{row['worse']} of {row['heads']} heads do worse {THAN.get(null, '')}, {row['better']} better"
     return f"{text}; {rest}"
 
