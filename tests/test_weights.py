@@ -97,6 +97,12 @@ def test_a_registry_out_of_reach_is_said_with_pip_s_reason(empty_cache: Path, mo
         weights.locate(DINOV2, "")
 
 
+def test_fetching_an_unknown_model_names_the_nearest(batchjob: Command) -> None:
+    ended = batchjob("fetch", "vit_tiny_patch16_22")
+    assert ended.code == 2
+    assert "did you mean vit_tiny_patch16_224" in ended.err
+
+
 def test_unknown_registry_models_list_the_known_ones() -> None:
     with pytest.raises(UserError, match="resnet18"):
         weights.fetch_from_registry("vit_giant")

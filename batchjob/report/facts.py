@@ -53,6 +53,7 @@ class Facts:
     title: str
     images: int
     labelled: int
+    pending: int  # not tried yet
     causes: list[tuple[str, int]]
     failures: list[Failure]  # the first few
     timing: Timing | None
@@ -74,6 +75,7 @@ def gather(view: RunView) -> Facts:
         title=model_name(view),
         images=len(view.ids),
         labelled=len(view.ok_rows),
+        pending=int((view.data["status"].values == 255).sum()),
         causes=causes,
         failures=failures,
         timing=_timing(view.folder / "logs"),

@@ -239,7 +239,9 @@ def _subtitle(view: RunView) -> str:
 
 
 def _tiles(run: facts.Facts, view: RunView) -> list[tuple[str, str]]:
-    tiles = [(f"{run.labelled:,}", "images labelled"), (f"{run.images - run.labelled:,}", "failed")]
+    tiles = [(f"{run.labelled:,}", "images labelled"), (f"{run.images - run.labelled - run.pending:,}", "failed")]
+    if run.pending:
+        tiles.append((f"{run.pending:,}", "not labelled yet"))
     tiles.append((f"{len(view.layers) * len(view.heads):,}", "heads"))
     k = view.data["k"].values[view.ok_rows]
     low, high = int(k.min()), int(k.max())
