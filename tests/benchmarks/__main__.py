@@ -9,9 +9,11 @@ import platform
 import sys
 from pathlib import Path
 
-import torch
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does; peers run in this process too
 
-from tests.benchmarks.harness import Result, measure
+import torch  # noqa: E402
+
+from tests.benchmarks.harness import Result, measure  # noqa: E402
 
 HERE = Path(__file__).parent
 
