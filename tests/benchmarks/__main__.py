@@ -11,9 +11,9 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does; peers run in this process too
 
-import torch  # noqa: E402
+import torch
 
-from tests.benchmarks.harness import Result, measure  # noqa: E402
+from tests.benchmarks.harness import Result, measure
 
 HERE = Path(__file__).parent
 
