@@ -129,6 +129,7 @@ def test_the_conda_environment_and_the_package_agree() -> None:
     text = (ROOT / "environment.yml").read_text()
     conda = requirements(re.findall(r"^  - ([a-z].*[0-9a-z])$", text.split("dependencies:")[1], re.M))
     names = {"torch": "pytorch-gpu", "matplotlib": "matplotlib-base", "cuml-cu13": "cuml", "cupy-cuda13x": "cupy"}
+    names["raft-dask-cu13"] = "raft-dask"  # its NCCL communicator, for k-means over several GPUs
     wanted = requirements([*project["dependencies"], *project["optional-dependencies"]["gpu"]])
     extra = {"python", "pip", "cuda-version"}
     assert {names.get(n, n): v for n, v in wanted.items()} == {n: v for n, v in conda.items() if n not in extra}
