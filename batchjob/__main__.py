@@ -65,8 +65,8 @@ def make_parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 0 done, 2 the input is wrong, 75 work is left, 1 anything else."""
-    # OpenMP's idle threads spin by default: where decoding workers or other jobs want the cores too, that cost up to
-    # three times the run's time on two cores. Read when torch is imported, so it is set before.
+    # OpenMP's idle threads spin by default: where decoding workers or other jobs want the cores too, that took 9.6
+    # and 25 s in place of 7 (two pairs of runs, two busy cores). Read when torch is imported, so it is set before.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     args = make_parser().parse_args(arguments)
     try:
