@@ -49,7 +49,7 @@ def contests(*, smoke: bool) -> Iterator[Contest]:
             ours=lambda: _write(run, plan, arrays),
             theirs=lambda: _write_one_by_one(Path(folder) / "peer.zarr", plan, arrays, few),
             theirs_items=few,
-            aim=15,
+            aim=50,
         )
         labels = zarr.open_array(run / "labels.zarr" / "labels", mode="r")
         yield Contest(
