@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from batchjob import jpeg
 from batchjob.geometry import Geometry
 from batchjob.images import RGB, STATUS, ReadFailure, decode
 from batchjob.index import ImageIndex
-from batchjob.jpeg import accelerate
 
 Range = tuple[int, int]  # rows [start, stop)
 
@@ -80,9 +80,7 @@ class Rows(Dataset[Chunk]):
         finally:
             chunk.read_s += (read := time.perf_counter()) - began
         try:
-            image = decode(
-                data, recipe.geometry, recipe.fill_rgb, interpolation=recipe.interpolation, accelerate=accelerate
-            )
+            image = decode(data, recipe.geometry, recipe.fill_rgb, interpolation=recipe.interpolation, accelerate=jpeg)
             chunk.pixels[i] = torch.from_numpy(image.pixels)
         finally:
             chunk.decode_s += time.perf_counter() - read

@@ -6,8 +6,8 @@ import math
 import os
 import stat
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,8 +104,14 @@ class Placing:
         return less_rows > 0 and less_rows > 2 * less_columns
 
 
-# (file's bytes, EXIF orientation 1-8, placing, interpolation) -> uint8 [3, h, w], or None: Pillow does it.
-Accelerator = Callable[[bytes, int, Placing, str], NDArray[np.uint8] | None]
+class Accelerator(Protocol):
+    """What takes ordinary JPEGs in Pillow's place; None from either means that Pillow does it."""
+
+    def plain_size(self, data: bytes) -> tuple[int, int] | None:
+        """(height, width) of a JPEG in colour or grey that needs no rotation."""
+
+    def pixels(self, data: bytes, orientation: int, place: Placing, interpolation: str) -> NDArray[np.uint8] | None:
+        """uint8 [3, h, w]; the orientation is EXIF's, 1 to 8."""
 
 
 def decode(
@@ -194,19 +200,26 @@ def _cause_of(error: OSError, path: bytes) -> str:
 
 
 def _decode(data: bytes, geometry: Geometry, fill: RGB, interpolation: str, accelerate: Accelerator | None) -> Decoded:
-    image = _open(data)
-    _check_pixels(*image.size)
-    if accelerate is not None and image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
-        orientation = _orientation(image)
-        place = _place(image, orientation, geometry)
-        content = accelerate(data, orientation, place, interpolation)
+    plain = accelerate.plain_size(data) if accelerate is not None else None
+    if accelerate is not None and plain is not None:
+        place = _place(*plain, geometry)
+        content = accelerate.pixels(data, 1, place, interpolation)
         if content is not None:
-            return _on_canvas(content, image, orientation, geometry, fill)
+            return _on_canvas(content, *plain, geometry, fill)
+    image = _open(data)
+    _check_pixels(*image.size[::-1])
+    is_ordinary = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
+    if accelerate is not None and plain is None and is_ordinary:
+        orientation = _orientation(image)
+        size = _upright_size(image, orientation)
+        content = accelerate.pixels(data, orientation, _place(*size, geometry), interpolation)
+        if content is not None:
+            return _on_canvas(content, *size, geometry, fill)
     image.load()  # before the orientation is asked for: of a TIFF, Pillow turns the pixels itself
     orientation = _orientation(image)
-    place = _place(image, orientation, geometry)
-    content = resize(_to_rgb(_orient(image, orientation), fill), place, interpolation)
-    return _on_canvas(content, image, orientation, geometry, fill)
+    size = _upright_size(image, orientation)
+    content = resize(_to_rgb(_orient(image, orientation), fill), _place(*size, geometry), interpolation)
+    return _on_canvas(content, *size, geometry, fill)
 
 
 def _upright_size(image: Image.Image, orientation: int) -> tuple[int, int]:
@@ -214,17 +227,15 @@ def _upright_size(image: Image.Image, orientation: int) -> tuple[int, int]:
     return image.size if orientation >= 5 else image.size[::-1]
 
 
-def _place(image: Image.Image, orientation: int, geometry: Geometry) -> Placing:
-    height, width = _upright_size(image, orientation)
+def _place(height: int, width: int, geometry: Geometry) -> Placing:
+    """Where a photo of that size goes, if it may be decoded at all."""
+    _check_pixels(height, width)
     if geometry.resize == "pad" and geometry.content_patches(height, width).sum() < 2:
         raise ReadFailure("degenerate", f"{width}×{height} pixels, padded, fill less than two patches")
     return placing(geometry, height, width)
 
 
-def _on_canvas(
-    content: NDArray[np.uint8], image: Image.Image, orientation: int, geometry: Geometry, fill: RGB
-) -> Decoded:
-    height, width = _upright_size(image, orientation)
+def _on_canvas(content: NDArray[np.uint8], height: int, width: int, geometry: Geometry, fill: RGB) -> Decoded:
     if content.shape[1:] == (geometry.height, geometry.width):
         return Decoded(content, height, width)
     canvas = np.empty((3, geometry.height, geometry.width), np.uint8)
@@ -248,7 +259,7 @@ def _open(data: bytes) -> Image.Image:
         raise ReadFailure("not_an_image", f"nothing but the beginning of a header: {one_line(error)}") from None
 
 
-def _check_pixels(width: int, height: int) -> None:
+def _check_pixels(height: int, width: int) -> None:
     if height * width > MAX_PIXELS:
         raise ReadFailure("too_large", f"{width}×{height} pixels; at most {MAX_PIXELS} are decoded")
     if height * width == 0:

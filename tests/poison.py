@@ -6,10 +6,10 @@ import signal
 import time
 from pathlib import Path
 
+from batchjob import jpeg as fast_jpeg
 from batchjob.geometry import Geometry
 from batchjob.images import STATUS, ReadFailure, decode
 from batchjob.index import ImageIndex, IndexBuilder
-from batchjob.jpeg import accelerate
 from batchjob.loader import Loader
 from tests.pictures import bad_files, jpeg, png
 
@@ -65,7 +65,7 @@ def read_alone(root: Path, names: list[str]):
     found = {}
     for name in [*names, "missing.jpg"]:
         try:
-            image = decode(root / name, GEOMETRY, FILL, accelerate=accelerate)
+            image = decode(root / name, GEOMETRY, FILL, accelerate=fast_jpeg)
             found[name] = (0, image.height, image.width, image.pixels)
         except ReadFailure as failure:
             found[name] = (STATUS[failure.cause], 0, 0, None)

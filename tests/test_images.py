@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile, features
 
+from batchjob import jpeg as fast_jpeg
 from batchjob.geometry import Geometry
 from batchjob.images import FORMATS, MAX_PIXELS, STATUS, Decoded, ReadFailure, decode, placing, read_file, resize
-from batchjob.jpeg import accelerate
 from tests.pictures import bad_files, bomb, encoded, jpeg, photo, png
 
 SQUARE = Geometry(56, 56, 14, 14)
@@ -37,7 +37,7 @@ def colour(data, **options):
 
 
 @pytest.mark.parametrize("name", BAD)
-@pytest.mark.parametrize("fast", [None, accelerate], ids=["pillow", "fast"])
+@pytest.mark.parametrize("fast", [None, fast_jpeg], ids=["pillow", "fast"])
 def test_a_file_that_is_no_whole_picture_fails_with_its_cause(name, fast):
     data, cause = BAD[name]
     assert cause_of(data, accelerate=fast) == cause
@@ -50,6 +50,34 @@ def test_a_bomb_is_judged_by_its_header_and_never_decoded(size, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert cause_of(bomb(*size)) == "too_large"
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+def test_a_bomb_of_a_jpeg_is_judged_by_its_header_with_the_fast_decoder_too(rotated, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(photo(40, 30), "JPEG", **({"exif": exif.tobytes()} if rotated else {}))
+    frame = data.index(b"\xff\xc0")  # its height and width come after a length and the bits of a sample
+    data = data[: frame + 5] + (30000).to_bytes(2, "big") + (20000).to_bytes(2, "big") + data[frame + 9 :]
+    assert fast_jpeg.plain_size(data) == (None if rotated else (30000, 20000))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("it was decoded"))
+    monkeypatch.setattr(fast_jpeg, "pixels", lambda *_: pytest.fail("it was decoded"))
+    assert cause_of(data, accelerate=fast_jpeg) == "too_large"
+
+
+def test_only_what_may_be_rotated_or_has_no_rgb_needs_a_look_by_pillow():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = photo(40, 30)
+    assert fast_jpeg.plain_size(encoded(picture, "JPEG")) == (30, 40)
+    assert fast_jpeg.plain_size(encoded(picture, "JPEG", progressive=True, comment=b"\xff\xe1")) == (30, 40)
+    assert fast_jpeg.plain_size(encoded(picture.convert("L"), "JPEG")) == (30, 40)
+    assert fast_jpeg.plain_size(encoded(picture, "JPEG", exif=exif.tobytes())) is None
+    assert fast_jpeg.plain_size(encoded(picture, "JPEG", xmp=b'<x tiff:Orientation="6"/>')) is None
+    assert fast_jpeg.plain_size(encoded(picture.convert("CMYK"), "JPEG")) is None
+    assert fast_jpeg.plain_size(encoded(picture, "PNG")) is None
+    for bytes_ in (b"", b"\xff", b"\xff\xd8", b"\xff\xd8\xff\xe0\0\0", encoded(picture, "JPEG")[:200]):
+        assert fast_jpeg.plain_size(bytes_) is None
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -71,7 +99,7 @@ def test_every_format_of_the_list_is_read(format):
 )
 def test_grey_bilevel_and_cmyk_pictures_become_rgb(mode, value, expected, format):
     data = encoded(Image.new(mode, (40, 30), value), format)
-    assert np.abs(np.array(colour(data, accelerate=accelerate)) - expected).max() <= 1
+    assert np.abs(np.array(colour(data, accelerate=fast_jpeg)) - expected).max() <= 1
 
 
 def test_a_palette_gives_its_colours():
@@ -125,7 +153,7 @@ def test_floats_that_are_no_numbers_are_black_and_nothing_but_them_is_degenerate
     assert cause_of(encoded(Image.fromarray(values * np.nan), "TIFF")) == "degenerate"
 
 
-@pytest.mark.parametrize("fast", [None, accelerate], ids=["pillow", "fast"])
+@pytest.mark.parametrize("fast", [None, fast_jpeg], ids=["pillow", "fast"])
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_the_exif_rotation_is_applied_in_all_eight_cases(format, fast):
     upright = photo(60, 40, seed=3)
@@ -167,7 +195,7 @@ def test_a_phone_s_jpeg_of_two_pictures_gives_the_first():
     data = encoded(photo(40, 30), "MPO", save_all=True, append_images=[photo(40, 30, seed=1)])
     first = decode(encoded(photo(40, 30), "JPEG"), SQUARE, FILL).pixels.astype(int)
     assert Image.open(io.BytesIO(data)).format == "MPO"
-    for fast in (None, accelerate):
+    for fast in (None, fast_jpeg):
         assert np.abs(decode(data, SQUARE, FILL, accelerate=fast).pixels - first).max() <= 2
 
 
@@ -180,7 +208,7 @@ def test_the_smallest_and_the_thinnest_pictures_are_read_or_degenerate(size, mod
     if mode == "pad" and size != (1, 1):
         assert cause_of(data, geometry) == "degenerate"
     else:
-        found = decode(data, geometry, FILL, accelerate=accelerate)
+        found = decode(data, geometry, FILL, accelerate=fast_jpeg)
         assert (found.width, found.height) == size
         assert found.pixels.shape == (3, 56, 56)
 
@@ -283,7 +311,7 @@ def test_the_fast_decoder_is_within_a_hundredth_of_a_grey_level_of_pillow(mode):
     for i, (width, height) in enumerate(((640, 480), (640, 427), (427, 640), (500, 375), (333, 500), (300, 200))):
         data = jpeg(width, height, seed=i, quality=90)
         slow = decode(data, geometry, FILL)
-        fast = decode(data, geometry, FILL, accelerate=accelerate)
+        fast = decode(data, geometry, FILL, accelerate=fast_jpeg)
         apart = np.abs(slow.pixels.astype(int) - fast.pixels)
         assert apart.mean() <= 0.01
         assert apart.max() <= 2
@@ -310,7 +338,7 @@ def test_the_fast_decoder_agrees_with_pillow_on_any_jpeg(
     exif[0x0112] = orientation
     picture = photo(width, height, seed).convert("L" if grey else "RGB")
     data = encoded(picture, "JPEG", exif=exif.tobytes(), progressive=progressive, **({} if grey else options))
-    apart = np.abs(outcome(data, geometry, None, filter).astype(int) - outcome(data, geometry, accelerate, filter))
+    apart = np.abs(outcome(data, geometry, None, filter).astype(int) - outcome(data, geometry, fast_jpeg, filter))
     assert apart.max() <= 2
 
 
@@ -339,6 +367,6 @@ def test_whatever_the_bytes_are_there_is_a_picture_or_a_cause_and_both_decoders_
         if spoilt:
             spoilt[int(where * len(spoilt))] = value
     slow = outcome(bytes(spoilt), SQUARE, None)
-    fast = outcome(bytes(spoilt), SQUARE, accelerate)
+    fast = outcome(bytes(spoilt), SQUARE, fast_jpeg)
     assert slow.shape == fast.shape
     assert np.abs(slow.astype(int) - fast).max() <= 2

@@ -128,6 +128,7 @@ def test_the_conda_environment_and_the_package_agree() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     text = (ROOT / "environment.yml").read_text()
     conda = requirements(re.findall(r"^  - ([a-z].*[0-9a-z])$", text.split("dependencies:")[1], re.M))
+    conda |= requirements(re.findall(r"^      - (.*)$", text.split("- pip:")[1], re.M))
     names = {"torch": "pytorch-gpu", "matplotlib": "matplotlib-base", "cuml-cu13": "cuml", "cupy-cuda13x": "cupy"}
     names["raft-dask-cu13"] = "raft-dask"  # its NCCL communicator, for k-means over several GPUs
     wanted = requirements([*project["dependencies"], *project["optional-dependencies"]["gpu"]])

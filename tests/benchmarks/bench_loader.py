@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 
 import batchjob.sample
+from batchjob import jpeg
 from batchjob.geometry import Geometry
 from batchjob.images import decode
-from batchjob.jpeg import accelerate
 from batchjob.loader import Loader, usable_cores
 from batchjob.sources import index_images
 from tests.benchmarks.harness import Contest
@@ -64,15 +64,13 @@ def one_worker(names: list[Path]) -> Contest:
         (3, 224, 224), is_training=False, interpolation="bicubic", crop_pct=1.0, use_prefetcher=True
     )
     slow = [decode(d, GEOMETRY, FILL).pixels.astype(int) for d in data]
-    apart = [
-        np.abs(s - decode(d, GEOMETRY, FILL, accelerate=accelerate).pixels) for s, d in zip(slow, data, strict=True)
-    ]
+    apart = [np.abs(s - decode(d, GEOMETRY, FILL, accelerate=jpeg).pixels) for s, d in zip(slow, data, strict=True)]
     return Contest(
         name="one worker: 640×480 JPEG to uint8 at 224",
         peer="timm's transform (PIL decode, resize, crop), uint8",
         unit="images",
         items=len(data),
-        ours=lambda: [decode(d, GEOMETRY, FILL, accelerate=accelerate) for d in data],
+        ours=lambda: [decode(d, GEOMETRY, FILL, accelerate=jpeg) for d in data],
         theirs=lambda: [reference(Image.open(io.BytesIO(d)).convert("RGB")) for d in data],
         aim=2.3,
         note=f"against Pillow: mean {np.mean(apart):.4f} grey levels, at most {np.max(apart)}",
