@@ -8,23 +8,23 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from batchjob import jpeg
 from batchjob.geometry import Geometry
 from batchjob.images import RGB, STATUS, ReadFailure, decode
 from batchjob.index import ImageIndex
+from batchjob.pixel_pool import PixelPool
 
 Range = tuple[int, int]  # rows [start, stop)
 
 
 @dataclass(slots=True)
 class Chunk:
-    """Some consecutive rows; `pixels` of a failed one are zeros."""
+    """What is known of some consecutive rows; their pixels are in the pool's `slot`, those of a failed one zeros."""
 
     start: int
-    pixels: Tensor  # uint8 [n, 3, H, W]
+    slot: int
     status: NDArray[np.uint8]
     heights: NDArray[np.int32]
     widths: NDArray[np.int32]
@@ -44,18 +44,18 @@ class Recipe:
 
 
 class Rows(Dataset[Chunk]):
-    """The index as a dataset whose items are ranges of rows; runs in the workers."""
+    """The index as a dataset whose items are ranges of rows, each decoded into a slot; runs in the workers."""
 
-    def __init__(self, recipe: Recipe, given_up: dict[int, tuple[str, str]], marks: Any) -> None:
+    def __init__(self, recipe: Recipe, pool: PixelPool, given_up: dict[int, tuple[str, str]], marks: Any) -> None:
         """`given_up`: row -> (cause, message) of rows that are not to be tried; `marks`: see `_mark`."""
-        self._recipe, self._given_up, self._marks = recipe, given_up, marks
+        self._recipe, self._pool, self._given_up, self._marks = recipe, pool, given_up, marks
 
     def __getitem__(self, rows: Any) -> Chunk:
-        start, stop = rows
-        geometry, count = self._recipe.geometry, stop - start
+        start, stop, slot = rows
+        count = stop - start
         chunk = Chunk(
             start,
-            torch.zeros((count, 3, geometry.height, geometry.width), dtype=torch.uint8),
+            slot,
             np.zeros(count, np.uint8),
             np.zeros(count, np.int32),
             np.zeros(count, np.int32),
@@ -65,6 +65,7 @@ class Rows(Dataset[Chunk]):
                 self._mark(start + i)
                 self._fill(chunk, i)
             except ReadFailure as failure:
+                self._pool.pixels[slot, i] = 0
                 chunk.status[i] = STATUS[failure.cause]
                 chunk.failures.append((start + i, failure.cause, failure.message))
         self._mark(-1)
@@ -81,7 +82,7 @@ class Rows(Dataset[Chunk]):
             chunk.read_s += (read := time.perf_counter()) - began
         try:
             image = decode(data, recipe.geometry, recipe.fill_rgb, interpolation=recipe.interpolation, accelerate=jpeg)
-            chunk.pixels[i] = torch.from_numpy(image.pixels)
+            self._pool.pixels[chunk.slot, i] = torch.from_numpy(image.pixels)
         finally:
             chunk.decode_s += time.perf_counter() - read
         chunk.heights[i], chunk.widths[i] = image.height, image.width

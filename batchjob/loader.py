@@ -1,8 +1,9 @@
 """Rows of an index as batches of uint8 tensors, in order, decoded by worker processes; and what the waiting says."""
 
+import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from batchjob.ahead import ahead
 from batchjob.chunks import Chunk, Range, Recipe
 from batchjob.geometry import Geometry
 from batchjob.images import RGB
@@ -47,24 +49,26 @@ class Loader:
         pin: bool = False,
         stall_s: float = STALL_S,
     ) -> None:
-        """Raises UserError where DATA is gone or has changed, or shared memory is too small for the workers."""
+        """Raises UserError where DATA is gone or has changed, or images are too large for so many workers."""
         index.check()
         self.workers = workers
         self.waited_s = 0.0  # of the caller, in `batches`, for images
         self.read_s = 0.0  # of all workers together
         self.decode_s = 0.0
         self._batch_size, self._pin = batch_size, pin
+        self._image = (3, geometry.height, geometry.width)
         recipe = Recipe(index, geometry, fill_rgb, interpolation)
         self._chunks = Chunks(recipe, workers=workers, batch_size=batch_size, stall_s=stall_s)
         self._ranges: list[Range] = []
         self._positions: dict[Range, int] = {}
         self._due = -1  # the range that the stream comes to next
-        self._stream: Iterator[Chunk] | None = None
+        self._stream: Generator[Batch, None, None] | None = None
 
     @property
     def bytes_in_flight(self) -> int:
         """At most so many bytes of decoded images wait for the caller."""
-        return self._chunks.sizing.bytes_in_flight
+        ready = 2 * self._batch_size * math.prod(self._image)  # by the thread that puts batches together
+        return self._chunks.sizing.bytes_in_flight + (ready if self.workers else 0)
 
     def announce(self, ranges: Sequence[Range]) -> None:
         """Says which `batches` come next, in order: the workers decode ahead across the ends of ranges.
@@ -73,7 +77,7 @@ class Loader:
         """
         self._ranges = [(start, stop) for start, stop in ranges if stop > start]
         self._positions = {asked: i for i, asked in enumerate(self._ranges)}
-        self._stream = None
+        self._end_stream()
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """The rows [start, stop) in order, `batch_size` at a time, the last batch smaller."""
@@ -83,12 +87,14 @@ class Loader:
             self.announce([(start, stop)])
         position = self._positions[start, stop]
         if self._stream is None or self._due != position:
-            self._stream = self._chunks.read(self._ranges[position:])
+            self._end_stream()
+            self._stream = self._open_stream(self._ranges[position:])
         stream, self._due = self._stream, -1  # until its end nobody else can go on with it
         for first in range(start, stop, self._batch_size):
             began = time.perf_counter()
-            batch = self._gather(stream, first, min(first + self._batch_size, stop))
+            batch = next(stream)
             self.waited_s += time.perf_counter() - began
+            assert batch.rows[0] == first, f"rows from {batch.rows[0]} came where {first} was due"
             if first + self._batch_size >= stop:
                 self._due = position + 1
             yield batch
@@ -107,7 +113,7 @@ class Loader:
 
     def close(self) -> None:
         """Ends the workers."""
-        self._stream = None
+        self._end_stream()
         self._chunks.close()
 
     def __enter__(self) -> Self:
@@ -116,19 +122,35 @@ class Loader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _gather(self, stream: Iterator[Chunk], start: int, stop: int) -> Batch:
+    def _open_stream(self, ranges: list[Range]) -> Generator[Batch, None, None]:
+        """The batches of the ranges, put together by a thread where there are workers that decode meanwhile."""
+        batches = self._assemble(ranges)
+        return ahead(batches, interrupt=self._chunks.interrupt) if self.workers else batches
+
+    def _end_stream(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+        self._stream = None
+
+    def _assemble(self, ranges: list[Range]) -> Generator[Batch, None, None]:
+        chunks = self._chunks.read(ranges)
+        for start, stop in ranges:
+            for first in range(start, stop, self._batch_size):
+                yield self._gather(chunks, first, min(first + self._batch_size, stop))
+
+    def _gather(self, stream: Iterator[tuple[Chunk, Tensor]], start: int, stop: int) -> Batch:
+        pixels = torch.empty((stop - start, *self._image), dtype=torch.uint8, pin_memory=self._pin)
         chunks = []
         row = start
         while row < stop:
-            chunk = next(stream)
+            chunk, decoded = next(stream)
             assert chunk.start == row, f"rows from {chunk.start} came where {row} was due"
             chunks.append(chunk)
-            row += len(chunk.status)
+            # by NumPy: in a thread of its own, torch would start a pool of threads that compete with the model's
+            np.copyto(pixels[row - start : row - start + len(decoded)].numpy(), decoded.numpy())
+            row += len(decoded)
             self.read_s += chunk.read_s
             self.decode_s += chunk.decode_s
-        shape = (stop - start, *chunks[0].pixels.shape[1:])
-        pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin)
-        torch.cat([chunk.pixels for chunk in chunks], out=pixels)
         return Batch(
             np.arange(start, stop),
             pixels,

@@ -1,9 +1,10 @@
 """Decoding processes: chunks of rows in order, whatever a file does to the process that reads it."""
 
+import atexit
 import contextlib
+import math
 import multiprocessing
 import os
-import shutil
 import signal
 import threading
 import time
@@ -14,10 +15,12 @@ from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from batchjob.chunks import Chunk, Range, Recipe, Rows
 from batchjob.errors import UserError
+from batchjob.pixel_pool import PixelPool
 
 STRIKES = 2  # that often a row may cost its worker before it is given up
 BARREN_RESTARTS = 5  # in a row, without a chunk between and without a row to blame
@@ -34,25 +37,29 @@ class Sizing:
 
     rows_per_chunk: int
     prefetch_factor: int
+    slots: int
     bytes_in_flight: int
 
 
-def sizing(*, row_bytes: int, batch_size: int, workers: int, free_bytes: int) -> Sizing:
-    """Chunks small enough that all workers share a batch, and two batches ahead, as far as memory allows.
+def sizing(*, row_bytes: int, batch_size: int, workers: int) -> Sizing:
+    """Chunks small enough that all workers share a batch, and two batches ahead, as far as `PREFETCH_BYTES` allow.
 
-    `free_bytes` is of shared memory, of which half is taken at most. Raises UserError where even single rows don't fit.
+    Raises UserError where they don't allow a row for each worker.
     """
-    budget = min(PREFETCH_BYTES, free_bytes // 2)
     lanes = max(1, workers)
-    rows = max(1, min(batch_size, CHUNK_ROWS, CHUNK_BYTES // row_bytes, budget // (2 * lanes * row_bytes)))
-    if workers and lanes * rows * row_bytes > budget:
+    if (lanes + 1) * row_bytes > PREFETCH_BYTES:
         raise UserError(
-            f"--workers {workers} need {lanes * row_bytes / 2**20:.0f} MB of shared memory, {SHARED_MEMORY} has "
-            f"{free_bytes / 2**20:.0f} MB free, half of it is used; give fewer, or enlarge it (docker: --shm-size=1g)"
+            f"--workers {workers} need {(lanes + 1) * row_bytes / 2**20:.0f} MB for an image each; give fewer: "
+            f"{PREFETCH_BYTES / 2**20:.0f} MB are used at most"
         )
+    rows = max(
+        1, min(batch_size, CHUNK_ROWS, CHUNK_BYTES // row_bytes, PREFETCH_BYTES // ((2 * lanes + 1) * row_bytes))
+    )
     wanted = -(-2 * batch_size // (lanes * rows))
-    factor = max(1, min(max(2, wanted), budget // (lanes * rows * row_bytes)))
-    return Sizing(rows, factor, lanes * rows * factor * row_bytes)
+    slots = PREFETCH_BYTES // (rows * row_bytes)
+    factor = max(1, min(max(2, wanted), (slots - 1) // lanes))
+    slots = lanes * factor + 1  # a chunk's slot is filled again only when the next chunk has been asked for
+    return Sizing(rows, factor, slots, slots * rows * row_bytes)
 
 
 class Chunks:
@@ -64,21 +71,25 @@ class Chunks:
     def __init__(self, recipe: Recipe, *, workers: int, batch_size: int, stall_s: float) -> None:
         geometry = recipe.geometry
         self._recipe, self._workers, self._stall_s = recipe, workers, stall_s
-        free = shutil.disk_usage(SHARED_MEMORY).free if workers and os.path.isdir(SHARED_MEMORY) else 2**62
-        row_bytes = 3 * geometry.height * geometry.width
-        self.sizing = sizing(row_bytes=row_bytes, batch_size=batch_size, workers=workers, free_bytes=free)
+        image = (3, geometry.height, geometry.width)
+        self.sizing = sizing(row_bytes=math.prod(image), batch_size=batch_size, workers=workers)
+        self._pool = PixelPool((self.sizing.slots, self.sizing.rows_per_chunk, *image))
         self._batch_size = batch_size
-        self._tasks = _Tasks()
+        self._tasks = _Tasks(self.sizing.slots)
         self._given_up: dict[int, tuple[str, str]] = {}
         self._strikes: dict[int, int] = {}
         self._barren = 0
+        self._interrupted = threading.Event()
         self._loader: DataLoader[Chunk] | None = None
         self._stream: Iterator[Chunk] | None = None
         self._processes: list[multiprocessing.process.BaseProcess] = []
         self._marks: Any = None
 
-    def read(self, ranges: list[Range]) -> Iterator[Chunk]:
-        """The ranges' chunks; none crosses a range or a batch of it. Ends a `read` that is under way."""
+    def read(self, ranges: list[Range]) -> Iterator[tuple[Chunk, Tensor]]:
+        """The ranges' chunks and their pixels, uint8 [n, 3, H, W], which are overwritten when the next is asked for.
+
+        No chunk crosses a range or a batch of it. Ends a `read` that is under way.
+        """
         self._tasks.left = deque(
             (low, min(low + self.sizing.rows_per_chunk, stop, first + self._batch_size))
             for start, stop in ranges
@@ -86,7 +97,8 @@ class Chunks:
             for low in range(first, min(first + self._batch_size, stop), self.sizing.rows_per_chunk)
         )
         self._stream = None
-        while self._tasks.left:
+        self._interrupted.clear()
+        while self._tasks.left and not self._interrupted.is_set():
             try:
                 if self._stream is None:
                     self._stream = self._start()
@@ -96,7 +108,11 @@ class Chunks:
                 continue
             self._barren = 0
             self._tasks.left.popleft()
-            yield chunk
+            yield chunk, self._pool.pixels[chunk.slot, : len(chunk.status)]
+
+    def interrupt(self) -> None:
+        """Makes a `read` in another thread end, within some `POLL_S`."""
+        self._interrupted.set()
 
     def close(self) -> None:
         """Ends the workers."""
@@ -105,6 +121,11 @@ class Chunks:
         if shut_down is not None:
             shut_down()
         self._loader = self._stream = None
+        self._kill_workers()
+        atexit.unregister(self._abandon)
+
+    def _abandon(self) -> None:
+        self.interrupt()
         self._kill_workers()
 
     def _start(self) -> Iterator[Chunk]:
@@ -120,11 +141,14 @@ class Chunks:
 
     def _new_loader(self) -> DataLoader[Chunk]:
         if not self._workers:
-            return DataLoader(Rows(self._recipe, {}, None), batch_size=None, sampler=self._tasks, collate_fn=_as_it_is)
+            return DataLoader(
+                Rows(self._recipe, self._pool, {}, None), batch_size=None, sampler=self._tasks, collate_fn=_as_it_is
+            )
+        atexit.register(self._abandon)  # else Python would wait for ever for workers that are deaf to its SIGTERM
         context = _quiet_forkserver()
         self._marks = context.RawArray("d", [0.0, -1.0, 0.0] * self._workers)  # pid, row in hand, since
         return DataLoader(
-            Rows(self._recipe, dict(self._given_up), self._marks),
+            Rows(self._recipe, self._pool, dict(self._given_up), self._marks),
             batch_size=None,
             sampler=self._tasks,
             num_workers=self._workers,
@@ -191,11 +215,13 @@ class Chunks:
 class _Tasks:
     """A sampler: what is left when the workers start is what they get."""
 
-    def __init__(self) -> None:
+    def __init__(self, slots: int) -> None:
         self.left: deque[Range] = deque()
+        self._slots = slots
 
-    def __iter__(self) -> Iterator[Range]:
-        return iter(tuple(self.left))
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        """(start, stop, the slot of the pool)."""
+        return ((start, stop, i % self._slots) for i, (start, stop) in enumerate(tuple(self.left)))
 
     def __len__(self) -> int:
         return len(self.left)
@@ -242,7 +268,7 @@ def _how_died(exit_code: int) -> str:
     if exit_code >= 0:
         return f"its process ended with {exit_code}"
     name = {int(s): s.name for s in signal.Signals}.get(-exit_code, f"signal {-exit_code}")
-    hint = {"SIGKILL": " (out of memory?)", "SIGBUS": f" ({SHARED_MEMORY} full?)"}.get(name, "")
+    hint = " (out of memory?)" if name in ("SIGKILL", "SIGBUS") else ""
     return f"its process was killed by {name}{hint}"
 
 

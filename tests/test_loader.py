@@ -93,19 +93,17 @@ def test_ranges_may_be_asked_for_in_any_order_and_be_left_half_read(files, expec
 @pytest.mark.parametrize("image_px", [28, 224, 1024, 4096])
 @pytest.mark.parametrize("batch_size", [1, 16, 256])
 def test_what_is_decoded_ahead_is_bounded_in_bytes(workers, image_px, batch_size):
-    free = 16 * 2**30
     row_bytes = 3 * image_px**2
     if workers * row_bytes > 2**30:
-        with pytest.raises(UserError, match="--workers 200 need 9600 MB"):
-            sizing(row_bytes=row_bytes, batch_size=batch_size, workers=workers, free_bytes=free)
+        with pytest.raises(UserError, match="--workers 200 need 9648 MB"):
+            sizing(row_bytes=row_bytes, batch_size=batch_size, workers=workers)
         return
-    found = sizing(row_bytes=row_bytes, batch_size=batch_size, workers=workers, free_bytes=free)
+    found = sizing(row_bytes=row_bytes, batch_size=batch_size, workers=workers)
     assert 1 <= found.rows_per_chunk <= batch_size
-    assert found.bytes_in_flight <= 2**30
+    assert found.slots == max(1, workers) * found.prefetch_factor + 1
+    assert found.bytes_in_flight == found.slots * found.rows_per_chunk * row_bytes <= 2**30
     if workers and image_px == 224:
         assert found.rows_per_chunk * found.prefetch_factor * workers >= min(2 * batch_size, 2**30 // row_bytes // 2)
-    scarce = sizing(row_bytes=150_528, batch_size=256, workers=4, free_bytes=64 * 2**20)
-    assert scarce.bytes_in_flight <= 32 * 2**20
 
 
 def test_a_saved_index_costs_a_worker_its_folder_s_name_only(files, tmp_path):

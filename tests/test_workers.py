@@ -1,9 +1,9 @@
 import multiprocessing
 import os
-import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -76,11 +76,20 @@ def test_full_shared_memory_is_named_with_the_way_out(files):
         list(loader.batches(0, 4))
 
 
-def test_too_little_shared_memory_is_refused_before_any_work(files, monkeypatch):
-    usage = shutil.disk_usage("/")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2000))
-    with pytest.raises(UserError, match="/dev/shm has"):
-        open_loader(good_rows(files[0], 4))
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small /dev/shm")
+def test_a_dev_shm_of_64_kb_is_enough(photos):
+    small = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=64k none /dev/shm && exec "$@"', "sh"]
+    if subprocess.run([*small, "true"], capture_output=True).returncode:
+        pytest.skip("this machine does not let root mount")
+    process = run_script(photos, "go on", before=small, stderr=subprocess.PIPE)
+    assert process.communicate(timeout=120) == ("True\n", "")
+
+
+def test_a_job_that_ends_by_an_error_with_the_loader_open_ends(photos):
+    process = run_script(photos, "fail", stderr=subprocess.PIPE)
+    out, err = process.communicate(timeout=120)
+    assert (out, process.returncode) == ("", 1)
+    assert "RuntimeError: in the middle" in err
 
 
 SIGNALLED = """
@@ -91,7 +100,11 @@ from batchjob.loader import Loader
 from batchjob.sources import index_images
 if __name__ == "__main__":
     index = index_images(sys.argv[1])
-    with Loader(index, Geometry(28, 28, 14, 14), fill_rgb=(0, 0, 0), batch_size=2, workers=2) as loader:
+    loader = Loader(index, Geometry(28, 28, 14, 14), fill_rgb=(0, 0, 0), batch_size=2, workers=2)
+    if sys.argv[2] == "fail":
+        for _ in loader.batches(0, len(index)):
+            raise RuntimeError("in the middle")
+    with loader:
         batches = loader.batches(0, len(index))
         rows = list(next(batches).rows)
         if sys.argv[2] == "wait":
@@ -106,11 +119,11 @@ if __name__ == "__main__":
 """
 
 
-def run_script(root: Path, what: str, **options):
+def run_script(root: Path, what: str, before: Sequence[str] = (), **options):
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     script = root.parent / "signalled.py"
     script.write_text(SIGNALLED)
-    command = [sys.executable, str(script), str(root), what]
+    command = [*before, sys.executable, str(script), str(root), what]
     return subprocess.Popen(command, env=env, start_new_session=True, text=True, stdout=subprocess.PIPE, **options)
 
 

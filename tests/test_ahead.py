@@ -1,0 +1,72 @@
+import threading
+import time
+
+import pytest
+
+from batchjob.ahead import ahead
+
+
+def numbers(made, stop=10, error=None):
+    for i in range(stop):
+        made.append(i)
+        yield i
+    if error is not None:
+        raise error
+
+
+def idle() -> None:
+    pass
+
+
+def test_items_come_in_order_and_the_thread_ends():
+    before = threading.active_count()
+    assert list(ahead(numbers([]), interrupt=idle)) == list(range(10))
+    assert list(ahead(numbers([], stop=0), interrupt=idle)) == []
+    assert threading.active_count() == before
+
+
+def test_one_item_waits_and_one_more_is_made_and_no_further():
+    made = []
+    stream = ahead(numbers(made), interrupt=idle)
+    assert next(stream) == 0
+    until = time.monotonic() + 10
+    while len(made) < 3 and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert made == [0, 1, 2]
+    stream.close()
+
+
+def test_an_error_comes_after_the_items_before_it():
+    stream = ahead(numbers([], stop=2, error=KeyError("k")), interrupt=idle)
+    assert [next(stream), next(stream)] == [0, 1]
+    with pytest.raises(KeyError, match="k"):
+        next(stream)
+
+
+def test_closing_interrupts_and_waits_for_what_is_under_way():
+    interrupted, left = threading.Event(), []
+
+    def slow():
+        try:
+            yield 0
+            interrupted.wait(10)
+        finally:
+            left.append(True)
+
+    stream = ahead(slow(), interrupt=interrupted.set)
+    assert next(stream) == 0
+    stream.close()
+    assert left == [True]
+    assert interrupted.is_set()
+
+
+def test_closing_a_thread_that_waits_for_room_ends_it():
+    before = threading.active_count()
+    made = []
+    stream = ahead(numbers(made, stop=1000), interrupt=idle)
+    next(stream)
+    time.sleep(0.05)
+    stream.close()
+    assert threading.active_count() == before
+    assert len(made) < 10
