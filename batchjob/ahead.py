@@ -2,8 +2,8 @@
 
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from typing import Generic, Self, TypeVar
 
 T = TypeVar("T")
 
@@ -15,38 +15,53 @@ class _End:
         self.error = error
 
 
-def ahead(items: Iterator[T], *, interrupt: Callable[[], None]) -> Generator[T, None, None]:
-    """The items, of which a thread has the next one ready and may be at work on one more; its errors are raised here.
+class Ahead(Generic[T]):
+    """The items, of which a thread has the next one ready and may be making one more; its errors are raised here."""
 
-    Closing it early calls `interrupt`, after which `items` should end soon, and waits for that.
-    """
-    ready: queue.Queue[T | _End] = queue.Queue(maxsize=1)
-    stopped = threading.Event()
+    def __init__(self, items: Iterator[T], *, interrupt: Callable[[], None]) -> None:
+        """Begins at once. `interrupt` is called by `close`; after it, `items` should end soon."""
+        self._ready: queue.Queue[T | _End] = queue.Queue(maxsize=1)
+        self._first: T | _End | None = None
+        self._interrupt, self._stopped = interrupt, threading.Event()
+        self._thread = threading.Thread(target=self._work, args=(items,), name="ahead", daemon=True)
+        self._thread.start()
 
-    def work() -> None:
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> T:
+        self.wait()
+        item, self._first = self._first, None
+        if isinstance(item, _End):
+            self._first = _End(None)  # asked again, it has ended
+            raise item.error or StopIteration
+        assert item is not None
+        return item
+
+    def wait(self) -> None:
+        """Returns when `next` would not have to wait."""
+        if self._first is None:
+            self._first = self._ready.get()
+
+    def close(self) -> None:
+        """Ends the thread, and waits for that."""
+        self._stopped.set()
+        self._interrupt()
+        while self._thread.is_alive():  # it may be waiting for room
+            try:
+                self._ready.get(timeout=0.05)
+            except queue.Empty:
+                continue
+        self._thread.join()
+        self._first = _End(None)
+
+    def _work(self, items: Iterator[T]) -> None:
         end = _End(None)
         try:
             for item in items:
-                ready.put(item)
-                if stopped.is_set():
+                self._ready.put(item)
+                if self._stopped.is_set():
                     break
         except BaseException as error:
             end.error = error
-        ready.put(end)
-
-    thread = threading.Thread(target=work, name="ahead", daemon=True)
-    thread.start()
-    try:
-        while not isinstance(item := ready.get(), _End):
-            yield item
-        if item.error is not None:
-            raise item.error
-    finally:
-        stopped.set()
-        interrupt()
-        while thread.is_alive():  # it may be waiting for room
-            try:
-                ready.get(timeout=0.05)
-            except queue.Empty:
-                continue
-        thread.join()
+        self._ready.put(end)

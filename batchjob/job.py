@@ -44,20 +44,22 @@ def label(
     for line in forecast(plan, units):
         say(line)
     index = ImageIndex.load(run / "index")
-    state = weights.state_dict(weights.Weights(**plan.weights))
-    model = load_model(plan.model, state, precision=plan.precision, device=device, seed=plan.options.seed)
-    extract = Extractor(model, plan.layers, plan.heads)
-    find_clusters = open_clusterer(plan, run, engine, device)
-    find_scores = Scorer(plan, run, device)
     batch_size, reason = choose_batch_size(runtime.batch_size, plan, device)
     say(f"batch size {batch_size}: {reason}")
-    guard = HalvingGuard(say)
-    images, done, stages = plan.row_count, board.done if board else 0, Stages()
+    guard, images, stages = HalvingGuard(say), plan.row_count, Stages()
     with (
         open_loader(plan, index, runtime, batch_size, device) as loader,
         store.Writer(run, plan) as writer,
-        Progress(images, done, board=board) as progress,
+        Progress(images, board.done if board else 0, board=board) as progress,
     ):
+        with stages("start"):
+            loader.announce([plan.partitions[unit] for unit in units])  # the workers start while the model is loaded
+            state = weights.state_dict(weights.Weights(**plan.weights))
+            model = load_model(plan.model, state, precision=plan.precision, device=device, seed=plan.options.seed)
+            extract = Extractor(model, plan.layers, plan.heads)
+            find_clusters = open_clusterer(plan, run, engine, device)
+            find_scores = Scorer(plan, run, device)
+            loader.wait()
 
         def compute(unit: int) -> tuple[buffers.Buffers, list[buffers.Failure]]:
             filled, failures = buffers.blank(plan, unit), list[buffers.Failure]()
@@ -83,7 +85,6 @@ def label(
             filled.arrays |= find_scores.partition_sums()
             return filled, failures
 
-        loader.announce([plan.partitions[unit] for unit in units])
         for unit in claimed(writer, units, should_stop):
             filled, failures = guard.run(functools.partial(compute, unit))
             with stages("store"):
@@ -119,5 +120,5 @@ def open_loader(plan: Plan, index: ImageIndex, runtime: Runtime, batch_size: int
         interpolation=plan.model.interpolation,
         batch_size=batch_size,
         workers=choose_workers(runtime.workers),
-        pin=device.type == "cuda",
+        pin_for=device if device.type == "cuda" else None,
     )

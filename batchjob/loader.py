@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from batchjob.ahead import ahead
+from batchjob.ahead import Ahead
 from batchjob.chunks import Chunk, Range, Recipe
 from batchjob.geometry import Geometry
 from batchjob.images import RGB
@@ -46,23 +46,26 @@ class Loader:
         interpolation: str = "bicubic",
         batch_size: int,
         workers: int,
-        pin: bool = False,
+        pin_for: torch.device | None = None,
         stall_s: float = STALL_S,
     ) -> None:
-        """Raises UserError where DATA is gone or has changed, or images are too large for so many workers."""
+        """`pin_for`: the GPU that batches are copied to, out of page-locked memory.
+
+        Raises UserError where DATA is gone or has changed, or images are too large for so many workers.
+        """
         index.check()
         self.workers = workers
         self.waited_s = 0.0  # of the caller, in `batches`, for images
         self.read_s = 0.0  # of all workers together
         self.decode_s = 0.0
-        self._batch_size, self._pin = batch_size, pin
+        self._batch_size, self._pin_for = batch_size, pin_for
         self._image = (3, geometry.height, geometry.width)
         recipe = Recipe(index, geometry, fill_rgb, interpolation)
         self._chunks = Chunks(recipe, workers=workers, batch_size=batch_size, stall_s=stall_s)
         self._ranges: list[Range] = []
         self._positions: dict[Range, int] = {}
         self._due = -1  # the range that the stream comes to next
-        self._stream: Generator[Batch, None, None] | None = None
+        self._stream: Generator[Batch, None, None] | Ahead[Batch] | None = None
 
     @property
     def bytes_in_flight(self) -> int:
@@ -71,13 +74,21 @@ class Loader:
         return self._chunks.sizing.bytes_in_flight + (ready if self.workers else 0)
 
     def announce(self, ranges: Sequence[Range]) -> None:
-        """Says which `batches` come next, in order: the workers decode ahead across the ends of ranges.
+        """Says which `batches` come next, in order: the workers begin, and decode ahead across the ends of ranges.
 
         One may be left out or come again; then what was decoded ahead is lost, no more.
         """
         self._ranges = [(start, stop) for start, stop in ranges if stop > start]
         self._positions = {asked: i for i, asked in enumerate(self._ranges)}
-        self._end_stream()
+        self._open_stream(0)
+
+    def wait(self) -> None:
+        """Returns when the first of the announced batches is there, or with `workers=0` at once.
+
+        What it takes is the start of the processes, and not counted as `waited_s`.
+        """
+        if isinstance(self._stream, Ahead):
+            self._stream.wait()
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """The rows [start, stop) in order, `batch_size` at a time, the last batch smaller."""
@@ -86,10 +97,10 @@ class Loader:
         if (start, stop) not in self._positions:
             self.announce([(start, stop)])
         position = self._positions[start, stop]
-        if self._stream is None or self._due != position:
-            self._end_stream()
-            self._stream = self._open_stream(self._ranges[position:])
+        if self._due != position:
+            self._open_stream(position)
         stream, self._due = self._stream, -1  # until its end nobody else can go on with it
+        assert stream is not None
         for first in range(start, stop, self._batch_size):
             began = time.perf_counter()
             batch = next(stream)
@@ -122,24 +133,28 @@ class Loader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _open_stream(self, ranges: list[Range]) -> Generator[Batch, None, None]:
-        """The batches of the ranges, put together by a thread where there are workers that decode meanwhile."""
-        batches = self._assemble(ranges)
-        return ahead(batches, interrupt=self._chunks.interrupt) if self.workers else batches
+    def _open_stream(self, position: int) -> None:
+        """The batches from a range on, put together by a thread where there are workers that decode meanwhile."""
+        self._end_stream()
+        batches = self._assemble(self._ranges[position:])
+        self._stream = Ahead(batches, interrupt=self._chunks.interrupt) if self.workers else batches
+        self._due = position
 
     def _end_stream(self) -> None:
         if self._stream is not None:
             self._stream.close()
-        self._stream = None
+        self._stream, self._due = None, -1
 
     def _assemble(self, ranges: list[Range]) -> Generator[Batch, None, None]:
+        if self._pin_for is not None:  # in a new thread it would be the first GPU, whoever uses that
+            torch.cuda.set_device(self._pin_for)
         chunks = self._chunks.read(ranges)
         for start, stop in ranges:
             for first in range(start, stop, self._batch_size):
                 yield self._gather(chunks, first, min(first + self._batch_size, stop))
 
     def _gather(self, stream: Iterator[tuple[Chunk, Tensor]], start: int, stop: int) -> Batch:
-        pixels = torch.empty((stop - start, *self._image), dtype=torch.uint8, pin_memory=self._pin)
+        pixels = torch.empty((stop - start, *self._image), dtype=torch.uint8, pin_memory=self._pin_for is not None)
         chunks = []
         row = start
         while row < stop:

@@ -24,6 +24,7 @@ def run(args: Namespace) -> int:
     from batchjob.sources import ImageIndex
 
     folder, runtime = _folder(args), _pick(Runtime, args)
+    _start_workers(runtime)
     plan_run(args, folder)
     planned = plans.load(folder)
     if damages := store.mend(folder, planned, ImageIndex.load(folder / "index")):
@@ -62,8 +63,9 @@ def label(args: Namespace) -> int:
     """Labels a share of the missing partitions."""
     from batchjob import plan as plans
 
-    folder = Path(args.run)
-    _label(folder, plans.load(folder), _pick(Runtime, args), args.partition)
+    folder, runtime = Path(args.run), _pick(Runtime, args)
+    _start_workers(runtime)
+    _label(folder, plans.load(folder), runtime, args.partition)
     return 0
 
 
@@ -159,6 +161,14 @@ def plan_run(args: Namespace, folder: Path) -> None:
     from batchjob.prepare import prepare
 
     prepare(args.data, folder, _pick(Options, args), say=_note)
+
+
+def _start_workers(runtime: Runtime) -> None:
+    """Starts what decoding workers are forked from: it imports as long as this process does, and both at once."""
+    if runtime.workers != "0":
+        from batchjob import fork_server
+
+        fork_server.start()
 
 
 def _folder(args: Namespace) -> Path:

@@ -12,12 +12,13 @@ import warnings
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from batchjob import fork_server
 from batchjob.chunks import Chunk, Range, Recipe, Rows
 from batchjob.errors import UserError
 from batchjob.pixel_pool import PixelPool
@@ -140,12 +141,12 @@ class Chunks:
         return stream
 
     def _new_loader(self) -> DataLoader[Chunk]:
+        own = torch.Generator()  # another thread may be drawing weights from torch's common one
         if not self._workers:
-            return DataLoader(
-                Rows(self._recipe, self._pool, {}, None), batch_size=None, sampler=self._tasks, collate_fn=_as_it_is
-            )
+            rows = Rows(self._recipe, self._pool, {}, None)
+            return DataLoader(rows, batch_size=None, sampler=self._tasks, collate_fn=_as_it_is, generator=own)
         atexit.register(self._abandon)  # else Python would wait for ever for workers that are deaf to its SIGTERM
-        context = _quiet_forkserver()
+        context = fork_server.start()
         self._marks = context.RawArray("d", [0.0, -1.0, 0.0] * self._workers)  # pid, row in hand, since
         return DataLoader(
             Rows(self._recipe, self._pool, dict(self._given_up), self._marks),
@@ -154,6 +155,7 @@ class Chunks:
             num_workers=self._workers,
             prefetch_factor=self.sizing.prefetch_factor,
             collate_fn=_as_it_is,
+            generator=own,
             persistent_workers=True,
             multiprocessing_context=context,
             worker_init_fn=_enter_worker,
@@ -227,26 +229,6 @@ class _Tasks:
         return len(self.left)
 
 
-def _quiet_forkserver() -> Any:
-    """A context whose workers are forked from a process without threads or CUDA, deaf to a scheduler's signals.
-
-    Blocked signals stay blocked in children: TERM and USR1, which a scheduler sends to every process of a step, reach
-    the fork server and the resource tracker as little as the workers, which go on until the loop has stored its batch.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["batchjob.workers"])
-    for server in (resource_tracker, forkserver):
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SCHEDULER_SIGNALS)
-        try:
-            server.ensure_running()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return context
-
-
-_SCHEDULER_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-
-
 def _end_with_the_job() -> None:
     """Ends this process when the job's does. torch's own watch is for the parent, here the fork server, which in turn
     lives as long as its children."""
@@ -258,7 +240,7 @@ def _end_with_the_job() -> None:
 
 def _enter_worker(worker: int) -> None:
     threading.Thread(target=_end_with_the_job, daemon=True).start()
-    for number in _SCHEDULER_SIGNALS:
+    for number in fork_server.SCHEDULER_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("500")  # short of memory, the kernel takes a worker, which is replaced, not the job

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from batchjob.ahead import ahead
+from batchjob.ahead import Ahead
 
 
 def numbers(made, stop=10, error=None):
@@ -20,27 +20,34 @@ def idle() -> None:
 
 def test_items_come_in_order_and_the_thread_ends():
     before = threading.active_count()
-    assert list(ahead(numbers([]), interrupt=idle)) == list(range(10))
-    assert list(ahead(numbers([], stop=0), interrupt=idle)) == []
+    assert list(Ahead(numbers([]), interrupt=idle)) == list(range(10))
+    assert list(Ahead(numbers([], stop=0), interrupt=idle)) == []
     assert threading.active_count() == before
 
 
-def test_one_item_waits_and_one_more_is_made_and_no_further():
+def test_it_begins_at_once_and_makes_one_item_more_than_waits():
     made = []
-    stream = ahead(numbers(made), interrupt=idle)
-    assert next(stream) == 0
+    stream = Ahead(numbers(made), interrupt=idle)
     until = time.monotonic() + 10
-    while len(made) < 3 and time.monotonic() < until:
+    while len(made) < 2 and time.monotonic() < until:
         time.sleep(0.01)
     time.sleep(0.1)
-    assert made == [0, 1, 2]
+    assert made == [0, 1]
+    stream.wait()
+    stream.wait()
+    assert [next(stream), next(stream)] == [0, 1]
     stream.close()
+    with pytest.raises(StopIteration):
+        next(stream)
 
 
 def test_an_error_comes_after_the_items_before_it():
-    stream = ahead(numbers([], stop=2, error=KeyError("k")), interrupt=idle)
+    stream = Ahead(numbers([], stop=2, error=KeyError("k")), interrupt=idle)
     assert [next(stream), next(stream)] == [0, 1]
+    stream.wait()
     with pytest.raises(KeyError, match="k"):
+        next(stream)
+    with pytest.raises(StopIteration):
         next(stream)
 
 
@@ -54,7 +61,7 @@ def test_closing_interrupts_and_waits_for_what_is_under_way():
         finally:
             left.append(True)
 
-    stream = ahead(slow(), interrupt=interrupted.set)
+    stream = Ahead(slow(), interrupt=interrupted.set)
     assert next(stream) == 0
     stream.close()
     assert left == [True]
@@ -64,7 +71,7 @@ def test_closing_interrupts_and_waits_for_what_is_under_way():
 def test_closing_a_thread_that_waits_for_room_ends_it():
     before = threading.active_count()
     made = []
-    stream = ahead(numbers(made, stop=1000), interrupt=idle)
+    stream = Ahead(numbers(made, stop=1000), interrupt=idle)
     next(stream)
     time.sleep(0.05)
     stream.close()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -174,3 +175,13 @@ def test_what_the_caller_waited_and_the_workers_did_is_counted(files):
         assert loader.read_s > 0
         assert loader.decode_s > 0
         assert loader.waited_s >= loader.read_s + loader.decode_s
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_reading_leaves_torch_s_random_numbers_alone(files, workers):
+    with torch.random.fork_rng(), open_loader(good_rows(files[0], 4), workers=workers) as loader:
+        torch.manual_seed(3)
+        wanted = torch.rand(4)
+        torch.manual_seed(3)
+        list(loader.batches(0, 4))
+        assert torch.equal(torch.rand(4), wanted)

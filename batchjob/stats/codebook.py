@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import zarr
 from numpy.typing import NDArray
-from sklearn.metrics.cluster import expected_mutual_information
 
 from batchjob.coco import Annotations, instances_on_grid
 from batchjob.stats.view import OK, View, read_part
@@ -130,6 +129,8 @@ def dataset_ami(table: NDArray[np.int64]) -> float:
         return float("nan")
     if min(table.shape) == 1:
         return 1.0 if max(table.shape) == 1 else 0.0
+    from sklearn.metrics.cluster import expected_mutual_information  # a second to import, for nothing else in a job
+
     a, b = _entropy(table.sum(1)), _entropy(table.sum(0))
     information = a + b - _entropy(table.ravel())
     if n <= EXACT_ROWS:

@@ -123,9 +123,7 @@ def many_workers(folder: Path, *, count: int) -> Iterator[Contest]:
     """All cores' worth of workers against one, decoding alone."""
     cores = usable_cores()
     index = repeated(folder, count)
-    loaders = [
-        Loader(index, GEOMETRY, fill_rgb=FILL, batch_size=64, workers=workers, pin=False) for workers in (cores, 1)
-    ]
+    loaders = [Loader(index, GEOMETRY, fill_rgb=FILL, batch_size=64, workers=workers) for workers in (cores, 1)]
     many, one = (lambda loader=loader: sum(1 for _ in loader.batches(0, count)) for loader in loaders)
     yield Contest(
         name=f"{cores} workers",
