@@ -94,6 +94,10 @@ class Options:
             raise UserError(f"--k {self.k} is out of range; labels are bytes: give 1 to {MAX_K}")
         if self.queries == "cls" and self.scope != "dataset":
             raise UserError("--queries cls clusters one row an image, which needs --scope dataset")
+        for name, default in (("features", "absolute"), ("fit_rows", "auto")):
+            if self.scope != "dataset" and (value := getattr(self, name)) != default:
+                flag = f"--{name.replace('_', '-')} {value}"
+                raise UserError(f"{flag} is of dataset-wide clusters; give --scope dataset too")
 
     @property
     def methods(self) -> tuple[str, ...]:

@@ -137,6 +137,8 @@ def decode(
     except MemoryError:
         raise ReadFailure("too_large", f"the memory did not suffice to decode its {len(data)} bytes") from None
     except Exception as error:  # a decoder fed with anything raises anything
+        if "too large" in str(error):  # Pillow's guard against text chunks that unpack to gigabytes
+            raise ReadFailure("too_large", one_line(error)) from None
         raise ReadFailure("truncated", f"cut off or damaged: {one_line(error)}") from None
 
 
@@ -250,6 +252,8 @@ def _open(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
+        if data[4:8] == b"ftyp" and any(brand in data[8:64] for brand in (b"heic", b"heix", b"hevc")):
+            raise ReadFailure("not_an_image", "HEIC is not read; convert it, for instance to JPEG") from None
         raise ReadFailure("not_an_image", f"no image format that is read; it starts with {data[:16]!r}") from None
     except Image.DecompressionBombError as error:
         raise ReadFailure("too_large", one_line(error)) from None

@@ -229,8 +229,10 @@ def _refuse_duplicates(index: ImageIndex, hashes: NDArray[np.int64]) -> None:
     equal = sorted((a, b) for a, b in pairs if index.id(a) == index.id(b))
     if equal:
         a, b = equal[0]
+        first, second = one_line(index.where(a)), one_line(index.where(b))
+        raw = " (in one of them \\xNN are the characters, in the other a byte that is not UTF-8)"
         raise UserError(
-            f"id {index.id(a)!r} is given to two images, {one_line(index.where(a))} and {one_line(index.where(b))}"
+            f"id {index.id(a)!r} is given to two images, {first} and {second}{raw if first == second else ''}"
             f" ({len(equal)} such pairs); every image needs an id of its own: rename one, or leave it out"
         )
 

@@ -259,9 +259,8 @@ def _resolve(option: str, text: str, count: int, model: str) -> tuple[int, ...]:
         raise UserError(f"--{option} {text!r} is no list of numbers; give e.g. -1, or 0,{count - 1}, or all")
     outside = [item for item in items if not -count <= int(item) < count]
     if outside:
-        raise UserError(
-            f"--{option} {', '.join(outside)} out of range: {model} has {count} {option}; give 0 to {count - 1}, or -1"
-        )
+        have, give = (f"{count} {option}", f"0 to {count - 1}, or -1") if count > 1 else (f"1 {option[:-1]}", "0")
+        raise UserError(f"--{option} {', '.join(outside)} out of range: {model} has {have}; give {give}")
     return tuple(sorted({int(item) % count for item in items}))
 
 

@@ -98,7 +98,7 @@ def default_run(data: str, options: Options) -> Path:
     """runs/DATA-MODEL-HASH: other data or other options make another run by themselves."""
     where = os.path.abspath(data) if "{" not in data else data
     name = re.sub(r"[^A-Za-z0-9_.-]+", "_", Path(data).name or Path(where).name).strip("_") or "data"
-    digest = hashlib.sha256(f"{where}\0{options.digest}".encode()).hexdigest()
+    digest = hashlib.sha256(os.fsencode(f"{where}\0{options.digest}")).hexdigest()
     return Path("runs") / f"{name[:60]}-{options.model.replace('/', '_')}-{digest[:8]}"
 
 

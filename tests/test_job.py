@@ -219,6 +219,8 @@ def test_the_same_run_with_other_options_is_refused_with_the_difference(tmp_path
         (["photos", "RUN", "--batch-size", "-1"], "batch-size"),
         (["photos", "else"], "something else"),
         (["photos", "photos/photo-000.jpg"], "file"),
+        (["photos", "RUN\udcff"], "not UTF-8"),
+        (["photos", "RUN\n2"], "no print"),
     ],
 )
 def test_wrong_input_is_one_line_and_leaves_nothing(
@@ -290,3 +292,13 @@ def test_show_tells_what_is_done_and_what_failed(tmp_path: Path, batchjob: Comma
 def test_opening_what_is_no_run_says_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="batchjob plan"):
         package.open(tmp_path)
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_data_like_any(tmp_path: Path, batchjob: Command, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_photos(tmp_path / "photos\udcff", 2)
+    ended = batchjob("run", "photos\udcff", *TINY)
+    assert (ended.code, ended.err.count("Traceback")) == (0, 0)
+    (run,) = (tmp_path / "runs").iterdir()
+    for verb in ("show", "stats", "figures", "report"):
+        assert batchjob(verb, run).code == 0

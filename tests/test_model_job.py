@@ -77,7 +77,9 @@ def test_photos_whose_activations_overflow_half_precision_get_a_status_and_no_la
         (["--model", "vit_tiny_patch16_224", "--layers", "12"], "--layers 12 out of range"),
         (["--model", "vit_tiny_patch16_224", "--heads", "3"], "--heads 3 out of range"),
         (["--model", "vit_tiny_patch16_224", "--image-size", "100"], "not a multiple"),
-        (["--model", "resnet18", "--heads", "1"], "--heads 1 out of range"),
+        (["--model", "resnet18", "--heads", "1"], "--heads 1 out of range: resnet18 has 1 head; give 0"),
+        (["--fit-rows", "100"], "--fit-rows 100 is of dataset-wide clusters; give --scope dataset too"),
+        (["--features", "relative"], "--features relative is of dataset-wide clusters; give --scope dataset too"),
     ],
 )
 def test_what_the_model_cannot_do_ends_2_with_one_line_and_leaves_nothing(

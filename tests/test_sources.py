@@ -67,6 +67,8 @@ def test_a_coco_root_gives_its_splits_and_their_annotations_in_both_layouts(tmp_
     assert one.annotations == both.annotations == str(tmp_path / "annotations" / "instances_val2017.json")
     with pytest.raises(UserError, match="did you mean 'val2017'"):
         index_images(str(tmp_path), split="val2071")
+    with pytest.raises(UserError, match="it has no folders; leave --split out"):
+        index_images(str(tmp_path / base / "val2017"), split="val2017")
 
 
 def test_tars_give_one_row_a_sample_named_by_tar_and_key_or_by_the_json_beside_it(tmp_path):
@@ -261,6 +263,11 @@ def test_equal_names_in_other_folders_are_rows_of_their_own_and_equal_ids_are_re
     (tmp_path / "l.csv").write_text("path,id\na/x.png,7\nb/x.png,8\nb/x.png,7\n")
     with pytest.raises(UserError, match=r"id '7' is given to two images, .*a/x\.png and .*b/x\.png"):
         index_images(str(tmp_path / "l.csv"))
+    (tmp_path / "raw").mkdir()
+    for name in (b"\xff.png", b"\\xff.png"):
+        (tmp_path / "raw" / os.fsdecode(name)).write_bytes(png(1))
+    with pytest.raises(UserError, match=r"in one of them .xNN are the characters, in the other a byte"):
+        index_images(str(tmp_path / "raw"))
     (tmp_path / "l.txt").write_text("a/x.png\na/x.png\n")
     with pytest.raises(UserError, match="given to two images"):
         index_images(str(tmp_path / "l.txt"))

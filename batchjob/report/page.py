@@ -93,7 +93,7 @@ def write_report(runs: Sequence[Path], *, seed: int = 0) -> Path:
     text = render(views, seed=seed)
     path = views[0].folder / "report.html"
     part = path.with_suffix(f".html.part{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
+    part.write_text(text, encoding="utf-8", errors="backslashreplace")  # DATA may have any name
     part.replace(path)
     return path
 
