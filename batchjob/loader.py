@@ -136,7 +136,9 @@ class Loader:
     def _open_stream(self, position: int) -> None:
         """The batches from a range on, put together by a thread where there are workers that decode meanwhile."""
         self._end_stream()
-        batches = self._assemble(self._ranges[position:])
+        ranges = self._ranges[position:]
+        # read here, not in the thread: a start sets this process's warnings aside, as the loading of a model may
+        batches = self._assemble(ranges, self._chunks.read(ranges))
         self._stream = Ahead(batches, interrupt=self._chunks.interrupt) if self.workers else batches
         self._due = position
 
@@ -145,10 +147,9 @@ class Loader:
             self._stream.close()
         self._stream, self._due = None, -1
 
-    def _assemble(self, ranges: list[Range]) -> Generator[Batch, None, None]:
+    def _assemble(self, ranges: list[Range], chunks: Iterator[tuple[Chunk, Tensor]]) -> Generator[Batch, None, None]:
         if self._pin_for is not None:  # in a new thread it would be the first GPU, whoever uses that
             torch.cuda.set_device(self._pin_for)
-        chunks = self._chunks.read(ranges)
         for start, stop in ranges:
             for first in range(start, stop, self._batch_size):
                 yield self._gather(chunks, first, min(first + self._batch_size, stop))

@@ -89,7 +89,7 @@ class Chunks:
     def read(self, ranges: list[Range]) -> Iterator[tuple[Chunk, Tensor]]:
         """The ranges' chunks and their pixels, uint8 [n, 3, H, W], which are overwritten when the next is asked for.
 
-        No chunk crosses a range or a batch of it. Ends a `read` that is under way.
+        No chunk crosses a range or a batch of it. The workers begin at once; a `read` that is under way ends.
         """
         self._tasks.left = deque(
             (low, min(low + self.sizing.rows_per_chunk, stop, first + self._batch_size))
@@ -97,8 +97,15 @@ class Chunks:
             for first in range(start, stop, self._batch_size)
             for low in range(first, min(first + self._batch_size, stop), self.sizing.rows_per_chunk)
         )
-        self._stream = None
         self._interrupted.clear()
+        try:
+            self._stream = self._start() if self._tasks.left else None
+        except (RuntimeError, OSError, EOFError) as error:
+            self._judge(error)
+        return self._follow()
+
+    def _follow(self) -> Iterator[tuple[Chunk, Tensor]]:
+        """What `read` says; a thread may go through it."""
         while self._tasks.left and not self._interrupted.is_set():
             try:
                 if self._stream is None:
