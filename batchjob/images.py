@@ -129,9 +129,7 @@ def decode(
     if not isinstance(data, bytes):
         data = read_file(os.fsencode(data))
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's notes on odd metadata; bombs are judged by `_check_pixels`
-            return _decode(data, geometry, fill, interpolation, accelerate)
+        return _decode(data, geometry, fill, interpolation, accelerate)
     except ReadFailure:
         raise
     except MemoryError:
@@ -208,10 +206,18 @@ def _decode(data: bytes, geometry: Geometry, fill: RGB, interpolation: str, acce
         content = accelerate.pixels(data, 1, place, interpolation)
         if content is not None:
             return _on_canvas(content, *plain, geometry, fill)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's notes on odd metadata; bombs are judged by `_check_pixels`
+        return _open_and_decode(data, geometry, fill, interpolation, None if plain is not None else accelerate)
+
+
+def _open_and_decode(
+    data: bytes, geometry: Geometry, fill: RGB, interpolation: str, accelerate: Accelerator | None
+) -> Decoded:
+    """What Pillow has to look at: it reads the metadata, and all pixels but those of ordinary JPEGs."""
     image = _open(data)
     _check_pixels(*image.size[::-1])
-    is_ordinary = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
-    if accelerate is not None and plain is None and is_ordinary:
+    if accelerate is not None and image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
         orientation = _orientation(image)
         size = _upright_size(image, orientation)
         content = accelerate.pixels(data, orientation, _place(*size, geometry), interpolation)

@@ -4,6 +4,8 @@ Anything else, and anything that fails here, is left to Pillow (`images.decode`)
 an `images.Accelerator`.
 """
 
+import threading
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,7 +17,9 @@ from torch.nn.functional import interpolate
 from batchjob.images import Placing, resize
 
 FILTERS = ("bicubic", "bilinear")  # those that torch has with antialiasing for uint8
+KEPT_BYTES = 2**24  # 4 megapixels
 _APP1, _SCAN = 0xE1, 0xDA
+_kept = threading.local()
 
 
 def plain_size(data: bytes) -> tuple[int, int] | None:
@@ -40,8 +44,7 @@ def pixels(data: bytes, orientation: int, place: Placing, interpolation: str) ->
     """
     is_for_torch = interpolation in FILTERS and place.is_whole
     try:
-        # torch's resize takes four channels in less time than three
-        photo = torch.from_numpy(decode_jpeg(data, colorspace="RGBA" if is_for_torch else "RGB"))
+        photo = torch.from_numpy(_four_channels(data) if is_for_torch else decode_jpeg(data))
     except ValueError:
         return None
     photo = _oriented(photo, orientation)
@@ -55,6 +58,17 @@ def pixels(data: bytes, orientation: int, place: Placing, interpolation: str) ->
     small: Tensor = interpolate(part, place.size, mode=interpolation, antialias=True)
     result: NDArray[np.uint8] = small[0, :3].numpy()  # channels last in memory; the copy into the batch reorders it
     return result
+
+
+def _four_channels(data: bytes) -> NDArray[np.uint8]:
+    """[h, w, 4], which torch resizes in less time than three channels; overwritten by this thread's next call."""
+    height, width, *_ = decode_jpeg_header(data)
+    size = 4 * int(height) * int(width)
+    if size > KEPT_BYTES:
+        return np.asarray(decode_jpeg(data, colorspace="RGBA"))
+    if not hasattr(_kept, "buffer"):
+        _kept.buffer = np.empty(KEPT_BYTES, np.uint8)  # new pages for each photo would cost a twentieth of the time
+    return np.asarray(decode_jpeg(data, colorspace="RGBA", buffer=_kept.buffer[:size]))
 
 
 def _is_unrotated(data: bytes) -> bool:

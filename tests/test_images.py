@@ -382,3 +382,18 @@ def test_whatever_the_bytes_are_there_is_a_picture_or_a_cause_and_both_decoders_
     fast = outcome(bytes(spoilt), SQUARE, fast_jpeg)
     assert slow.shape == fast.shape
     assert np.abs(slow.astype(int) - fast).max() <= 2
+
+
+@pytest.mark.parametrize("size", [(56, 56), (80, 60)])
+def test_the_fast_decoder_s_memory_is_its_own(size):
+    first = decode(jpeg(*size, seed=1), SQUARE, FILL, accelerate=fast_jpeg).pixels
+    before = first.copy()
+    decode(jpeg(*size, seed=2), SQUARE, FILL, accelerate=fast_jpeg)
+    assert np.array_equal(first, before)
+
+
+def test_a_photo_above_the_kept_memory_is_decoded_all_the_same(monkeypatch):
+    monkeypatch.setattr(fast_jpeg, "KEPT_BYTES", 100)
+    data = jpeg(80, 60)
+    apart = decode(data, SQUARE, FILL).pixels.astype(int) - decode(data, SQUARE, FILL, accelerate=fast_jpeg).pixels
+    assert np.abs(apart).max() <= 2
