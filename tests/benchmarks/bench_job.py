@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import timm
@@ -16,7 +17,10 @@ from timm.data import create_transform, resolve_model_data_config
 from batchjob import job, store
 from batchjob import plan as plans
 from batchjob.config import Options, Runtime
+from batchjob.loader import Batch
+from batchjob.model import load_model
 from batchjob.prepare import prepare
+from batchjob.weights import Weights, state_dict
 from tests.benchmarks.harness import Contest
 from tests.conftest import SAMPLE
 
@@ -56,6 +60,76 @@ def contests(*, smoke: bool) -> Iterator[Contest]:
             aim=8,
             note="ours with its start (plan, model, workers); theirs without",
         )
+        yield from_memory(data, work, weights, smoke=smoke)
+
+
+class InMemory:
+    """Stands where the loader does: the images are there, decoded, page-locked if a GPU takes them."""
+
+    def __init__(self, pixels: torch.Tensor, batch_size: int) -> None:
+        self._pixels, self._batch_size = pixels, batch_size
+
+    def __enter__(self) -> "InMemory":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def announce(self, ranges: object) -> None:
+        pass
+
+    def wait(self) -> None:
+        pass
+
+    def verdict(self, total_s: float, device: str) -> str:
+        return ""
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        for first in range(start, stop, self._batch_size):
+            rows = np.arange(first, min(first + self._batch_size, stop))
+            size = np.full(len(rows), PX, np.int32)
+            yield Batch(rows, self._pixels[first : rows[-1] + 1], np.zeros(len(rows), np.uint8), size, size, [])
+
+
+def from_memory(data: Path, work: Path, weights: str, *, smoke: bool) -> Contest:
+    """All of the loop but the decoding, against timm's plain forward pass of the same batches."""
+    is_gpu = torch.cuda.is_available()
+    device, batch_size = torch.device("cuda" if is_gpu else "cpu"), 256 if is_gpu else 16
+    photos = sorted(data.iterdir())
+    count = 16384 if is_gpu and not smoke else len(photos)
+    (work / "list.csv").write_text("path,id\n" + "".join(f"{photos[i % len(photos)]},{i}\n" for i in range(count)))
+    options = Options(model=MODEL, weights=weights, k=str(K), n_init=N_INIT, precision="fp16" if is_gpu else "fp32")
+    planned = work / "planned"
+    plan = prepare(str(work / "list.csv"), planned, options, say=lambda line: None)
+    pixels = torch.randint(0, 256, (count, 3, PX, PX), dtype=torch.uint8)
+    loader = InMemory(pixels.pin_memory() if is_gpu else pixels, batch_size)
+    state = state_dict(Weights(**plan.weights))
+    model = load_model(plan.model, state, precision=plan.precision, device=device, seed=options.seed)
+    runs = itertools.count()
+
+    def ours() -> None:
+        run = work / f"memory{next(runs)}"
+        shutil.copytree(planned, run)
+        with mock.patch.multiple(job, open_loader=lambda *_: loader, load_model=lambda *_, **__: model):
+            job.label(run, Runtime(), range(len(plan.partitions)), say=lambda line: None)
+
+    def theirs() -> None:
+        with torch.no_grad():
+            for batch in loader.batches(0, count):
+                model(batch.pixels.to(device, non_blocking=True))
+        if is_gpu:
+            torch.cuda.synchronize()
+
+    return Contest(
+        name="images in memory to labels in Zarr, ViT-S/14, 6 heads, k = 5, n_init = 4",
+        peer="timm's plain fused forward pass",
+        unit="images",
+        items=count,
+        ours=ours,
+        theirs=theirs,
+        aim=0.95 if is_gpu else None,
+        note=f"{device.type}, {plan.precision}, batches of {batch_size}",
+    )
 
 
 @torch.no_grad()

@@ -157,9 +157,10 @@ def overlap_with_a_sleeper(folder: Path, *, count: int) -> Iterator[Contest]:
 
 
 def overlap_with_a_vit(folder: Path, *, count: int) -> Iterator[Contest]:
-    """The attention of a ViT-S/14 on all cores, of which the worker wants its share."""
+    """The attention of a ViT-S/14 on all cores, of which the worker wants its share; or on a GPU."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     spec = describe(Options())
-    model = load_model(spec, None, precision="fp32", device="cpu")
+    model = load_model(spec, None, precision="fp16" if device.type == "cuda" else "fp32", device=device)
     extract = Extractor(model, (spec.num_layers - 1,), tuple(range(spec.num_heads)))
 
     def forward(pixels: torch.Tensor) -> None:
@@ -168,7 +169,55 @@ def overlap_with_a_vit(folder: Path, *, count: int) -> Iterator[Contest]:
             del maps
         torch.set_num_threads(1)
 
-    return overlap("decoding behind a ViT-S/14 on all cores", folder, count, forward, "first batch, cores shared")
+    if device.type == "cpu":
+        yield from overlap(
+            "decoding behind a ViT-S/14 on all cores", folder, count, forward, "first batch, cores shared"
+        )
+    else:
+        yield from on_a_gpu(folder, 64 * count, forward, device)
+
+
+def on_a_gpu(
+    folder: Path, count: int, forward: Callable[[torch.Tensor], None], device: torch.device
+) -> Iterator[Contest]:
+    """Files through loader and model, against the slower of the two alone."""
+    batch_size, workers = 128, max(1, min(14, usable_cores() - 1))
+    index = repeated(folder, count)
+    with Loader(index, GEOMETRY, fill_rgb=FILL, batch_size=batch_size, workers=workers, pin_for=device) as loader:
+        ready = torch.zeros((batch_size, 3, GEOMETRY.height, GEOMETRY.width), dtype=torch.uint8).pin_memory()
+
+        def model_alone() -> None:
+            for first in range(0, count, batch_size):
+                forward(ready[: min(batch_size, count - first)])
+            torch.cuda.synchronize()
+
+        def loader_alone() -> None:
+            for _ in loader.batches(0, count):
+                pass
+
+        def joined() -> None:
+            for batch in loader.batches(0, count):
+                forward(batch.pixels)
+            torch.cuda.synchronize()
+
+        alone = {"the model alone": model_alone, "the loader alone": loader_alone}
+        took = {}
+        for name, work in alone.items():
+            work()
+            began = time.perf_counter()
+            work()
+            took[name] = time.perf_counter() - began
+        slower = max(took, key=lambda name: took[name])
+        yield Contest(
+            name=f"JPEG files to attention on a GPU, {workers} workers",
+            peer=f"{slower}, the slower of model and loader",
+            unit="images",
+            items=count,
+            ours=joined,
+            theirs=alone[slower],
+            aim=0.90,
+            note=", ".join(f"{name} {count / seconds:.0f} images/s" for name, seconds in took.items()),
+        )
 
 
 def overlap(
