@@ -11,13 +11,14 @@ SCHEDULER_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 def start() -> ForkServerContext:
     """Starts the server if it isn't running, and returns at once; its imports take seconds, the first worker waits.
 
-    Blocked signals stay blocked in children: TERM and USR1, which a scheduler sends to every process of a step, reach
-    the server and the resource tracker as little as the workers, which go on until the loop has stored its batch.
+    Blocked signals stay blocked in children: TERM and USR1, which a scheduler sends to every process of a step, and a
+    terminal's INT reach the server and the resource tracker as little as the workers, which go on until the loop has
+    stored its batch.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["batchjob.workers"])
     for server in (resource_tracker, forkserver):
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, SCHEDULER_SIGNALS)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (*SCHEDULER_SIGNALS, signal.SIGINT))
         try:
             server.ensure_running()
         finally:

@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -139,6 +140,28 @@ def test_a_scheduler_s_signals_to_all_processes_do_not_end_the_workers(photos):
     process = run_script(photos, "go on", stderr=subprocess.PIPE)
     out, err = process.communicate(timeout=120)
     assert (out, err, process.returncode) == ("True\n", "", 0)
+
+
+def test_a_terminal_s_interrupt_while_everything_starts_is_one_line(photos):
+    command = [sys.executable, "-m", "batchjob", "run", str(photos), str(photos.parent / "run")]
+    process = subprocess.Popen(command, start_new_session=True, text=True, stderr=subprocess.PIPE)
+    server = None
+    while server is None and process.poll() is None:  # the fork server imports for seconds
+        server = next(
+            (p for p in Path("/proc").iterdir() if p.name.isdigit() and "forkserver" in started_by(p, process)), None
+        )
+    time.sleep(0.3)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (75, "batchjob: interrupted; the same command goes on where it stopped\n")
+
+
+def started_by(process: Path, job: subprocess.Popen) -> str:
+    """The process's command line if it is of the job's session, else nothing."""
+    try:
+        return (process / "cmdline").read_text() if session_of(process) == job.pid else ""
+    except OSError:
+        return ""
 
 
 @pytest.mark.slow
