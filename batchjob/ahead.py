@@ -60,6 +60,7 @@ class Ahead(Generic[T]):
         try:
             for item in items:
                 self._ready.put(item)
+                del item  # the caller's alone, while the next is made
                 if self._stopped.is_set():
                     break
         except BaseException as error:

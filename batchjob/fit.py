@@ -147,20 +147,19 @@ def collect(
     index = ImageIndex.load(run / "index")
     batch_size, _ = choose_batch_size(runtime.batch_size, plan, device)
     images = sum(stop - start for start, stop in shares)
-    with (
-        job.open_loader(plan, index, runtime, batch_size, device) as loader,
-        Progress(images, what="rows for the fit") as progress,
-    ):
-        loader.announce(shares)  # the workers start while the model is loaded
+    with job.open_loader(plan, index, runtime, batch_size, device) as loader:
+        loader.announce(shares)  # decoded while the model is loaded
         state = weights.state_dict(weights.Weights(**plan.weights))
         model = load_model(plan.model, state, precision=plan.precision, device=device, seed=plan.options.seed)
         extract = Extractor(model, plan.layers, plan.heads)
-        for start, stop in shares:
-            for batch in loader.batches(start, stop):
-                if should_stop():
-                    return True
-                rows.add(batch, extract(batch.pixels))
-                progress.advance(len(batch.rows))
+        loader.wait()
+        with Progress(images, what="rows for the fit") as progress:
+            for start, stop in shares:
+                for batch in loader.batches(start, stop):
+                    if should_stop():
+                        return True
+                    rows.add(batch, extract(batch.pixels))
+                    progress.advance(len(batch.rows))
     return False
 
 

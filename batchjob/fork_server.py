@@ -9,7 +9,7 @@ SCHEDULER_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 def start() -> ForkServerContext:
-    """Starts the server if it isn't running, and returns at once; its imports take seconds, the first worker waits.
+    """Starts the server if it isn't running, and returns at once; its imports take seconds, which a start awaits.
 
     Blocked signals stay blocked in children: TERM and USR1, which a scheduler sends to every process of a step, and a
     terminal's INT reach the server and the resource tracker as little as the workers, which go on until the loop has

@@ -135,7 +135,7 @@ def decode(
     except MemoryError:
         raise ReadFailure("too_large", f"the memory did not suffice to decode its {len(data)} bytes") from None
     except Exception as error:  # a decoder fed with anything raises anything
-        if "too large" in str(error):  # Pillow's guard against text chunks that unpack to gigabytes
+        if "MAX_TEXT_" in str(error):  # Pillow's guards against text chunks that unpack to gigabytes
             raise ReadFailure("too_large", one_line(error)) from None
         raise ReadFailure("truncated", f"cut off or damaged: {one_line(error)}") from None
 
@@ -217,10 +217,12 @@ def _open_and_decode(
     """What Pillow has to look at: it reads the metadata, and all pixels but those of ordinary JPEGs."""
     image = _open(data)
     _check_pixels(*image.size[::-1])
-    if accelerate is not None and image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
+    if image.format in ("JPEG", "MPO"):
         orientation = _orientation(image)
         size = _upright_size(image, orientation)
-        content = accelerate.pixels(data, orientation, _place(*size, geometry), interpolation)
+        place = _place(*size, geometry)
+        is_ordinary = accelerate is not None and image.mode in ("RGB", "L")
+        content = accelerate.pixels(data, orientation, place, interpolation) if accelerate and is_ordinary else None
         if content is not None:
             return _on_canvas(content, *size, geometry, fill)
     image.load()  # before the orientation is asked for: of a TIFF, Pillow turns the pixels itself

@@ -4,6 +4,7 @@ import functools
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -46,20 +47,18 @@ def label(
     index = ImageIndex.load(run / "index")
     batch_size, reason = choose_batch_size(runtime.batch_size, plan, device)
     say(f"batch size {batch_size}: {reason}")
-    guard, images, stages = HalvingGuard(say), plan.row_count, Stages()
-    with (
-        open_loader(plan, index, runtime, batch_size, device) as loader,
-        store.Writer(run, plan) as writer,
-        Progress(images, board.done if board else 0, board=board) as progress,
-    ):
-        with stages("start"):
-            loader.announce([plan.partitions[unit] for unit in units])  # the workers start while the model is loaded
-            state = weights.state_dict(weights.Weights(**plan.weights))
-            model = load_model(plan.model, state, precision=plan.precision, device=device, seed=plan.options.seed)
-            extract = Extractor(model, plan.layers, plan.heads)
-            find_clusters = open_clusterer(plan, run, engine, device)
-            find_scores = Scorer(plan, run, device)
-            loader.wait()
+    guard, began = HalvingGuard(say), time.monotonic()
+    with open_loader(plan, index, runtime, batch_size, device) as loader, store.Writer(run, plan) as writer:
+        loader.announce([plan.partitions[unit] for unit in units])  # decoded while the model is loaded
+        state = weights.state_dict(weights.Weights(**plan.weights))
+        model = load_model(plan.model, state, precision=plan.precision, device=device, seed=plan.options.seed)
+        extract = Extractor(model, plan.layers, plan.heads)
+        find_clusters = open_clusterer(plan, run, engine, device)
+        find_scores = Scorer(plan, run, device)
+        loader.wait()
+        start_s, stages = time.monotonic() - began, Stages()
+        say(f"ready after {start_s:.1f} s: the model, and {loader.workers} decoding workers")
+        progress = Progress(plan.row_count, board.done if board else 0, board=board)
 
         def compute(unit: int) -> tuple[buffers.Buffers, list[buffers.Failure]]:
             filled, failures = buffers.blank(plan, unit), list[buffers.Failure]()
@@ -85,14 +84,21 @@ def label(
             filled.arrays |= find_scores.partition_sums()
             return filled, failures
 
-        for unit in claimed(writer, units, should_stop):
-            filled, failures = guard.run(functools.partial(compute, unit))
-            with stages("store"):
-                writer.write(unit, filled.arrays, failures)
+        with progress:
+            for unit in claimed(writer, units, should_stop):
+                filled, failures = guard.run(functools.partial(compute, unit))
+                with stages("store"):
+                    writer.write(unit, filled.arrays, failures)
     say(stages.summary())
     say(loader.verdict(stages.total_s, device.type))
     worker = f"{os.environ.get('SLURMD_NODENAME') or socket.gethostname()}-{os.getpid()}"
-    stages.save(run / "logs" / f"timing-{worker}.json", device=str(device), batch_size=batch_size, engine=engine_name)
+    stages.save(
+        run / "logs" / f"timing-{worker}.json",
+        device=str(device),
+        batch_size=batch_size,
+        engine=engine_name,
+        start_s=start_s,
+    )
 
 
 def choose_device(asked: str) -> torch.device:

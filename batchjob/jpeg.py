@@ -79,10 +79,10 @@ def _is_unrotated(data: bytes) -> bool:
     while at + 4 <= len(data) and data[at] == 0xFF:
         if data[at + 1] == _SCAN:
             return True
-        if data[at + 1] == _APP1:
+        if data[at + 1] in (_APP1, 0xFF):  # 0xFF fills up: what comes after it, Pillow knows
             return False
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return False  # fill bytes, or damage: Pillow knows
+    return False
 
 
 def _oriented(photo: Tensor, orientation: int) -> Tensor:

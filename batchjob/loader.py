@@ -24,7 +24,7 @@ STALL_S = 60.0  # no file takes that long to read and decode; a hung network dis
 
 @dataclass(slots=True)
 class Batch:
-    """Rows in order. Where `status` is not 0 the pixels are anything, and `failures` has a (row, cause, message)."""
+    """Rows in order. Where `status` is not 0 the pixels are zeros, and `failures` has a (row, cause, message)."""
 
     rows: NDArray[np.int64]  # [B]
     pixels: Tensor  # uint8 [B, 3, H, W], in pinned memory if asked for
@@ -70,7 +70,7 @@ class Loader:
     @property
     def bytes_in_flight(self) -> int:
         """At most so many bytes of decoded images wait for the caller."""
-        ready = 2 * self._batch_size * math.prod(self._image)  # by the thread that puts batches together
+        ready = 3 * self._batch_size * math.prod(self._image)  # by the thread that puts batches together
         return self._chunks.sizing.bytes_in_flight + (ready if self.workers else 0)
 
     def announce(self, ranges: Sequence[Range]) -> None:
@@ -137,7 +137,6 @@ class Loader:
         """The batches from a range on, put together by a thread where there are workers that decode meanwhile."""
         self._end_stream()
         ranges = self._ranges[position:]
-        # read here, not in the thread: a start sets this process's warnings aside, as the loading of a model may
         batches = self._assemble(ranges, self._chunks.read(ranges))
         self._stream = Ahead(batches, interrupt=self._chunks.interrupt) if self.workers else batches
         self._due = position

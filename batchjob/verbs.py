@@ -54,7 +54,9 @@ def fit(args: Namespace) -> int:
     planned = plans.load(folder)
     if planned.options.scope != "dataset":
         raise UserError(f"{folder} clusters image by image and has nothing to fit; go on with: batchjob label {folder}")
-    _fit(folder, planned, _pick(Runtime, args))
+    runtime = _pick(Runtime, args)
+    _start_workers(runtime)
+    _fit(folder, planned, runtime)
     if os.environ.get("RANK", "0") == "0":
         print(folder / "fit" / "centroids.npz")
     return 0

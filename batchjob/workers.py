@@ -8,11 +8,11 @@ import os
 import signal
 import threading
 import time
-import warnings
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from multiprocessing.context import ForkServerProcess
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -98,6 +98,7 @@ class Chunks:
             for low in range(first, min(first + self._batch_size, stop), self.sizing.rows_per_chunk)
         )
         self._interrupted.clear()
+        self._stream = None
         try:
             self._stream = self._start() if self._tasks.left else None
         except (RuntimeError, OSError, EOFError) as error:
@@ -139,23 +140,23 @@ class Chunks:
     def _start(self) -> Iterator[Chunk]:
         """The remaining tasks' chunks, by the workers that are there or by new ones."""
         before = set(multiprocessing.active_children())
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores may be meant
+        try:
             if self._loader is None:
                 self._loader = self._new_loader()
-            stream = iter(self._loader)
-        self._processes += [p for p in multiprocessing.active_children() if p not in before]
-        return stream
+            return iter(self._loader)
+        finally:  # where the start fails half-way too; other rooms' processes are not of this kind
+            new = [p for p in multiprocessing.active_children() if p not in before]
+            self._processes += [p for p in new if isinstance(p, ForkServerProcess)]
 
     def _new_loader(self) -> DataLoader[Chunk]:
         own = torch.Generator()  # another thread may be drawing weights from torch's common one
         if not self._workers:
             rows = Rows(self._recipe, self._pool, {}, None)
-            return DataLoader(rows, batch_size=None, sampler=self._tasks, collate_fn=_as_it_is, generator=own)
+            return _Loader(rows, batch_size=None, sampler=self._tasks, collate_fn=_as_it_is, generator=own)
         atexit.register(self._abandon)  # else Python would wait for ever for workers that are deaf to its SIGTERM
         context = fork_server.start()
         self._marks = context.RawArray("d", [0.0, -1.0, 0.0] * self._workers)  # pid, row in hand, since
-        return DataLoader(
+        return _Loader(
             Rows(self._recipe, self._pool, dict(self._given_up), self._marks),
             batch_size=None,
             sampler=self._tasks,
@@ -171,20 +172,20 @@ class Chunks:
 
     def _judge(self, error: RuntimeError | OSError | EOFError) -> None:
         """Does nothing if there is only a wait. Else ends the workers, and the row to blame has its strike."""
+        if self._workers and self._marks is None:  # not so far as to have workers
+            self._raise(error)
         dead = self._dead(within_s=2.0 if isinstance(error, OSError | EOFError) else 0.0)
         marks = [tuple(self._marks[3 * i : 3 * i + 3]) for i in range(self._workers)]
         now = time.monotonic()
         is_wait = "timed out" in str(error)
         stalled = [int(row) for _, row, since in marks if row >= 0 and now - since > self._stall_s] if is_wait else []
         if not dead and not stalled:
-            if is_wait:
-                return
-            if "shared memory" in str(error) or "No space left" in str(error):
-                raise UserError(
-                    f"the shared memory {SHARED_MEMORY} is full; give fewer --workers, or enlarge it "
-                    "(docker: --shm-size=1g)"
-                ) from error
-            raise error
+            if not is_wait:
+                self._raise(error)
+            if self._stream is None:  # workers of another read, at work on what nobody wants: DataLoader awaits them
+                self._kill_workers()
+                self.close()
+            return
         blamed = [
             (int(row), "killed_worker", _how_died(dead[pid])) for pid, row, _ in marks if row >= 0 and pid in dead
         ]
@@ -203,6 +204,14 @@ class Chunks:
         self._kill_workers()
         self.close()
 
+    def _raise(self, error: RuntimeError | OSError | EOFError) -> NoReturn:
+        if "No space left" in str(error):
+            raise UserError(
+                f"{SHARED_MEMORY} is full, and decoding processes need a few bytes of it; make room, or enlarge it "
+                "(docker: --shm-size=1g)"
+            ) from error
+        raise error
+
     def _dead(self, *, within_s: float) -> dict[int | None, int]:
         """Exit codes by pid. A pipe may break a moment before the process is seen to be dead."""
         until = time.monotonic() + within_s
@@ -219,6 +228,11 @@ class Chunks:
         for process in self._processes:
             process.join(timeout=5)  # one that hangs in the kernel stays behind
         self._processes.clear()
+
+
+class _Loader(DataLoader[Chunk]):
+    def check_worker_number_rationality(self) -> None:
+        """Does nothing, where torch warns: more workers than cores may be meant."""
 
 
 class _Tasks:

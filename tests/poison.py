@@ -40,8 +40,8 @@ class Poisoned(ImageIndex):
         elif deed == "once" and not os.path.exists(self.marker):
             with open(self.marker, "w"):
                 os.kill(os.getpid(), signal.SIGKILL)
-        elif deed == "shared memory":
-            raise RuntimeError("unable to write to file </torch_1_2>: No space left on device (28)")
+        elif deed == "slow":
+            time.sleep(0.35)
         elif deed == "bug":
             raise RuntimeError("a mistake of ours")
         return self.index.read(i)

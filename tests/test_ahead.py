@@ -20,8 +20,10 @@ def idle() -> None:
 
 def test_items_come_in_order_and_the_thread_ends():
     before = threading.active_count()
-    assert list(Ahead(numbers([]), interrupt=idle)) == list(range(10))
-    assert list(Ahead(numbers([], stop=0), interrupt=idle)) == []
+    for count in (10, 0):
+        stream = Ahead(numbers([], stop=count), interrupt=idle)
+        assert list(stream) == list(range(count))
+        stream.close()
     assert threading.active_count() == before
 
 

@@ -47,6 +47,10 @@ def test_a_text_chunk_that_unpacks_to_gigabytes_is_too_large():
     info = PngImagePlugin.PngInfo()
     info.add_text("bomb", "x" * (PngImagePlugin.MAX_TEXT_CHUNK + 1), zip=True)
     assert cause_of(encoded(photo(40, 30), "PNG", pnginfo=info)) == "too_large"
+    many = PngImagePlugin.PngInfo()
+    for i in range(PngImagePlugin.MAX_TEXT_MEMORY // 1_000_000 + 1):
+        many.add_text(f"bomb{i}", "x" * 1_000_000, zip=True)
+    assert cause_of(encoded(photo(40, 30), "PNG", pnginfo=many)) == "too_large"
 
 
 def test_heic_is_named_with_the_way_out():
@@ -88,6 +92,8 @@ def test_only_what_may_be_rotated_or_has_no_rgb_needs_a_look_by_pillow():
     assert fast_jpeg.plain_size(encoded(picture, "JPEG", xmp=b'<x tiff:Orientation="6"/>')) is None
     assert fast_jpeg.plain_size(encoded(picture.convert("CMYK"), "JPEG")) is None
     assert fast_jpeg.plain_size(encoded(picture, "PNG")) is None
+    filled = encoded(picture, "JPEG", exif=exif.tobytes()).replace(b"\xff\xe1", b"\xff\xff\xe1", 1)
+    assert fast_jpeg.plain_size(filled) is None
     for bytes_ in (b"", b"\xff", b"\xff\xd8", b"\xff\xd8\xff\xe0\0\0", encoded(picture, "JPEG")[:200]):
         assert fast_jpeg.plain_size(bytes_) is None
 

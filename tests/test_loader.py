@@ -43,7 +43,7 @@ def check(loader, names, ranges, expected, batch_size):
             for i, row in enumerate(batch.rows):
                 status, height, width, pixels = expected[names[row]]
                 assert (batch.status[i], batch.heights[i], batch.widths[i]) == (status, height, width), names[row]
-                assert pixels is None or np.array_equal(batch.pixels[i].numpy(), pixels)
+                assert np.array_equal(batch.pixels[i].numpy(), np.zeros((3, 28, 28)) if pixels is None else pixels)
             failed = [row for row, status in zip(batch.rows, batch.status, strict=True) if status]
             assert [row for row, _, _ in batch.failures] == failed
             assert all(STATUS[cause] and message for _, cause, message in batch.failures)

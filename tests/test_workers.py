@@ -1,19 +1,26 @@
+import errno
+import functools
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from batchjob import fork_server
+from batchjob.chunks import Recipe
 from batchjob.errors import UserError
 from batchjob.images import STATUS
+from batchjob.workers import Chunks
 from tests.pictures import jpeg
-from tests.poison import Poisoned, good_rows, make_files, open_loader, read_alone, rows_of
+from tests.poison import FILL, GEOMETRY, Poisoned, good_rows, make_files, open_loader, read_alone, rows_of
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +78,61 @@ def test_a_mistake_in_the_worker_is_raised_and_not_retried(files):
         list(loader.batches(0, 4))
 
 
-def test_full_shared_memory_is_named_with_the_way_out(files):
-    index = Poisoned(good_rows(files[0], 4), {2: "shared memory"})
-    with open_loader(index) as loader, pytest.raises(UserError, match="--shm-size"):
+def test_full_shared_memory_is_named_with_the_way_out(files, monkeypatch):
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device")  # as a semaphore's making does
+
+    monkeypatch.setattr(fork_server, "start", full)
+    with open_loader(good_rows(files[0], 4)) as loader, pytest.raises(UserError, match="--shm-size"):
         list(loader.batches(0, 4))
+
+
+def test_what_keeps_the_workers_from_starting_is_raised_as_it_is(files, monkeypatch):
+    def too_many():
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(fork_server, "start", too_many)
+    with open_loader(good_rows(files[0], 4)) as loader, pytest.raises(OSError, match="Too many open files"):
+        list(loader.batches(0, 4))
+
+
+def test_another_range_may_be_asked_for_while_slow_files_are_under_way(files):
+    index = Poisoned(good_rows(files[0], 20), dict.fromkeys(range(8, 20), "slow"))
+    with open_loader(index, workers=1) as loader:
+        loader.announce([(0, 8), (8, 16), (16, 20)])
+        rows = [row for batch in loader.batches(0, 8) for row in batch.rows]
+        rows += [row for batch in loader.batches(16, 20) for row in batch.rows]
+        assert rows == [*range(8), *range(16, 20)]
+
+
+def test_a_loader_closes_while_a_read_hangs(files):
+    index = Poisoned(good_rows(files[0], 12), {5: "hang"})
+    loader = open_loader(index)
+    next(iter(loader.batches(0, 12)))
+    began = time.monotonic()
+    loader.close()
+    assert time.monotonic() - began < 20
+    assert not [thread for thread in threading.enumerate() if thread.name == "ahead"]
+
+
+def test_a_slot_is_left_alone_until_the_next_chunk_is_asked_for(files):
+    index = good_rows(files[0], 40)
+    recipe = Recipe(index, GEOMETRY, FILL, "bicubic")
+    chunks = Chunks(recipe, workers=1, batch_size=3, stall_s=60.0)  # the four photos come again in other slots
+    try:
+        for chunk, pixels in chunks.read([(0, 40)]):
+            before = pixels.clone()
+            time.sleep(0.02)  # the worker goes on as far as it may
+            assert torch.equal(pixels, before), chunk.start
+    finally:
+        chunks.close()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_for_a_gpu_are_in_page_locked_memory(files, workers):
+    with open_loader(good_rows(files[0], 8), workers=workers, pin_for=torch.device("cuda", 0)) as loader:
+        assert all(batch.pixels.is_pinned() for batch in loader.batches(0, 8))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small /dev/shm")
@@ -144,7 +202,10 @@ def test_a_scheduler_s_signals_to_all_processes_do_not_end_the_workers(photos):
 
 def test_a_terminal_s_interrupt_while_everything_starts_is_one_line(photos):
     command = [sys.executable, "-m", "batchjob", "run", str(photos), str(photos.parent / "run")]
-    process = subprocess.Popen(command, start_new_session=True, text=True, stderr=subprocess.PIPE)
+    # a test that runs in a shell's background would hand on that the interrupt is ignored
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, start_new_session=True, text=True, preexec_fn=heed, **streams)
     server = None
     while server is None and process.poll() is None:  # the fork server imports for seconds
         server = next(

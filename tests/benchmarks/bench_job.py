@@ -17,7 +17,7 @@ from timm.data import create_transform, resolve_model_data_config
 from batchjob import job, store
 from batchjob import plan as plans
 from batchjob.config import Options, Runtime
-from batchjob.loader import Batch
+from batchjob.loader import Batch, usable_cores
 from batchjob.model import load_model
 from batchjob.prepare import prepare
 from batchjob.weights import Weights, state_dict
@@ -29,6 +29,7 @@ MODEL, PX, K, N_INIT = "vit_small_patch14_dinov2.lvd142m", 224, 5, 4
 
 def contests(*, smoke: bool) -> Iterator[Contest]:
     """Images a second from photo to stored labels, last layer, all heads, both on this machine's processors."""
+    torch.set_num_threads(usable_cores())  # another benchmark of this process may have set one
     photos = sorted((SAMPLE / "val2017").glob("*.jpg"))
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)

@@ -158,7 +158,7 @@ def overlap_with_a_sleeper(folder: Path, *, count: int) -> Iterator[Contest]:
 
 def overlap_with_a_vit(folder: Path, *, count: int) -> Iterator[Contest]:
     """The attention of a ViT-S/14 on all cores, of which the worker wants its share; or on a GPU."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     spec = describe(Options())
     model = load_model(spec, None, precision="fp16" if device.type == "cuda" else "fp32", device=device)
     extract = Extractor(model, (spec.num_layers - 1,), tuple(range(spec.num_heads)))
