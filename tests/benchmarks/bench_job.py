@@ -67,6 +67,8 @@ def contests(*, smoke: bool) -> Iterator[Contest]:
 class InMemory:
     """Stands where the loader does: the images are there, decoded, page-locked if a GPU takes them."""
 
+    workers = 0
+
     def __init__(self, pixels: torch.Tensor, batch_size: int) -> None:
         self._pixels, self._batch_size = pixels, batch_size
 
