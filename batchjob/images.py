@@ -48,14 +48,7 @@ STATUS: dict[str, int] = {
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM")  # no EPS: it runs programs
 MAX_PIXELS = 89_478_485  # where Pillow starts to warn of a decompression bomb: 268 MB as RGB
 MAX_FILE_BYTES = 2**30
-RESAMPLE = {
-    "bicubic": Image.Resampling.BICUBIC,
-    "bilinear": Image.Resampling.BILINEAR,
-    "lanczos": Image.Resampling.LANCZOS,
-    "nearest": Image.Resampling.NEAREST,
-    "box": Image.Resampling.BOX,
-    "hamming": Image.Resampling.HAMMING,
-}
+RESAMPLE = {name.lower(): Image.Resampling[name] for name in Image.Resampling.__members__}
 RGB = tuple[int, int, int]
 Box = tuple[float, float, float, float]
 
