@@ -214,10 +214,10 @@ def _open_and_decode(
         orientation = _orientation(image)
         size = _upright_size(image, orientation)
         place = _place(*size, geometry)
-        is_ordinary = accelerate is not None and image.mode in ("RGB", "L")
-        content = accelerate.pixels(data, orientation, place, interpolation) if accelerate and is_ordinary else None
-        if content is not None:
-            return _on_canvas(content, *size, geometry, fill)
+        if accelerate is not None and image.mode in ("RGB", "L"):
+            content = accelerate.pixels(data, orientation, place, interpolation)
+            if content is not None:
+                return _on_canvas(content, *size, geometry, fill)
     image.load()  # before the orientation is asked for: of a TIFF, Pillow turns the pixels itself
     orientation = _orientation(image)
     size = _upright_size(image, orientation)

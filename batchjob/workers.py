@@ -57,8 +57,8 @@ def sizing(*, row_bytes: int, batch_size: int, workers: int) -> Sizing:
         1, min(batch_size, CHUNK_ROWS, CHUNK_BYTES // row_bytes, PREFETCH_BYTES // ((2 * lanes + 1) * row_bytes))
     )
     wanted = -(-2 * batch_size // (lanes * rows))
-    slots = PREFETCH_BYTES // (rows * row_bytes)
-    factor = max(1, min(max(2, wanted), (slots - 1) // lanes))
+    room = PREFETCH_BYTES // (rows * row_bytes)
+    factor = max(1, min(max(2, wanted), (room - 1) // lanes))
     slots = lanes * factor + 1  # a chunk's slot is filled again only when the next chunk has been asked for
     return Sizing(rows, factor, slots, slots * rows * row_bytes)
 
