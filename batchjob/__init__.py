@@ -14,6 +14,6 @@ __version__ = "0.1.0"
 
 def open(run: str | PathLike[str]) -> xarray.Dataset:
     """The arrays of RUN/labels.zarr as one Dataset, read lazily; see docs/store.md. Raises UserError if RUN is none."""
-    from batchjob.store import open_labels
+    from batchjob.store.lifecycle import open_labels
 
     return open_labels(run)

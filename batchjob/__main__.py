@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     args = make_parser().parse_args(arguments)
     try:
-        from batchjob import verbs
+        from batchjob import commands as verbs
 
         return int(getattr(verbs, args.verb)(args) or 0)
     except UserError as error:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batchjob import layout
 from batchjob.config import SCORE_ARRAYS, Options, difference, options_from_json, to_json
 from batchjob.errors import UserError
 from batchjob.geometry import Geometry
+from batchjob.store import arrays as layout
 
 if TYPE_CHECKING:
-    from batchjob.model import ModelSpec
+    from batchjob.model.describe import ModelSpec
 
 SCHEMA = 1  # of plan.json and the arrays; a run of another version is recognised, not guessed at
 
@@ -114,7 +114,7 @@ def save(plan: Plan, run: Path) -> None:
 
 def load(run: Path) -> Plan:
     """The plan of a run; equal to the one saved. Raises UserError where RUN is none, or of another schema version."""
-    from batchjob.model import ModelSpec
+    from batchjob.model.describe import ModelSpec
 
     path = run / "plan.json"
     try:

@@ -16,10 +16,11 @@ from matplotlib.patches import Circle, Rectangle
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from batchjob import stats
 from batchjob.stats.attention import patch_distances
 from batchjob.stats.nulls import offset_sums
 from batchjob.stats.saliency import component_boxes
+
+from batchjob import stats
 from docs.metrics_panels import (
     DIFFERENT,
     GRID,

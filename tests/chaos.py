@@ -11,7 +11,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from batchjob import layout, shares, store
+from batchjob.launch import shares
+from batchjob.store import arrays as layout
+from batchjob.store import lifecycle as store
 from tests.runs import MadeUpPlan, arrays_of
 
 PLAN = MadeUpPlan(row_count=78, rows_per_partition=2, kept_rows=(3, 30, 31), score_names=("entropy",))
@@ -46,7 +48,7 @@ def missing_files(run: Path) -> list[int]:
 
 
 def label_control(run: Path, attempt: str, share: shares.Share) -> None:
-    from batchjob.encode import Encoder
+    from batchjob.store.encode import Encoder
 
     encoder = Encoder(PLAN)
     for unit in share.of(missing_files(run)):

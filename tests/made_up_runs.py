@@ -10,7 +10,7 @@ import zarr
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from batchjob.stats import attention, nulls
+from batchjob.metrics import attention, nulls
 from tests import scenes
 
 KINDS = ("class", "instance", "local", "random")

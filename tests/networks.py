@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from batchjob.config import Options
-from batchjob.model import Model, describe, load_model
+from batchjob.model.describe import Model, describe, load_model
 
 
 def make_model(name: str, image_size: str = "", *, precision: str = "fp32", seed: int = 0, **smaller: Any) -> Model:

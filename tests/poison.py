@@ -6,11 +6,11 @@ import signal
 import time
 from pathlib import Path
 
-from batchjob import jpeg as fast_jpeg
+from batchjob.data.decode import STATUS, ReadFailure, decode
+from batchjob.data.index import ImageIndex, IndexBuilder
 from batchjob.geometry import Geometry
-from batchjob.images import STATUS, ReadFailure, decode
-from batchjob.index import ImageIndex, IndexBuilder
-from batchjob.loader import Loader
+from batchjob.loader import jpeg as fast_jpeg
+from batchjob.loader.loader import Loader
 from tests.pictures import bad_files, jpeg, png
 
 GEOMETRY = Geometry(28, 28, 14, 14)

@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from batchjob import model, weights
-from batchjob.attention import Extractor, renormalise
 from batchjob.config import Options
+from batchjob.data.decode import decode
 from batchjob.geometry import Geometry
-from batchjob.images import decode
+from batchjob.model import describe as model
+from batchjob.model import weights
+from batchjob.model.attention import Extractor, renormalise
 
 SAMPLE = Path(__file__).parent.parent / "batchjob" / "sample" / "val2017"
 

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batchjob import config, layout, store
+from batchjob import config
+from batchjob.store import arrays as layout
+from batchjob.store import lifecycle as store
 
 
 @dataclass(frozen=True)

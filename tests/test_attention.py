@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from batchjob.attention import Extractor, LayerMaps, renormalise, softmax_rows
-from batchjob.model import Model, resolve_heads, resolve_layers
+from batchjob.model.attention import Extractor, LayerMaps, renormalise, softmax_rows
+from batchjob.model.describe import Model, resolve_heads, resolve_layers
 from tests.networks import make_model, make_pixels, unfused
 
 # (name, image size): every family, made small below, at sizes of a few patches, square or not
@@ -232,7 +232,7 @@ def test_the_result_of_an_image_is_the_same_whatever_the_chunk_of_the_softmax(
 ) -> None:
     pixels = make_pixels(tiny, count=5)
     (whole,) = Extractor(tiny, (11,), (0, 1, 2))(pixels)
-    monkeypatch.setattr("batchjob.attention.CHUNK_BYTES", 1)
+    monkeypatch.setattr("batchjob.model.attention.CHUNK_BYTES", 1)
     (single,) = Extractor(tiny, (11,), (0, 1, 2))(pixels)
     torch.testing.assert_close(single.rows, whole.rows, atol=1e-7, rtol=0)
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from batchjob.attention import Extractor, LayerMaps
 from batchjob.config import Options
-from batchjob.memory import forecast
-from batchjob.model import Model, describe, load_model
+from batchjob.job.memory import forecast
+from batchjob.model.attention import Extractor, LayerMaps
+from batchjob.model.describe import Model, describe, load_model
 from tests.networks import make_model, make_pixels
 
 pytestmark = pytest.mark.gpu

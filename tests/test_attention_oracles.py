@@ -12,9 +12,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from batchjob.attention import Extractor
 from batchjob.config import Options
-from batchjob.model import Model, describe, load_model, resolve_heads, resolve_layers
+from batchjob.model.attention import Extractor
+from batchjob.model.describe import Model, describe, load_model, resolve_heads, resolve_layers
 from tests.networks import make_pixels
 
 DEPTH, WIDTH, HEADS = 3, 192, 3

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from batchjob import layout, store
+from batchjob.store import arrays as layout
+from batchjob.store import lifecycle as store
 from tests.chaos import PLAN, missing_files
 from tests.conftest import ROOT
 from tests.runs import Ids, contents, label

@@ -7,10 +7,10 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from batchjob import cnn
-from batchjob.attention import Extractor
 from batchjob.config import Options
-from batchjob.model import describe, resolve_heads, resolve_layers
+from batchjob.model import self_similarity as cnn
+from batchjob.model.attention import Extractor
+from batchjob.model.describe import describe, resolve_heads, resolve_layers
 from tests.networks import make_model, make_pixels
 
 

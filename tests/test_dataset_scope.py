@@ -20,8 +20,9 @@ from safetensors.torch import save_file
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
 
 import batchjob as package
-from batchjob import centroids, fit
+from batchjob.job import fit
 from batchjob.stats import codebook
+from batchjob.store import centroids
 from tests.conftest import ROOT, Command
 
 PX, PATCH, LINES, IMAGES = 96, 16, 6, 30

@@ -6,11 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchjob.attention import LayerMaps
-from batchjob.config import Options
-from batchjob.errors import UserError
-from batchjob.features import features, nearest_centroids, pick, pool_by_offset
-from batchjob.sample_rows import (
+from batchjob.codebook.features import features, nearest_centroids, pick, pool_by_offset
+from batchjob.codebook.rows import (
     CELLS,
     RowKind,
     affordable_rows,
@@ -22,6 +19,9 @@ from batchjob.sample_rows import (
     row_kind,
     row_numbers,
 )
+from batchjob.config import Options
+from batchjob.errors import UserError
+from batchjob.model.attention import LayerMaps
 
 ROWS = RowKind("rows", "absolute", (3, 4))
 RELATIVE = RowKind("rows", "relative", (3, 4))

@@ -11,7 +11,8 @@ from PIL import Image
 
 from batchjob import figures
 from batchjob.errors import UserError
-from batchjob.figures import canvas, maps, palette, statistics, view
+from batchjob.figures import canvas, maps, palette, statistics
+from batchjob.figures import photos as view
 from batchjob.geometry import Geometry
 
 QUARTERS = np.kron(np.array([[0, 1], [2, 3]], dtype=np.uint8), np.ones((4, 4), dtype=np.uint8))

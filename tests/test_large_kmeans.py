@@ -17,9 +17,9 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
 from batchjob.clustering import rapids
-from batchjob.clustering.dataset import Fit, Problem, Refiner, SklearnRefiner, State, TorchRefiner, fit, open_refiner
-from batchjob.clustering.group import ALONE, Group, join, meeting_point
-from batchjob.clustering.nearest import assign, block_sums, cluster_sums, greedy_starts
+from batchjob.codebook.kmeans import Fit, Problem, Refiner, SklearnRefiner, State, TorchRefiner, fit, open_refiner
+from batchjob.codebook.nearest import assign, block_sums, cluster_sums, greedy_starts
+from batchjob.codebook.processes import ALONE, Group, join, meeting_point
 from batchjob.errors import UserError
 
 REFINERS: list[Callable[[], Refiner]] = [TorchRefiner, SklearnRefiner]

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from batchjob import memory
-from batchjob.attention import Extractor
 from batchjob.errors import UserError
-from batchjob.loader import Batch
-from batchjob.memory import HalvingGuard, choose_batch_size, forecast, halves
-from batchjob.model import Model
+from batchjob.job import memory
+from batchjob.job.memory import HalvingGuard, choose_batch_size, forecast, halves
+from batchjob.loader.loader import Batch
+from batchjob.model.attention import Extractor
+from batchjob.model.describe import Model
 from tests.networks import make_model, make_pixels
 
 CPU = torch.device("cpu")

@@ -10,11 +10,11 @@ import torch
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
 
-from batchjob import network
-from batchjob.attention import Extractor
 from batchjob.config import Options
 from batchjob.errors import UserError
-from batchjob.model import Model, ModelSpec, describe, load_model, resolve_heads, resolve_layers
+from batchjob.model import network
+from batchjob.model.attention import Extractor
+from batchjob.model.describe import Model, ModelSpec, describe, load_model, resolve_heads, resolve_layers
 from tests.networks import make_model, make_pixels
 
 TINY = "vit_tiny_patch16_224"

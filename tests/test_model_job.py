@@ -9,7 +9,7 @@ import torch
 import xarray
 from safetensors.torch import save_file
 
-from batchjob import cnn
+from batchjob.model import self_similarity as cnn
 from tests.conftest import SAMPLE, Command
 
 FEW = ["--k", "3", "--limit", "3", "--workers", "0", "--device", "cpu"]

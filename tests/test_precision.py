@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import torch
 
-from batchjob.attention import Extractor
-from batchjob.model import Model
-from batchjob.precision import choose_half, largest_activation, probe_pixels
+from batchjob.model.attention import Extractor
+from batchjob.model.describe import Model
+from batchjob.model.precision import choose_half, largest_activation, probe_pixels
 from tests.networks import make_model, make_pixels
 
 

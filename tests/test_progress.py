@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from batchjob import progress
+from batchjob.job import progress
 
 
 def test_durations_are_said_as_people_say_them() -> None:

@@ -8,13 +8,14 @@ from sklearn.datasets import load_sample_image
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor, nn
 
-from batchjob import clustering, weights
-from batchjob.attention import Extractor, LayerMaps, renormalise
-from batchjob.coco import instances_on_grid, open_annotations
+from batchjob import clustering
 from batchjob.config import Options
+from batchjob.data.annotations import instances_on_grid, open_annotations
 from batchjob.geometry import Geometry
-from batchjob.model import Model, describe, load_model
-from batchjob.precision import choose_half
+from batchjob.model import weights
+from batchjob.model.attention import Extractor, LayerMaps, renormalise
+from batchjob.model.describe import Model, describe, load_model
+from batchjob.model.precision import choose_half
 from tests.conftest import SAMPLE
 
 DINOV2 = "vit_small_patch14_dinov2.lvd142m"

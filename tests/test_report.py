@@ -15,7 +15,7 @@ from PIL import Image
 
 from batchjob.errors import UserError
 from batchjob.figures import Look, write_figures
-from batchjob.figures.view import open_run
+from batchjob.figures.photos import open_run
 from batchjob.report import browser as packing
 from batchjob.report import codebook, write_report
 from batchjob.report import page as report_page

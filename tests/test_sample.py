@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 import batchjob as package
-from batchjob import coco
 from batchjob import plan as plans
-from batchjob.stats import scores
+from batchjob.data import annotations as coco
+from batchjob.metrics import clusters as scores
 from tests.conftest import SAMPLE
 
 # Within-class adjusted Rand index by head: mean over the sample's photos with two or more instances of a class.

@@ -13,10 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchjob import launch, shares, store
 from batchjob.config import Runtime
 from batchjob.errors import UserError, WorkLeft
-from batchjob.stopping import Stop
+from batchjob.launch import processes as launch
+from batchjob.launch import shares
+from batchjob.launch.stopping import Stop
+from batchjob.store import lifecycle as store
 from tests.conftest import ROOT, TINY, Command
 from tests.runs import Ids, MadeUpPlan, arrays_of, contents, label
 from tests.test_job import make_photos
@@ -143,11 +145,12 @@ def test_what_is_found_missing_after_a_list_was_done_makes_the_next_list(run: Pa
 def test_a_second_job_on_the_same_run_shares_the_work_and_both_end_well(run: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from batchjob import shares, store; from tests.runs import MadeUpPlan, arrays_of\n"
+        "from batchjob.launch import shares; from batchjob.store import writer\n"
+        "from tests.runs import MadeUpPlan, arrays_of\n"
         "plan, run, mine = MadeUpPlan(), Path(sys.argv[1]), []\n"
-        "with store.Writer(run, plan) as writer:\n"
-        "    for unit in shares.claimed(writer, [0, 1, 2], lambda: False):\n"
-        "        mine.append(unit); time.sleep(0.4); writer.write(unit, arrays_of(plan, unit))\n"
+        "with writer.Writer(run, plan) as out:\n"
+        "    for unit in shares.claimed(out, [0, 1, 2], lambda: False):\n"
+        "        mine.append(unit); time.sleep(0.4); out.write(unit, arrays_of(plan, unit))\n"
         "print(mine)"
     )
     jobs = [
@@ -163,7 +166,7 @@ def test_a_second_job_on_the_same_run_shares_the_work_and_both_end_well(run: Pat
 
 def test_what_a_dead_job_had_claimed_is_taken_over(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from batchjob.publish import Claims\n"
+        "import sys, time; from pathlib import Path; from batchjob.store.partitions import Claims\n"
         "claims = Claims(Path(sys.argv[1]) / 'work'); claims.take(0); print('claimed', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", code, str(run)], stdout=subprocess.PIPE, text=True, cwd=ROOT)

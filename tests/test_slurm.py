@@ -20,7 +20,7 @@ import pytest
 import xarray
 from PIL import Image
 
-from batchjob import store
+from batchjob.store import lifecycle as store
 from tests.conftest import ROOT
 from tests.runs import contents
 

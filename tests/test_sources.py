@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from batchjob.data.decode import ReadFailure
+from batchjob.data.sources import ImageIndex, index_images
+from batchjob.data.tars import expand
 from batchjob.errors import UserError
-from batchjob.images import ReadFailure
-from batchjob.sources import ImageIndex, index_images
-from batchjob.tars import expand
 
 
 def png(red: int = 0) -> bytes:
@@ -213,7 +213,7 @@ def test_a_tar_that_changed_since_it_was_planned_is_refused(four):
 
 
 def test_more_tars_than_descriptors_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("batchjob.index.OPEN_TARS", 2)
+    monkeypatch.setattr("batchjob.data.index.OPEN_TARS", 2)
     for i in range(5):
         write_tar(tmp_path / f"{i}.tar", [("a.png", png(i))])
     index = index_images(str(tmp_path / "{0..4}.tar"))

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats as scipy_stats
 
-from batchjob.stats import bootstrap
-from batchjob.stats.bootstrap import first_half, holm, interval, resampled_means, resampled_ratios, sign_flip
+from batchjob.metrics import uncertainty as bootstrap
+from batchjob.metrics.uncertainty import first_half, holm, interval, resampled_means, resampled_ratios, sign_flip
 
 
 def coverage(n: int, trials: int, *, skewed: bool) -> float:

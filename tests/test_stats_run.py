@@ -15,7 +15,7 @@ from batchjob.errors import UserError
 from batchjob.stats import run_stats, text
 from batchjob.stats.compare import upsample
 from batchjob.stats.modifiers import describe as describe_modifiers
-from batchjob.stats.view import open_view
+from batchjob.store.run import open_view
 from tests import scenes
 from tests.made_up_runs import KINDS, image_ids, write_annotations, write_run
 

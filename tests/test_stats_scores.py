@@ -11,8 +11,10 @@ from hypothesis.extra.numpy import arrays
 from scipy.stats import mannwhitneyu
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, mutual_info_score, roc_auc_score
 
-from batchjob.stats import attention, nulls, partitions, saliency, scores
-from batchjob.stats.nulls import LABEL_SCORES, NULLS
+from batchjob.metrics import agreement as partitions
+from batchjob.metrics import attention, nulls, saliency
+from batchjob.metrics import clusters as scores
+from batchjob.metrics.nulls import LABEL_SCORES, NULLS
 from tests import scenes
 from tests.conftest import ROOT
 

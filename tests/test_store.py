@@ -21,8 +21,12 @@ import xarray
 import zarr
 
 import batchjob
-from batchjob import centroids, config, layout, publish, store
+from batchjob import config
 from batchjob.errors import UserError, WorkLeft
+from batchjob.store import arrays as layout
+from batchjob.store import centroids
+from batchjob.store import lifecycle as store
+from batchjob.store import partitions as publish
 from tests.runs import Ids, MadeUpPlan, Model, arrays_of, contents, label
 
 PLAN = MadeUpPlan(kept_rows=(2, 9, 15), score_names=("entropy", "sink"))
@@ -288,8 +292,8 @@ def test_what_was_handed_over_is_published_even_if_the_loop_is_stopped(run: Path
 
 def test_a_partition_that_another_process_labels_can_not_be_claimed_until_it_dies(run: Path) -> None:
     code = (
-        "import sys, time; from batchjob import publish; from pathlib import Path\n"
-        "claims = publish.Claims(Path(sys.argv[1]) / 'work'); print(claims.take(1), flush=True); time.sleep(60)"
+        "import sys, time; from batchjob.store import partitions; from pathlib import Path\n"
+        "claims = partitions.Claims(Path(sys.argv[1]) / 'work'); print(claims.take(1), flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", code, str(run)], stdout=subprocess.PIPE, text=True)
     assert other.stdout is not None

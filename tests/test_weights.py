@@ -12,8 +12,9 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from batchjob import registry, weights
 from batchjob.errors import UserError
+from batchjob.model import weights
+from batchjob.model import wheels as registry
 from tests.conftest import Command
 
 DINOV2 = "vit_small_patch14_dinov2.lvd142m"

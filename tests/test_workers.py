@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from batchjob import fork_server
-from batchjob.chunks import Recipe
+from batchjob.data.decode import STATUS
 from batchjob.errors import UserError
-from batchjob.images import STATUS
-from batchjob.workers import Chunks
+from batchjob.loader import fork_server
+from batchjob.loader.chunks import Recipe
+from batchjob.loader.workers import Chunks
 from tests.pictures import jpeg
 from tests.poison import FILL, GEOMETRY, Poisoned, good_rows, make_files, open_loader, read_alone, rows_of
 
@@ -67,7 +67,7 @@ def test_a_read_that_never_ends_is_given_up(files):
 
 
 def test_workers_that_die_with_nothing_in_hand_end_the_job_with_a_word(files, monkeypatch):
-    monkeypatch.setattr("batchjob.workers._enter_worker", os._exit)  # called with the worker's number
+    monkeypatch.setattr("batchjob.loader.workers._enter_worker", os._exit)  # called with the worker's number
     with open_loader(good_rows(files[0], 4), workers=1) as loader, pytest.raises(UserError, match="--workers 0"):
         list(loader.batches(0, 4))
 
@@ -155,8 +155,8 @@ SIGNALLED = """
 import os, signal, sys
 from pathlib import Path
 from batchjob.geometry import Geometry
-from batchjob.loader import Loader
-from batchjob.sources import index_images
+from batchjob.loader.loader import Loader
+from batchjob.data.sources import index_images
 if __name__ == "__main__":
     index = index_images(sys.argv[1])
     loader = Loader(index, Geometry(28, 28, 14, 14), fill_rgb=(0, 0, 0), batch_size=2, workers=2)

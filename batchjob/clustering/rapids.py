@@ -10,8 +10,6 @@ import torch.utils.dlpack
 from torch import Tensor
 
 from batchjob.clustering.base import NONE, Clusters, check_finite, check_shapes, number_by_appearance
-from batchjob.clustering.dataset import Problem
-from batchjob.clustering.group import Group
 from batchjob.errors import UserError
 
 FIRST_POOL_BYTES = 256 << 20
@@ -69,7 +67,7 @@ class CumlEngine:
 
 
 class CumlRefiner:
-    """Lloyd's iteration over a whole dataset by cuML, ten iterations a step: `dataset.Refiner`.
+    """Lloyd's iteration over the rows of a whole dataset by cuML, ten iterations a step.
 
     Alone it is `cuml.cluster.KMeans`. Where a launcher started the processes (also a single one) it is `KMeansMG`,
     which reduces its sums over NCCL: no Dask, only RAFT's bindings, as spark-rapids-ml and NeMo Curator do it.
@@ -78,14 +76,14 @@ class CumlRefiner:
     name = "cuml"
     steps = 10
 
-    def __init__(self, device: torch.device, group: Group) -> None:
+    def __init__(self, device: torch.device, *, rank: int, world: int) -> None:
         self._engine = CumlEngine(device)
         self._handle: Any = None  # RAFT's, with the communicator; alone none is needed
         self._nccl: Any = None
-        if group.world > 1 or "RANK" in os.environ:
-            self._join(group)
+        if world > 1 or "RANK" in os.environ:
+            self._join(rank, world)
 
-    def _join(self, group: Group) -> None:
+    def _join(self, rank: int, world: int) -> None:
         try:
             nccl = importlib.import_module("raft_dask.common.nccl").nccl
             inject = importlib.import_module("raft_dask.common.comms_utils").inject_comms_on_handle_coll_only
@@ -94,25 +92,28 @@ class CumlRefiner:
             raise UserError(
                 f"engine 'cuml' on several GPUs can't import raft-dask ({error}); use --engine batched, or install it"
             ) from error
-        identity = [nccl.get_unique_id() if group.rank == 0 else None]
-        if group.world > 1:
+        identity = [nccl.get_unique_id() if rank == 0 else None]
+        if world > 1:
             torch.distributed.broadcast_object_list(identity)
         self._nccl = nccl()
-        self._nccl.init(group.world, identity[0], group.rank)
-        inject(handle, self._nccl, group.world, group.rank, False)
+        self._nccl.init(world, identity[0], rank)
+        inject(handle, self._nccl, world, rank, False)
         self._handle = handle
 
-    def advance(self, problem: Problem, centroids: Tensor) -> tuple[Tensor, int]:
-        """Up to ten iterations; the rows are read where they lie."""
+    def advance(self, x: Tensor, centroids: Tensor, *, k: int, seed: int, tolerance: float) -> tuple[Tensor, int]:
+        """(centroids [K, D], iterations done, at most ten) over this process's rows x [n, D], read where they lie.
+
+        `tolerance` is the summed squared shift of the centroids below which they stand still.
+        """
         model, cupy = self._engine.module("cuml"), self._engine.module("cupy")
         start = as_array(centroids.contiguous(), cupy)
-        given = refining(problem.k, float(problem.tolerance), problem.seed, self.steps) | {"init": start}
+        given = refining(k, tolerance, seed, self.steps) | {"init": start}
         torch.cuda.current_stream().synchronize()  # cuML works on a stream of its own
         if self._handle is None:
             fit = model.cluster.KMeans(**given)
         else:
             fit = importlib.import_module("cuml.cluster.kmeans_mg").KMeansMG(handle=self._handle, **given)
-        fit.fit(as_array(problem.x, cupy))
+        fit.fit(as_array(x, cupy))
         cupy.cuda.runtime.deviceSynchronize()
         return as_tensor(cupy.asarray(fit.cluster_centers_)).to(centroids), int(fit.n_iter_)
 
@@ -127,11 +128,6 @@ def refining(k: int, tolerance: float, seed: int, steps: int) -> dict[str, Any]:
         "random_state": seed & 0x7FFFFFFF,
         "output_type": "cupy",
     }
-
-
-def open_refiner(device: torch.device, group: Group) -> CumlRefiner:
-    """cuML for a dataset-wide fit. Raises UserError where there is no GPU or no cuML."""
-    return CumlRefiner(device, group)
 
 
 def arguments(rows: int, k: int, seed: int, n_init: int) -> dict[str, Any]:

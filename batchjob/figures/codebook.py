@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from batchjob.figures import canvas
 from batchjob.figures.palette import MAP_COLOURS
-from batchjob.figures.view import Photo, RunView
+from batchjob.figures.photos import Photo, RunView
 
 MOST = 96  # clusters of one picture; the most common ones
 PHOTOS = 3  # of each cluster
@@ -116,7 +116,7 @@ def shown_centroid(view: RunView, centroid: NDArray[np.float32]) -> NDArray[np.f
 
 def row_shape(view: RunView) -> tuple[int, int]:
     """(rows, columns) of the map that a centroid is."""
-    from batchjob.sample_rows import RowKind
+    from batchjob.codebook.rows import RowKind
 
     options = view.plan["options"]
     return RowKind(options["queries"], options["features"], view.geometry.grid).shape

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from batchjob.errors import UserError, nearest
 from batchjob.figures import canvas, codebook, maps, statistics
 from batchjob.figures.grid import study_grid
-from batchjob.figures.view import ORDERING, RunView, open_run
+from batchjob.figures.photos import ORDERING, RunView, open_run
 
 FORMATS = ("png", "svg", "pdf")
 _HEADS_ACROSS = 12

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from batchjob.figures.view import ORDERING, RunView
+from batchjob.figures.photos import ORDERING, RunView
+from batchjob.metrics.uncertainty import ENOUGH_IMAGES
 from batchjob.stats import text
-from batchjob.stats.bootstrap import ENOUGH_IMAGES
-from batchjob.stats.view import open_view
+from batchjob.store.run import open_view
 
 QUESTION = "Do clusters of {rows} separate objects of the same class?"
 _AN_EXAMPLE = 8  # images; below, an interval is hardly one

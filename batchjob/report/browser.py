@@ -14,7 +14,7 @@ from PIL import Image
 
 from batchjob.figures.maps import peak
 from batchjob.figures.palette import MAP_COLOURS, label_colours, match_colours
-from batchjob.figures.view import RunView
+from batchjob.figures.photos import RunView
 
 PHOTO_PX = 400
 MAX_IMAGES = 80

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from batchjob.figures import codebook, write
-from batchjob.figures.view import RunView
+from batchjob.figures.photos import RunView
 from batchjob.report.table import Cell, Column, Row, Table, number
 
 _MOST = 24  # clusters in a head's picture; `batchjob figures` draws up to 96 of one

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from batchjob.config import Options
-from batchjob.figures.view import RunView
+from batchjob.figures.photos import RunView
 from batchjob.figures.write import model_name
 
 _WAY_OUT = {

@@ -18,7 +18,7 @@ from PIL import Image
 
 import batchjob
 from batchjob.figures import canvas, statistics, write
-from batchjob.figures.view import RunView, open_run
+from batchjob.figures.photos import RunView, open_run
 from batchjob.figures.write import Look
 from batchjob.report import answer, browser, codebook, facts, table
 

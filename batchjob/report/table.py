@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from batchjob.figures.photos import ORDERING, RunView
 from batchjob.figures.statistics import of_score, score_name
-from batchjob.figures.view import ORDERING, RunView
+from batchjob.metrics.nulls import MAIN_NULL
 from batchjob.stats import text
-from batchjob.stats.nulls import MAIN_NULL
 
 
 @dataclass(frozen=True)

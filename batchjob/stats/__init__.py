@@ -4,13 +4,9 @@ Nothing here knows a device: a score takes arrays and gives arrays, so that each
 are in docs/metrics.md.
 """
 
-from batchjob.stats.attention import attention_scores, draw_pairs, group_auc, pair_scores
-from batchjob.stats.bootstrap import first_half, holm, interval, sign_flip
-from batchjob.stats.nulls import NULLS, locality_rows, position_labels, shuffle
-from batchjob.stats.partitions import ami, ari, contingency
-from batchjob.stats.run import run_stats
-from batchjob.stats.saliency import corloc, jaccard, mass_mask, normalise, saliency_scores
-from batchjob.stats.scores import (
+from batchjob.metrics.agreement import ami, ari, contingency
+from batchjob.metrics.attention import attention_scores, draw_pairs, group_auc, pair_scores
+from batchjob.metrics.clusters import (
     agreement,
     cluster_sizes,
     coherence,
@@ -19,6 +15,10 @@ from batchjob.stats.scores import (
     instance_scores,
     pair_ari,
 )
+from batchjob.metrics.nulls import NULLS, locality_rows, position_labels, shuffle
+from batchjob.metrics.saliency import corloc, jaccard, mass_mask, normalise, saliency_scores
+from batchjob.metrics.uncertainty import first_half, holm, interval, sign_flip
+from batchjob.stats.run import run_stats
 
 __all__ = [
     "NULLS",

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batchjob.coco import Annotations, ImageAnnotations, PatchInstances, instances_on_grid
+from batchjob.data.annotations import Annotations, ImageAnnotations, PatchInstances, instances_on_grid
 from batchjob.geometry import Geometry
-from batchjob.stats import nulls, scores
-from batchjob.stats.partitions import NO_LABEL, ari, contingency
-from batchjob.stats.saliency import normalise, saliency_scores
+from batchjob.metrics import clusters as scores
+from batchjob.metrics import nulls
+from batchjob.metrics.agreement import NO_LABEL, ari, contingency
+from batchjob.metrics.saliency import normalise, saliency_scores
 from batchjob.stats.stream import ROWS_AT_ONCE, Pool
-from batchjob.stats.view import OK, Part, View, read_rows
+from batchjob.store.run import OK, Part, View, read_rows
 
 Floats = NDArray[np.float64]
 COMPARED = ("instance_ari", "instance_ami", "image_ari", "pair_ari", "jaccard_60", "jaccard_80", "jaccard_90", "corloc")

@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from batchjob.metrics.nulls import LABEL_SCORES
+from batchjob.metrics.uncertainty import first_half, holm, interval, sign_flip
 from batchjob.stats import text
-from batchjob.stats.bootstrap import first_half, holm, interval, sign_flip
 from batchjob.stats.compare import COMPARED, Common
-from batchjob.stats.nulls import LABEL_SCORES
-from batchjob.stats.view import View
+from batchjob.store.run import View
 
 Floats = NDArray[np.float64]
 COLUMNS = ["run_a", "run_b", "score", "of", "method", "layer_a", "head_a", "layer_b", "head_b", "n", "mean_a", "mean_b"]

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batchjob.coco import PatchInstances
+from batchjob.data.annotations import PatchInstances
 from batchjob.geometry import Geometry
-from batchjob.stats import nulls, scores
-from batchjob.stats.attention import attention_scores, draw_pairs, pair_scores_of, patch_distances
-from batchjob.stats.partitions import NO_LABEL
-from batchjob.stats.saliency import normalise, saliency_scores
+from batchjob.metrics import clusters as scores
+from batchjob.metrics import nulls
+from batchjob.metrics.agreement import NO_LABEL
+from batchjob.metrics.attention import attention_scores, draw_pairs, pair_scores_of, patch_distances
+from batchjob.metrics.saliency import normalise, saliency_scores
 
 Floats = NDArray[np.float64]
 

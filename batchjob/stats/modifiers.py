@@ -9,10 +9,10 @@ import pandas as pd
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from batchjob.stats.bootstrap import resampled_ratios
+from batchjob.metrics.uncertainty import resampled_ratios
 from batchjob.stats.stream import Pool
 from batchjob.stats.text import gain as signed
-from batchjob.stats.view import View
+from batchjob.store.run import View
 
 Floats = NDArray[np.float64]
 

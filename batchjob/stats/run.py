@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from batchjob.coco import Annotations, open_annotations
+from batchjob.data.annotations import Annotations, open_annotations
 from batchjob.errors import UserError
 from batchjob.stats import codebook, differences, text
 from batchjob.stats.compare import comparable, compare
@@ -15,7 +15,7 @@ from batchjob.stats.modifiers import modifier_table
 from batchjob.stats.stream import Pool, choose_jobs, gather, score_run
 from batchjob.stats.summary import agreement_table, select_heads, summarise
 from batchjob.stats.tables import Tables
-from batchjob.stats.view import View, open_view
+from batchjob.store.run import View, open_view
 
 
 def run_stats(

@@ -16,12 +16,12 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from batchjob.coco import Annotations, ImageAnnotations, PatchInstances, instances_on_grid
-from batchjob.stats import nulls
+from batchjob.data.annotations import Annotations, ImageAnnotations, PatchInstances, instances_on_grid
+from batchjob.metrics import nulls
+from batchjob.metrics.clusters import agreement
+from batchjob.metrics.saliency import normalise
 from batchjob.stats.image import Context, PairTable, locality_attention, locality_pairs, score_labels, score_maps
-from batchjob.stats.saliency import normalise
-from batchjob.stats.scores import agreement
-from batchjob.stats.view import OK, PENDING, Part, View, locality_sums, read_part
+from batchjob.store.run import OK, PENDING, Part, View, locality_sums, read_part
 
 ROWS_AT_ONCE = 512  # of one task; an inner chunk of the store
 Item = TypeVar("Item")

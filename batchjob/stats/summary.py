@@ -9,10 +9,10 @@ import pandas as pd
 import zarr
 from numpy.typing import NDArray
 
-from batchjob.stats.bootstrap import Interval, first_half, holm, interval, sign_flip
-from batchjob.stats.nulls import NULLS
+from batchjob.metrics.nulls import NULLS
+from batchjob.metrics.uncertainty import Interval, first_half, holm, interval, sign_flip
 from batchjob.stats.stream import Pool
-from batchjob.stats.view import View
+from batchjob.store.run import View
 
 Floats = NDArray[np.float64]
 HALF = 0.5  # what an AUC is by chance
@@ -57,7 +57,7 @@ def columns_of(view: View, name: str, count: int) -> list[tuple[str, int, int]]:
 
 def is_of_labels(name: str) -> bool:
     """Whether a score is one of clusters, and so has a method."""
-    from batchjob.stats.nulls import LABEL_SCORES
+    from batchjob.metrics.nulls import LABEL_SCORES
 
     return name in LABEL_SCORES
 

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import zarr
 from numpy.typing import NDArray
 
-from batchjob import store
 from batchjob.config import SCORE_ARRAYS
 from batchjob.stats.stream import ROWS_AT_ONCE, Scored
-from batchjob.stats.view import View
+from batchjob.store import lifecycle as store
+from batchjob.store.run import View
 
 _DIMS = {4: ("image", "method", "layer", "head"), 3: ("image", "layer", "head"), 2: ("image", "layer")}
 _NO_HEAD = -1  # in the tidy table, of scores that are a layer's

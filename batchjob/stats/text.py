@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from batchjob.stats.bootstrap import ENOUGH_IMAGES
-from batchjob.stats.nulls import LABEL_SCORES, MAIN_NULL
-from batchjob.stats.view import View
+from batchjob.metrics.nulls import LABEL_SCORES, MAIN_NULL
+from batchjob.metrics.uncertainty import ENOUGH_IMAGES
+from batchjob.store.run import View
 
 MOST_ROWS = 16
 SEPARATES = "separates objects of one class"

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import torch
 
-from batchjob.attention import Extractor
 from batchjob.config import Options
-from batchjob.model import Model, describe, load_model
+from batchjob.model.attention import Extractor
+from batchjob.model.describe import Model, describe, load_model
 from tests.benchmarks.harness import Contest
 
 MODELS = ("vit_small_patch14_dinov2.lvd142m", "vit_base_patch16_224.mae")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from batchjob.clustering.dataset import Fit, Problem, TorchRefiner, fit
+from batchjob.codebook.kmeans import Fit, Problem, TorchRefiner, fit
 from tests.benchmarks.harness import Contest
 
 K, WIDTH, STARTS = 64, 196, 4

@@ -14,13 +14,14 @@ from PIL import Image
 from sklearn.cluster import KMeans
 from timm.data import create_transform, resolve_model_data_config
 
-from batchjob import job, store
 from batchjob import plan as plans
 from batchjob.config import Options, Runtime
-from batchjob.loader import Batch, usable_cores
-from batchjob.model import load_model
-from batchjob.prepare import prepare
-from batchjob.weights import Weights, state_dict
+from batchjob.job import label as job
+from batchjob.job.prepare import prepare
+from batchjob.loader.loader import Batch, usable_cores
+from batchjob.model.describe import load_model
+from batchjob.model.weights import Weights, state_dict
+from batchjob.store import lifecycle as store
 from tests.benchmarks.harness import Contest
 from tests.conftest import SAMPLE
 

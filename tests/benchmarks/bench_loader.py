@@ -17,15 +17,15 @@ import torch
 from PIL import Image
 
 import batchjob.sample
-from batchjob import jpeg
-from batchjob.attention import Extractor
 from batchjob.config import Options
+from batchjob.data.decode import decode
+from batchjob.data.index import ImageIndex
+from batchjob.data.sources import index_images
 from batchjob.geometry import Geometry
-from batchjob.images import decode
-from batchjob.index import ImageIndex
-from batchjob.loader import Loader, usable_cores
-from batchjob.model import describe, load_model
-from batchjob.sources import index_images
+from batchjob.loader import jpeg
+from batchjob.loader.loader import Loader, usable_cores
+from batchjob.model.attention import Extractor
+from batchjob.model.describe import describe, load_model
 from tests.benchmarks.harness import Contest
 
 GEOMETRY = Geometry(224, 224, 16, 16)

@@ -15,9 +15,10 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
 from threadpoolctl import threadpool_limits
 
-from batchjob.coco import PatchInstances, instances_on_grid, open_annotations
+from batchjob.data.annotations import PatchInstances, instances_on_grid, open_annotations
 from batchjob.geometry import Geometry
-from batchjob.stats import nulls, run_stats
+from batchjob.metrics import nulls
+from batchjob.stats import run_stats
 from batchjob.stats.image import Context, score_labels
 from tests import made_up_runs, scenes
 from tests.benchmarks.harness import Contest

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from batchjob import layout, store
+from batchjob.store import arrays as layout
+from batchjob.store import lifecycle as store
 from tests.benchmarks.harness import Contest
 from tests.runs import Ids, MadeUpPlan, Model
 

@@ -1,0 +1,82 @@
+"""From attention maps to the rows that a dataset-wide k-means clusters, and from those rows to labels.
+
+Letters beside the README's: R rows of an image (its P patches, or 1 for CLS), M rows in hand.
+"""
+
+import torch
+from torch import Tensor
+
+from batchjob.clustering import NONE, Clusters, prepare
+from batchjob.codebook.nearest import assign
+from batchjob.codebook.rows import RowKind, offset_cells
+from batchjob.model.attention import LayerMaps, renormalise
+
+
+def features(maps: Tensor, places: Tensor, kind: RowKind, *, distance: str, mask: Tensor | None = None) -> Tensor:
+    """float32 [M, H, D]: rows that sum to 1, pooled by offset where `kind` says so, with the distance's transform.
+
+    `maps` [M, H, P]: attention rows as the extractor gives them; `places` int64 [M]: the patch of each query;
+    `mask` bool [M, P]: False where a key is padding, whose mass is left out.
+    """
+    rows = maps.float() if mask is None else torch.where(mask[:, None], maps, 0)
+    rows = renormalise(rows)
+    if kind.features == "relative":
+        rows = pool_by_offset(rows, places, kind.grid)
+    return prepare(rows, distance, None)
+
+
+def pool_by_offset(rows: Tensor, places: Tensor, grid: tuple[int, int]) -> Tensor:
+    """[M, H, D]: each row's mass by the offset (dy, dx) from its query to the key, summed over cells of some patches.
+
+    Mass is kept: a row that sums to 1 does so afterwards. A query near the edge has none beyond it.
+    """
+    height, width = grid
+    down = _cells(height, rows)[places // width]  # [M, gh, cells]
+    across = _cells(width, rows)[places % width]
+    maps = rows.reshape(len(rows), -1, height, width)
+    # one axis at a time: together they would need [P, P, D], gigabytes on a fine grid
+    maps = torch.einsum("mhuv,mvc->mhuc", maps, across)
+    return torch.einsum("mhuc,mud->mhdc", maps, down).flatten(2)
+
+
+def _cells(patches: int, like: Tensor) -> Tensor:
+    """[query, key, cell]: 1 where the offset from query to key falls into the cell."""
+    size, cells = offset_cells(patches)
+    place = torch.arange(patches, device=like.device)
+    cell = torch.div(place[None, :] - place[:, None] + size // 2, size, rounding_mode="floor") + cells // 2
+    return torch.nn.functional.one_hot(cell, cells).to(like.dtype)
+
+
+def pick(maps: LayerMaps, kind: RowKind, chosen: Tensor) -> Tensor:
+    """[M, H, P]: the maps of the rows `chosen`, int64 [M] counted over the batch's images × R."""
+    if kind.queries == "cls":
+        return maps.cls[chosen]
+    return maps.rows[chosen // kind.per_image, :, chosen % kind.per_image]
+
+
+def nearest_centroids(
+    maps: LayerMaps, centroids: Tensor, kind: RowKind, *, distance: str, mask: Tensor | None = None
+) -> Clusters:
+    """Labels uint8 [B · H, R]: the number of the nearest of this layer's `centroids` [H, K, D]; `NONE` in padding.
+
+    `inertia` [B · H]: the image's squared distances, summed; `k`: how many centroids occur in it. `mask` bool [B, P].
+    """
+    batch, heads = maps.cls.shape[:2]
+    per_image = kind.per_image
+    everything = torch.arange(batch * per_image, device=maps.cls.device)
+    images, places = everything // per_image, everything % per_image
+    labels = torch.empty(batch, heads, per_image, dtype=torch.int64, device=maps.cls.device)
+    squares = torch.empty(batch, heads, per_image, dtype=torch.float32, device=maps.cls.device)
+    keys = None if mask is None else mask[images]
+    for head in range(heads):  # all heads at once would double the memory of the maps
+        own = maps.cls[:, head] if kind.queries == "cls" else maps.rows[:, head].flatten(0, 1)
+        x = features(own[:, None], places, kind, distance=distance, mask=keys)[:, 0]
+        found, far = assign(x, centroids[head])
+        labels[:, head], squares[:, head] = found.view(batch, per_image), far.view(batch, per_image)
+    if mask is not None and kind.queries == "rows":
+        labels = torch.where(mask[:, None], labels, NONE)
+        squares = torch.where(mask[:, None], squares, 0)
+    occurs = torch.zeros(batch, heads, NONE + 1, dtype=torch.bool, device=labels.device).scatter_(2, labels, True)
+    return Clusters(
+        labels.flatten(0, 1).to(torch.uint8), squares.sum(2).flatten(), occurs[..., :NONE].sum(2).flatten().byte()
+    )

@@ -1,0 +1,226 @@
+"""One large k-means over the rows of all images: a start from a sample, then Lloyd over everything, on any engine.
+
+Every process holds its own rows; the sums are reduced over all of them, so that the centroids are the same, to
+rounding, however the rows are spread. The start is exactly the same: it is computed by each process for itself from
+the same gathered rows in the same order.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from batchjob.codebook.nearest import assign, chunks, cluster_sums, greedy_starts
+from batchjob.codebook.processes import ALONE, Group
+from batchjob.codebook.rows import mix
+from batchjob.errors import UserError, nearest
+
+MAX_ITERATIONS = 300
+TOLERANCE = 1e-4  # scikit-learn's: of the mean variance, for the centroids' summed squared shift
+START_ROWS, START_ROWS_A_CLUSTER = 16384, 256
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One k-means: this process's rows [n, D] float32 and their dataset-wide numbers [n] int64."""
+
+    x: Tensor
+    numbers: Tensor
+    k: int
+    seed: int
+    n_init: int
+    group: Group = ALONE
+    tolerance: float = 0.0  # summed squared shift below which centroids stand still; `fit` sets it
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Where a fit stands after so many full iterations: all that is needed to go on."""
+
+    centroids: Tensor  # [K, D] float32
+    iterations: int
+    done: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A finished fit, over the rows of all processes."""
+
+    centroids: Tensor  # [K, D] float32
+    counts: Tensor  # int64 [K]: rows of each cluster
+    inertia: float  # sum of squared distances, accumulated in float64
+    rows: int
+    iterations: int
+
+
+class Refiner(Protocol):
+    """Moves centroids towards the fixed point of Lloyd's iteration. Between two calls a fit can be interrupted."""
+
+    name: str
+
+    def advance(self, problem: Problem, centroids: Tensor) -> tuple[Tensor, int]:
+        """(centroids [K, D], Lloyd iterations done), the same in every process."""
+        ...
+
+
+def fit(problem: Problem, refiner: Refiner, *, start: State | None, keep: Callable[[State], None]) -> Fit:
+    """The centroids; `keep` gets the state after every step, `start` goes on from one. UserError below k rows.
+
+    `n_init` starts are carried to their fixed point on a uniform sample of the rows and the best of them goes on with
+    all rows (Bradley and Fayyad 1998), so restarts cost little. Converged when the summed squared shift is below
+    `TOLERANCE` times the mean variance, as scikit-learn has it.
+    """
+    k = problem.k
+    rows, variance = _size_and_variance(problem)
+    if rows < k:
+        raise UserError(f"{k} clusters of {rows} rows were asked for; give --k {max(rows, 1)} or less, or more images")
+    problem = replace(problem, tolerance=TOLERANCE * variance)
+    state = _descend(problem, refiner, start or State(first_centroids(problem, rows), 0), keep)
+    counts, inertia = _measure(problem, state.centroids)
+    return Fit(state.centroids, counts, inertia, rows, state.iterations)
+
+
+def _descend(problem: Problem, refiner: Refiner, state: State, keep: Callable[[State], None]) -> State:
+    while not state.done and state.iterations < MAX_ITERATIONS:
+        centroids, steps = refiner.advance(problem, state.centroids)
+        shift = float((centroids.double() - state.centroids.double()).square().sum())
+        state = State(centroids, state.iterations + steps, done=shift <= problem.tolerance)
+        keep(state)
+    return state
+
+
+def _size_and_variance(problem: Problem) -> tuple[int, float]:
+    """(rows of all processes, mean over features of their variance), two passes in float64."""
+    x, group = problem.x, problem.group
+    n = int(group.sum(torch.tensor(float(len(x)), dtype=torch.float64, device=x.device)))
+    if n == 0:
+        return 0, 0.0
+    zero = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
+    mean = group.sum(sum((part.double().sum(0) for part in chunks(x)), zero.clone())) / n
+    square = group.sum(sum(((part.double() - mean).square().sum(0) for part in chunks(x)), zero.clone()))
+    return n, float(square.mean()) / n
+
+
+def _measure(problem: Problem, centroids: Tensor) -> tuple[Tensor, float]:
+    """(counts int64 [K], inertia) over the rows of all processes."""
+    k, x = problem.k, problem.x
+    total = torch.zeros(k + 1, dtype=torch.float64, device=x.device)
+    for part in chunks(x):
+        labels, squares = assign(part, centroids)
+        total[:k] += torch.bincount(labels, minlength=k)
+        total[k] += squares.sum(dtype=torch.float64)
+    problem.group.sum(total)
+    return total[:k].long(), float(total[k])
+
+
+class TorchRefiner:
+    """Lloyd in torch on any device, one iteration a step; several processes by all-reduced sums."""
+
+    name = "batched"
+
+    def advance(self, problem: Problem, centroids: Tensor) -> tuple[Tensor, int]:
+        """One iteration. A cluster without rows moves to the row farthest from its centroid, as in scikit-learn."""
+        sums, counts = cluster_sums(problem.x, centroids)
+        packed = problem.group.sum(torch.cat([sums, counts[:, None]], 1))
+        sums, counts = packed[:, :-1], packed[:, -1]
+        empty = torch.nonzero(counts == 0)[:, 0]
+        if len(empty):
+            sums, counts = _relocate(problem, centroids, sums, counts, empty)
+        moved = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centroids.double())
+        return moved.float(), 1
+
+
+def _relocate(
+    problem: Problem, centroids: Tensor, sums: Tensor, counts: Tensor, empty: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The sums and counts with each empty cluster given one of the farthest rows, which leaves its own cluster."""
+    parts = [assign(part, centroids) for part in chunks(problem.x)] or [assign(problem.x, centroids)]
+    labels, squares = torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+    best = squares.topk(min(len(empty), len(squares))).indices
+    columns = (squares[best, None], labels[best, None], problem.numbers[best, None], problem.x[best])
+    gathered = problem.group.gather(torch.cat([column.double() for column in columns], 1))
+    order = np.lexsort((gathered[:, 2].cpu().numpy(), -gathered[:, 0].cpu().numpy()))
+    for cluster, place in zip(empty.tolist(), order.tolist(), strict=False):
+        row = gathered[place]
+        donor = int(row[1])
+        if row[0] == 0 or counts[donor] <= 1:
+            continue  # fewer distinct rows than clusters: it stays empty, and its count says so
+        sums[donor] -= row[3:]
+        counts[donor] -= 1
+        sums[cluster], counts[cluster] = row[3:], 1
+    return sums, counts
+
+
+class SklearnRefiner:
+    """scikit-learn's Lloyd (Elkan's bounds are not used), ten iterations a step; one process."""
+
+    name = "sklearn"
+    steps = 10
+
+    def advance(self, problem: Problem, centroids: Tensor) -> tuple[Tensor, int]:
+        """Up to ten iterations from these centroids."""
+        import warnings
+
+        from sklearn.cluster import KMeans
+        from sklearn.exceptions import ConvergenceWarning
+
+        model = KMeans(problem.k, init=centroids.cpu().numpy(), n_init=1, max_iter=self.steps, algorithm="lloyd")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than clusters: counted by `fit`
+            model.fit(problem.x.cpu().numpy())
+        return torch.from_numpy(model.cluster_centers_).to(problem.x), int(model.n_iter_)
+
+
+class CumlRefiner:
+    """cuML's Lloyd on a GPU, ten iterations a step; several processes over NCCL."""
+
+    name = "cuml"
+
+    def __init__(self, device: torch.device, group: Group) -> None:
+        from batchjob.clustering import rapids
+
+        self._cuml = rapids.CumlRefiner(device, rank=group.rank, world=group.world)
+
+    def advance(self, problem: Problem, centroids: Tensor) -> tuple[Tensor, int]:
+        """Up to ten iterations from these centroids."""
+        tolerance = float(problem.tolerance)
+        return self._cuml.advance(problem.x, centroids, k=problem.k, seed=problem.seed, tolerance=tolerance)
+
+
+def first_centroids(problem: Problem, total: int) -> Tensor:
+    """[K, D]: the best of `n_init` k-means on a uniform sample of the rows, bit for bit the same in every process.
+
+    The sample: rows with a small hash of their number, about 16,384 or 256 a cluster, gathered and put in their order.
+    """
+    wanted = max(START_ROWS, START_ROWS_A_CLUSTER * problem.k)
+    bound = np.uint64(min(2**64 - 1, int(wanted / total * 2**64)))
+    mine = torch.from_numpy(mix(problem.numbers.cpu().numpy(), problem.seed + 1) <= bound).to(problem.x.device)
+    rows = problem.group.gather(problem.x[mine])
+    order = torch.argsort(problem.group.gather(problem.numbers[mine]))
+    rows = rows[order]
+    alone = Problem(rows, problem.numbers.new_zeros(len(rows)), problem.k, problem.seed, 1)
+    alone = replace(alone, tolerance=TOLERANCE * _size_and_variance(alone)[1])
+    found: list[tuple[float, Tensor]] = []
+    generator = torch.Generator().manual_seed(problem.seed & (2**63 - 1))
+    for _ in range(problem.n_init):
+        centroids = greedy_starts(rows, problem.k, generator)
+        state = _descend(alone, TorchRefiner(), State(centroids, 0), lambda _: None)
+        found.append((_measure(alone, state.centroids)[1], state.centroids))
+    return min(found, key=lambda pair: pair[0])[1]
+
+
+def open_refiner(name: str, device: torch.device, group: Group) -> tuple[Refiner, str]:
+    """(engine, why) for a large k-means: what `auto` stands for, or the one asked for. UserError if it can't run."""
+    if name in ("auto", "batched"):
+        why = "asked for" if name == "batched" else "torch on any device, equal centroids for any number of processes"
+        return TorchRefiner(), why
+    if name == "sklearn":
+        if group.world > 1:
+            raise UserError(f"--engine sklearn fits in one process, found {group.world}; use --engine batched")
+        return SklearnRefiner(), "asked for"
+    if name == "cuml":
+        return CumlRefiner(device, group), "asked for"
+    raise UserError(f"--engine {name!r} is unknown; {nearest(name, ['auto', 'batched', 'cuml', 'sklearn'])}")

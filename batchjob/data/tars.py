@@ -1,0 +1,155 @@
+"""Tars as image shards: braced ranges, WebDataset samples, the offset of every picture."""
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from batchjob.data.index import LINK, LOST, SPARSE, IndexBuilder, Tar
+from batchjob.errors import UserError
+
+MAX_JSON_BYTES = 2**20
+ID_FIELDS = ("id", "image_id")  # of a sample's JSON, the first that is there
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_BLOCK = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A regular file or a link of a tar: `start` is its first byte; `size` < 0 where it has no bytes of its own."""
+
+    name: bytes
+    start: int
+    size: int
+
+    @property
+    def key(self) -> bytes:
+        """WebDataset's sample key: the path up to the first dot of the file's name."""
+        folder, slash, file = self.name.rpartition(b"/")
+        return folder + slash + file.partition(b".")[0]
+
+    @property
+    def extension(self) -> bytes:
+        """What follows the key, in lower case, with its dot."""
+        return self.name[len(self.key) :].lower()
+
+
+@dataclass(slots=True)
+class Reading:
+    """How the reading of one tar went."""
+
+    cut: str = ""  # how it ends where it should not
+    second_pictures: int = 0
+    last: Member | None = field(default=None)
+
+
+def expand(pattern: str) -> list[str]:
+    """The names that a braced pattern stands for: `{000..041}` and `{a,b}`, as a shell expands them."""
+    parts = re.split(r"\{([^{}]*)\}", pattern)
+    choices = [[part] if i % 2 == 0 else _choices(part) for i, part in enumerate(parts)]
+    return ["".join(choice) for choice in itertools.product(*choices)]
+
+
+def add_tars(builder: IndexBuilder, paths: list[str], extensions: frozenset[bytes], limit: int) -> Iterator[str]:
+    """Adds the pictures of the tars, in order; yields a remark for each tar that is cut off or has something left out.
+
+    Yields "" now and then, for the progress. Raises UserError for what is no tar.
+    """
+    common = os.path.commonpath([os.path.dirname(p) for p in paths])
+    for number, path in enumerate(paths):
+        found = os.stat(path)
+        builder.tars.append(Tar(path, os.path.relpath(path, common), found.st_size, found.st_mtime_ns))
+        reading = Reading()
+        with open(path, "rb") as file:
+            for _, sample in itertools.groupby(_members(path, reading), key=lambda m: m.key):
+                _add_sample(builder, list(sample), extensions, number, file.fileno(), reading)
+                if limit and len(builder) >= limit:
+                    return
+                yield ""
+        if reading.second_pictures:
+            yield f"{path}: {reading.second_pictures} pictures left out, each the second of its sample (equal stem)"
+        if reading.cut:
+            yield f"{path} {reading.cut}"
+            inside = reading.last is not None and reading.last.start + reading.last.size > found.st_size
+            if not (inside and reading.last is not None and _suffix(reading.last.name) in extensions):
+                builder.add(b"(cut off)", place=(number, 0, LOST))
+
+
+def _add_sample(
+    builder: IndexBuilder, sample: list[Member], extensions: frozenset[bytes], number: int, fd: int, reading: Reading
+) -> None:
+    pictures = [m for m in sample if m.extension in extensions]
+    if pictures:
+        reading.second_pictures += len(pictures) - 1
+        picture = pictures[0]
+        own = next((_json_id(m, fd) for m in sample if m.extension == b".json"), "")
+        builder.add(picture.key, id=own, place=(number, picture.start, picture.size))
+        return
+    for m in sample:  # no picture of that key alone: names with dots, as in `IMG.2020.jpg`
+        if _suffix(m.name) in extensions:
+            builder.add(os.path.splitext(m.name)[0], place=(number, m.start, m.size))
+
+
+def _members(path: str, reading: Reading) -> Iterator[Member]:
+    """The files and links of a tar, in order; `reading.cut` tells in the end whether it ends as a tar ends."""
+    size = os.path.getsize(path)
+    if size == 0:
+        reading.cut = "is empty"
+        return
+    try:
+        tar = tarfile.open(path, "r:", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
+    except tarfile.ReadError as error:
+        with open(path, "rb") as file:
+            zipped = file.read(2) == b"\x1f\x8b"
+        remedy = "unzip it: a compressed tar has no offsets" if zipped else "make it one, or leave it out"
+        raise UserError(f"{path} is asked for as a tar and is none ({error}); {remedy}") from None
+    with tar:
+        try:
+            while (info := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every member it has seen
+                name = info.name.encode("utf-8", "surrogateescape").removeprefix(b"./")
+                if os.path.basename(name).startswith(b"."):
+                    continue
+                if info.issym() or info.islnk():
+                    yield Member(name, 0, LINK)
+                elif info.isreg():
+                    reading.last = Member(name, info.offset_data, info.size)
+                    yield Member(name, 0, SPARSE) if info.issparse() else reading.last
+        except tarfile.ReadError:
+            reading.cut = f"is cut off after {size} bytes"
+            return
+        with open(path, "rb") as file:
+            file.seek(tar.offset)
+            end = file.read(_BLOCK)
+    if len(end) < _BLOCK:
+        reading.cut = f"is cut off after {size} bytes: it has no end mark"
+    elif end.count(0) != len(end):
+        reading.cut = f"is damaged at byte {tar.offset}"
+
+
+def _json_id(member: Member, fd: int) -> str:
+    if not 0 < member.size <= MAX_JSON_BYTES:
+        return ""
+    with contextlib.suppress(ValueError, RecursionError):  # a JSON that is none gives no id
+        values = json.loads(os.pread(fd, member.size, member.start))
+        if isinstance(values, dict):
+            return next((str(values[f]) for f in ID_FIELDS if isinstance(values.get(f), str | int)), "")
+    return ""
+
+
+def _suffix(name: bytes) -> bytes:
+    return os.path.splitext(name)[1].lower()
+
+
+def _choices(inside: str) -> list[str]:
+    found = _RANGE.fullmatch(inside)
+    if not found:
+        return inside.split(",") if "," in inside else ["{" + inside + "}"]
+    first, last = found.groups()
+    low, high = int(first), int(last)
+    width = len(first) if first.startswith("0") or last.startswith("0") else 0
+    return [str(i).zfill(width) for i in range(low, high + 1 if high >= low else high - 1, 1 if high >= low else -1)]

@@ -1,0 +1,102 @@
+"""From one layer's maps to the clusters of every method: k, seeds and masks of each problem looked up."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from batchjob import clustering
+from batchjob.clustering import Clusters, Engine, pools
+from batchjob.codebook.features import nearest_centroids
+from batchjob.codebook.rows import row_kind
+from batchjob.loader.loader import Batch
+from batchjob.model.attention import LayerMaps, renormalise
+from batchjob.plan import Plan
+from batchjob.store import centroids
+
+FindClusters = Callable[[LayerMaps, Batch], list[Clusters]]  # one a method, problems [B * H], head running fastest
+
+
+def choose_engine(plan: Plan, asked: str, device: torch.device) -> tuple[str, str]:
+    """(engine, why) for labelling. In dataset scope `--engine` is who fits, and labelling is the same for all."""
+    if plan.options.scope == "dataset":
+        return "batched", "each row to the nearest of the fitted centroids, in torch"
+    return clustering.choose_engine(asked, device)
+
+
+def open_clusterer(plan: Plan, run: Path, engine: Engine, device: torch.device) -> FindClusters:
+    """What finds the clusters of a batch: for each head the P attention rows, renormalised, image by image.
+
+    In dataset scope the nearest of the run's centroids instead; raises UserError where there are none yet.
+    """
+    if plan.options.scope == "dataset":
+        return _open_by_centroids(plan, run, device)
+    k_of_image = np.load(run / "index" / "k.npy")
+    options, heads = plan.options, plan.heads
+
+    def find(maps: LayerMaps, batch: Batch) -> list[Clusters]:
+        mask = patch_mask(plan, batch)
+        mask = None if mask is None else mask.to(device)
+        rows = renormalise(maps.rows, mask).flatten(0, 1)  # [B * H, P, P]
+        if mask is not None:
+            mask = mask.repeat_interleave(len(heads), dim=0)
+        k = torch.from_numpy(k_of_image[batch.rows].astype(np.int64)).repeat_interleave(len(heads)).to(device)
+        if options.k in ("silhouette", "eigengap"):
+            from batchjob.clustering.choose_k import choose_k
+
+            image = torch.from_numpy(batch.rows).to(device)
+            any_k = clustering.problem_seeds(image, maps.layer, heads, 0, options.seed)
+            k = choose_k(options.k, rows, any_k, distance=options.distance, mask=mask).to(device)
+        found = []
+        for method in options.methods:
+            seeds = clustering.problem_seeds(
+                torch.from_numpy(batch.rows).to(device), maps.layer, heads, k, options.seed
+            )
+            found.append(
+                clustering.cluster(
+                    method,
+                    rows,
+                    k,
+                    seeds,
+                    engine=engine,
+                    distance=options.distance,
+                    n_init=options.n_init,
+                    mask=mask,
+                )
+            )
+        return found
+
+    return find
+
+
+def forecast(plan: Plan, units: Sequence[int]) -> list[str]:
+    """What the methods that solve problem by problem will cost for these partitions, one sentence each; measured."""
+    if plan.options.scope == "dataset":
+        return []
+    images = sum(stop - start for start, stop in (plan.partitions[unit] for unit in units))
+    problems = images * len(plan.layers) * len(plan.heads)
+    return [pools.forecast(m, problems, plan.model.num_patches) for m in plan.options.methods if m in pools.METHODS]
+
+
+def _open_by_centroids(plan: Plan, run: Path, device: torch.device) -> FindClusters:
+    fitted = torch.from_numpy(centroids.load(run, plan.digest).centroids).to(device)  # [L, H, K, D]
+    kind = row_kind(plan.options, plan.model.grid)
+
+    def find(maps: LayerMaps, batch: Batch) -> list[Clusters]:
+        mask = patch_mask(plan, batch)
+        own = fitted[plan.layers.index(maps.layer)]
+        mask = None if mask is None else mask.to(device)
+        return [nearest_centroids(maps, own, kind, distance=plan.options.distance, mask=mask)]
+
+    return find
+
+
+def patch_mask(plan: Plan, batch: Batch) -> Tensor | None:
+    """bool [B, P]: patches that are image rather than padding; None where there is no padding at all."""
+    if plan.options.resize != "pad":
+        return None
+    sizes = zip(batch.heights, batch.widths, strict=True)
+    masks = [plan.geometry.content_patches(max(int(h), 1), max(int(w), 1)).ravel() for h, w in sizes]
+    return torch.from_numpy(np.stack(masks))

@@ -1,0 +1,247 @@
+"""DATA and options → a planned run on disk: everything is looked up and checked before any work."""
+
+import csv
+import functools
+import hashlib
+import io
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batchjob import plan as plans
+from batchjob.codebook import rows as sample_rows
+from batchjob.config import K_RULES, MAX_K, Options
+from batchjob.data.index import escape
+from batchjob.errors import UserError
+from batchjob.geometry import Geometry
+from batchjob.model.wheels import sha256_of
+from batchjob.plan import Plan
+
+if TYPE_CHECKING:
+    from batchjob.data.annotations import Annotations
+    from batchjob.data.sources import ImageIndex
+
+
+def prepare(data: str, run: Path, options: Options, *, say: Callable[[str], None]) -> Plan:
+    """The plan of RUN: the one that is there if it asks for the same, else a new one with its index and empty arrays.
+
+    `say` gets a line for every choice made by itself. Raises UserError before anything is written.
+    """
+    if (run / "plan.json").exists():
+        plan = plans.load(run)
+        plans.check_same(plan, run, data, options)
+        return plan
+    _check_folder(run)
+    from batchjob.data import annotations as coco
+    from batchjob.data import sources
+    from batchjob.data.instances import find_instances
+    from batchjob.model import describe as model
+    from batchjob.model import weights
+    from batchjob.model.precision import choose_half
+    from batchjob.store import lifecycle as store
+
+    spec = model.describe(options)
+    layers, heads = model.resolve_layers(options.layers, spec), model.resolve_heads(options.heads, spec)
+    found = weights.locate(options.model, options.weights, say=say)
+    trial = model.load_model(spec, weights.state_dict(found), precision="fp32", device="cpu")  # refuses wrong weights
+    index = sources.index_images(data, split=options.split, limit=options.limit, progress=True)
+    precision, reason, is_for_gpu = choose_precision(options.precision)
+    if options.precision == "auto":
+        if precision != "fp32":
+            precision, fitting = choose_half(trial)
+            reason += f" and {fitting}"
+        say(f"precision: {precision}, since {reason}")
+    del trial
+    annotations = options.annotations or index.annotations
+    rows = plans.choose_rows_per_partition(options.rows_per_partition, len(index), is_for_gpu=is_for_gpu)
+    geometry = plans.geometry_of(spec, options)
+    if options.scope == "dataset":
+        sample_rows.check_rows(options, geometry.grid, len(index))
+    known = coco.open_annotations(annotations) if annotations else None
+    k, kept = read_k(options, index, known, geometry), kept_rows(options.keep_maps, index)
+    instances = None
+    if "pairs" in options.score_groups:
+        if known is None:
+            raise UserError("--scores pairs needs masks, and the data has none; give --annotations FILE")
+        instances = find_instances(known, [index.id(row) for row in range(len(index))], geometry)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        index.save(run / "index")
+        np.save(run / "index" / "k.npy", k)
+        if instances is not None:
+            instances.save(run / "index")
+        plan = Plan(
+            options=options,
+            data=os.path.abspath(data),
+            model=spec,
+            weights=found.to_json(),
+            annotations=",".join(os.path.abspath(path) for path in annotations.split(",") if path),
+            layers=layers,
+            heads=heads,
+            precision=precision,
+            row_count=len(index),
+            rows_per_partition=rows,
+            kept_rows=kept,
+            index_sha256=_sha256_of_folder(run / "index"),
+            versions=plans.versions(),
+        )
+        store.create(run, plan, index)
+        plans.save(plan, run)
+    except OSError as error:
+        raise UserError(f"RUN {run} can't be written: {error.strerror} ({error.filename}); give another RUN") from error
+    return plan
+
+
+def _sha256_of_folder(folder: Path) -> str:
+    """Of the files' names and contents: row i is image i, with its k, as long as this holds."""
+    whole = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        whole.update(path.name.encode() + b"\0" + bytes.fromhex(sha256_of(path)))
+    return whole.hexdigest()
+
+
+def choose_precision(asked: str) -> tuple[str, str, bool]:
+    """(precision, why, whether the run is meant for a GPU): half precision where a GPU is seen or planned for."""
+    import torch
+
+    seen = torch.cuda.is_available()
+    planned = os.environ.get("BATCHJOB_PLAN_FOR_GPU", "") not in ("", "0")
+    is_for_gpu = seen or planned
+    why = (
+        f"there is a GPU ({torch.cuda.get_device_name()})"
+        if seen
+        else "the job is planned for GPUs"
+        if planned
+        else "no GPU is seen"
+    )
+    if asked != "auto":
+        return asked, "it was asked for", is_for_gpu
+    return ("fp16" if is_for_gpu else "fp32"), why, is_for_gpu
+
+
+def _check_folder(run: Path) -> None:
+    if run.exists() and not run.is_dir():
+        raise UserError(f"RUN {run} is a file; give a folder that is new or empty")
+    if not str(run).isprintable():  # pages and tables name it, and Parquet opens no path that is not UTF-8
+        raise UserError(
+            f"RUN {escape(os.fsencode(run))!r} has bytes that are not UTF-8, or no print; give another name"
+        )
+    if run.is_dir() and any(run.iterdir()):
+        # A plan that was interrupted left an index and no plan.json; anything else belongs to somebody.
+        strange = sorted(
+            p.name for p in run.iterdir() if p.name not in ("index", "labels.zarr", "scores.zarr", "done", "logs")
+        )
+        if strange and not all(name.startswith("plan.json.part") for name in strange):
+            raise UserError(
+                f"RUN {run} holds something else ({', '.join(strange[:3])}); give a folder that is new or empty"
+            )
+    parent = run.absolute()
+    while not parent.exists():
+        parent = parent.parent
+    if not os.access(parent, os.W_OK | os.X_OK) or _is_read_only(parent):
+        raise UserError(f"RUN {run} can't be written: {parent} is read-only for you; give another RUN")
+
+
+def _is_read_only(folder: Path) -> bool:
+    return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+
+
+def kept_rows(asked: str, index: "ImageIndex") -> tuple[int, ...]:
+    """Rows whose attention rows are stored: N spread evenly, or those whose ids a file lists, a line each."""
+    if asked.isdigit():
+        count = min(int(asked), len(index))
+        return tuple(sorted({int(row) for row in np.linspace(0, len(index) - 1, count)})) if count else ()
+    path = Path(asked)
+    if not path.is_file():
+        raise UserError(f"--keep-maps {asked} is neither a number nor a file; give N, or a file of image ids")
+    try:
+        wanted = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--keep-maps {asked} is no text to read ({error}); give N, or a file of image ids") from None
+    rows = {index.id(row): row for row in range(len(index))}
+    if unknown := [name for name in wanted if name not in rows]:
+        raise UserError(
+            f"--keep-maps {asked} names {len(unknown)} images that the data has not: {', '.join(unknown[:3])}"
+        )
+    return tuple(sorted({rows[name] for name in wanted}))
+
+
+def read_k(
+    options: Options, index: "ImageIndex", annotations: "Annotations | None", geometry: Geometry
+) -> NDArray[np.uint8]:
+    """uint8 [rows]: k of every image for a number, `instances` or a CSV; 0 where a rule finds it while labelling.
+
+    Raises UserError for a k above the number of patches, a bad CSV, or `instances` without annotations.
+    """
+    patches = geometry.grid[0] * geometry.grid[1]
+    if options.k.lstrip("+-").isdigit():
+        if int(options.k) > patches and options.scope == "image":
+            raise UserError(f"--k {options.k} is more than the {patches} patches of an image; give 1 to {patches}")
+        return np.full(len(index), int(options.k), np.uint8)
+    if options.k == "instances":
+        if annotations is None:
+            raise UserError("--k instances needs masks, and the data has none; give --annotations FILE")
+        return count_instances(annotations, [index.id(row) for row in range(len(index))], geometry)
+    if options.k in K_RULES:
+        return np.zeros(len(index), np.uint8)
+    return _k_from_csv(options.k, index, patches)
+
+
+def count_instances(annotations: "Annotations", ids: Sequence[str], geometry: Geometry) -> NDArray[np.uint8]:
+    """uint8 [images]: 1 + the instances that own at least 2 patches, clipped to [2, 16]; 2 without annotations.
+
+    The sizes are the annotations' own: no image is opened. Above a thousand images all cores share the work.
+    """
+    work = functools.partial(_count_one, geometry=geometry)
+    images = [annotations.image(name) for name in ids]
+    if len(images) < 1000:
+        return np.array([work(image) for image in images], np.uint8)
+    from tqdm import tqdm
+
+    with ProcessPoolExecutor() as pool:
+        counts = pool.map(work, images, chunksize=64)
+        return np.array(list(tqdm(counts, total=len(images), desc="instances", unit="image")), np.uint8)
+
+
+def _count_one(image: Any, geometry: Geometry) -> int:
+    from batchjob.data.annotations import instances_on_grid, k_instances
+
+    if image is None or (not image.instances and not image.voc_objects):
+        return 2
+    height, width = image.height, image.width
+    if not height or not width:
+        raise UserError(
+            f"--k instances: the annotations do not say how large {image.key!r} is; add its width and height"
+        )
+    return k_instances(instances_on_grid(image, geometry, height, width).owner)
+
+
+def _k_from_csv(path_text: str, index: "ImageIndex", patches: int) -> NDArray[np.uint8]:
+    path = Path(path_text)
+    if not path.is_file():
+        raise UserError(
+            f"--k {path_text!r} is neither a number, a rule ({', '.join(K_RULES)}) nor a CSV file; give one of them"
+        )
+    known: dict[str, int] = {}
+    try:
+        lines = list(csv.reader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"--k {path} is no CSV to read ({error}); give a file of image_id,k") from None
+    for number, row in enumerate(lines, start=1):
+        if not row or (number == 1 and row[-1].strip() == "k"):
+            continue
+        if len(row) != 2 or not row[1].strip().isdigit() or not 1 <= int(row[1]) <= min(MAX_K, patches):
+            most = min(MAX_K, patches)
+            raise UserError(f"--k {path}: line {number} is {','.join(row)!r}; give image_id,k with k from 1 to {most}")
+        known[row[0]] = int(row[1])
+    ids = [index.id(row) for row in range(len(index))]
+    if missing := [name for name in ids if name not in known]:
+        raise UserError(
+            f"--k {path} has no line for {len(missing)} of {len(ids)} images, such as {missing[0]!r}; add them"
+        )
+    return np.array([known[name] for name in ids], np.uint8)

@@ -1,0 +1,261 @@
+"""Which partitions are this process's: its share of one list of missing partitions that all of an attempt read.
+
+No process waits for another and none talks to another: what they agree on is a file. Pure but for that file.
+"""
+
+import math
+import os
+import re
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from batchjob.errors import UserError, WorkLeft
+from batchjob.store import lifecycle as store
+from batchjob.store.arrays import PlanLike, rows_of
+from batchjob.store.partitions import Claims, new_scratch, seal_file, sync_folder, unseal_file, work_folder
+
+ATTEMPT = "BATCHJOB_ATTEMPT"  # set by our own launcher for its processes
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Every `count`-th missing partition, from the `index`-th on."""
+
+    index: int = 0
+    count: int = 1
+    source: str = "one process"
+
+    def of(self, units: Sequence[int]) -> list[int]:
+        """This share of `units`: over all shares, each unit exactly once."""
+        return list(units[self.index :: self.count])
+
+
+def share_of(environment: Mapping[str, str], *, in_batch_body: bool = False) -> Share:
+    """The share that the launcher's variables mean.
+
+    torchrun's RANK and WORLD_SIZE first; else SLURM_PROCID and SLURM_NTASKS, only inside an srun step (the body of a
+    batch script has them too, but runs once); else one process. A job array multiplies. Raises UserError where they
+    contradict each other.
+    """
+    rank, world, source = 0, 1, "one process"
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        rank, world, source = _number(environment, "RANK"), _number(environment, "WORLD_SIZE"), "RANK of WORLD_SIZE"
+    elif _in_step(environment) and not in_batch_body:
+        rank, world = _number(environment, "SLURM_PROCID"), _number(environment, "SLURM_NTASKS")
+        source = "SLURM_PROCID of SLURM_NTASKS"
+    if not 0 <= rank < world:
+        raise UserError(f"{source}: {rank} of {world} is no rank; check the launcher")
+    if "SLURM_ARRAY_TASK_ID" in environment:
+        task, tasks = _array_task(environment)
+        rank, world, source = task * world + rank, tasks * world, f"array task {task} of {tasks}, {source}"
+    return Share(rank, world, source)
+
+
+def is_launched(environment: Mapping[str, str], *, in_batch_body: bool = False) -> bool:
+    """Whether torchrun, srun or our own launcher already started one process for each device."""
+    return "RANK" in environment or (_in_step(environment) and not in_batch_body)
+
+
+def in_batch_body() -> bool:
+    """Whether this process descends from a batch script without an srun between: step variables are then leftovers.
+
+    (sbatch, called inside a step, hands that step's variables to the new job.)
+    """
+    process = os.getpid()
+    try:
+        while process > 1:
+            command = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")[0].decode(errors="replace")
+            if command.startswith("slurmstepd: ["):
+                return ".batch]" in command
+            process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return False
+    return False
+
+
+def attempt_of(environment: Mapping[str, str]) -> str:
+    """A name that all processes of one attempt share and no other has; empty for one process alone.
+
+    A requeued job is a new attempt, with a new list. The tasks of an array are one attempt whenever they run: one that
+    is requeued alone goes on with the list that the others have.
+    """
+    get = environment.get
+    if "SLURM_ARRAY_TASK_ID" in environment:
+        name = f"array-{get('SLURM_ARRAY_JOB_ID', '0')}"
+    elif ATTEMPT in environment:
+        name = environment[ATTEMPT]
+    elif "RANK" in environment and get("LOCAL_WORLD_SIZE") == get("WORLD_SIZE"):
+        name = f"local-{socket.gethostname()}-{os.getppid()}-{_start_time(os.getppid())}"
+    elif "SLURM_JOB_ID" in environment and ("RANK" in environment or _in_step(environment)):
+        step = get("SLURM_STEP_ID", "batch")
+        name = f"slurm-{environment['SLURM_JOB_ID']}-{get('SLURM_RESTART_COUNT', '0')}-{step}"
+    elif "RANK" in environment:
+        restart = get("TORCHELASTIC_RESTART_COUNT", "0")
+        name = f"{get('TORCHELASTIC_RUN_ID', '')}-{get('MASTER_ADDR', '')}-{get('MASTER_PORT', '')}-{restart}"
+    else:
+        return ""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", name)
+
+
+def agreed_units(run: Path, attempt: str, missing: Callable[[], list[int]]) -> list[int]:
+    """The attempt's list of partitions to label: the first process to ask publishes what is missing, the rest read it.
+
+    Where all of a list has been labelled and something is missing all the same (damage, found later; an attempt's name
+    used again), the next list of the attempt is published.
+    """
+    if not attempt:
+        return missing()
+    folder = work_folder(run, "attempts")
+    number, units = 0, _read_list(folder / f"{attempt}.0.json")
+    while units is not None and all(store.is_done(run, unit) for unit in units):
+        number += 1
+        further = _read_list(folder / f"{attempt}.{number}.json")
+        if further is None and not (left := missing()):
+            return units
+        if further is None:
+            return _publish_list(run, folder / f"{attempt}.{number}.json", left)
+        units = further
+    return units if units is not None else _publish_list(run, folder / f"{attempt}.0.json", missing())
+
+
+def claimed(writer: store.Writer, units: Sequence[int], should_stop: Callable[[], bool]) -> Iterator[int]:
+    """The units that are still to be labelled, claimed one at a time for this process.
+
+    Units that another job works on are waited for at the end, and taken over if their process dies. Raises WorkLeft
+    where it is told to stop while it waits.
+    """
+    left, told = list(units), False
+    while left:
+        busy = []
+        for unit in left:
+            if writer.claim(unit):
+                yield unit
+            elif not writer.is_done(unit):
+                busy.append(unit)
+        left = busy
+        if not busy:
+            return
+        if not told:
+            names = ", ".join(map(str, busy[:10]))
+            print(f"waiting for another job that labels partitions {names} of this RUN", file=sys.stderr, flush=True)
+            told = True
+        for _ in range(10):
+            if should_stop():
+                raise WorkLeft(f"told to stop while another job labels partitions {busy}; run the same command again")
+            time.sleep(0.1)
+
+
+class Board:
+    """How far all processes of an attempt are: each keeps its own count of images in a file, any can add them up.
+
+    One of them at a time may report it: who holds a lock that the next one gets when it ends or dies. The tasks of a
+    job array have a log each, so each has one that reports.
+    """
+
+    def __init__(self, run: Path, attempt: str, share: Share, plan: PlanLike, units: Sequence[int]) -> None:
+        self._folder = work_folder(run, f"progress/{attempt or f'alone-{socket.gethostname()}-{os.getpid()}'}")
+        self._own = self._folder / str(share.index)
+        self._before = plan.row_count - sum(_images(plan, unit) for unit in units)  # published before the attempt
+        self._count = sum(_images(plan, unit) for unit in share.of(units) if store.is_done(run, unit))
+        self._reporter = Claims(self._folder)
+        self._task = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
+        self._may_report = False
+        self._said, self._known, self._last = 0, 0, -math.inf
+        self.total = plan.row_count
+        self.done = self.post(0)
+
+    def post(self, images: int) -> int:
+        """Counts `images` more for this process; images labelled by all, at most a second old for the others."""
+        self._count += images
+        if time.monotonic() - self._last > 1:
+            self._last = time.monotonic()
+            self._own.write_text(f"{self._count}\n")
+            self._said = self._count
+            counts = [path.read_text().strip() for path in self._folder.iterdir() if path.name.isdigit()]
+            self._known = self._before + sum(int(count) for count in counts if count.isdigit())
+        self.done = self._known + self._count - self._said
+        return self.done
+
+    def may_report(self) -> bool:
+        """Whether it is this process that shows how far all are."""
+        self._may_report = self._may_report or self._reporter.take(self._task)
+        return self._may_report
+
+    def close(self) -> None:
+        """The last count is written, and another process reports from now on."""
+        self._last = -math.inf
+        self.post(0)
+        self._reporter.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def _images(plan: PlanLike, unit: int) -> int:
+    start, stop = rows_of(plan, unit)
+    return stop - start
+
+
+def _in_step(environment: Mapping[str, str]) -> bool:
+    # a step's own count of tasks: an sbatch from inside another step leaves that one's in the environment
+    return (
+        "SLURM_STEP_ID" in environment
+        and "SLURM_PROCID" in environment
+        and environment.get("SLURM_STEP_NUM_TASKS", environment.get("SLURM_NTASKS")) == environment.get("SLURM_NTASKS")
+    )
+
+
+def _array_task(environment: Mapping[str, str]) -> tuple[int, int]:
+    task, low = _number(environment, "SLURM_ARRAY_TASK_ID"), _number(environment, "SLURM_ARRAY_TASK_MIN")
+    high, step = _number(environment, "SLURM_ARRAY_TASK_MAX"), _number(environment, "SLURM_ARRAY_TASK_STEP")
+    tasks = _number(environment, "SLURM_ARRAY_TASK_COUNT")
+    if (high - low) // step + 1 != tasks:
+        raise UserError(
+            f"the job array has {tasks} tasks from {low} to {high} in no regular step; give --array=0-{tasks - 1}"
+        )
+    return (task - low) // step, tasks
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    try:
+        return int(environment[name])
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"{name} is {environment.get(name, 'not set')!r}, a number is needed; check the launcher"
+        ) from error
+
+
+def _start_time(process: int) -> str:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return "0"
+
+
+def _read_list(path: Path) -> list[int] | None:
+    body = unseal_file(path)
+    return None if body is None else [int(unit) for unit in body["units"]]
+
+
+def _publish_list(run: Path, path: Path, units: list[int]) -> list[int]:
+    scratch = new_scratch(run)
+    try:
+        seal_file(scratch / path.name, {"units": units}, scratch)
+        try:
+            os.link(scratch / path.name, path)  # fails if another process was first, and never shows half a list
+            sync_folder(path.parent)
+        except FileExistsError:
+            units = _read_list(path) or []
+        (scratch / path.name).unlink()
+    finally:
+        scratch.rmdir()
+    return units

@@ -1,0 +1,94 @@
+"""Some rows of an index, read and decoded by one process: what comes out, and what is known while it goes on."""
+
+import os
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset, get_worker_info
+
+from batchjob.data.decode import RGB, STATUS, ReadFailure, decode
+from batchjob.data.index import ImageIndex
+from batchjob.geometry import Geometry
+from batchjob.loader import jpeg
+from batchjob.loader.shared_pixels import PixelPool
+
+Range = tuple[int, int]  # rows [start, stop)
+
+
+@dataclass(slots=True)
+class Chunk:
+    """What is known of some consecutive rows; their pixels are in the pool's `slot`, those of a failed one zeros."""
+
+    start: int
+    slot: int
+    status: NDArray[np.uint8]
+    heights: NDArray[np.int32]
+    widths: NDArray[np.int32]
+    failures: list[tuple[int, str, str]] = field(default_factory=list)  # row, cause, message
+    read_s: float = 0.0
+    decode_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What becomes of a row."""
+
+    index: ImageIndex
+    geometry: Geometry
+    fill_rgb: RGB
+    interpolation: str
+
+
+class Rows(Dataset[Chunk]):
+    """The index as a dataset whose items are ranges of rows, each decoded into a slot; runs in the workers."""
+
+    def __init__(self, recipe: Recipe, pool: PixelPool, given_up: dict[int, tuple[str, str]], marks: Any) -> None:
+        """`given_up`: row -> (cause, message) of rows that are not to be tried; `marks`: see `_mark`."""
+        self._recipe, self._pool, self._given_up, self._marks = recipe, pool, given_up, marks
+
+    def __getitem__(self, rows: Any) -> Chunk:
+        start, stop, slot = rows
+        count = stop - start
+        chunk = Chunk(
+            start,
+            slot,
+            np.zeros(count, np.uint8),
+            np.zeros(count, np.int32),
+            np.zeros(count, np.int32),
+        )
+        for i in range(count):
+            try:
+                self._mark(start + i)
+                self._fill(chunk, i)
+            except ReadFailure as failure:
+                self._pool.pixels[slot, i] = 0
+                chunk.status[i] = STATUS[failure.cause]
+                chunk.failures.append((start + i, failure.cause, failure.message))
+        self._mark(-1)
+        return chunk
+
+    def _fill(self, chunk: Chunk, i: int) -> None:
+        recipe, row = self._recipe, chunk.start + i
+        if row in self._given_up:
+            raise ReadFailure(*self._given_up[row])
+        began = time.perf_counter()
+        try:
+            data = recipe.index.read(row)
+        finally:
+            chunk.read_s += (read := time.perf_counter()) - began
+        try:
+            image = decode(data, recipe.geometry, recipe.fill_rgb, interpolation=recipe.interpolation, accelerate=jpeg)
+            self._pool.pixels[chunk.slot, i] = torch.from_numpy(image.pixels)
+        finally:
+            chunk.decode_s += time.perf_counter() - read
+        chunk.heights[i], chunk.widths[i] = image.height, image.width
+
+    def _mark(self, row: int) -> None:
+        """Says which row this worker has in hand, and since when."""
+        info = get_worker_info()
+        if self._marks is not None and info is not None:
+            self._marks[3 * info.id : 3 * info.id + 3] = [os.getpid(), row, time.monotonic()]

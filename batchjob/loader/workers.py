@@ -1,0 +1,279 @@
+"""Decoding processes: chunks of rows in order, whatever a file does to the process that reads it."""
+
+import atexit
+import contextlib
+import math
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from batchjob.errors import UserError
+from batchjob.loader import fork_server
+from batchjob.loader.chunks import Chunk, Range, Recipe, Rows
+from batchjob.loader.shared_pixels import PixelPool
+
+STRIKES = 2  # that often a row may cost its worker before it is given up
+BARREN_RESTARTS = 5  # in a row, without a chunk between and without a row to blame
+POLL_S = 1.0
+PREFETCH_BYTES = 2**30
+CHUNK_BYTES = 2**24
+CHUNK_ROWS = 16
+SHARED_MEMORY = "/dev/shm"
+
+
+@dataclass(frozen=True, slots=True)
+class Sizing:
+    """How many rows go to a worker at once, and how many such chunks each has ahead."""
+
+    rows_per_chunk: int
+    prefetch_factor: int
+    slots: int
+    bytes_in_flight: int
+
+
+def sizing(*, row_bytes: int, batch_size: int, workers: int) -> Sizing:
+    """Chunks small enough that all workers share a batch, and two batches ahead, as far as `PREFETCH_BYTES` allow.
+
+    Raises UserError where they don't allow a row for each worker.
+    """
+    lanes = max(1, workers)
+    if (lanes + 1) * row_bytes > PREFETCH_BYTES:
+        raise UserError(
+            f"--workers {workers} need {(lanes + 1) * row_bytes / 2**20:.0f} MB for an image each; give fewer: "
+            f"{PREFETCH_BYTES / 2**20:.0f} MB are used at most"
+        )
+    rows = max(
+        1, min(batch_size, CHUNK_ROWS, CHUNK_BYTES // row_bytes, PREFETCH_BYTES // ((2 * lanes + 1) * row_bytes))
+    )
+    wanted = -(-2 * batch_size // (lanes * rows))
+    room = PREFETCH_BYTES // (rows * row_bytes)
+    factor = max(1, min(max(2, wanted), (room - 1) // lanes))
+    slots = lanes * factor + 1  # a chunk's slot is filled again only when the next chunk has been asked for
+    return Sizing(rows, factor, slots, slots * rows * row_bytes)
+
+
+class Chunks:
+    """Chunks of asked-for ranges, in order. Worker processes live until `close`, and are replaced when they die.
+
+    A row that costs its worker `STRIKES` times, by a crash or by `stall_s` seconds without an end, comes as failed.
+    """
+
+    def __init__(self, recipe: Recipe, *, workers: int, batch_size: int, stall_s: float) -> None:
+        geometry = recipe.geometry
+        self._recipe, self._workers, self._stall_s = recipe, workers, stall_s
+        image = (3, geometry.height, geometry.width)
+        self.sizing = sizing(row_bytes=math.prod(image), batch_size=batch_size, workers=workers)
+        self._pool = PixelPool((self.sizing.slots, self.sizing.rows_per_chunk, *image))
+        self._batch_size = batch_size
+        self._tasks = _Tasks(self.sizing.slots)
+        self._given_up: dict[int, tuple[str, str]] = {}
+        self._strikes: dict[int, int] = {}
+        self._barren = 0
+        self._interrupted = threading.Event()
+        self._loader: DataLoader[Chunk] | None = None
+        self._stream: Iterator[Chunk] | None = None
+        self._processes: list[multiprocessing.process.BaseProcess] = []
+        self._marks: Any = None
+
+    def read(self, ranges: list[Range]) -> Iterator[tuple[Chunk, Tensor]]:
+        """The ranges' chunks and their pixels, uint8 [n, 3, H, W], which are overwritten when the next is asked for.
+
+        No chunk crosses a range or a batch of it. The workers begin at once; a `read` that is under way ends.
+        """
+        self._tasks.left = deque(
+            (low, min(low + self.sizing.rows_per_chunk, stop, first + self._batch_size))
+            for start, stop in ranges
+            for first in range(start, stop, self._batch_size)
+            for low in range(first, min(first + self._batch_size, stop), self.sizing.rows_per_chunk)
+        )
+        self._interrupted.clear()
+        self._stream = None
+        try:
+            self._stream = self._start() if self._tasks.left else None
+        except (RuntimeError, OSError, EOFError) as error:
+            self._judge(error)
+        return self._follow()
+
+    def _follow(self) -> Iterator[tuple[Chunk, Tensor]]:
+        """What `read` says; a thread may go through it."""
+        while self._tasks.left and not self._interrupted.is_set():
+            try:
+                if self._stream is None:
+                    self._stream = self._start()
+                chunk = next(self._stream)
+            except (RuntimeError, OSError, EOFError) as error:
+                self._judge(error)
+                continue
+            self._barren = 0
+            self._tasks.left.popleft()
+            yield chunk, self._pool.pixels[chunk.slot, : len(chunk.status)]
+
+    def interrupt(self) -> None:
+        """Makes a `read` in another thread end, within some `POLL_S`."""
+        self._interrupted.set()
+
+    def close(self) -> None:
+        """Ends the workers."""
+        # Left to the garbage collector, the stream's queues may lose their pipes before their threads: so by hand.
+        shut_down = getattr(getattr(self._loader, "_iterator", None), "_shutdown_workers", None)
+        if shut_down is not None:
+            shut_down()
+        self._loader = self._stream = None
+        self._kill_workers()
+        atexit.unregister(self._abandon)
+
+    def _abandon(self) -> None:
+        self.interrupt()
+        self._kill_workers()
+
+    def _start(self) -> Iterator[Chunk]:
+        """The remaining tasks' chunks, by the workers that are there or by new ones."""
+        before = set(multiprocessing.active_children())
+        try:
+            if self._loader is None:
+                self._loader = self._new_loader()
+            return iter(self._loader)
+        finally:  # where the start fails half-way too; other rooms' processes are not of this kind
+            new = [p for p in multiprocessing.active_children() if p not in before]
+            self._processes += [p for p in new if isinstance(p, ForkServerProcess)]
+
+    def _new_loader(self) -> DataLoader[Chunk]:
+        own = torch.Generator()  # another thread may be drawing weights from torch's common one
+        if not self._workers:
+            rows = Rows(self._recipe, self._pool, {}, None)
+            return _Loader(rows, batch_size=None, sampler=self._tasks, collate_fn=_as_it_is, generator=own)
+        atexit.register(self._abandon)  # else Python would wait for ever for workers that are deaf to its SIGTERM
+        context = fork_server.start()
+        self._marks = context.RawArray("d", [0.0, -1.0, 0.0] * self._workers)  # pid, row in hand, since
+        return _Loader(
+            Rows(self._recipe, self._pool, dict(self._given_up), self._marks),
+            batch_size=None,
+            sampler=self._tasks,
+            num_workers=self._workers,
+            prefetch_factor=self.sizing.prefetch_factor,
+            collate_fn=_as_it_is,
+            generator=own,
+            persistent_workers=True,
+            multiprocessing_context=context,
+            worker_init_fn=_enter_worker,
+            timeout=POLL_S,
+        )
+
+    def _judge(self, error: RuntimeError | OSError | EOFError) -> None:
+        """Does nothing if there is only a wait. Else ends the workers, and the row to blame has its strike."""
+        if self._workers and self._marks is None:  # not so far as to have workers
+            self._raise(error)
+        dead = self._dead(within_s=2.0 if isinstance(error, OSError | EOFError) else 0.0)
+        marks = [tuple(self._marks[3 * i : 3 * i + 3]) for i in range(self._workers)]
+        now = time.monotonic()
+        is_wait = "timed out" in str(error)
+        stalled = [int(row) for _, row, since in marks if row >= 0 and now - since > self._stall_s] if is_wait else []
+        if not dead and not stalled:
+            if not is_wait:
+                self._raise(error)
+            if self._stream is None:  # workers of another read, at work on what nobody wants: DataLoader awaits them
+                self._kill_workers()
+                self.close()
+            return
+        blamed = [
+            (int(row), "killed_worker", _how_died(dead[pid])) for pid, row, _ in marks if row >= 0 and pid in dead
+        ]
+        blamed += [(row, "timeout", f"no end within {self._stall_s:g} s") for row in stalled]
+        for row, cause, how in blamed:
+            self._strikes[row] = self._strikes.get(row, 0) + 1
+            if self._strikes[row] >= STRIKES:
+                self._given_up[row] = (cause, f"given up after {STRIKES} tries: {how}")
+        self._barren += not blamed
+        if self._barren >= BARREN_RESTARTS:
+            how = ", ".join(sorted({_how_died(code) for code in dead.values()}))
+            raise UserError(
+                f"decoding processes end before they have an image in hand ({how}), {BARREN_RESTARTS} times in a row; "
+                "give fewer --workers, or --workers 0 to decode in this process"
+            ) from error
+        self._kill_workers()
+        self.close()
+
+    def _raise(self, error: RuntimeError | OSError | EOFError) -> NoReturn:
+        if "No space left" in str(error):
+            raise UserError(
+                f"{SHARED_MEMORY} is full, and decoding processes need a few bytes of it; make room, or enlarge it "
+                "(docker: --shm-size=1g)"
+            ) from error
+        raise error
+
+    def _dead(self, *, within_s: float) -> dict[int | None, int]:
+        """Exit codes by pid. A pipe may break a moment before the process is seen to be dead."""
+        until = time.monotonic() + within_s
+        while not (dead := {p.pid: p.exitcode for p in self._processes if p.exitcode is not None}):
+            if time.monotonic() >= until:
+                break
+            time.sleep(0.02)
+        return dead
+
+    def _kill_workers(self) -> None:
+        for process in self._processes:
+            if process.exitcode is None:
+                process.kill()  # they ignore SIGTERM
+        for process in self._processes:
+            process.join(timeout=5)  # one that hangs in the kernel stays behind
+        self._processes.clear()
+
+
+class _Loader(DataLoader[Chunk]):
+    def check_worker_number_rationality(self) -> None:
+        """Does nothing, where torch warns: more workers than cores may be meant."""
+
+
+class _Tasks:
+    """A sampler: what is left when the workers start is what they get."""
+
+    def __init__(self, slots: int) -> None:
+        self.left: deque[Range] = deque()
+        self._slots = slots
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        """(start, stop, the slot of the pool)."""
+        return ((start, stop, i % self._slots) for i, (start, stop) in enumerate(tuple(self.left)))
+
+    def __len__(self) -> int:
+        return len(self.left)
+
+
+def _end_with_the_job() -> None:
+    """Ends this process when the job's does. torch's own watch is for the parent, here the fork server, which in turn
+    lives as long as its children."""
+    job = multiprocessing.parent_process()
+    if job is not None:
+        job.join()
+        os._exit(1)
+
+
+def _enter_worker(worker: int) -> None:
+    threading.Thread(target=_end_with_the_job, daemon=True).start()
+    for number in fork_server.SCHEDULER_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("500")  # short of memory, the kernel takes a worker, which is replaced, not the job
+
+
+def _how_died(exit_code: int) -> str:
+    if exit_code >= 0:
+        return f"its process ended with {exit_code}"
+    name = {int(s): s.name for s in signal.Signals}.get(-exit_code, f"signal {-exit_code}")
+    hint = " (out of memory?)" if name in ("SIGKILL", "SIGBUS") else ""
+    return f"its process was killed by {name}{hint}"
+
+
+def _as_it_is(chunk: Any) -> Any:
+    return chunk

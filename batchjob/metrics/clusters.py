@@ -1,0 +1,140 @@
+"""Scores of one image's clusters: NumPy functions over a stack of C labellings (methods × layers × heads) of P patches.
+
+Labels are uint8 [C, P]: 255 where there is none, 254 for noise, which counts as one further cluster. `owner` [P] is the
+instance of each patch, −1 for none; `category` [m] the class of each instance. See docs/metrics.md for what they mean.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batchjob.metrics.agreement import NO_LABEL, ami, ari, contingency
+
+Labels = NDArray[np.integer[Any]]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """All pairs of instances of one category in one image, and what may decide whether clusters separate them."""
+
+    first: NDArray[np.int64]  # [n] instance
+    second: NDArray[np.int64]
+    category: NDArray[np.int32]  # [n]
+    distance: Floats  # [n] between the centroids of the owned patches, in patches
+    box_iou: Floats  # [n] of the boxes
+    smaller: Floats  # [n] owned patches of the smaller instance
+    larger: Floats  # [n] of the larger one
+
+
+def instance_scores(labels: Labels, owner: Labels, category: Labels) -> dict[str, Floats]:
+    """`instance_ari` and `instance_ami`, [C] each: do the clusters separate objects of the same class?
+
+    For each category with at least two instances, the index between labels and instances over these instances' patches;
+    mean over such categories; NaN where there is none.
+    """
+    table = contingency(labels, owner, max(len(category), 1))
+    groups = [np.flatnonzero(category == c) for c in np.unique(category)]
+    tables = [table[:, :, members] for members in groups if len(members) >= 2]
+    if not tables:
+        return {name: np.full(len(table), np.nan) for name in ("instance_ari", "instance_ami")}
+    return {
+        "instance_ari": np.mean([ari(t) for t in tables], axis=0),
+        "instance_ami": np.mean([ami(t) for t in tables], axis=0),
+    }
+
+
+def image_ari(labels: Labels, owner: Labels) -> Floats:
+    """[C]: adjusted Rand index over all labelled patches, those of no instance as one further group.
+
+    NaN for an image without instances: there is nothing to find.
+    """
+    labels = np.atleast_2d(labels)
+    if (owner < 0).all():
+        return np.full(len(labels), np.nan)
+    return ari(contingency(labels, np.asarray(owner, np.int64) + 1))
+
+
+def pair_ari(labels: Labels, owner: Labels, pairs: Pairs) -> Floats:
+    """[C, n]: adjusted Rand index for each pair of instances, over the patches of the two."""
+    count = int(max(pairs.second.max(initial=-1), pairs.first.max(initial=-1), np.max(owner, initial=-1))) + 1
+    table = contingency(labels, owner, max(count, 1))
+    both = np.stack([table[:, :, pairs.first], table[:, :, pairs.second]], axis=-1)  # [C, K, n, 2]
+    return ari(both.swapaxes(1, 2))
+
+
+def instance_pairs(owner: Labels, category: Labels, boxes: NDArray[np.floating[Any]], grid: tuple[int, int]) -> Pairs:
+    """The pairs of one image; `boxes` [m, 4] (left, top, right, bottom) in any unit."""
+    category = np.asarray(category)
+    first, second = np.triu_indices(len(category), 1)
+    same = category[first] == category[second]
+    first, second = first[same], second[same]
+    y, x = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
+    owned = owner >= 0
+    size = np.bincount(owner[owned], minlength=len(category)).astype(np.float64)
+    centre = np.stack(
+        [np.bincount(owner[owned], v[owned], minlength=len(category)) / np.maximum(size, 1) for v in (y, x)]
+    )
+    return Pairs(
+        first=first,
+        second=second,
+        category=category[first].astype(np.int32),
+        distance=np.hypot(*(centre[:, first] - centre[:, second])),
+        box_iou=box_iou(boxes[first], boxes[second]),
+        smaller=np.minimum(size[first], size[second]),
+        larger=np.maximum(size[first], size[second]),
+    )
+
+
+def box_iou(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -> Floats:
+    """[...]: intersection over union of boxes [..., 4] (left, top, right, bottom); 0 where both are empty."""
+    width = np.clip(np.minimum(a[..., 2], b[..., 2]) - np.maximum(a[..., 0], b[..., 0]), 0, None)
+    height = np.clip(np.minimum(a[..., 3], b[..., 3]) - np.maximum(a[..., 1], b[..., 1]), 0, None)
+    both = width * height
+    either = _area(a) + _area(b) - both
+    return np.asarray(both / np.where(either > 0, either, 1))
+
+
+def _area(box: NDArray[np.floating[Any]]) -> Floats:
+    return np.asarray((box[..., 2] - box[..., 0]) * (box[..., 3] - box[..., 1]))
+
+
+def coherence(labels: Labels, grid: tuple[int, int]) -> Floats:
+    """[C] in [0, 1]: share of neighbouring labelled patches (4-neighbours) with equal labels; needs no annotation."""
+    maps = np.atleast_2d(labels).reshape(-1, *grid)
+    equal, total = np.zeros(len(maps)), np.zeros(len(maps))
+    for a, b in ((maps[:, 1:], maps[:, :-1]), (maps[:, :, 1:], maps[:, :, :-1])):
+        known = (a != NO_LABEL) & (b != NO_LABEL)
+        equal += ((a == b) & known).sum(axis=(1, 2))
+        total += known.sum(axis=(1, 2))
+    return np.where(total > 0, equal / np.maximum(total, 1), np.nan)
+
+
+def cluster_sizes(labels: Labels) -> dict[str, Floats]:
+    """[C] each: `clusters` found (noise counts), and the share of the patches in the largest and the smallest one."""
+    labels = np.atleast_2d(labels)
+    sizes = contingency(labels, np.zeros(labels.shape[1], np.int64), 1)[:, :, 0]
+    total = np.maximum(sizes.sum(axis=1), 1)
+    found = (sizes > 0).sum(axis=1)
+    smallest = np.where(sizes > 0, sizes, np.inf).min(axis=1)
+    return {
+        "clusters": found.astype(np.float64),
+        "largest_cluster": np.where(found > 0, sizes.max(axis=1) / total, np.nan),
+        "smallest_cluster": np.where(found > 0, np.where(found > 0, smallest, 0) / total, np.nan),
+    }
+
+
+def agreement(first: Labels, second: Labels) -> Floats:
+    """[C, D]: adjusted Rand index between every labelling of one stack [C, P] and every one of another [D, P]."""
+    a, b = _one_hot(first), _one_hot(second)  # [C, K, P], [D, J, P]
+    table = a.reshape(-1, a.shape[2]) @ b.reshape(-1, b.shape[2]).T
+    table = table.reshape(a.shape[0], a.shape[1], b.shape[0], b.shape[1])
+    return ari(table.transpose(0, 2, 1, 3).astype(np.float64))
+
+
+def _one_hot(labels: Labels) -> NDArray[np.float32]:
+    labels = np.atleast_2d(labels)
+    values = np.unique(labels[labels != NO_LABEL])
+    return np.asarray(labels[:, None, :] == values[None, :, None], np.float32)

@@ -1,0 +1,184 @@
+"""Scores that need the attention itself, computed on the device while labelling: nothing P × P leaves it.
+
+`rows` [B, H, P, P] is attention from query to key, each row summing to 1 (`attention.renormalise`). `keep` [B, P] is
+False for patches of padding. The specification is `stats.attention`, in NumPy; the tests hold the two together.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from batchjob.config import SCORE_ARRAYS
+from batchjob.metrics.attention import PatchPairs, patch_distances
+from batchjob.metrics.nulls import offset_sums
+
+ATTENTION_SCORES, PAIR_SCORES = SCORE_ARRAYS["attention"], SCORE_ARRAYS["pairs"]
+_ELEMENTS_AT_ONCE = 1 << 26  # of one temporary copy of the rows: 256 MB
+
+
+def attention_scores(rows: Tensor, grid: tuple[int, int], keep: Tensor | None = None) -> dict[str, Tensor]:
+    """`ATTENTION_SCORES`, float32 [B, H] each; see `stats.attention.attention_scores`. Four reads of the rows."""
+    size = max(1, _ELEMENTS_AT_ONCE // max(1, rows[0].numel()))
+    parts = [
+        _attention_scores(rows[start : start + size], grid, None if keep is None else keep[start : start + size])
+        for start in range(0, len(rows), size)
+    ]
+    return {name: torch.cat([part[name] for part in parts]) for name in ATTENTION_SCORES}
+
+
+def _attention_scores(rows: Tensor, grid: tuple[int, int], keep: Tensor | None) -> dict[str, Tensor]:
+    images, heads, patches, _ = rows.shape
+    rows = rows.float()
+    inside = torch.ones(images, patches, device=rows.device) if keep is None else keep.to(rows.dtype)
+    if keep is not None:
+        rows = rows * inside[:, None, None, :]
+        rows = rows / rows.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+    count = inside.sum(dim=1, keepdim=True).clamp_min(1)
+    weight = inside / count  # of each query, [B, P]
+    distances = torch.as_tensor(patch_distances(grid), dtype=torch.float32, device=rows.device)
+    by_pair = weight[:, :, None] * distances
+    distance = torch.bmm(rows.reshape(images, heads, -1), by_pair.reshape(images, -1, 1))[..., 0]
+    uniform = (by_pair * inside[:, None, :]).sum(dim=(1, 2)) / count[:, 0]
+    entropy = (torch.special.entr(rows).sum(dim=-1) * weight[:, None, :]).sum(dim=-1)  # type: ignore[no-untyped-call, unused-ignore]
+    key = torch.matmul(weight[:, None, None, :], rows)[:, :, 0, :]
+    key_entropy = torch.special.entr(key).sum(dim=-1)  # type: ignore[no-untyped-call, unused-ignore]
+    norm = (count.log() * key_entropy).sqrt()
+    return {
+        "attention_distance": distance,
+        "attention_distance_relative": distance / uniform.where(uniform > 0, torch.ones_like(uniform))[:, None],
+        "entropy": entropy,
+        "effective_patches": entropy.exp(),
+        "query_key_nmi": torch.where(norm > 1e-6, (key_entropy - entropy).clamp_min(0) / norm.clamp_min(1e-6), 0.0),
+        "sink": key.amax(dim=-1),
+    }
+
+
+def pair_scores(rows: Tensor, pairs: Sequence[PatchPairs], grid: tuple[int, int]) -> dict[str, Tensor]:
+    """`PAIR_SCORES`, float32 [B, H] each, of B images and their drawn pairs; NaN for an image without any.
+
+    Bit for bit the same whatever else is in the batch: ranks are sums of halves, exact in float64 in any order.
+    """
+    device, heads = rows.device, rows.shape[1]
+    result = {name: torch.full((len(rows), heads), torch.nan, device=device) for name in PAIR_SCORES}
+    if not any(len(p.group) for p in pairs):
+        return result
+    flat = _flatten(pairs, grid)
+    image, first, second = (torch.as_tensor(flat[name], device=device) for name in ("image", "first", "second"))
+    strength = (rows[image, :, first, second].float() + rows[image, :, second, first].float()).T  # [H, N]
+    # the last row is the distance null; what is sorted must not be negative
+    nearness = torch.as_tensor(flat["distance"].max() - flat["distance"], dtype=torch.float32, device=device)
+    values = torch.cat([strength, nearness[None, :]])
+    owner = flat["image"][np.unique(flat["group"], return_index=True)[1]]  # of each category, over the batch
+    everything = np.ones(len(owner), bool)
+    auc = _mean_by(_group_auc(values, flat["same"], flat["group"]), everything, owner, len(rows))
+    matched = _mean_by(*_binned_auc(values, flat, np.rint(flat["distance"])), owner, len(rows))
+    exact = _mean_by(*_binned_auc(strength, flat, np.rint(flat["distance"] ** 2)), owner, len(rows))
+    found = (auc[:-1], matched[:-1], exact, auc[-1:], matched[-1:])
+    return {n: v.T.float().expand(len(rows), heads).contiguous() for n, v in zip(PAIR_SCORES, found, strict=True)}
+
+
+def _flatten(pairs: Sequence[PatchPairs], grid: tuple[int, int]) -> dict[str, np.ndarray]:
+    """The pairs of all images end to end; `group` counts categories over the batch."""
+    sizes = [int(p.group.max()) + 1 if len(p.group) else 0 for p in pairs]
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    first, second, same = (np.concatenate([getattr(p, n) for p in pairs]) for n in ("first", "second", "same"))
+    return {
+        "image": np.repeat(np.arange(len(pairs)), [len(p.group) for p in pairs]),
+        "first": first,
+        "second": second,
+        "same": same,
+        "group": np.concatenate([p.group + offset for p, offset in zip(pairs, offsets, strict=False)]),
+        "distance": patch_distances(grid)[first, second],
+    }
+
+
+def _binned_auc(values: Tensor, flat: dict[str, np.ndarray], bins: np.ndarray) -> tuple[Tensor, np.ndarray]:
+    """[C, G] weighted by min(#same, #different) over the bins of each category; and which categories have a bin [G]."""
+    width = int(bins.max()) + 1
+    used, dense = np.unique(flat["group"] * width + bins.astype(np.int64), return_inverse=True)
+    owner = used // width
+    ones = np.bincount(dense, flat["same"])
+    weight = np.minimum(ones, np.bincount(dense) - ones)
+    total = np.bincount(owner, weight)
+    share = torch.as_tensor(weight / np.maximum(total, 1)[owner], device=values.device)
+    in_bins = torch.nan_to_num(_group_auc(values, flat["same"], dense))
+    return _sum_by(in_bins * share, owner, len(total)), total > 0
+
+
+def _mean_by(values: Tensor, use: np.ndarray, owner: np.ndarray, count: int) -> Tensor:
+    """[C, count]: mean over each image's categories [C, G] that count; NaN for an image without."""
+    number = np.bincount(owner[use], minlength=count)
+    scale = torch.as_tensor(np.where(number > 0, 1 / np.maximum(number, 1), np.nan), device=values.device)
+    return _sum_by(values * torch.as_tensor(use, device=values.device), owner, count) * scale
+
+
+def _group_auc(values: Tensor, positive: np.ndarray, group: np.ndarray) -> Tensor:
+    """float64 [C, G]: AUC of values [C, N] ≥ 0 within each of the groups 0 to G − 1, ties as ½; NaN where undefined.
+
+    One integer sort of (group, value): the bits of floats that are not negative order as the floats do.
+    """
+    device = values.device
+    groups = torch.as_tensor(group, device=device)
+    size = np.bincount(group)
+    ones = np.bincount(group, positive)
+    keys = (groups << 32) | values.float().contiguous().view(torch.int32).to(torch.int64)
+    ordered, order = torch.sort(keys, dim=1)
+    places = torch.arange(keys.shape[1], device=device).expand_as(keys)
+    new = torch.ones_like(ordered, dtype=torch.bool)
+    new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    first = torch.where(new, places, 0).cummax(dim=1).values
+    ends = torch.ones_like(new)
+    ends[:, :-1] = new[:, 1:]
+    last = torch.where(ends, places, keys.shape[1]).flip(1).cummin(dim=1).values.flip(1)
+    hits = torch.as_tensor(positive, device=device)[order]
+    sums = torch.where(hits, (first + last).to(torch.float64) / 2, 0.0).cumsum(dim=1)
+    stops = np.cumsum(size)
+    sums = torch.cat([torch.zeros_like(sums[:, :1]), sums], dim=1)[:, np.concatenate([[0], stops])].diff(dim=1)
+    above = sums - torch.as_tensor(ones * (stops - size) + ones * (ones - 1) / 2, device=device)
+    both = ones * (size - ones)
+    return above / torch.as_tensor(np.where(both > 0, both, np.nan), device=device)
+
+
+def _sum_by(values: Tensor, owner: np.ndarray, count: int) -> Tensor:
+    """[C, count]: columns of values [C, n] summed by owner (ascending), one owner's never mixed with another's."""
+    result = torch.zeros(values.shape[0], count, dtype=values.dtype, device=values.device)
+    starts = np.searchsorted(owner, np.arange(count + 1))
+    width = int(np.diff(starts).max())
+    for step in range(width):  # the i-th of every owner at once; an owner has few
+        owners = np.flatnonzero(np.diff(starts) > step)
+        result[:, owners] += values[:, starts[owners] + step]
+    return result
+
+
+class LocalitySums:
+    """Each head's attention summed over images by the offset from query to key, for the locality null.
+
+    Kept on the device as [L, H, P, P] until `arrays` folds it; the order of images is the batch's own, so equal
+    batches give equal sums.
+    """
+
+    def __init__(self, layers: int, heads: int, grid: tuple[int, int], device: torch.device) -> None:
+        patches = grid[0] * grid[1]
+        self._grid = grid
+        self._sums = torch.zeros(layers, heads, patches, patches, dtype=torch.float64, device=device)
+        self._counts = torch.zeros(layers, patches, patches, dtype=torch.float64, device=device)
+
+    def add(self, layer: int, rows: Tensor, keep: Tensor) -> None:
+        """Adds rows [B, H, P, P] to the layer at this place of the run's list; `keep` [B, P], False where failed."""
+        inside = keep.to(torch.float64)
+        if not bool(keep.all()):
+            mask = keep[:, None, :, None] & keep[:, None, None, :]
+            rows = torch.where(mask, rows, torch.zeros((), dtype=rows.dtype, device=rows.device))
+        self._sums[layer] += rows.sum(dim=0, dtype=torch.float64)
+        self._counts[layer] += inside.T @ inside
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """`locality_sum` [L, H, 2·rows − 1, 2·columns − 1] and `locality_count` [L, the same], float64."""
+        sums = self._sums.cpu().numpy()
+        folded = offset_sums(sums.reshape(-1, *sums.shape[2:]), self._grid)
+        return {
+            "locality_sum": folded.reshape(*sums.shape[:2], *folded.shape[1:]),
+            "locality_count": offset_sums(self._counts.cpu().numpy(), self._grid),
+        }

@@ -1,0 +1,204 @@
+"""A batch of photos as attention: rows [B, H, P, P] from patch to patch and the CLS row [B, H, P], layer by layer.
+
+Letters: B images, H heads, T tokens (prefix tokens, then P patches in row-major order of the grid), E numbers a head.
+"""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from batchjob.model import sdpa_tap as taps
+from batchjob.model import self_similarity as cnn
+from batchjob.model.describe import Model
+from batchjob.model.qk_shortcut import HeadProjection, select_heads
+
+CHUNK_BYTES = 256 * 2**20  # of float32 scores at once: the softmax's working memory
+FINITE_LIMIT = 1e15  # products of two such numbers, and sums of thousands of them, are finite in float32
+
+
+@dataclass(frozen=True, slots=True)
+class LayerMaps:
+    """The attention of one layer, after the softmax over all T tokens; prefix columns dropped, not renormalised."""
+
+    layer: int
+    rows: (
+        Tensor  # [B, H, P, P], from query patch to key patch; float16 where the model is in half precision, or float32
+    )
+    cls: Tensor  # [B, H, P], the CLS token's row, or the mean over patch queries without one; of a CNN, saliency
+    prefix_mass: Tensor  # [B, H] float32: mean over patch queries of the mass on prefix tokens
+    finite: Tensor  # [B] bool: False where the network overflowed; that image's maps are uniform and mean nothing
+    component: Tensor | None = None  # [B, H, P], of a CNN: the features' first principal component, in [-1, 1]
+
+
+class Extractor:
+    """Calls on uint8 pixels [B, 3, H, W] give the `LayerMaps` of the wanted layers, for the wanted heads, in order.
+
+    The forward pass ends in the last wanted block, after its queries and keys; every block before it runs fused.
+    Queries and keys are kept until their layer is asked for, so the maps of one layer exist at a time. Of a CNN, the
+    one layer is the pseudo-attention of `cnn.py`.
+    """
+
+    def __init__(
+        self, model: Model, layers: tuple[int, ...], heads: tuple[int, ...], *, short_cut: bool = True
+    ) -> None:
+        self.model = model
+        self.layers = tuple(sorted(layers))
+        self.heads = list(heads)
+        self._all_heads = self.heads == list(range(model.spec.num_heads))
+        self._projection: HeadProjection | None = None
+        if short_cut and model.spec.kind == "vit":
+            attention = getattr(model.blocks[self.layers[-1]], "attn", None)
+            self._projection = None if attention is None else HeadProjection.of(attention, tuple(heads))
+            self._check_short_cut()
+
+    @torch.no_grad()
+    def __call__(self, pixels: Tensor) -> Iterator[LayerMaps]:
+        """The maps of each wanted layer, ascending, on the model's device."""
+        if self.model.spec.kind == "cnn":
+            yield _pseudo_maps(self.model(pixels)[0], self.model.is_half)
+            return
+        for layer, call in self.calls(pixels):
+            yield self._maps(layer, call)
+
+    def calls(self, pixels: Tensor) -> list[tuple[int, taps.AttentionCall]]:
+        """Queries and keys of each wanted layer, for the wanted heads. Raises RuntimeError if one did not show up."""
+        found: list[tuple[int, taps.AttentionCall]] = []
+
+        def keep(layer: int, call: taps.AttentionCall) -> None:
+            if layer in self.layers:
+                found.append((layer, self._select(call)))
+            if layer == self.layers[-1]:
+                raise taps.StopForward
+
+        def project(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            assert self._projection is not None
+            found.append((self.layers[-1], self._projection(*args, **kwargs)))
+            raise taps.StopForward
+
+        hook = None
+        if self._projection is not None:
+            hook = self._projection.attention.register_forward_pre_hook(project, with_kwargs=True)
+        try:
+            with taps.AttentionTap(keep):
+                self.model(pixels)
+        except taps.StopForward:
+            pass
+        finally:
+            if hook is not None:
+                hook.remove()
+        if tuple(layer for layer, _ in found) != self.layers:
+            seen = [layer for layer, _ in found]
+            raise RuntimeError(f"{self.model.spec.name}: attention of layers {self.layers} wanted, of {seen} seen")
+        return found
+
+    @torch.no_grad()
+    def _check_short_cut(self) -> None:
+        """Drops the short cut, with a warning, if it does not give the queries and keys that the model itself computes.
+
+        It follows timm's code of this writing; one picture shows whether the installed timm still does the same.
+        """
+        if self._projection is None:
+            return
+        picture = torch.randint(0, 256, (1, 3, *self.model.spec.input_px), generator=torch.Generator().manual_seed(0))
+        pixels = picture.to(torch.uint8)
+        projection, (_, quick) = self._projection, self.calls(pixels)[-1]
+        self._projection = None
+        _, exact = self.calls(pixels)[-1]
+        pairs = ((quick.query, exact.query), (quick.key, exact.key), (quick.bias, exact.bias))
+        if all(_is_same(a, b) for a, b in pairs) and quick.scale == exact.scale:
+            self._projection = projection
+        else:
+            kind, version = type(projection.attention).__name__, timm.__version__
+            warnings.warn(f"the short cut does not fit {kind} of timm {version}; going the general way", stacklevel=3)
+
+    def _select(self, call: taps.AttentionCall) -> taps.AttentionCall:
+        if self._all_heads:
+            return call
+        bias = select_heads(call.bias, self.heads)
+        return replace(call, query=call.query[:, self.heads], key=call.key[:, self.heads], bias=bias)
+
+    def _maps(self, layer: int, call: taps.AttentionCall) -> LayerMaps:
+        spec = self.model.spec
+        prefix, (batch, heads, tokens, _) = spec.num_prefix_tokens, call.query.shape
+        dtype = torch.float16 if self.model.is_half else torch.float32
+        device, patches = call.query.device, tokens - prefix
+        query, key, finite = _clean(call)
+        rows = torch.empty(batch, heads, patches, patches, dtype=dtype, device=device)
+        cls = torch.empty(batch, heads, patches, dtype=dtype, device=device)
+        mass = torch.zeros(batch, heads, dtype=torch.float32, device=device)
+        step = max(1, CHUNK_BYTES // (4 * heads * tokens * tokens))
+        for start in range(0, batch, step):
+            part = slice(start, start + step)
+            bias = call.bias if call.bias is None or call.bias.dim() < 4 or len(call.bias) == 1 else call.bias[part]
+            attention = softmax_rows(query[part], key[part], replace(call, bias=bias))  # [b, H, T, T]
+            seen = attention[:, :, prefix:, :]
+            rows[part] = seen[..., prefix:]
+            cls[part] = attention[:, :, 0, prefix:] if spec.has_cls else seen[..., prefix:].mean(dim=2)
+            if prefix:
+                mass[part] = seen[..., :prefix].sum(dim=-1).mean(dim=-1)
+        return LayerMaps(layer, rows, cls, mass, finite)
+
+
+def _pseudo_maps(features: Tensor, is_half: bool) -> LayerMaps:
+    """Of a CNN's features [B, C, h, w]: one layer of one head."""
+    finite = (features.abs() < FINITE_LIMIT).flatten(1).all(1)
+    features = features.where(finite[:, None, None, None], 0)
+    dtype = torch.float16 if is_half else torch.float32
+    return LayerMaps(
+        layer=0,
+        rows=cnn.self_similarity(features).to(dtype),
+        cls=cnn.feature_norm(features).to(dtype),
+        prefix_mass=torch.zeros(len(features), 1, device=features.device),
+        finite=finite,
+        component=cnn.first_component(features).to(dtype),
+    )
+
+
+def softmax_rows(query: Tensor, key: Tensor, call: taps.AttentionCall) -> Tensor:
+    """float32 [B, H, T, T]: softmax(scale · QKᵀ + bias), products and softmax in float32 whatever the inputs are."""
+    scores = (query.float() * call.scale) @ key.float().transpose(-2, -1)
+    if call.bias is not None:
+        if call.bias.dtype == torch.bool:
+            scores = scores.masked_fill(~call.bias, float("-inf"))
+        else:
+            scores = scores + call.bias.float()
+    return scores.softmax(dim=-1)
+
+
+def _is_same(a: Tensor | None, b: Tensor | None) -> bool:
+    """Equal but for rounding, which half precision does coarsely; what overflows in both counts as equal."""
+    if a is None or b is None:
+        return a is b
+    largest = float(b.float().abs().nan_to_num(0, 0, 0).max())
+    return a.shape == b.shape and torch.allclose(a.float(), b.float(), rtol=0, atol=0.02 * largest, equal_nan=True)
+
+
+def _clean(call: taps.AttentionCall) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries and keys, zeros in images where any is NaN, Inf or absurd, and [B] whether there was none.
+
+    Finite ones below 1e15 give finite scores, hence a finite softmax. To check them costs T·E a head, the map T².
+    """
+    finite = torch.ones(len(call.query), dtype=torch.bool, device=call.query.device)
+    for x in (call.query, call.key):  # of NaN both comparisons are False
+        finite &= (x.amax((1, 2, 3)) < FINITE_LIMIT) & (x.amin((1, 2, 3)) > -FINITE_LIMIT)
+    if bool(finite.all()):
+        return call.query, call.key, finite
+    keep = finite[:, None, None, None]
+    return call.query.where(keep, 0), call.key.where(keep, 0), finite
+
+
+def renormalise(rows: Tensor, mask: Tensor | None = None) -> Tensor:
+    """float32, same shape: each row [..., P] divided by its sum, so that a patch's attention to patches sums to 1.
+
+    `mask` bool [B, P] of [B, H, P, P] rows says which patches are image; what goes to padding counts as prefix mass
+    does, and is dropped before. A row of zeros stays zeros.
+    """
+    rows = rows.float()
+    if mask is not None:
+        rows = rows * mask[:, None, None, :]
+    return rows / rows.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)

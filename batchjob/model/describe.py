@@ -1,0 +1,280 @@
+"""A timm model to look into: its name, input and tokens (`ModelSpec`), its weights and preprocessing (`Model`)."""
+
+import dataclasses
+import difflib
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import timm
+import timm.data
+import torch
+from torch import Tensor, nn
+
+from batchjob.config import Options, split_list
+from batchjob.errors import UserError, nearest
+from batchjob.model import network, probe
+
+DEFAULT_PX = 224
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+CNN_STRIDE_PX = 16
+_DOES_NOT_RUN = (RuntimeError, ValueError, AssertionError, AttributeError)  # what timm raises for a size it can't take
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """What the other rooms need to know of a model; saved in `plan.json`. Pairs are (rows, columns)."""
+
+    name: str
+    kind: Literal["vit", "cnn"]
+    input_px: tuple[int, int]
+    patch_px: tuple[int, int]  # input pixels of a patch; of a CNN, its stage's stride
+    grid: tuple[int, int]
+    num_prefix_tokens: int  # CLS, distillation and register tokens: the first of the sequence
+    num_layers: int
+    num_heads: int
+    has_cls: bool  # if so, the CLS token is the first
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    head_dim: int  # numbers of a query; of a CNN, channels of the stage
+    parameters: int
+    activation_numbers: int  # of one image in the forward pass, alive at once
+    stage: int = -1  # of a CNN's feature stages, counted from 0; -1 for a ViT
+
+    @property
+    def num_patches(self) -> int:
+        """P: patches of one image."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def num_tokens(self) -> int:
+        """T: patches and prefix tokens."""
+        return self.num_prefix_tokens + self.num_patches
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "ModelSpec":
+        """The inverse of `to_json`."""
+        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**fields)
+
+
+class Model(nn.Module):
+    """A timm network on its device with the preprocessing it was trained with."""
+
+    def __init__(self, spec: ModelSpec, net: nn.Module, precision: str, device: torch.device) -> None:
+        super().__init__()
+        self.spec = spec
+        self.precision = precision
+        self.net = net.to(device=device, dtype=DTYPES[precision]).eval().requires_grad_(False)
+        mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (spec.mean, spec.std))
+        self.register_buffer("scale", 1 / (255 * std), persistent=False)
+        self.register_buffer("shift", -mean / std, persistent=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights and activations."""
+        return DTYPES[self.precision]
+
+    @property
+    def is_half(self) -> bool:
+        """Whether maps are kept as float16. Of bfloat16 too: in [0, 1] float16 is the finer of the two."""
+        return self.precision != "fp32"
+
+    @property
+    def blocks(self) -> Any:
+        """A vision transformer's blocks, in order."""
+        return self.net.blocks
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.scale.device
+
+    scale: Tensor
+    shift: Tensor
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] as the network's input, on its device and in its precision."""
+        pixels = pixels.to(self.device, non_blocking=True)
+        return (pixels.float() * self.scale + self.shift).to(self.dtype)
+
+    def forward(self, pixels: Tensor) -> Any:
+        """The network's features of uint8 pixels [B, 3, H, W]: the plain forward pass."""
+        inputs = self.normalise(pixels)
+        return self.net(inputs) if self.spec.kind == "cnn" else self.net.forward_features(inputs)  # type: ignore[operator]
+
+
+def describe(options: Options) -> ModelSpec:
+    """The model that the options name, at their image size: built without weights or memory, in a fraction of a second.
+
+    A pass of shapes alone shows whether every block attends from all tokens to all tokens. A network that computes
+    no attention at all is taken as a CNN. Raises UserError for an unknown model, a size that its patches don't divide,
+    a stage out of range, attention without a global patch-to-patch map.
+    """
+    name = options.model
+    raise_for_unknown(name)
+    net = network.build(name, num_classes=0)
+    data: dict[str, Any] = timm.data.resolve_model_data_config(net)  # type: ignore[attr-defined, no-untyped-call]
+    own_px = (int(data["input_size"][1]), int(data["input_size"][2]))
+    preprocessing = {"mean": tuple(data["mean"]), "std": tuple(data["std"]), "interpolation": data["interpolation"]}
+    shape = probe.probe_vit(name, net, own_px)
+    if shape is None:
+        return _describe_cnn(options, own_px, preprocessing)
+    if options.stage:
+        raise UserError(f"--stage {options.stage} is for a CNN's features, {name} has attention; give --layers")
+    patch_px = (own_px[0] // shape.grid[0], own_px[1] // shape.grid[1])
+    input_px = choose_input_px(options.image_size, own_px, patch_px=patch_px)
+    if input_px != own_px:
+        try:
+            network.resize(net, input_px)
+            resized = probe.probe_vit(name, net, input_px)
+            assert resized is not None
+            shape = resized
+        except _DOES_NOT_RUN as error:
+            input_px = _own_px_instead(options, own_px, error)
+    return ModelSpec(
+        name=name,
+        kind="vit",
+        input_px=input_px,
+        patch_px=patch_px,
+        grid=shape.grid,
+        num_prefix_tokens=shape.num_prefix_tokens,
+        num_layers=shape.num_layers,
+        num_heads=shape.num_heads,
+        has_cls=shape.has_cls,
+        head_dim=shape.head_dim,
+        parameters=shape.parameters,
+        activation_numbers=shape.activation_numbers,
+        **preprocessing,
+    )
+
+
+def _describe_cnn(options: Options, own_px: tuple[int, int], preprocessing: dict[str, Any]) -> ModelSpec:
+    if own_px[0] % 32 or own_px[1] % 32:  # EfficientNets of 240 or 380 px and the like: any size will do
+        own_px = (DEFAULT_PX, DEFAULT_PX)
+    stage = _choose_stage(options, probe.probe_stages(options.model, own_px))
+    input_px = choose_input_px(options.image_size, own_px, patch_px=(stage.stride_px, stage.stride_px))
+    try:
+        stage = probe.probe_stages(options.model, input_px)[stage.index]
+    except _DOES_NOT_RUN as error:
+        input_px = _own_px_instead(options, own_px, error)
+    if stage.grid != tuple(px // stage.stride_px for px in input_px):
+        raise UserError(
+            f"stage {stage.index} of {options.model} gives {stage.grid[0]}x{stage.grid[1]} features for an input of "
+            f"{input_px[0]}x{input_px[1]}, which is not its stride of {stage.stride_px}; give another --stage"
+        )
+    return ModelSpec(
+        name=options.model,
+        kind="cnn",
+        input_px=input_px,
+        patch_px=(stage.stride_px, stage.stride_px),
+        grid=stage.grid,
+        num_prefix_tokens=0,
+        num_layers=1,
+        num_heads=1,
+        has_cls=False,
+        stage=stage.index,
+        head_dim=stage.channels,
+        parameters=stage.parameters,
+        activation_numbers=stage.activation_numbers,
+        **preprocessing,
+    )
+
+
+def _own_px_instead(options: Options, own_px: tuple[int, int], error: Exception) -> tuple[int, int]:
+    """The model's own size where 224 was our choice; raises UserError where a size was asked for."""
+    if not options.image_size:
+        return own_px
+    reason = " ".join(str(error).split())[:160] or "its layers are made for one size"
+    raise UserError(
+        f"--image-size {options.image_size} does not suit {options.model}: {reason}; "
+        f"its own size is {own_px[0]}x{own_px[1]}"
+    ) from error
+
+
+def _choose_stage(options: Options, stages: tuple[probe.Stage, ...]) -> probe.Stage:
+    strides = "strides " + ", ".join(f"{s.index}: {s.stride_px}" for s in stages)
+    if not options.stage:
+        at_stride = [stage for stage in stages if stage.stride_px == CNN_STRIDE_PX]
+        if not at_stride:
+            raise UserError(f"model {options.model} has no stage at stride {CNN_STRIDE_PX}; give --stage ({strides})")
+        return at_stride[-1]
+    if not re.fullmatch(r"-?\d{1,3}", options.stage) or not -len(stages) <= int(options.stage) < len(stages):
+        raise UserError(
+            f"--stage {options.stage} is none of {options.model}; give one of 0 to {len(stages) - 1} ({strides})"
+        )
+    return stages[int(options.stage)]
+
+
+def raise_for_unknown(name: str) -> None:
+    """Nothing; raises UserError with the nearest names where timm has no such model, or no such weights of it."""
+    base, _, tag = name.partition(".")
+    if not timm.is_model(base):
+        close = difflib.get_close_matches(base, timm.list_models(), n=3, cutoff=0.5)
+        known = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists the names"
+        raise UserError(f"model {name!r} is not in timm {timm.__version__}; {known}")
+    tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{base}.*")]
+    if tag and tag not in tags:
+        raise UserError(f"model {name!r}: timm knows no weights {tag!r} of {base}; {nearest(tag, tags)}")
+
+
+def choose_input_px(text: str, own_px: tuple[int, int], *, patch_px: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of the model's input: as asked; else 224, or the model's own where patches don't divide 224."""
+    if not text:
+        divides = all(DEFAULT_PX % patch == 0 for patch in patch_px)
+        return (DEFAULT_PX, DEFAULT_PX) if divides else own_px
+    match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text.strip().lower())
+    if not match:
+        raise UserError(f"--image-size {text!r} is no size in pixels; give S or HxW, e.g. 224 or 336x448")
+    asked = (int(match[1]), int(match[2] or match[1]))
+    fitting = tuple(max(1, round(px / patch)) * patch for px, patch in zip(asked, patch_px, strict=True))
+    if fitting != asked:
+        size = "{}x{}".format(*patch_px)
+        raise UserError(
+            f"--image-size {text} is not a multiple of the model's {size} patches; try {fitting[0]}x{fitting[1]}"
+        )
+    return asked
+
+
+def resolve_layers(text: str, spec: ModelSpec) -> tuple[int, ...]:
+    """The layers that `--layers` names (`-1`, `0,5,11`, `all`), counted from 0, ascending; raises UserError."""
+    return _resolve("layers", text, spec.num_layers, spec.name)
+
+
+def resolve_heads(text: str, spec: ModelSpec) -> tuple[int, ...]:
+    """The heads that `--heads` names, counted from 0, ascending; raises UserError."""
+    return _resolve("heads", text, spec.num_heads, spec.name)
+
+
+def _resolve(option: str, text: str, count: int, model: str) -> tuple[int, ...]:
+    items = split_list(text)
+    if items == ["all"]:
+        return tuple(range(count))
+    if not items or not all(re.fullmatch(r"-?\d{1,4}", item) for item in items):
+        raise UserError(f"--{option} {text!r} is no list of numbers; give e.g. -1, or 0,{count - 1}, or all")
+    outside = [item for item in items if not -count <= int(item) < count]
+    if outside:
+        have, give = (f"{count} {option}", f"0 to {count - 1}, or -1") if count > 1 else (f"1 {option[:-1]}", "0")
+        raise UserError(f"--{option} {', '.join(outside)} out of range: {model} has {have}; give {give}")
+    return tuple(sorted({int(item) % count for item in items}))
+
+
+def load_model(
+    spec: ModelSpec, state: dict[str, Tensor] | None, *, precision: str, device: torch.device | str, seed: int = 0
+) -> Model:
+    """The model with the weights in `state` (any naming timm reads, at any size), or random ones for `seed` if None.
+
+    Positions are interpolated to `spec.input_px` as timm does. `precision` is fp16, bf16 or fp32. Raises UserError
+    where the weights are of another architecture, naming the keys that differ.
+    """
+    stage = spec.stage if spec.kind == "cnn" else None
+    if state is None:
+        net = network.random_network(spec.name, spec.input_px, stage=stage, seed=seed)
+    else:
+        net = network.trained_network(spec.name, spec.input_px, state, stage=stage)
+    return Model(spec, net, precision, torch.device(device))

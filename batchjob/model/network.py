@@ -1,0 +1,120 @@
+"""A timm network: as shapes alone, with random weights, or with trained ones, at any input size."""
+
+import re
+import warnings
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from batchjob.errors import UserError
+from batchjob.model import sdpa_tap as taps
+
+QUOTES = ' "'
+
+
+def build(name: str, **arguments: Any) -> Any:
+    """The network on the meta device (shapes without memory) in evaluation mode, all its attention fused."""
+    with torch.device("meta"):
+        net = timm.create_model(name, **arguments).eval()
+    taps.fuse_attention(net)
+    return net
+
+
+def resize(net: Any, input_px: tuple[int, int]) -> None:
+    """Interpolates the positions of `net` to an input of (height, width) pixels, in place, where it has any.
+
+    From the size the weights were made for, not by loading them into a resized network: before timm 1.0.31 that left
+    the positions as they were whenever the number of patches was the same (7×28 of 14×14).
+    """
+    if hasattr(net, "set_input_size") and getattr(net, "patch_embed", None) is not None:
+        with warnings.catch_warnings():
+            # BEiT's interpolator indexes by lists and non-contiguous tensors: true results, noisy torch
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"timm\.layers\.interpolate")
+            net.set_input_size(img_size=input_px)
+
+
+def random_network(name: str, input_px: tuple[int, int], *, stage: int | None, seed: int) -> nn.Module:
+    """The network with timm's own initial weights for `seed`; with `stage`, a CNN's feature map of that number.
+
+    LayerScale is set to 1: timm starts it at 1e-5, which makes every block the identity and every layer the first.
+    The caller's random state is left alone.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net: nn.Module = timm.create_model(name, **_arguments(stage))
+    for key, parameter in net.named_parameters():
+        if re.search(r"(^|\.)(ls\d?\.gamma|gamma_\d)$", key):
+            nn.init.ones_(parameter)
+    return _finish(net, input_px, stage)
+
+
+def trained_network(name: str, input_px: tuple[int, int], state: dict[str, Tensor], *, stage: int | None) -> nn.Module:
+    """The network with the weights in `state`, every key accounted for; raises UserError naming those that differ.
+
+    timm renames foreign checkpoints and resizes their positions. Told that the classifier is not wanted it would also
+    load them loosely and keep random weights for what is missing (`strict = False` in timm/models/_builder.py), so it
+    is told that the checkpoint has none.
+    """
+    broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if not state or broken:
+        found = f"NaN or Inf in {_some(broken)}" if broken else "no tensors"
+        raise UserError(f"the weights for {name} hold {found}; give another file with --weights")
+    overlay = {"state_dict": _without_classifier(name, state), "num_classes": 0, "label_offset": 0}
+    arguments = _arguments(stage)
+    if stage is None and _has_other_positions(name, state):
+        arguments["img_size"] = input_px
+    try:
+        net: nn.Module = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
+    except (RuntimeError, KeyError, AttributeError, IndexError, ValueError) as error:
+        found = _differences(str(error))
+        raise UserError(
+            f"the weights are not those of {name}: {found}; give others with --weights, or their --model"
+        ) from error
+    return _finish(net, input_px, stage)
+
+
+def _arguments(stage: int | None) -> dict[str, Any]:
+    return {"num_classes": 0} if stage is None else {"num_classes": 0, "features_only": True, "out_indices": (stage,)}
+
+
+def _finish(net: nn.Module, input_px: tuple[int, int], stage: int | None) -> nn.Module:
+    if stage is None:
+        resize(net, input_px)
+    taps.fuse_attention(net)
+    return net.eval()
+
+
+def _has_other_positions(name: str, state: dict[str, Tensor]) -> bool:
+    """Whether `state` is of another size than timm's own weights: then timm interpolates once, while it loads them."""
+    own = build(name, num_classes=0)
+    if not hasattr(own, "set_input_size"):
+        return False
+    shapes = {key: value.shape for key, value in own.state_dict().items()}
+    positions = [key for key in state if key.endswith(("pos_embed", "relative_position_bias_table")) and key in shapes]
+    return any(state[key].shape != shapes[key] for key in positions)
+
+
+def _without_classifier(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights less the classification head, which nothing here reads and a fine-tuned file may have anew."""
+    names = getattr(timm.get_pretrained_cfg(name), "classifier", None) or ()
+    heads = tuple(f"{n}." for n in ((names,) if isinstance(names, str) else names))
+    return {key: value for key, value in state.items() if not (heads and key.startswith(heads))}
+
+
+def _differences(message: str) -> str:
+    """torch's account of the keys that differ in one short line."""
+    parts = []
+    for kind in ("Missing", "Unexpected"):
+        if found := re.search(rf"{kind} key\(s\) in state_dict: (.*?)\. ?(?:\n|$)", message):
+            parts.append(f"{kind.lower()} {_some([key.strip(QUOTES) for key in found[1].split(',')])}")
+    sizes = re.findall(r"size mismatch for (\S+): .*?torch\.Size\((\[.*?\])\).*?torch\.Size\((\[.*?\])\)", message)
+    if sizes:
+        parts.append(f"other sizes {_some([f'{key} {theirs} for {ours}' for key, theirs, ours in sizes])}")
+    return "; ".join(parts) or " ".join(message.split())[:200]
+
+
+def _some(names: list[str], count: int = 3) -> str:
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more

@@ -1,0 +1,109 @@
+"""Queries and keys of the wanted heads alone, computed from a block's input with their rows of W_q and W_k.
+
+The short cut for the last wanted layer, where nothing else of the block is needed: no values, no other heads. It
+knows timm's attention classes; any other goes the general way (`taps.AttentionTap`). Tests hold the two equal.
+"""
+
+from typing import Any
+
+import torch
+from timm.layers.attention import Attention, AttentionRope
+from timm.layers.pos_embed_sincos import apply_rot_embed_cat
+from timm.models.beit import Attention as BeitAttention
+from timm.models.eva import EvaAttention
+from timm.models.vision_transformer_relpos import RelPosAttention
+from torch import Tensor, nn
+
+from batchjob.model.sdpa_tap import AttentionCall
+
+KNOWN = (Attention, AttentionRope, BeitAttention, EvaAttention, RelPosAttention)
+
+
+class HeadProjection:
+    """Called with what a timm attention module is called with, gives the `AttentionCall` of the wanted heads."""
+
+    def __init__(self, attention: Any, heads: tuple[int, ...]) -> None:
+        self.attention = attention
+        self.heads = list(heads)
+        self.all_heads = len(heads) == attention.num_heads
+        weight, bias = _rows(attention, self.heads)
+        self.weight, self.bias = weight.contiguous(), None if bias is None else bias.contiguous()
+
+    @classmethod
+    def of(cls, attention: nn.Module, heads: tuple[int, ...]) -> "HeadProjection | None":
+        """None for a module that this file doesn't know: the general way is for it."""
+        grouped = getattr(attention, "num_kv_groups", 1) > 1
+        return cls(attention, heads) if type(attention) in KNOWN and not grouped else None
+
+    def __call__(
+        self,
+        x: Tensor,
+        rope: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        shared_rel_pos_bias: Tensor | None = None,
+        shared_rel_pos: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> AttentionCall:
+        module, (batch, tokens, _) = self.attention, x.shape
+        both = nn.functional.linear(x, self.weight, self.bias)
+        both = both.reshape(batch, tokens, 2, len(self.heads), -1).permute(2, 0, 3, 1, 4)
+        query, key = both.unbind(0)  # [B, H, T, E]
+        head_dim = query.shape[-1]
+        if hasattr(module, "q_norm"):
+            query, key = module.q_norm(query), module.k_norm(key)
+        if rope is not None:
+            query, key = self._rotate(query, rope), self._rotate(key, rope)
+        bias = self._bias(attn_mask, shared_rel_pos_bias, shared_rel_pos)
+        return AttentionCall(query, key, bias, head_dim**-0.5, is_causal)
+
+    def _rotate(self, x: Tensor, rope: Tensor) -> Tensor:
+        """Patch tokens turned by their position, prefix tokens left; `rope` may differ from head to head (mixed)."""
+        prefix = self.attention.num_prefix_tokens
+        if rope.dim() >= 3 and rope.shape[-3] == self.attention.num_heads:
+            rope = rope[..., self.heads, :, :]
+        half = getattr(self.attention, "rotate_half", False)
+        turned = apply_rot_embed_cat(x[:, :, prefix:], rope, half=half)
+        return torch.cat([x[:, :, :prefix], turned], dim=2).to(x.dtype)
+
+    def _bias(self, mask: Tensor | None, shared_beit: Tensor | None, shared_relpos: Tensor | None) -> Tensor | None:
+        bias = mask
+        if getattr(self.attention, "relative_position_bias_table", None) is not None:
+            bias = self.attention._get_rel_pos_bias()
+        elif getattr(self.attention, "rel_pos", None) is not None:
+            bias = self.attention.rel_pos.get_bias()
+        elif shared_relpos is not None:
+            bias = shared_relpos
+        if shared_beit is not None:
+            bias = shared_beit if bias is None else bias + shared_beit
+        return select_heads(bias, self.heads)
+
+
+def select_heads(bias: Tensor | None, heads: list[int]) -> Tensor | None:
+    """The wanted heads of an additive bias that broadcasts to [B, H, T, T]."""
+    if bias is None or bias.dim() < 3 or bias.shape[-3] == 1:
+        return bias
+    return bias[..., heads, :, :]
+
+
+def _rows(attention: Any, heads: list[int]) -> tuple[Tensor, Tensor | None]:
+    """Rows of W_q and W_k for `heads`: ([2·h·E, C], [2·h·E] or None)."""
+    if attention.qkv is not None:
+        weights = attention.qkv.weight.chunk(3)[:2]
+        fused = attention.qkv.bias
+        if fused is None and getattr(attention, "q_bias", None) is not None:
+            biases = [attention.q_bias, attention.k_bias]
+        else:
+            biases = [None, None] if fused is None else list(fused.chunk(3)[:2])
+    else:
+        weights = (attention.q_proj.weight, attention.k_proj.weight)
+        biases = [attention.q_proj.bias, attention.k_proj.bias]
+
+    def select(rows: Tensor) -> Tensor:
+        per_head = rows.reshape(attention.num_heads, -1, *rows.shape[1:])
+        return per_head[heads].flatten(0, 1)
+
+    weight = torch.cat([select(w) for w in weights])
+    if all(b is None for b in biases):
+        return weight, None
+    zeros = torch.zeros(weights[0].shape[0], dtype=weight.dtype, device=weight.device)
+    return weight, torch.cat([select(zeros if b is None else b) for b in biases])

@@ -1,0 +1,188 @@
+"""Arrays to the bytes of a Zarr store's files, in memory: the store's metadata, and the shards of one partition."""
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import ZstdCodec
+from zarr.core.buffer import Buffer, default_buffer_prototype
+from zarr.storage import MemoryStore
+
+from batchjob import config
+from batchjob.data.decode import STATUS
+from batchjob.errors import UserError
+from batchjob.store.arrays import (
+    SCHEMA_VERSION,
+    ArraySpec,
+    PlanLike,
+    kept_rows,
+    layout,
+    rows_of,
+    shard_paths,
+    shards_of,
+)
+
+_ROWS_OF_IDS = 65536  # image ids of one chunk
+
+
+class IndexLike(Protocol):
+    """What the store reads of an image index."""
+
+    def __len__(self) -> int: ...
+    def id(self, row: int, /) -> str: ...
+
+
+class Encoder:
+    """Arrays of a partition to the bytes of its shards, through arrays in memory of the same metadata."""
+
+    def __init__(self, plan: PlanLike) -> None:
+        self._plan, self._specs = plan, layout(plan)
+        self._files: dict[str, Buffer] = {}
+        store = MemoryStore(store_dict=self._files)
+        self._arrays = {name: _make_array(store, name, spec) for name, spec in self._specs.items()}
+
+    def check(self, partition: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+        if set(arrays) != set(self._specs):
+            raise ValueError(f"arrays {sorted(arrays)} were handed over, the store has {sorted(self._specs)}")
+        start, stop = rows_of(self._plan, partition)
+        for name, spec in self._specs.items():
+            rows = stop - start if spec.dims[0] == "image" else len(shards_of(spec, self._plan, partition))
+            if arrays[name].shape != (rows, *spec.shape[1:]):
+                raise ValueError(f"{name} is {arrays[name].shape}, partition {partition} has {(rows, *spec.shape[1:])}")
+
+    def encode(self, partition: int, arrays: Mapping[str, NDArray[Any]]) -> dict[str, bytes]:
+        """Path relative to RUN -> contents, of every file of the partition."""
+        for name, spec in self._specs.items():
+            shards = shards_of(spec, self._plan, partition)
+            first = shards.start * spec.rows_per_shard
+            if len(shards):
+                self._arrays[name][first : first + len(arrays[name])] = arrays[name]
+        files = {}
+        for path in shard_paths(self._specs, self._plan, partition):
+            files[path] = self._files.pop(path.split("/", 1)[1]).to_bytes()
+        return files
+
+
+def _make_array(store: MemoryStore, name: str, spec: ArraySpec, codes: Mapping[str, int] | None = None) -> Any:
+    attributes: dict[str, Any] = {"meaning": spec.meaning} | ({"codes": dict(codes)} if codes else {})
+    return zarr.create_array(
+        store,
+        name=name,
+        shape=spec.shape,
+        dtype=spec.dtype,
+        chunks=spec.chunks,
+        shards=spec.shards,
+        fill_value=spec.fill,
+        compressors=ZstdCodec(level=1) if spec.compressed else None,
+        dimension_names=spec.dims,
+        attributes=attributes,
+        chunk_key_encoding={"name": "default", "separator": "."},
+        config={"write_empty_chunks": True},  # so that each shard is a file, whatever is in it
+    )
+
+
+def static_files(plan: PlanLike, index: IndexLike) -> dict[str, bytes]:
+    """Everything of the stores that is known before labelling: metadata, coordinates, image ids."""
+    specs = layout(plan)
+    files: dict[str, bytes] = {}
+    for store_name in sorted({spec.store for spec in specs.values()}):
+        held: dict[str, Buffer] = {}
+        store = MemoryStore(store_dict=held)
+        group = zarr.create_group(store, zarr_format=3, attributes=_attributes(plan))
+        for name, spec in specs.items():
+            if spec.store == store_name:
+                _make_array(store, name, spec, STATUS if name == "status" else None)
+        _coordinate(group, "layer", "layer", np.asarray(plan.layers, "int16"))
+        _coordinate(group, "head", "head", np.asarray(plan.heads, "int16"))
+        _coordinate(group, "method", "method", np.asarray(plan.options.methods, object))
+        if store_name == "labels" and kept_rows(plan):
+            _coordinate(group, "kept_image", "kept_image", np.asarray(kept_rows(plan), "int64"))
+        ids = group.create_array(
+            "image_id",
+            shape=(plan.row_count,),
+            dtype="str",
+            chunks=(min(_ROWS_OF_IDS, plan.row_count),),
+            dimension_names=("image",),
+            compressors=ZstdCodec(level=1),
+            attributes={"meaning": "path below the root of the data, or tar name and key"},
+            chunk_key_encoding={"name": "default", "separator": "."},
+        )
+        for start in range(0, plan.row_count, _ROWS_OF_IDS):
+            stop = min(start + _ROWS_OF_IDS, plan.row_count)
+            ids[start:stop] = np.asarray([index.id(row) for row in range(start, stop)], object)
+        files.update({f"{store_name}.zarr/{key}": value.to_bytes() for key, value in held.items()})
+    return files
+
+
+def _coordinate(group: zarr.Group, name: str, dim: str, values: NDArray[Any]) -> None:
+    array = group.create_array(
+        name,
+        shape=values.shape,
+        dtype="str" if values.dtype == object else values.dtype,
+        chunks=values.shape,
+        dimension_names=(dim,),
+        compressors=None,
+        chunk_key_encoding={"name": "default", "separator": "."},
+    )
+    array[:] = values
+
+
+def _attributes(plan: PlanLike) -> dict[str, Any]:
+    """What a reader needs in ten years; nothing of it depends on when or where the run was made."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "title": "self-attention of a vision model, clustered head by head",
+        "rows": plan.row_count,
+        "rows_per_partition": plan.rows_per_partition,
+        "plan_digest": plan.digest,
+        "options": config.to_json(plan.options),
+        "model": plan.model.to_json(),
+        "weights": dict(getattr(plan, "weights", {})),
+        "precision": getattr(plan, "precision", ""),
+        "versions": dict(getattr(plan, "versions", {})),
+        "batchjob": dict(getattr(plan, "versions", {})).get("batchjob", ""),
+    }
+
+
+def consolidated_root(run: Path, name: str, added: Mapping[str, bytes]) -> bytes:
+    """RUN/`name`/zarr.json with the metadata of all its arrays, those of `added` (paths relative to RUN) among them."""
+    folder = run / name
+    metadata = {str(p.relative_to(run)): p.read_bytes() for p in [folder / "zarr.json", *folder.glob("*/zarr.json")]}
+    metadata |= {path: data for path, data in added.items() if path.endswith("/zarr.json")}
+    held = {
+        path.removeprefix(f"{name}/"): default_buffer_prototype().buffer.from_bytes(data)
+        for path, data in sorted(metadata.items())
+        if path.startswith(f"{name}/")
+    }
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)  # xarray reads it; zarr 3 calls it new
+        zarr.consolidate_metadata(MemoryStore(store_dict=held), zarr_format=3)
+    return held["zarr.json"].to_bytes()
+
+
+class DamagedRoot(UserError):
+    """RUN/labels.zarr/zarr.json is not what was written."""
+
+
+def read_root(run: Path) -> dict[str, Any]:
+    """RUN/labels.zarr/zarr.json. Raises UserError where RUN is none or of another schema, DamagedRoot where torn."""
+    path = run / "labels.zarr" / "zarr.json"
+    try:
+        root = json.loads(path.read_text())
+        attributes = root["attributes"]
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError) as error:
+        if not path.parent.is_dir():
+            raise UserError(f"{run} holds no labels.zarr; make it with: batchjob plan DATA {run}") from error
+        raise DamagedRoot(f"{path} is damaged; mend it with: batchjob run, on the same RUN") from error
+    found = attributes.get("schema_version")
+    if found != SCHEMA_VERSION:
+        raise UserError(
+            f"{run}/labels.zarr has schema {found}, this version of batchjob reads schema {SCHEMA_VERSION}; "
+            f"use batchjob {attributes.get('batchjob', 'of that time')}, or another RUN"
+        )
+    return dict(root)

@@ -1,0 +1,114 @@
+"""The background thread that publishes partitions while the next one is computed."""
+
+import os
+import queue
+import socket
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from numpy.typing import NDArray
+
+from batchjob.store.arrays import PlanLike, rows_of
+from batchjob.store.encode import Encoder, read_root
+from batchjob.store.partitions import Claims, explained, marker_path, new_scratch, publish, work_folder
+
+Failure = tuple[str, str, str]  # image id, cause, message
+
+
+class Writer:
+    """Publishes partitions from a background thread: `with Writer(run, plan) as w: w.write(i, arrays, failures)`.
+
+    Leaving the block waits for what was handed over, whatever ended it. A failed write is raised by the next call.
+    """
+
+    def __init__(self, run: Path, plan: PlanLike, *, worker: str = "") -> None:
+        self._run, self._plan = Path(run), plan
+        self._worker = worker or f"{socket.gethostname()}:{os.getpid()}"
+        read_root(self._run)  # a store of another schema is refused before any work
+        self._encoder = Encoder(plan)
+        with explained(self._run, f"cannot write to {run}"):
+            self._scratch = new_scratch(self._run)
+            self._claims = Claims(work_folder(self._run, ""))
+        self._queue: queue.Queue[tuple[int, Mapping[str, NDArray[Any]], Sequence[Failure]] | None] = queue.Queue(1)
+        self._failed: BaseException | None = None
+        self._thread = threading.Thread(target=self._publish_all, name="store-writer")
+        self._began = time.monotonic()
+        self.busy_s = 0.0  # of the thread's processor time
+
+    def claim(self, partition: int) -> bool:
+        """True if this process may label the partition: it is neither published nor another process's."""
+        if self.is_done(partition) or not self._claims.take(partition):
+            return False
+        if self.is_done(partition):  # published between the two looks
+            self._claims.release(partition)
+            return False
+        self._began = time.monotonic()
+        return True
+
+    def is_done(self, partition: int) -> bool:
+        """Whether the partition is published, by whomever."""
+        return marker_path(self._run, partition).exists()
+
+    def release(self, partition: int) -> None:
+        """Gives up a claimed partition that was not written."""
+        self._claims.release(partition)
+
+    def write(self, partition: int, arrays: Mapping[str, NDArray[Any]], failures: Sequence[Failure] = ()) -> None:
+        """Hands over all arrays of a partition, rows in order; returns before they are published, once the partition
+        handed over before is.
+
+        The arrays must not be changed afterwards. Raises ValueError where an array is missing or of another shape.
+        """
+        self._raise_failure()
+        self._encoder.check(partition, arrays)
+        self._queue.join()  # one at a time: a kill costs at most one partition that was computed already
+        self._raise_failure()
+        self._queue.put((partition, arrays, failures))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._queue.put(None)
+        self._thread.join()
+        self._claims.close()
+        with explained(self._run, f"cannot clean up in {self._run}"):
+            self._scratch.rmdir()
+        if kind is None:
+            self._raise_failure()
+
+    def _publish_all(self) -> None:
+        while (item := self._queue.get()) is not None:
+            partition, arrays, failures = item
+            try:
+                start = time.thread_time()
+                with explained(self._run, f"cannot publish partition {partition} in {self._run}"):
+                    publish(
+                        self._run,
+                        partition,
+                        self._encoder.encode(partition, arrays),
+                        {
+                            "rows": list(rows_of(self._plan, partition)),
+                            "failures": [list(f) for f in failures],
+                            "worker": self._worker,
+                            "job": f"slurm-{os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else "",
+                            "seconds": round(time.monotonic() - self._began, 3),
+                            "time": round(time.time(), 3),
+                        },
+                        self._scratch,
+                    )
+                self._claims.release(partition)
+                self.busy_s += time.thread_time() - start
+            except BaseException as error:  # raised in the thread that called
+                self._failed = error
+            finally:
+                self._queue.task_done()
+
+    def _raise_failure(self) -> None:
+        if self._failed is not None:
+            raise self._failed
