@@ -90,7 +90,7 @@ def show(args: Namespace) -> int:
     print(f"model     {found.options.model}, {found.model.input_px[0]}x{found.model.input_px[1]} px, {found.precision}")
     print(f"weights   {found.weights['origin'] or found.weights['source']} {found.weights['sha256'][:12]}")
     print(f"layers    {', '.join(map(str, found.layers))}; heads {', '.join(map(str, found.heads))}")
-    print(f"clusters  {found.options.method}, k = {found.options.k}, n_init = {found.options.n_init}")
+    print(f"clusters  {found.options.algorithm}, k = {found.options.k}, n_init = {found.options.n_init}")
     if found.options.scope == "dataset":
         from batchjob.store import centroids
 
@@ -217,7 +217,7 @@ def _label_share(folder: Path, plan: Any, runtime: Runtime, named: list[int] | N
     from batchjob.store import lifecycle as store
 
     count = len(plan.partitions)
-    if wrong := [unit for unit in named or () if not 0 <= unit < count]:
+    if wrong := [partition for partition in named or () if not 0 <= partition < count]:
         raise UserError(f"--partition {wrong[0]} is not in {folder}, which has {count}; give 0 to {count - 1}")
     numbers = launch.devices(runtime, job.visible_gpus(runtime.device))
     in_body = shares.in_batch_body()
@@ -228,19 +228,19 @@ def _label_share(folder: Path, plan: Any, runtime: Runtime, named: list[int] | N
 
     def missing() -> list[int]:
         found = store.missing(folder, plan)
-        return found if named is None else [unit for unit in named if unit in found]
+        return found if named is None else [partition for partition in named if partition in found]
 
     share = shares.share_of(os.environ, in_batch_body=in_body)
     attempt = shares.attempt_of(os.environ)
-    units = shares.agreed_units(folder, attempt, missing)
-    own = [unit for unit in share.of(units) if not store.is_done(folder, unit)]
+    partitions = shares.agreed_units(folder, attempt, missing)
+    own = [partition for partition in share.of(partitions) if not store.is_done(folder, partition)]
     if not own:
-        _note("nothing is missing" if not units else f"nothing is left of share {share.index} of {share.count}")
+        _note("nothing is missing" if not partitions else f"nothing is left of share {share.index} of {share.count}")
         return
     if share.count > 1:
         node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
         _note(f"share {share.index} of {share.count} ({share.source}) on {node}: {len(own)} partitions")
-    with shares.Board(folder, attempt, share, plan, units) as board:
+    with shares.Board(folder, attempt, share, plan, partitions) as board:
         job.label(folder, runtime, own, should_stop=stop, board=board)
 
 
@@ -265,14 +265,16 @@ def _clipped(folder: Path, plan: Any, missing: set[int]) -> int:
     import zarr
 
     options = plan.options
-    methods = [i for i, name in enumerate(options.methods) if name != "hdbscan"]  # it takes no k
-    if options.scope != "image" or options.k in ("silhouette", "eigengap") or not methods:
+    algorithms = [i for i, name in enumerate(options.algorithms) if name != "hdbscan"]  # it takes no k
+    if options.scope != "image" or options.k in ("silhouette", "eigengap") or not algorithms:
         return 0
     asked, store_path = np.load(folder / "index" / "k.npy"), folder / "labels.zarr"
     count = 0
-    for unit in set(range(len(plan.partitions))) - missing:
-        rows = slice(*plan.partitions[unit])
-        found = np.asarray(zarr.open_array(store_path / "k", mode="r")[rows])[:, methods]  # [rows, method, layer, head]
+    for partition in set(range(len(plan.partitions))) - missing:
+        rows = slice(*plan.partitions[partition])
+        found = np.asarray(zarr.open_array(store_path / "k", mode="r")[rows])[
+            :, algorithms
+        ]  # [rows, algorithm, layer, head]
         labelled = np.asarray(zarr.open_array(store_path / "status", mode="r")[rows]) == 0
         count += int((found[labelled] < asked[rows][labelled, None, None, None]).sum())
     return count

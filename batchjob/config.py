@@ -9,7 +9,7 @@ from typing import Any
 
 from batchjob.errors import UserError, nearest
 
-METHODS = ("kmeans", "spectral", "agglomerative", "hdbscan")
+ALGORITHMS = ("kmeans", "spectral", "agglomerative", "hdbscan")
 SCORES = ("attention", "pairs")
 # The arrays of scores.zarr that each group of --scores fills, by image, layer and head (docs/metrics.md).
 SCORE_ARRAYS = {
@@ -54,7 +54,7 @@ class Options:
     stage: str = _option("", "feature stage of a CNN; else the last at stride 16", metavar="N")
     scope: str = _option("image", "clusters of each image, or of the dataset", choices=("image", "dataset"))
     queries: str = _option("rows", "what is clustered; cls in dataset scope only", choices=("rows", "cls"))
-    method: str = _option("kmeans", f"one or more of {', '.join(METHODS)}", metavar="LIST")
+    algorithm: str = _option("kmeans", f"one or more of {', '.join(ALGORITHMS)}", metavar="LIST")
     distance: str = _option("euclidean", "between attention rows", choices=("euclidean", "cosine", "hellinger"))
     k: str = _option("5", f"a number, {', '.join(K_RULES)}, or a CSV of image_id,k", metavar="K")
     n_init: int = _option(4, "starts of each k-means", metavar="N")
@@ -69,11 +69,11 @@ class Options:
     features: str = _option("absolute", "of a dataset-scope row", choices=("absolute", "relative"))
     fit_rows: str = _option("auto", "rows that the dataset-scope fit sees", metavar="N")
     limit: int = _option(0, "only the first N images; 0 = all", metavar="N")
-    rows_per_partition: str = _option("auto", "images of one unit of work, at most 4096", metavar="N")
+    rows_per_partition: str = _option("auto", "images of one partition, at most 4096", metavar="N")
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        for name, known in (("method", METHODS), ("scores", SCORES)):
+        for name, known in (("algorithm", ALGORITHMS), ("scores", SCORES)):
             values = split_list(getattr(self, name))
             if name == "scores" and values == ["none"]:
                 continue
@@ -100,9 +100,9 @@ class Options:
                 raise UserError(f"{flag} is of dataset-wide clusters; give --scope dataset too")
 
     @property
-    def methods(self) -> tuple[str, ...]:
-        """The clustering methods, in the order of the store's `method` dimension."""
-        return tuple(split_list(self.method))
+    def algorithms(self) -> tuple[str, ...]:
+        """The clustering algorithms, in the order of the store's `algorithm` dimension."""
+        return tuple(split_list(self.algorithm))
 
     @property
     def score_groups(self) -> frozenset[str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from batchjob.codes import SCHEMA
 from batchjob.config import SCORE_ARRAYS, Options, difference, options_from_json, to_json
 from batchjob.errors import UserError
 from batchjob.geometry import Geometry
@@ -17,8 +18,6 @@ from batchjob.store import arrays as layout
 
 if TYPE_CHECKING:
     from batchjob.model.describe import ModelSpec
-
-SCHEMA = 1  # of plan.json and the arrays; a run of another version is recognised, not guessed at
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,7 @@ class Plan:
 
     @property
     def partitions(self) -> list[tuple[int, int]]:
-        """(first row, past the last row) of each unit of work."""
+        """(first row, past the last row) of each partition."""
         return partition_bounds(self.row_count, self.rows_per_partition)
 
     def to_json(self) -> dict[str, Any]:
@@ -82,7 +81,7 @@ def partition_bounds(row_count: int, rows_per_partition: int) -> list[tuple[int,
 
 
 def choose_rows_per_partition(asked: str, row_count: int, *, is_for_gpu: bool) -> int:
-    """Images of one unit of work: `asked`, or what `layout.rows_per_partition` makes of their number.
+    """Images of one partition: `asked`, or what `layout.rows_per_partition` makes of their number.
 
     Raises UserError where it is no number, out of range, or can't be cut into chunks.
     """

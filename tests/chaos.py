@@ -20,41 +20,41 @@ PLAN = MadeUpPlan(row_count=78, rows_per_partition=2, kept_rows=(3, 30, 31), sco
 COMPUTE_S = 0.004
 
 
-def note(run: Path, unit: int) -> None:
-    """One line more in the list of computed units, atomically."""
+def note(run: Path, partition: int) -> None:
+    """One line more in the list of computed partitions, atomically."""
     with open(run / "computed.txt", "ab", buffering=0) as file:
-        file.write(f"{unit}\n".encode())
+        file.write(f"{partition}\n".encode())
 
 
 def label(run: Path, attempt: str, share: shares.Share) -> None:
-    units = shares.agreed_units(run, attempt, lambda: store.missing(run, PLAN))
+    partitions = shares.agreed_units(run, attempt, lambda: store.missing(run, PLAN))
     before: int | None = None
     with store.Writer(run, PLAN) as writer:
-        for unit in shares.claimed(writer, share.of(units), lambda: False):
-            arrays = arrays_of(PLAN, unit)
+        for partition in shares.claimed(writer, share.of(partitions), lambda: False):
+            arrays = arrays_of(PLAN, partition)
             time.sleep(COMPUTE_S)
             while before is not None and not writer.is_done(before):
-                time.sleep(COMPUTE_S)  # as with any model, a unit takes longer to compute than to publish
-            note(run, unit)
-            writer.write(unit, arrays)
-            before = unit
+                time.sleep(COMPUTE_S)  # as with any model, a partition takes longer to compute than to publish
+            note(run, partition)
+            writer.write(partition, arrays)
+            before = partition
 
 
 def missing_files(run: Path) -> list[int]:
-    """The control's idea of what is missing: units of which some file does not exist."""
+    """The control's idea of what is missing: partitions of which some file does not exist."""
     specs = layout.layout(PLAN)
-    units = range(layout.partition_count(PLAN))
-    return [u for u in units if not all((run / p).exists() for p in layout.shard_paths(specs, PLAN, u))]
+    partitions = range(layout.partition_count(PLAN))
+    return [u for u in partitions if not all((run / p).exists() for p in layout.shard_paths(specs, PLAN, u))]
 
 
 def label_control(run: Path, attempt: str, share: shares.Share) -> None:
     from batchjob.store.encode import Encoder
 
     encoder = Encoder(PLAN)
-    for unit in share.of(missing_files(run)):
+    for partition in share.of(missing_files(run)):
         time.sleep(COMPUTE_S)
-        files = encoder.encode(unit, arrays_of(PLAN, unit))
-        note(run, unit)
+        files = encoder.encode(partition, arrays_of(PLAN, partition))
+        note(run, partition)
         for path, data in files.items():
             (run / path).write_bytes(data)
 

@@ -70,9 +70,9 @@ def write_run(
     status = np.array([2 if i in failed else 255 if i in pending else 0 for i in range(count)], np.uint8)
     size = np.where(status == 0, scenes.GRID[0] * PATCH_PX, 0).astype(np.int32)
     shape = (count, 1, 1, heads, *grid)
-    _put(group, "labels", labels.reshape(shape), "image method layer head y x")
+    _put(group, "labels", labels.reshape(shape), "image algorithm layer head y x")
     _put(group, "cls_attention", maps.reshape(count, 1, heads, *grid).astype(np.float16), "image layer head y x")
-    _put(group, "k", k, "image method layer head")
+    _put(group, "k", k, "image algorithm layer head")
     _put(group, "prefix_mass", np.full((count, 1, heads), 0.25, np.float16), "image layer head")
     for name, values in (("status", status), ("height", size), ("width", size)):
         _put(group, name, values, "image")
@@ -132,7 +132,7 @@ def _put(group: zarr.Group, name: str, values: NDArray[Any], dims: str, *, repea
 
 
 def _coordinates(group: zarr.Group, heads: int, count: int) -> None:
-    texts = {"method": ("method", ["kmeans"]), "image_id": ("image", image_ids(count))}
+    texts = {"algorithm": ("algorithm", ["kmeans"]), "image_id": ("image", image_ids(count))}
     for name, (dim, values) in texts.items():
         array = group.create_array(name, shape=(len(values),), dtype="str", dimension_names=(dim,))
         array[:] = np.array(values, object)

@@ -6,7 +6,8 @@ import signal
 import time
 from pathlib import Path
 
-from batchjob.data.decode import STATUS, ReadFailure, decode
+from batchjob.codes import STATUS
+from batchjob.data.decode import ReadFailure, decode
 from batchjob.data.index import ImageIndex, IndexBuilder
 from batchjob.geometry import Geometry
 from batchjob.loader import jpeg as fast_jpeg

@@ -86,12 +86,12 @@ def tear(run: Path, dice: random.Random, paths: list[str]) -> None:
     path.write_bytes(bytes(data if how == "flip" else data[: len(data) // 2 if how == "cut" else 0]))
 
 
-def wait_for_work(run: Path, units: int, children: list[int]) -> None:
-    """Returns once so many units more were computed, however slow the machine is, or nobody computes any more."""
+def wait_for_work(run: Path, partitions: int, children: list[int]) -> None:
+    """Returns once so many partitions more were computed, however slow the machine is, or nobody computes any more."""
     listed = run / "computed.txt"
     size = listed.stat().st_size if listed.exists() else 0
     lines = 0
-    while lines < units and any(is_running(child) for child in children):
+    while lines < partitions and any(is_running(child) for child in children):
         time.sleep(0.002)
         lines = listed.read_bytes()[size:].count(b"\n") if listed.exists() else 0
 
@@ -145,7 +145,7 @@ def test_two_hundred_kills_leave_no_bad_store_and_cost_a_unit_each(tmp_path: Pat
     total = Tally(*(sum(getattr(t, f) for t in runs) for f in ("kills", "torn", "computed")))
     print(
         f"{len(runs)} runs, {total.kills} kills, {total.torn} torn files, 0 bad stores; computed twice: "
-        f"{total.computed - UNITS * len(runs)} units"
+        f"{total.computed - UNITS * len(runs)} partitions"
     )
 
 

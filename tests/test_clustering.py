@@ -1,4 +1,4 @@
-"""One contract over all engines, methods and devices that are there."""
+"""One contract over all engines, algorithms and devices that are there."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score
 
-from batchjob.clustering import NOISE, NONE, Clusters, NotFiniteError, cluster, open_engine, problem_seeds
+from batchjob.clustering import Clusters, NotFiniteError, cluster, open_engine, problem_seeds
+from batchjob.codes import NO_LABEL, NOISE
 
 P = 36
 
@@ -15,7 +16,7 @@ P = 36
 class Way:
     """One way of clustering: everything the contract is held against."""
 
-    method: str
+    algorithm: str
     engine: str
     device: str
 
@@ -24,7 +25,7 @@ class Way:
         seeds = torch.arange(len(rows)) if seeds is None else seeds
         mask = None if mask is None else mask.to(device)
         found = cluster(
-            self.method,
+            self.algorithm,
             rows.to(device),
             k,
             seeds.to(device),
@@ -38,7 +39,7 @@ class Way:
 
     @property
     def takes_k(self):
-        return self.method != "hdbscan"
+        return self.algorithm != "hdbscan"
 
     @property
     def repeats(self):
@@ -47,10 +48,10 @@ class Way:
 
 def ways():
     on_cpu = [(m, "batched") for m in ("kmeans", "spectral", "agglomerative", "hdbscan")]
-    for method, engine in [*on_cpu, ("kmeans", "sklearn"), ("spectral", "sklearn")]:
-        yield pytest.param(Way(method, engine, "cpu"), id=f"{method}-{engine}-cpu")
-    for method, engine in [*on_cpu, ("kmeans", "cuml"), ("spectral", "cuml")]:
-        yield pytest.param(Way(method, engine, "cuda"), id=f"{method}-{engine}-cuda", marks=pytest.mark.gpu)
+    for algorithm, engine in [*on_cpu, ("kmeans", "sklearn"), ("spectral", "sklearn")]:
+        yield pytest.param(Way(algorithm, engine, "cpu"), id=f"{algorithm}-{engine}-cpu")
+    for algorithm, engine in [*on_cpu, ("kmeans", "cuml"), ("spectral", "cuml")]:
+        yield pytest.param(Way(algorithm, engine, "cuda"), id=f"{algorithm}-{engine}-cuda", marks=pytest.mark.gpu)
 
 
 @pytest.fixture(params=ways())
@@ -73,7 +74,7 @@ def grouped(n, k, *, p=P, seed=0, noise=0.1):
 
 def appears_in_order(labels):
     """The numbers of clusters, each at its first appearance, are 0, 1, 2, …"""
-    numbers = list(dict.fromkeys(v for v in labels.tolist() if v not in (NONE, NOISE)))
+    numbers = list(dict.fromkeys(v for v in labels.tolist() if v not in (NO_LABEL, NOISE)))
     return numbers == list(range(len(numbers)))
 
 
@@ -99,7 +100,7 @@ def test_patches_outside_the_mask_take_no_part_whatever_they_hold(way):
     mask[3] = True
     rows[~mask] = torch.rand(int((~mask).sum()), P) * 1e3
     found = way(rows, k, mask=mask)
-    assert (found.labels[~mask] == NONE).all()
+    assert (found.labels[~mask] == NO_LABEL).all()
     assert found.k.tolist() == k.tolist()
     for labels, truth, inside in zip(found.labels, groups, mask, strict=True):
         assert adjusted_rand_score(labels[inside].tolist(), truth[inside].tolist()) == 1
@@ -111,7 +112,7 @@ def test_a_mask_that_leaves_nothing_gives_no_labels(way):
     mask = torch.ones(2, P, dtype=torch.bool)
     mask[1] = False
     found = way(rows, 2, mask=mask)
-    assert (found.labels[1] == NONE).all()
+    assert (found.labels[1] == NO_LABEL).all()
     assert found.k.tolist() == [2, 0]
     assert found.inertia[1] == 0
 
@@ -132,12 +133,12 @@ def test_labels_are_the_same_bits_in_any_batch_and_order(way):
         alone = way(rows[i : i + 1], k[i : i + 1], seeds=seeds[i : i + 1])
         assert torch.equal(alone.labels[0], whole.labels[i])
     masked = way(rows, k, seeds=seeds, mask=torch.ones(n, P, dtype=torch.bool))
-    if way.method == "kmeans" and way.engine == "batched":
+    if way.algorithm == "kmeans" and way.engine == "batched":
         assert torch.equal(masked.labels, whole.labels)
 
 
 def test_equal_rows_get_equal_labels(way):
-    if way.method == "hdbscan":
+    if way.algorithm == "hdbscan":
         pytest.skip("in a cloud without groups it may call one of two equal rows noise")
     half = P // 2
     rows = torch.rand(5, half, P, generator=torch.Generator().manual_seed(5)).softmax(-1)
@@ -149,7 +150,7 @@ def test_equal_rows_get_equal_labels(way):
 
 def test_rows_that_are_all_equal_make_one_cluster(way):
     found = way(torch.full((3, P, P), 1 / P), 4)
-    if way.method in ("kmeans", "agglomerative"):
+    if way.algorithm in ("kmeans", "agglomerative"):
         assert (found.labels == 0).all()
         assert found.k.tolist() == [1, 1, 1]
         assert found.inertia.abs().max() < 1e-9
@@ -159,7 +160,7 @@ def test_rows_that_are_all_equal_make_one_cluster(way):
 
 
 def test_k_is_clipped_to_the_number_of_different_rows(way):
-    if way.method not in ("kmeans", "agglomerative"):
+    if way.algorithm not in ("kmeans", "agglomerative"):
         pytest.skip("its clusters are not of the rows")
     rows = torch.eye(3)[torch.arange(P) % 3].repeat(1, P // 3)[None]
     rows = rows / rows.sum(-1, keepdim=True)
@@ -217,7 +218,7 @@ def test_other_distances_find_separated_groups_too(way, distance):
 
 
 def test_ten_thousand_problems_are_solved_in_one_call(way):
-    one_a_call = way.engine in ("sklearn", "cuml") or way.method in ("agglomerative", "hdbscan")
+    one_a_call = way.engine in ("sklearn", "cuml") or way.algorithm in ("agglomerative", "hdbscan")
     n = 600 if one_a_call else 10_000  # enough for worker processes
     k = torch.full((n,), 2)
     rows, groups = grouped(50, k[:50], p=12)

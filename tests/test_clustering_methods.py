@@ -1,4 +1,4 @@
-"""The methods beside k-means, and the rules for k, against scikit-learn and known answers."""
+"""The algorithms beside k-means, and the rules for k, against scikit-learn and known answers."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,11 @@ import torch
 from sklearn.cluster import HDBSCAN, AgglomerativeClustering, KMeans, SpectralClustering
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
-from batchjob.clustering import NOISE, cluster, lloyd, open_engine, pools
+from batchjob.clustering import cluster, lloyd, open_engine, pools
 from batchjob.clustering.choose_k import choose_k, silhouette
 from batchjob.clustering.gram import centred_gram
 from batchjob.clustering.spectral import decompose
+from batchjob.codes import NOISE
 from batchjob.errors import UserError
 from tests.conftest import SAMPLE, TINY
 from tests.test_clustering import grouped
@@ -101,7 +102,7 @@ def test_the_cost_of_a_problem_is_measured_beforehand():
 
 
 def test_the_cost_of_all_problems_is_told_in_fitting_units(monkeypatch):
-    monkeypatch.setattr(pools, "seconds_a_problem", lambda method, patches: 0.012)
+    monkeypatch.setattr(pools, "seconds_a_problem", lambda algorithm, patches: 0.012)
     monkeypatch.setattr(pools, "cpus", lambda: 2)
     told = pools.forecast("hdbscan", 1_400_000, 196)
     assert told == (
@@ -112,7 +113,7 @@ def test_the_cost_of_all_problems_is_told_in_fitting_units(monkeypatch):
 
 
 def test_a_run_tells_the_cost_beforehand_and_how_many_problems_had_too_few_rows_for_k(tmp_path, batchjob):
-    options = [*TINY, "--limit", "2", "--method", "kmeans,agglomerative", "--workers", "0"]
+    options = [*TINY, "--limit", "2", "--algorithm", "kmeans,agglomerative", "--workers", "0"]
     ended = batchjob("run", SAMPLE, tmp_path / "run", *options)
     assert ended.code == 0, ended.err
     assert "agglomerative solves one problem after the other" in ended.err

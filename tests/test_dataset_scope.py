@@ -102,7 +102,7 @@ def test_planted_rows_are_recovered(
     found = package.open(run)
     for head in range(3):
         assert adjusted_rand_score(truth.ravel(), labels_of(run)[:, head].ravel()) == 1.0
-    assert found["centroids"].dims == ("method", "layer", "head", "cluster", "feature")
+    assert found["centroids"].dims == ("algorithm", "layer", "head", "cluster", "feature")
     assert found["centroids"].shape == (1, 1, 3, 12, 36 if features == "absolute" else 121)
     assert found["centroids"].attrs["rows"] == IMAGES * 36
     assert (found["centroid_rows"].values.sum(-1) == IMAGES * 36).all()
@@ -123,7 +123,7 @@ def test_planted_cls_rows_are_recovered(
     truth = planted(striped)[2]
     assert len(set(truth)) == 12
     assert "labels" not in found
-    assert found["image_labels"].dims == ("image", "method", "layer", "head")
+    assert found["image_labels"].dims == ("image", "algorithm", "layer", "head")
     for head in range(3):
         assert adjusted_rand_score(truth, found["image_labels"].values[:, 0, 0, head]) == 1.0
     assert (found["k"] == 1).all()
@@ -276,7 +276,7 @@ def test_failed_images_and_padding_give_no_rows_and_no_labels(
     ("options", "said"),
     [
         (["--k", "instances"], "give a number"),
-        (["--method", "spectral"], "give --method kmeans"),
+        (["--algorithm", "spectral"], "give --algorithm kmeans"),
         (["--queries", "cls", "--features", "relative"], "CLS has no place"),
         (["--queries", "cls", "--k", "31"], "found 30 in 30 images"),
         (["--fit-rows", "2"], "below --k 12"),

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile, PngImagePlugin, features
 
-from batchjob.data.decode import FORMATS, MAX_PIXELS, STATUS, Decoded, ReadFailure, decode, placing, read_file, resize
+from batchjob.codes import STATUS
+from batchjob.data.decode import FORMATS, MAX_PIXELS, Decoded, ReadFailure, decode, placing, read_file, resize
 from batchjob.geometry import Geometry
 from batchjob.loader import jpeg as fast_jpeg
 from tests.pictures import bad_files, bomb, encoded, jpeg, photo, png

@@ -190,7 +190,7 @@ def test_the_sample_is_cut_to_the_budget_and_says_so() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"method": "spectral"}, "give --method kmeans"),
+        ({"algorithm": "spectral"}, "give --algorithm kmeans"),
         ({"k": "instances"}, "give a number"),
         ({"queries": "cls", "features": "relative"}, "CLS has no place"),
         ({"fit_rows": "many"}, "no number of rows"),

@@ -38,10 +38,10 @@ def test_an_object_keeps_its_colour_where_the_rest_is_cut_otherwise() -> None:
 
 def test_noise_and_missing_labels_are_no_clusters_and_stay_as_they_are() -> None:
     marked = QUARTERS.copy()
-    marked[0, 0], marked[0, 1] = palette.NOISE, palette.NONE
+    marked[0, 0], marked[0, 1] = palette.NOISE, palette.NO_LABEL
     (matched,) = palette.match_colours(marked[None])
-    assert (matched[0, 0], matched[0, 1]) == (palette.NOISE, palette.NONE)
-    nothing = np.full((2, 3, 3), palette.NONE, dtype=np.uint8)
+    assert (matched[0, 0], matched[0, 1]) == (palette.NOISE, palette.NO_LABEL)
+    nothing = np.full((2, 3, 3), palette.NO_LABEL, dtype=np.uint8)
     assert np.array_equal(palette.match_colours(nothing), nothing)
 
 
@@ -60,20 +60,20 @@ def test_borders_run_between_clusters_and_nowhere_else() -> None:
     assert len(canvas.borders(np.zeros((3, 5), dtype=np.uint8))) == 0
 
 
-@pytest.mark.parametrize(("heads", "methods", "grid"), [(1, 1, (4, 4)), (3, 2, (8, 5)), (13, 1, (2, 3))])
+@pytest.mark.parametrize(("heads", "algorithms", "grid"), [(1, 1, (4, 4)), (3, 2, (8, 5)), (13, 1, (2, 3))])
 def test_the_grid_takes_any_number_of_heads_methods_and_patches(
-    heads: int, methods: int, grid: tuple[int, int], tmp_path: Path
+    heads: int, algorithms: int, grid: tuple[int, int], tmp_path: Path
 ) -> None:
     rng = np.random.default_rng(0)
     photos = [rng.integers(0, 255, (60, 90, 3), dtype=np.uint8), rng.integers(0, 255, (90, 40, 3), dtype=np.uint8)]
     figure = figures.study_grid(
         photos,
         rng.random((2, heads, *grid)),
-        rng.integers(0, 3, (2, methods, heads, *grid), dtype=np.uint8),
+        rng.integers(0, 3, (2, algorithms, heads, *grid), dtype=np.uint8),
         titles=["a $x^2 photo", "long " * 60],
-        methods=[f"method {m}" for m in range(methods)],
+        algorithms=[f"algorithm {m}" for m in range(algorithms)],
     )
-    assert len(figure.axes) == 2 * (1 + heads * (1 + methods))
+    assert len(figure.axes) == 2 * (1 + heads * (1 + algorithms))
     (path,) = figures.save(figure, tmp_path / "grid")
     assert pixels(path).shape[2] == 3
 
@@ -169,7 +169,7 @@ def test_there_are_colours_for_every_label_a_byte_can_hold() -> None:
     colours = palette.cluster_colours(254)
     assert colours.shape == (254, 3)
     assert len(np.unique(colours, axis=0)) == 254
-    assert palette.label_colours(254)[palette.NONE, 3] == 0
+    assert palette.label_colours(254)[palette.NO_LABEL, 3] == 0
 
 
 def summary_of(layers: int, heads: int) -> pd.DataFrame:
@@ -179,7 +179,12 @@ def summary_of(layers: int, heads: int) -> pd.DataFrame:
         for layer in range(layers):
             for head in range(heads):
                 gain = 0.1 * head - 0.2 * layer
-                row = {"score": score, "method": "" if "distance" in score else "kmeans", "null": "position", "n": 40}
+                row = {
+                    "score": score,
+                    "algorithm": "" if "distance" in score else "kmeans",
+                    "null": "position",
+                    "n": 40,
+                }
                 row |= {"layer": layer, "head": head, "mean": 0.3 + gain, "low": 0.2 + gain, "high": 0.4 + gain}
                 row |= {"null_mean": 0.3, "gain": gain, "gain_low": gain - 0.1, "gain_high": gain + 0.1}
                 rows.append(row)

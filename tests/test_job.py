@@ -90,7 +90,7 @@ def test_the_drawn_regions_come_back_as_labels(
 ) -> None:
     run = tmp_path / "run"
     options = ["--model", "vit_tiny_patch16_224", "--weights", colour_weights, "--image-size", PX, "--k", 4]
-    ended = batchjob("run", drawn, run, *options, "--layers", "0,11", "--method", "kmeans")
+    ended = batchjob("run", drawn, run, *options, "--layers", "0,11", "--algorithm", "kmeans")
     assert ended.code == 0, ended.err
     labels = labels_of(run)
     assert labels.shape == (1, 1, 2, 3, 6, 6)
@@ -100,7 +100,7 @@ def test_the_drawn_regions_come_back_as_labels(
 def test_plain_xarray_opens_the_store_and_gives_the_same(sample_run: Path) -> None:
     ours, plain = package.open(sample_run), xarray.open_zarr(sample_run / "labels.zarr")
     xarray.testing.assert_identical(ours.load(), plain.load())
-    assert ours["labels"].dims == ("image", "method", "layer", "head", "y", "x")
+    assert ours["labels"].dims == ("image", "algorithm", "layer", "head", "y", "x")
     assert ours["labels"].shape == (8, 1, 1, 6, 32, 32)
     assert ours["labels"].dtype == np.uint8
     assert list(ours["image_id"].values) == sorted(f"val2017/{p.name}" for p in (SAMPLE / "val2017").iterdir())
@@ -210,7 +210,7 @@ def test_the_same_run_with_other_options_is_refused_with_the_difference(tmp_path
         (["photos", "RUN", "--layers", "12"], "12"),
         (["photos", "RUN", "--heads", "3"], "3"),
         (["photos", "RUN", "--image-size", "65"], "64x64"),
-        (["photos", "RUN", "--method", "kmeens"], "kmeans"),
+        (["photos", "RUN", "--algorithm", "kmeens"], "kmeans"),
         (["photos", "RUN", "--keep-maps", "nowhere.txt"], "nowhere.txt"),
         (["photos", "RUN", "--keep-maps", "photos/photo-000.jpg"], "no text"),
         (["photos", "RUN", "--k", "photos/photo-000.jpg"], "no CSV"),

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchjob.data.decode import STATUS
+from batchjob.codes import STATUS
 from batchjob.data.sources import ImageIndex, index_images
 from batchjob.errors import UserError
 from batchjob.loader.loader import bottleneck, choose_workers

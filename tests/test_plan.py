@@ -62,9 +62,9 @@ def test_the_difference_of_two_plans_names_both_values() -> None:
     ("values", "message"),
     [
         ({"resize": "stretch"}, "squash"),
-        ({"method": "kmeans,spektral"}, "spectral"),
-        ({"method": "kmeans,kmeans"}, "twice"),
-        ({"method": ""}, "empty"),
+        ({"algorithm": "kmeans,spektral"}, "spectral"),
+        ({"algorithm": "kmeans,kmeans"}, "twice"),
+        ({"algorithm": ""}, "empty"),
         ({"scores": "pears"}, "pairs"),
         ({"k": "255"}, "254"),
         ({"n_init": 0}, "n-init"),

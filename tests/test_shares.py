@@ -89,11 +89,11 @@ def test_variables_that_contradict_each_other_are_refused(environment: dict[str,
         shares.share_of(environment)
 
 
-@given(units=st.lists(st.integers(0, 10**6), unique=True), count=st.integers(1, 40))
-def test_over_all_shares_each_unit_comes_exactly_once(units: list[int], count: int) -> None:
-    dealt = [unit for index in range(count) for unit in shares.Share(index, count).of(units)]
-    assert sorted(dealt) == sorted(units)
-    sizes = [len(shares.Share(index, count).of(units)) for index in range(count)]
+@given(partitions=st.lists(st.integers(0, 10**6), unique=True), count=st.integers(1, 40))
+def test_over_all_shares_each_unit_comes_exactly_once(partitions: list[int], count: int) -> None:
+    dealt = [partition for index in range(count) for partition in shares.Share(index, count).of(partitions)]
+    assert sorted(dealt) == sorted(partitions)
+    sizes = [len(shares.Share(index, count).of(partitions)) for index in range(count)]
     assert max(sizes) - min(sizes) <= 1
 
 
@@ -149,8 +149,8 @@ def test_a_second_job_on_the_same_run_shares_the_work_and_both_end_well(run: Pat
         "from tests.runs import MadeUpPlan, arrays_of\n"
         "plan, run, mine = MadeUpPlan(), Path(sys.argv[1]), []\n"
         "with writer.Writer(run, plan) as out:\n"
-        "    for unit in shares.claimed(out, [0, 1, 2], lambda: False):\n"
-        "        mine.append(unit); time.sleep(0.4); out.write(unit, arrays_of(plan, unit))\n"
+        "    for partition in shares.claimed(out, [0, 1, 2], lambda: False):\n"
+        "        mine.append(partition); time.sleep(0.4); out.write(partition, arrays_of(plan, partition))\n"
         "print(mine)"
     )
     jobs = [
@@ -159,7 +159,7 @@ def test_a_second_job_on_the_same_run_shares_the_work_and_both_end_well(run: Pat
     ]
     outs = [job.communicate(timeout=120)[0] for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0]
-    assert sorted(unit for out in outs for unit in json.loads(out)) == [0, 1, 2]
+    assert sorted(partition for out in outs for partition in json.loads(out)) == [0, 1, 2]
     assert store.missing(run, PLAN) == []
     assert store.verify(run) == []
 
@@ -176,9 +176,9 @@ def test_what_a_dead_job_had_claimed_is_taken_over(run: Path, capfd: pytest.Capt
     killer.start()
     labelled = []
     with store.Writer(run, PLAN) as writer:
-        for unit in shares.claimed(writer, [0, 1, 2], lambda: False):
-            labelled.append(unit)
-            writer.write(unit, arrays_of(PLAN, unit))
+        for partition in shares.claimed(writer, [0, 1, 2], lambda: False):
+            labelled.append(partition)
+            writer.write(partition, arrays_of(PLAN, partition))
     other.communicate()
     killer.join()
     assert labelled == [1, 2, 0]
@@ -187,11 +187,11 @@ def test_what_a_dead_job_had_claimed_is_taken_over(run: Path, capfd: pytest.Capt
 
 def test_the_board_adds_up_what_all_have_done(run: Path) -> None:
     label(run, PLAN, [0])
-    units = [1, 2]  # 12 of the 20 images
-    with shares.Board(run, "a", shares.Share(0, 2), PLAN, units) as first:
+    partitions = [1, 2]  # 12 of the 20 images
+    with shares.Board(run, "a", shares.Share(0, 2), PLAN, partitions) as first:
         assert first.done == 8
         assert first.post(3) == 11
-    with shares.Board(run, "a", shares.Share(1, 2), PLAN, units) as second:
+    with shares.Board(run, "a", shares.Share(1, 2), PLAN, partitions) as second:
         assert second.done == 11
         assert second.post(4) == 15
         assert second.may_report()

@@ -105,8 +105,8 @@ def test_images_that_can_not_be_scored_are_counted_and_said(scored: Any) -> None
 def test_scores_are_arrays_that_plain_xarray_opens_and_one_tidy_table(scored: Any) -> None:
     run, _ = scored
     with xarray.open_zarr(run / "scores.zarr", chunks=None) as arrays:
-        assert arrays["instance_ari"].dims == ("image", "method", "layer", "head")
-        assert arrays["instance_ari.position"].dims == ("image", "method", "layer", "head")
+        assert arrays["instance_ari"].dims == ("image", "algorithm", "layer", "head")
+        assert arrays["instance_ari.position"].dims == ("image", "algorithm", "layer", "head")
         assert arrays["jaccard_60"].dims == ("image", "layer", "head")
         assert arrays["jaccard_oracle_60"].dims == ("image", "layer")
         values = arrays["instance_ari"].values[:, 0, 0, 1]
@@ -115,7 +115,7 @@ def test_scores_are_arrays_that_plain_xarray_opens_and_one_tidy_table(scored: An
         coherence = arrays["coherence"].values[:, 0, 0, 0]
         assert np.isnan(coherence).sum() == 1  # it needs no annotation
     tidy = table(run, "scores")
-    assert list(tidy.columns) == ["image_id", "method", "layer", "head", "score", "value"]
+    assert list(tidy.columns) == ["image_id", "algorithm", "layer", "head", "score", "value"]
     mine = tidy[(tidy.score == "instance_ari") & (tidy["head"] == 1)]
     assert mine["image_id"].tolist() == [i for row, i in enumerate(image_ids(COUNT)) if row not in (3, 4, 5)]
     np.testing.assert_array_equal(mine["value"], np.delete(values, [3, 4, 5]))
@@ -157,7 +157,7 @@ def test_processes_change_nothing(scored: Any, tmp_path: Path, monkeypatch: pyte
     for name in ("summary", "selection", "pairs", "modifiers", "agreement"):
         pd.testing.assert_frame_equal(table(run, name), table(other, name))
     keys = ["score", "layer", "head", "image_id"]
-    one, two = (table(r, "scores").astype({"score": str, "image_id": str, "method": str}) for r in (run, other))
+    one, two = (table(r, "scores").astype({"score": str, "image_id": str, "algorithm": str}) for r in (run, other))
     one, two = (t.sort_values(keys, ignore_index=True) for t in (one, two))
     pd.testing.assert_frame_equal(one, two)
 
@@ -279,13 +279,13 @@ def test_images_that_are_not_labelled_yet_are_not_said_to_have_failed(tmp_path: 
 def test_a_view_says_what_a_run_is(tmp_path: Path) -> None:
     view = open_view(write_run(tmp_path / "run", 2, weights="random"))
     assert view.is_random
-    assert (view.methods, view.layers, view.heads) == (("kmeans",), (11,), (0, 1, 2, 3))
+    assert (view.algorithms, view.layers, view.heads) == (("kmeans",), (11,), (0, 1, 2, 3))
     assert view.geometry.grid == scenes.GRID
     assert view.image_ids() == image_ids(2)
 
 
 def test_a_rank_correlation_of_what_does_not_vary_is_not_told() -> None:
-    row = {"layer": 0, "head": 0, "method": "kmeans", "modifier": "smaller", "low": 2.0, "high": 4.0, "gain": 0.05}
+    row = {"layer": 0, "head": 0, "algorithm": "kmeans", "modifier": "smaller", "low": 2.0, "high": 4.0, "gain": 0.05}
     row |= {"gain_low": -0.1, "gain_high": 0.2, "pairs": 2, "correlation": np.nan}
     (line,) = describe_modifiers(pd.DataFrame([row]), 0, 0, "kmeans")
     assert line == "pair_ari over position by smaller: 2 to 4 +0.05 [−0.10, +0.20] (2 pairs)"
@@ -295,7 +295,7 @@ def test_a_cnns_self_similarity_is_nowhere_called_attention(tmp_path: Path) -> N
     folder = write_run(tmp_path / "run", 4)
     vit = open_view(folder)
     cnn = dataclasses.replace(vit, map_name="saliency")
-    row = {"score": "pair_auc", "null": "distance", "method": "", "layer": 0, "head": 0, "n": 9, "p": 0.01}
+    row = {"score": "pair_auc", "null": "distance", "algorithm": "", "layer": 0, "head": 0, "n": 9, "p": 0.01}
     row |= {"gain": 0.1, "gain_low": 0.05, "gain_high": 0.2, "worse": 0, "better": 1, "heads": 1}
     assert "attends within objects" in text.sentence(vit, row)
     assert "finds more self-similarity within objects" in text.sentence(cnn, row)

@@ -56,7 +56,7 @@ def test_what_is_written_is_read_back_by_plain_xarray(finished: Path) -> None:
         assert labels["image_id"].values.tolist() == [Ids(20).id(i) for i in range(20)]
         assert labels["layer"].values.tolist() == [3, 7]
         assert labels["layer"].dtype == "int16"
-        assert labels["method"].values.tolist() == ["kmeans"]
+        assert labels["algorithm"].values.tolist() == ["kmeans"]
         assert labels["kept_image"].values.tolist() == [2, 9, 15]
         assert labels["status"].attrs["codes"]["ok"] == 0
     with xarray.open_zarr(finished / "scores.zarr", chunks=None) as scores:
@@ -72,7 +72,7 @@ def test_an_unfinished_run_can_be_opened_and_says_what_is_pending(run: Path) -> 
     label(run, PLAN, [1])
     with store.open_labels(run) as labels:
         assert (labels["status"].values[:8] == 255).all()
-        assert (labels["labels"].values[:8] == layout.NO_LABEL).all()
+        assert (labels["labels"].values[:8] == 255).all()
         assert np.isnan(labels["cls_attention"].values[16:]).all()
         np.testing.assert_array_equal(labels["labels"].values[8:16], arrays_of(PLAN, 1)["labels"])
 
@@ -440,8 +440,8 @@ def test_rows_per_partition_by_itself(images: int, on_gpu: bool, rows: int) -> N
 
 
 def test_coco_val_keeps_eight_gpus_busy_and_a_kill_on_a_cpu_costs_minutes() -> None:
-    units = -(-5000 // layout.rows_per_partition(5000, on_gpu=True))
-    assert units / 8 / -(-units // 8) > 0.95  # share of the last round that is work
+    partitions = -(-5000 // layout.rows_per_partition(5000, on_gpu=True))
+    assert partitions / 8 / -(-partitions // 8) > 0.95  # share of the last round that is work
     assert (
         max(layout.rows_per_partition(n, on_gpu=False) for n in (10, 10**4, 10**6, 10**9)) / 2 < 180
     )  # s at 2 images/s

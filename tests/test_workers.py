@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from batchjob.data.decode import STATUS
+from batchjob.codes import STATUS
 from batchjob.errors import UserError
 from batchjob.loader import fork_server
 from batchjob.loader.chunks import Recipe

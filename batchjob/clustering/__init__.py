@@ -1,4 +1,4 @@
-"""Clusters of attention rows: one narrow protocol, several engines behind it, several methods on top.
+"""Clusters of attention rows: one narrow protocol, several engines behind it, several algorithms on top.
 
 Nothing here knows of images or stores: N problems of P rows go in, labels come out.
 """
@@ -9,16 +9,9 @@ import os
 import torch
 from torch import Tensor
 
-from batchjob.clustering.base import (
-    NOISE,
-    NONE,
-    Clusters,
-    Engine,
-    NotFiniteError,
-    number_by_appearance,
-    problem_seeds,
-)
-from batchjob.config import METHODS
+from batchjob.clustering.base import Clusters, Engine, NotFiniteError, number_by_appearance, problem_seeds
+from batchjob.codes import NO_LABEL, NOISE
+from batchjob.config import ALGORITHMS
 from batchjob.errors import UserError
 from batchjob.errors import nearest as suggest  # this package has a module of that name
 
@@ -26,7 +19,7 @@ __all__ = [
     "DISTANCES",
     "ENGINES",
     "NOISE",
-    "NONE",
+    "NO_LABEL",
     "Clusters",
     "Engine",
     "NotFiniteError",
@@ -108,7 +101,7 @@ def prepare(rows: Tensor, distance: str, mask: Tensor | None) -> Tensor:
 
 
 def cluster(
-    method: str,
+    algorithm: str,
     rows: Tensor,
     k: Tensor | int,
     seeds: Tensor,
@@ -118,20 +111,20 @@ def cluster(
     n_init: int = 4,
     mask: Tensor | None = None,
 ) -> Clusters:
-    """The clusters of each problem by `method`; labels on the device of `rows`.
+    """The clusters of each problem by `algorithm`; labels on the device of `rows`.
 
     rows float [N, P, P]: attention rows that sum to 1; k int or int64 [N]; seeds int64 [N]; mask bool [N, P].
     Raises NotFiniteError, UserError.
     """
     k = torch.full((rows.shape[0],), k, dtype=torch.int64) if isinstance(k, int) else k
-    if method == "kmeans":
+    if algorithm == "kmeans":
         return engine.kmeans(prepare(rows, distance, mask), k, seeds, n_init=n_init, mask=mask)
-    if method == "spectral":
+    if algorithm == "spectral":
         from batchjob.clustering.spectral import spectral
 
         return spectral(rows, k, seeds, engine=engine, n_init=n_init, mask=mask)
-    if method in ("agglomerative", "hdbscan"):
+    if algorithm in ("agglomerative", "hdbscan"):
         from batchjob.clustering.pools import solve_each
 
-        return solve_each(method, prepare(rows, distance, mask), k, mask=mask)
-    raise UserError(f"--method {method!r} is unknown; {suggest(method, list(METHODS))}")
+        return solve_each(algorithm, prepare(rows, distance, mask), k, mask=mask)
+    raise UserError(f"--algorithm {algorithm!r} is unknown; {suggest(algorithm, list(ALGORITHMS))}")

@@ -7,8 +7,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-NONE, NOISE = 255, 254  # labels of patches that take no part, and of hdbscan's noise
-
 _WORD = (1 << 64) - 1
 
 
@@ -16,7 +14,7 @@ _WORD = (1 << 64) - 1
 class Clusters:
     """The clusters of N problems.
 
-    `labels` uint8 [N, P]: numbered by first appearance, so equal partitions are equal arrays; `NONE` outside the mask,
+    `labels` uint8 [N, P]: numbered by first appearance, so equal partitions are equal arrays; 255 outside the mask,
     `NOISE` for hdbscan's noise. `inertia` float32 [N]: the sum of squared distances to the own centroid. `k` uint8 [N]:
     the clusters found; less than asked for where a problem has fewer distinct rows.
     """
@@ -73,7 +71,7 @@ def check_finite(x: Tensor, mask: Tensor | None) -> None:
 def number_by_appearance(labels: Tensor, k_max: int) -> tuple[Tensor, Tensor]:
     """(uint8 [N, P], uint8 [N]): clusters renumbered by their first patch in row-major order, and how many there are.
 
-    labels integer [N, P]; values of `k_max` and more (`NOISE`, `NONE`) stay as they are.
+    labels integer [N, P]; values of `k_max` and more (`NOISE`, `NO_LABEL`) stay as they are.
     """
     n, p = labels.shape
     wide = labels.long()

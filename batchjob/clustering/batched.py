@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from batchjob.clustering import gram, lloyd
-from batchjob.clustering.base import NONE, Clusters, check_finite, check_shapes, number_by_appearance
+from batchjob.clustering.base import Clusters, check_finite, check_shapes, number_by_appearance
+from batchjob.codes import NO_LABEL
 
 BUDGET_BYTES = {"cpu": 64 << 20, "cuda": 2 << 30}  # of working memory
 TILE = {"cpu": 16, "cuda": 512}  # a GPU waits for launches: few large tiles; a CPU for memory: small ones
@@ -74,14 +75,14 @@ class BatchedEngine:
         n, p, _ = x.shape
         if p > MAX_ROWS:
             raise ValueError(f"{p} rows a problem; the batched engine takes up to {MAX_ROWS}: use sklearn or cuml")
-        labels = torch.full((n, p), NONE, dtype=torch.uint8, device=x.device)
+        labels = torch.full((n, p), NO_LABEL, dtype=torch.uint8, device=x.device)
         problems = Problems(x, seeds.to(x.device), n_init, mask, labels, torch.zeros(n, device=x.device))
         k = k.cpu().clamp_max(p) if mask is None else torch.minimum(k.cpu(), mask.sum(1).cpu())
         again = self._solve_all(problems, k, torch.arange(n)[k > 0], torch.float32)
         if len(again):
             k[again] = torch.minimum(k[again], _distinct_rows(problems, again))
             self._solve_all(problems, k, again, torch.float64)
-        numbered, found = number_by_appearance(labels, NONE - 1)
+        numbered, found = number_by_appearance(labels, NO_LABEL - 1)
         return Clusters(numbered, problems.inertia, found)
 
     def _solve_all(self, problems: Problems, k: Tensor, which: Tensor, dtype: torch.dtype) -> Tensor:
@@ -140,7 +141,7 @@ class BatchedEngine:
         numbers = torch.arange(k, dtype=dtype, device=device) @ ones
         back = tiles.order.argsort()[: len(part)]
         labels, cost = numbers.to(torch.uint8)[back], cost[back]
-        problems.labels[part] = labels if problems.mask is None else torch.where(problems.mask[part], labels, NONE)
+        problems.labels[part] = labels if problems.mask is None else torch.where(problems.mask[part], labels, NO_LABEL)
         problems.inertia[part] = (cost / factor[: len(part)].square()).float()
         return starved[: len(part)] | (cost < CANCELLED * total[: len(part)])
 

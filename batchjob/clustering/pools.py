@@ -1,4 +1,4 @@
-"""Methods without a batched form, one problem after the other by scikit-learn, in worker processes where it pays."""
+"""Algorithms without a batched form, one problem after the other by scikit-learn, in worker processes where it pays."""
 
 import atexit
 import functools
@@ -13,14 +13,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from batchjob.clustering.base import NOISE, NONE, Clusters, check_finite, number_by_appearance
+from batchjob.clustering.base import Clusters, check_finite, number_by_appearance
+from batchjob.codes import NO_LABEL, NOISE
 
 WORTH_A_POOL = 512  # problems: starting workers takes seconds, which fewer problems than these take by themselves
-METHODS = ("agglomerative", "hdbscan")
+ALGORITHMS = ("agglomerative", "hdbscan")
 CHUNK = 16  # problems a message to a worker
 
 
-def solve_each(method: str, x: Tensor, k: Tensor, *, mask: Tensor | None = None, processes: int = 0) -> Clusters:
+def solve_each(algorithm: str, x: Tensor, k: Tensor, *, mask: Tensor | None = None, processes: int = 0) -> Clusters:
     """The clusters of each problem by `agglomerative` (Ward) or `hdbscan`, which takes no k and marks noise.
 
     x float [N, P, D], k int64 [N]; processes: 0 = one for each CPU this process may use, and none for few problems.
@@ -31,7 +32,7 @@ def solve_each(method: str, x: Tensor, k: Tensor, *, mask: Tensor | None = None,
     rows = x.float().cpu().numpy()
     valid = np.ones((n, p), bool) if mask is None else mask.cpu().numpy()
     jobs = [
-        (method, rows[at : at + CHUNK], valid[at : at + CHUNK], k[at : at + CHUNK].tolist())
+        (algorithm, rows[at : at + CHUNK], valid[at : at + CHUNK], k[at : at + CHUNK].tolist())
         for at in range(0, n, CHUNK)
     ]
     processes = processes or (cpus() if n >= WORTH_A_POOL else 1)
@@ -42,23 +43,23 @@ def solve_each(method: str, x: Tensor, k: Tensor, *, mask: Tensor | None = None,
     return Clusters(numbered, inertia.to(x.device), found)
 
 
-def seconds_a_problem(method: str, patches: int) -> float:
+def seconds_a_problem(algorithm: str, patches: int) -> float:
     """Seconds that one problem of so many patches takes on one CPU: measured, on drawn rows."""
     rows = np.random.default_rng(0).random((1, patches, patches), dtype=np.float32)
-    job = (method, rows, np.ones((1, patches), bool), [5])
-    _solve_chunk((method, rows[:, :8, :8], np.ones((1, 8), bool), [2]))  # imports
+    job = (algorithm, rows, np.ones((1, patches), bool), [5])
+    _solve_chunk((algorithm, rows[:, :8, :8], np.ones((1, 8), bool), [2]))  # imports
     start = time.perf_counter()
     _solve_chunk(job)
     return time.perf_counter() - start
 
 
-def forecast(method: str, problems: int, patches: int) -> str:
+def forecast(algorithm: str, problems: int, patches: int) -> str:
     """One sentence: how long so many problems will take on this machine, from one that is solved for it now."""
-    one, processes = seconds_a_problem(method, patches), cpus()
+    one, processes = seconds_a_problem(algorithm, patches), cpus()
     total = one * problems / processes
     unit, seconds = ("hours", 3600) if total >= 5400 else ("minutes", 60) if total >= 90 else ("seconds", 1)
     return (
-        f"{method} solves one problem after the other, {1e3 * one:.0f} ms each on a CPU: "
+        f"{algorithm} solves one problem after the other, {1e3 * one:.0f} ms each on a CPU: "
         f"{problems:,} problems on {processes} CPUs take about {total / seconds:.1f} {unit}"
     )
 
@@ -85,10 +86,10 @@ def _start_worker() -> None:
 def _solve_chunk(
     job: tuple[str, NDArray[np.float32], NDArray[np.bool_], list[int]],
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    method, rows, valid, wanted = job
-    labels = np.full(rows.shape[:2], NONE, np.uint8)
+    algorithm, rows, valid, wanted = job
+    labels = np.full(rows.shape[:2], NO_LABEL, np.uint8)
     inertia = np.zeros(len(rows), np.float32)
-    solve = {"agglomerative": _ward, "hdbscan": _hdbscan}[method]
+    solve = {"agglomerative": _ward, "hdbscan": _hdbscan}[algorithm]
     for i, k in enumerate(wanted):
         x = rows[i, valid[i]].astype(np.float64)
         if len(x):

@@ -9,7 +9,8 @@ import torch.distributed
 import torch.utils.dlpack
 from torch import Tensor
 
-from batchjob.clustering.base import NONE, Clusters, check_finite, check_shapes, number_by_appearance
+from batchjob.clustering.base import Clusters, check_finite, check_shapes, number_by_appearance
+from batchjob.codes import NO_LABEL
 from batchjob.errors import UserError
 
 FIRST_POOL_BYTES = 256 << 20
@@ -42,14 +43,14 @@ class CumlEngine:
         check_shapes(x, k, seeds, mask)
         check_finite(x, mask)
         n, p, _ = x.shape
-        labels = torch.full((n, p), NONE, dtype=torch.uint8, device=x.device)
+        labels = torch.full((n, p), NO_LABEL, dtype=torch.uint8, device=x.device)
         inertia = torch.zeros(n, device=x.device)
         with torch.cuda.device(self._device):
             for i, (wanted, seed) in enumerate(zip(k.tolist(), seeds.tolist(), strict=True)):
                 keep = slice(None) if mask is None else mask[i]
                 if len(x[i, keep]):
                     labels[i, keep], inertia[i] = self._solve(x[i, keep], wanted, seed, n_init)
-        numbered, found = number_by_appearance(labels, NONE - 1)
+        numbered, found = number_by_appearance(labels, NO_LABEL - 1)
         return Clusters(numbered, inertia, found)
 
     def module(self, name: str) -> Any:

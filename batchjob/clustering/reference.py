@@ -8,7 +8,8 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from batchjob.clustering.base import NONE, Clusters, check_finite, check_shapes, number_by_appearance
+from batchjob.clustering.base import Clusters, check_finite, check_shapes, number_by_appearance
+from batchjob.codes import NO_LABEL
 
 
 class ReferenceEngine:
@@ -21,7 +22,7 @@ class ReferenceEngine:
         check_shapes(x, k, seeds, mask)
         check_finite(x, mask)
         n, p, _ = x.shape
-        labels = np.full((n, p), NONE, np.uint8)
+        labels = np.full((n, p), NO_LABEL, np.uint8)
         inertia = np.zeros(n, np.float32)
         rows = x.float().cpu().numpy()
         valid = None if mask is None else mask.cpu().numpy()
@@ -29,7 +30,7 @@ class ReferenceEngine:
             keep = slice(None) if valid is None else valid[i]
             if len(rows[i, keep]):
                 labels[i, keep], inertia[i] = _solve(rows[i, keep], wanted, seed, n_init)
-        numbered, found = number_by_appearance(torch.from_numpy(labels).to(x.device), NONE - 1)
+        numbered, found = number_by_appearance(torch.from_numpy(labels).to(x.device), NO_LABEL - 1)
         return Clusters(numbered, torch.from_numpy(inertia).to(x.device), found)
 
 

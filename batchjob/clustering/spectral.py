@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from batchjob.clustering.base import NONE, Clusters, Engine, check_finite
+from batchjob.clustering.base import Clusters, Engine, check_finite
+from batchjob.codes import NO_LABEL
 
 TILE_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}  # of Laplacians decomposed at once; depends on their shape alone
 
@@ -62,7 +63,7 @@ def spectral(
     n, p, _ = rows.shape
     k = k.cpu().clamp_max(p)
     _, vectors = decompose(rows, mask, int(k.max()) if n else 1)
-    labels = torch.full((n, p), NONE, dtype=torch.uint8, device=rows.device)
+    labels = torch.full((n, p), NO_LABEL, dtype=torch.uint8, device=rows.device)
     inertia = torch.zeros(n, device=rows.device)
     found = torch.zeros(n, dtype=torch.uint8, device=rows.device)
     for wanted in sorted(set(k.tolist())):

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from batchjob.clustering import gram, triton_kernel
-from batchjob.clustering.base import NONE, check_finite, mix, uniform
+from batchjob.clustering.base import check_finite, mix, uniform
 from batchjob.clustering.batched import CANCELLED, BatchedEngine, Problems
 from batchjob.clustering.lloyd import MAX_STEPS
+from batchjob.codes import NO_LABEL
 
 MAX_PATCHES = 256  # a matrix of 128 KiB in fp16
 HALF_FROM = 128  # rows (as a power of two) from which fp32 would not fit
@@ -41,7 +42,7 @@ class TritonEngine(BatchedEngine):
         if not bool(total.isfinite().all()):
             check_finite(problems.x, problems.mask)
         cost = cost_of(products, labels, mask, k)
-        problems.labels[part] = labels if mask is None else torch.where(mask, labels, NONE)
+        problems.labels[part] = labels if mask is None else torch.where(mask, labels, NO_LABEL)
         problems.inertia[part] = cost / factor.square()
         return starved | (cost < CANCELLED * total)
 

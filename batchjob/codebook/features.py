@@ -6,9 +6,10 @@ Letters beside the README's: R rows of an image (its P patches, or 1 for CLS), M
 import torch
 from torch import Tensor
 
-from batchjob.clustering import NONE, Clusters, prepare
+from batchjob.clustering import Clusters, prepare
 from batchjob.codebook.nearest import assign
 from batchjob.codebook.rows import RowKind, offset_cells
+from batchjob.codes import NO_LABEL
 from batchjob.model.attention import LayerMaps, renormalise
 
 
@@ -57,7 +58,7 @@ def pick(maps: LayerMaps, kind: RowKind, chosen: Tensor) -> Tensor:
 def nearest_centroids(
     maps: LayerMaps, centroids: Tensor, kind: RowKind, *, distance: str, mask: Tensor | None = None
 ) -> Clusters:
-    """Labels uint8 [B · H, R]: the number of the nearest of this layer's `centroids` [H, K, D]; `NONE` in padding.
+    """Labels uint8 [B · H, R]: the number of the nearest of this layer's `centroids` [H, K, D]; `NO_LABEL` in padding.
 
     `inertia` [B · H]: the image's squared distances, summed; `k`: how many centroids occur in it. `mask` bool [B, P].
     """
@@ -74,9 +75,9 @@ def nearest_centroids(
         found, far = assign(x, centroids[head])
         labels[:, head], squares[:, head] = found.view(batch, per_image), far.view(batch, per_image)
     if mask is not None and kind.queries == "rows":
-        labels = torch.where(mask[:, None], labels, NONE)
+        labels = torch.where(mask[:, None], labels, NO_LABEL)
         squares = torch.where(mask[:, None], squares, 0)
-    occurs = torch.zeros(batch, heads, NONE + 1, dtype=torch.bool, device=labels.device).scatter_(2, labels, True)
+    occurs = torch.zeros(batch, heads, NO_LABEL + 1, dtype=torch.bool, device=labels.device).scatter_(2, labels, True)
     return Clusters(
-        labels.flatten(0, 1).to(torch.uint8), squares.sum(2).flatten(), occurs[..., :NONE].sum(2).flatten().byte()
+        labels.flatten(0, 1).to(torch.uint8), squares.sum(2).flatten(), occurs[..., :NO_LABEL].sum(2).flatten().byte()
     )

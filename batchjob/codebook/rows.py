@@ -59,8 +59,8 @@ def offset_cells(patches: int) -> tuple[int, int]:
 
 def row_kind(options: Options, grid: tuple[int, int]) -> RowKind:
     """The rows of a dataset-scope run, its options checked. Raises UserError where they cannot be meant together."""
-    if options.methods != ("kmeans",):
-        raise UserError(f"--scope dataset clusters by kmeans, not by {options.method}; give --method kmeans")
+    if options.algorithms != ("kmeans",):
+        raise UserError(f"--scope dataset clusters by kmeans, not by {options.algorithm}; give --algorithm kmeans")
     if not options.k.isdigit():
         raise UserError(f"--scope dataset has one k for all images, not --k {options.k}; give a number, e.g. --k 64")
     if options.queries == "cls" and options.features == "relative":

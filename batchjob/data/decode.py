@@ -31,20 +31,6 @@ from PIL import (  # noqa: F401
 
 from batchjob.geometry import Geometry
 
-STATUS: dict[str, int] = {
-    "ok": 0,
-    "truncated": 1,  # began as an image; its data are cut off or damaged
-    "not_an_image": 2,
-    "unreadable": 3,  # no permission, a dangling link, a folder, a FIFO, a disk error
-    "too_large": 4,
-    "degenerate": 5,  # no pixels, or too thin to fill two patches
-    "missing": 6,
-    "killed_worker": 7,
-    "timeout": 8,
-    "not_finite": 9,
-    "pending": 255,  # the fill value: not labelled yet
-}
-
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM")  # no EPS: it runs programs
 MAX_PIXELS = 89_478_485  # where Pillow starts to warn of a decompression bomb: 268 MB as RGB
 MAX_FILE_BYTES = 2**30

@@ -127,8 +127,8 @@ def _counts(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """(rows of each cluster [k], its best images [k, photos], their values; −inf where there are fewer)."""
     name = "labels" if "labels" in view.data else "image_labels"
-    labels = view.data[name].sel(layer=layer, head=head).isel(method=0)
-    inertia = view.data["inertia"].sel(layer=layer, head=head).isel(method=0)
+    labels = view.data[name].sel(layer=layer, head=head).isel(algorithm=0)
+    inertia = view.data["inertia"].sel(layer=layer, head=head).isel(algorithm=0)
     total = np.zeros(k, np.int64)
     best, values = np.zeros((k, photos), np.int64), np.full((k, photos), -np.inf)
     for start in range(0, len(view.ids), _ROWS_AT_ONCE):

@@ -1,4 +1,4 @@
-"""The study's figure: images × heads, raw CLS attention above, one row of clusters for each method below."""
+"""The study's figure: images × heads, raw CLS attention above, one row of clusters for each algorithm below."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,8 +7,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from batchjob.codes import NOISE
 from batchjob.figures import canvas
-from batchjob.figures.palette import MAP_COLOURS, NOISE, label_colours, match_colours
+from batchjob.figures.palette import MAP_COLOURS, label_colours, match_colours
 
 _SHEET = 12.0  # inches that the cells of the heads share; fewer heads get larger cells
 _GAP, _BETWEEN = 0.045, 0.30  # inches between cells, between images
@@ -21,7 +22,7 @@ def study_grid(
     labels: NDArray[np.uint8],
     *,
     titles: Sequence[str],
-    methods: Sequence[str] = ("kmeans",),
+    algorithms: Sequence[str] = ("kmeans",),
     heads: Sequence[int] | None = None,
     heading: str = "",
     attention_name: str = "CLS attention",
@@ -39,7 +40,7 @@ def study_grid(
     """
     heads = list(range(labels.shape[2])) if heads is None else list(heads)
     spans = spans or [(1.0, 1.0)] * len(photos)
-    rows = 1 + len(methods)
+    rows = 1 + len(algorithms)
     wide = float(np.clip(_SHEET / (len(heads) + 1.5), 0.86, 1.45))  # a cell's width
     cells = [wide * float(np.clip(p.shape[0] / p.shape[1], 0.4, 1.8)) for p in photos]
     blocks = [rows * cell + (rows - 1) * _GAP for cell in cells]
@@ -67,7 +68,7 @@ def study_grid(
                 (cls_attention[i], maps),
                 at=(left, top, cells[i], photo_width, wide),
                 title=titles[i],
-                row_titles=[attention_name, *(_row_title(m, labels[i, r]) for r, m in enumerate(methods))],
+                row_titles=[attention_name, *(_row_title(m, labels[i, r]) for r, m in enumerate(algorithms))],
                 span=spans[i],
                 smooth=smooth,
             )
@@ -115,8 +116,8 @@ def _block(
                 )
 
 
-def _row_title(method: str, labels: NDArray[np.uint8]) -> str:
+def _row_title(algorithm: str, labels: NDArray[np.uint8]) -> str:
     """`kmeans, k = 5`, or the range of k where the heads differ."""
     counts = [len(np.unique(one[one < NOISE])) for one in labels]
     low, high = min(counts), max(counts)
-    return f"{method}\nk = {low}" if low == high else f"{method}\nk = {low}–{high}"
+    return f"{algorithm}\nk = {low}" if low == high else f"{algorithm}\nk = {low}–{high}"

@@ -9,8 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from batchjob.codes import NOISE
 from batchjob.figures import canvas
-from batchjob.figures.palette import MAP_COLOURS, NOISE, label_colours
+from batchjob.figures.palette import MAP_COLOURS, label_colours
 
 Floats = NDArray[np.floating[Any]]
 _MARGIN, _GAP = 0.14, 0.05

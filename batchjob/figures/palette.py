@@ -6,8 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-NONE = 255  # a patch without a label: failed, or padding
-NOISE = 254  # hdbscan's "belongs to no cluster"
+from batchjob.codes import NOISE
 
 # Okabe & Ito, "Color Universal Design" (2008), ordered so that neighbours differ in lightness too, which keeps small
 # numbers of clusters apart in black and white; then P. Tol's "muted" scheme (SRON/EPS/TN/09-002).

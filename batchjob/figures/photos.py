@@ -67,9 +67,9 @@ class RunView:
         return [int(v) for v in self.data["head"].values]
 
     @property
-    def methods(self) -> list[str]:
-        """The clustering methods whose labels lie on the patch grid; none where whole images were clustered."""
-        return [str(v) for v in self.data["method"].values] if "labels" in self.data else []
+    def algorithms(self) -> list[str]:
+        """The clustering algorithms whose labels lie on the patch grid; none where whole images were clustered."""
+        return [str(v) for v in self.data["algorithm"].values] if "labels" in self.data else []
 
     @property
     def attention(self) -> str:
@@ -124,14 +124,14 @@ class RunView:
 
     @cached_property
     def image_score(self) -> tuple[str, NDArray[np.float32]] | None:
-        """What tells good images from bad ones: (name, [image, method, layer, head]); None without statistics."""
+        """What tells good images from bad ones: (name, [image, algorithm, layer, head]); None without statistics."""
         path = self.folder / "scores.zarr"
         if self.table("summary") is None or not path.exists():
             return None
         scores = xarray.open_zarr(path, chunks=None)
         for name in ORDERING:
             if name in scores and np.isfinite(values := scores[name].values).any():
-                shape = (len(values), len(self.data["method"]), len(self.layers), len(self.heads))
+                shape = (len(values), len(self.data["algorithm"]), len(self.layers), len(self.heads))
                 return name, np.asarray(np.broadcast_to(values if values.ndim == 4 else values[:, None], shape))
         return None
 

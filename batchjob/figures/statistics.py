@@ -36,14 +36,14 @@ def score_name(score: str) -> str:
     return _NAMES.get(score, score.replace("_", " "))
 
 
-def of_score(summary: pd.DataFrame, score: str, *, null: str = "", method: str = "") -> pd.DataFrame:
-    """The rows of the summary for one score, null and method (the first, if not given), one a head, means known."""
+def of_score(summary: pd.DataFrame, score: str, *, null: str = "", algorithm: str = "") -> pd.DataFrame:
+    """The rows of the summary for one score, null and algorithm (the first, if not given), one a head, means known."""
     found = summary[(summary["score"] == score) & summary["mean"].notna() & (summary["head"] >= 0)]
     if null:
         found = found[found["null"] == null]
-    methods = list(dict.fromkeys(found["method"]))
-    method = method or (methods[0] if methods else "")
-    return found[found["method"] == method] if method in methods else found
+    algorithms = list(dict.fromkeys(found["algorithm"]))
+    algorithm = algorithm or (algorithms[0] if algorithms else "")
+    return found[found["algorithm"] == algorithm] if algorithm in algorithms else found
 
 
 def gain_map(rows: pd.DataFrame, *, heading: str, null: str = "position") -> Figure:
@@ -91,9 +91,9 @@ def _gain_cell(axes: Axes, at: tuple[int, int], row: Any, limit: float, cell: fl
         axes.plot(*at, "o", ms=2.0, color=ink)
 
 
-def forest(summary: pd.DataFrame, *, score: str, heading: str, method: str = "") -> Figure:
+def forest(summary: pd.DataFrame, *, score: str, heading: str, algorithm: str = "") -> Figure:
     """Heads with the 95 % intervals of their score, the best first, and what each null model scores beside them."""
-    found = of_score(summary, score, method=method)
+    found = of_score(summary, score, algorithm=algorithm)
     heads = found.drop_duplicates(["layer", "head"]).sort_values(
         ["mean", "layer", "head"], ascending=[False, True, True]
     )
@@ -125,10 +125,10 @@ def forest(summary: pd.DataFrame, *, score: str, heading: str, method: str = "")
     return figure
 
 
-def corners(summary: pd.DataFrame, *, heading: str, method: str = "") -> Figure:
+def corners(summary: pd.DataFrame, *, heading: str, algorithm: str = "") -> Figure:
     """Each head's whole-image ARI against its within-category gain over position, the four corners named."""
-    image = of_score(summary, "image_ari", null="position", method=method)
-    gain = of_score(summary, "instance_ari", null="position", method=method)
+    image = of_score(summary, "image_ari", null="position", algorithm=algorithm)
+    gain = of_score(summary, "instance_ari", null="position", algorithm=algorithm)
     both = image.merge(gain, on=["layer", "head"], suffixes=("_image", "_gain"))
     layers = both["layer"].to_numpy(dtype=int)
     x, y = both["mean_image"].to_numpy(float), both["gain_gain"].to_numpy(float)

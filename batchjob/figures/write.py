@@ -104,7 +104,7 @@ def grids(view: RunView, rows: Sequence[int], layer: int, look: Look) -> Iterato
     photos = [view.photo(row) for row in rows]
     attention = view.stack(view.attention, rows, layer=layer)
     shape = (len(rows), 0, len(view.heads), *attention.shape[-2:])
-    labels = view.stack("labels", rows, layer=layer) if view.methods else np.zeros(shape, np.uint8)
+    labels = view.stack("labels", rows, layer=layer) if view.algorithms else np.zeros(shape, np.uint8)
     for start in range(0, len(view.heads), look.heads_across):
         part = slice(start, start + look.heads_across)
         heads = view.heads[part]
@@ -114,7 +114,7 @@ def grids(view: RunView, rows: Sequence[int], layer: int, look: Look) -> Iterato
             attention[:, part],
             labels[:, :, part],
             titles=[view.ids[row] for row in rows],
-            methods=view.methods,
+            algorithms=view.algorithms,
             heads=heads,
             heading=headline(view, layer),
             attention_name=view.attention_name,
@@ -232,10 +232,10 @@ def models(views: Sequence[RunView], rows: Sequence[int], look: Look) -> Figure:
 
 
 def panel(view: RunView, row: int, layer: int, head: int) -> maps.Panel:
-    """One photo, its attention and the first method's clusters, of one layer and head."""
+    """One photo, its attention and the first algorithm's clusters, of one layer and head."""
     photo = view.photo(row)
     attention = view.stack(view.attention, [row], layer=layer, head=head)[0]
-    labels = view.stack("labels", [row], layer=layer, head=head)[0, 0] if view.methods else None
+    labels = view.stack("labels", [row], layer=layer, head=head)[0, 0] if view.algorithms else None
     return maps.Panel(photo.pixels, attention, labels, view.ids[row], photo.span)
 
 
@@ -299,7 +299,7 @@ def charts(view: RunView) -> Iterator[tuple[str, Figure]]:
     if modifiers is not None and len(modifiers) and view.best:
         mine = modifiers[(modifiers["layer"] == view.best[0]) & (modifiers["head"] == view.best[1])]
         mine = mine[(mine["modifier"] == "distance") & (mine["pairs"] > 0)]
-        mine = mine[mine["method"] == mine["method"].iloc[0]] if len(mine) else mine
+        mine = mine[mine["algorithm"] == mine["algorithm"].iloc[0]] if len(mine) else mine
         if len(mine):
             where = f"{name}, layer {view.best[0]}, head {view.best[1]}"
             yield "stats-instances", statistics.by_modifier(mine, heading=where)

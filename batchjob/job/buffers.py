@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchjob.clustering import Clusters
-from batchjob.data.decode import STATUS
+from batchjob.codes import STATUS
 from batchjob.data.sources import ImageIndex
 from batchjob.loader.loader import Batch
 from batchjob.model.attention import LayerMaps
@@ -20,24 +20,24 @@ Failure = tuple[str, str, str]  # image id, cause, message
 
 @dataclass(slots=True)
 class Buffers:
-    """All arrays of partition `unit`, at their fill values until a batch is put in."""
+    """All arrays of one partition, at their fill values until a batch is put in."""
 
     plan: Plan
-    unit: int
+    partition: int
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def rows(self, batch: Batch) -> slice:
         """Where the batch's rows are in the partition."""
-        start = self.plan.partitions[self.unit][0]
+        start = self.plan.partitions[self.partition][0]
         return slice(int(batch.rows[0]) - start, int(batch.rows[-1]) + 1 - start)
 
 
-def blank(plan: Plan, unit: int) -> Buffers:
+def blank(plan: Plan, partition: int) -> Buffers:
     """Empty buffers for a partition."""
-    start, stop = plan.partitions[unit]
-    buffers = Buffers(plan, unit)
+    start, stop = plan.partitions[partition]
+    buffers = Buffers(plan, partition)
     for name, spec in layout(plan).items():
-        rows = stop - start if spec.dims[0] == "image" else len(shards_of(spec, plan, unit))
+        rows = stop - start if spec.dims[0] == "image" else len(shards_of(spec, plan, partition))
         buffers.arrays[name] = np.full((rows, *spec.shape[1:]), spec.fill, spec.dtype)
     return buffers
 
@@ -62,7 +62,7 @@ def put_maps(buffers: Buffers, layer: int, maps: LayerMaps, batch: Batch) -> Non
     buffers.arrays["prefix_mass"][rows, layer] = maps.prefix_mass.half().cpu().numpy()
     overflowed = ~maps.finite.cpu().numpy() & (buffers.arrays["status"][rows] == STATUS["ok"])
     buffers.arrays["status"][rows][overflowed] = STATUS["not_finite"]
-    start, stop = plan.partitions[buffers.unit]
+    start, stop = plan.partitions[buffers.partition]
     kept = [row for row in plan.kept_rows if start <= row < stop]
     for slot, row in enumerate(kept):
         if batch.rows[0] <= row <= batch.rows[-1]:
@@ -71,15 +71,15 @@ def put_maps(buffers: Buffers, layer: int, maps: LayerMaps, batch: Batch) -> Non
 
 
 def put_clusters(buffers: Buffers, layer: int, found: list[Clusters], batch: Batch) -> None:
-    """Labels, inertia and k of each method; `layer` is a position, problems run [B * H] with the head fastest."""
+    """Labels, inertia and k of each algorithm; `layer` is a position, problems run [B * H] with the head fastest."""
     rows, heads = buffers.rows(batch), len(buffers.plan.heads)
     name = "image_labels" if "image_labels" in buffers.arrays else "labels"
     shape = buffers.arrays[name].shape[4:]  # the grid, or nothing where an image has one label
-    for method, clusters in enumerate(found):
+    for algorithm, clusters in enumerate(found):
         labels = clusters.labels.view(-1, heads, *shape).cpu().numpy()
-        buffers.arrays[name][rows, method, layer] = labels
-        buffers.arrays["inertia"][rows, method, layer] = clusters.inertia.view(-1, heads).cpu().numpy()
-        buffers.arrays["k"][rows, method, layer] = clusters.k.view(-1, heads).cpu().numpy()
+        buffers.arrays[name][rows, algorithm, layer] = labels
+        buffers.arrays["inertia"][rows, algorithm, layer] = clusters.inertia.view(-1, heads).cpu().numpy()
+        buffers.arrays["k"][rows, algorithm, layer] = clusters.k.view(-1, heads).cpu().numpy()
 
 
 def put_scores(buffers: Buffers, layer: int, scores: Mapping[str, NDArray[np.float32]], batch: Batch) -> None:
@@ -95,7 +95,7 @@ def drop_failed(buffers: Buffers, batch: Batch, index: ImageIndex) -> list[Failu
     failures = [(index.id(row), cause, message) for row, cause, message in batch.failures]
     known = {row for row, _, _ in batch.failures}
     specs = layout(buffers.plan)
-    start, stop = buffers.plan.partitions[buffers.unit]
+    start, stop = buffers.plan.partitions[buffers.partition]
     kept = [row for row in buffers.plan.kept_rows if start <= row < stop]
     for offset, row in enumerate(int(r) for r in batch.rows):
         if buffers.arrays["status"][first + offset] == STATUS["ok"]:

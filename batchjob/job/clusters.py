@@ -1,4 +1,4 @@
-"""From one layer's maps to the clusters of every method: k, seeds and masks of each problem looked up."""
+"""From one layer's maps to the clusters of every algorithm: k, seeds and masks of each problem looked up."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from batchjob.model.attention import LayerMaps, renormalise
 from batchjob.plan import Plan
 from batchjob.store import centroids
 
-FindClusters = Callable[[LayerMaps, Batch], list[Clusters]]  # one a method, problems [B * H], head running fastest
+FindClusters = Callable[[LayerMaps, Batch], list[Clusters]]  # one an algorithm, problems [B * H], head running fastest
 
 
 def choose_engine(plan: Plan, asked: str, device: torch.device) -> tuple[str, str]:
@@ -50,13 +50,13 @@ def open_clusterer(plan: Plan, run: Path, engine: Engine, device: torch.device) 
             any_k = clustering.problem_seeds(image, maps.layer, heads, 0, options.seed)
             k = choose_k(options.k, rows, any_k, distance=options.distance, mask=mask).to(device)
         found = []
-        for method in options.methods:
+        for algorithm in options.algorithms:
             seeds = clustering.problem_seeds(
                 torch.from_numpy(batch.rows).to(device), maps.layer, heads, k, options.seed
             )
             found.append(
                 clustering.cluster(
-                    method,
+                    algorithm,
                     rows,
                     k,
                     seeds,
@@ -71,13 +71,15 @@ def open_clusterer(plan: Plan, run: Path, engine: Engine, device: torch.device) 
     return find
 
 
-def forecast(plan: Plan, units: Sequence[int]) -> list[str]:
-    """What the methods that solve problem by problem will cost for these partitions, one sentence each; measured."""
+def forecast(plan: Plan, partitions: Sequence[int]) -> list[str]:
+    """What the algorithms that solve problem by problem will cost for these partitions, one sentence each; measured."""
     if plan.options.scope == "dataset":
         return []
-    images = sum(stop - start for start, stop in (plan.partitions[unit] for unit in units))
+    images = sum(stop - start for start, stop in (plan.partitions[partition] for partition in partitions))
     problems = images * len(plan.layers) * len(plan.heads)
-    return [pools.forecast(m, problems, plan.model.num_patches) for m in plan.options.methods if m in pools.METHODS]
+    return [
+        pools.forecast(m, problems, plan.model.num_patches) for m in plan.options.algorithms if m in pools.ALGORITHMS
+    ]
 
 
 def _open_by_centroids(plan: Plan, run: Path, device: torch.device) -> FindClusters:

@@ -32,27 +32,27 @@ from batchjob.store import lifecycle as store
 def label(
     run: Path,
     runtime: Runtime,
-    units: Sequence[int],
+    partitions: Sequence[int],
     *,
     should_stop: Callable[[], bool] = lambda: False,
     board: Board | None = None,
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
 ) -> None:
-    """Labels the partitions `units` of a run and publishes each whole. Raises WorkLeft where it is told to stop."""
+    """Labels these partitions of a run and publishes each whole. Raises WorkLeft where it is told to stop."""
     plan = plans.load(run)
     device = choose_device(runtime.device)
     engine_name, reason = choose_engine(plan, runtime.engine, device)
     engine = clustering.open_engine(engine_name, device)
-    say(f"labelling {len(units)} of {len(plan.partitions)} partitions on {device}, {plan.precision}")
+    say(f"labelling {len(partitions)} of {len(plan.partitions)} partitions on {device}, {plan.precision}")
     say(f"engine {engine_name}: {reason}")
-    for line in forecast(plan, units):
+    for line in forecast(plan, partitions):
         say(line)
     index = ImageIndex.load(run / "index")
     batch_size, reason = choose_batch_size(runtime.batch_size, plan, device)
     say(f"batch size {batch_size}: {reason}")
     guard, began = HalvingGuard(say), time.monotonic()
     with open_loader(plan, index, runtime, batch_size, device) as loader, store.Writer(run, plan) as writer:
-        loader.announce([plan.partitions[unit] for unit in units])  # decoded while the model is loaded
+        loader.announce([plan.partitions[partition] for partition in partitions])  # decoded while the model is loaded
         state = weights.state_dict(weights.Weights(**plan.weights))
         model = load_model(plan.model, state, precision=plan.precision, device=device, seed=plan.options.seed)
         extract = Extractor(model, plan.layers, plan.heads)
@@ -63,13 +63,13 @@ def label(
         say(f"ready after {start_s:.1f} s: the model, and {loader.workers} decoding workers")
         progress = Progress(plan.row_count, board.done if board else 0, board=board)
 
-        def compute(unit: int) -> tuple[buffers.Buffers, list[buffers.Failure]]:
-            filled, failures = buffers.blank(plan, unit), list[buffers.Failure]()
+        def compute(partition: int) -> tuple[buffers.Buffers, list[buffers.Failure]]:
+            filled, failures = buffers.blank(plan, partition), list[buffers.Failure]()
             find_scores.partition_sums()  # of an attempt that ran out of memory
-            for whole in stages.timed("images", loader.batches(*plan.partitions[unit])):
+            for whole in stages.timed("images", loader.batches(*plan.partitions[partition])):
                 if should_stop():
-                    writer.release(unit)
-                    raise WorkLeft(f"told to stop in partition {unit} of {run}; go on with the same command")
+                    writer.release(partition)
+                    raise WorkLeft(f"told to stop in partition {partition} of {run}; go on with the same command")
                 for batch in guard.parts(whole):
                     buffers.put_images(filled, batch)
                     for layer, maps in enumerate(stages.timed("model", extract(batch.pixels))):
@@ -88,10 +88,10 @@ def label(
             return filled, failures
 
         with progress:
-            for unit in claimed(writer, units, should_stop):
-                filled, failures = guard.run(functools.partial(compute, unit))
+            for partition in claimed(writer, partitions, should_stop):
+                filled, failures = guard.run(functools.partial(compute, partition))
                 with stages("store"):
-                    writer.write(unit, filled.arrays, failures)
+                    writer.write(partition, filled.arrays, failures)
     say(stages.summary())
     say(loader.verdict(stages.total_s, device.type))
     worker = f"{os.environ.get('SLURMD_NODENAME') or socket.gethostname()}-{os.getpid()}"

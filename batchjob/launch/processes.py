@@ -49,7 +49,11 @@ def label_on(run: Path, runtime: Runtime, numbers: Sequence[int], partitions: Se
     A process that dies takes nothing of the others' with it. Raises WorkLeft where one was stopped or killed, UserError
     where the input is wrong (its own line is on stderr), SystemExit(1) for anything else.
     """
-    _run_on(["label", str(run), *_flags(runtime), *(f"--partition={unit}" for unit in partitions or ())], run, numbers)
+    _run_on(
+        ["label", str(run), *_flags(runtime), *(f"--partition={partition}" for partition in partitions or ())],
+        run,
+        numbers,
+    )
 
 
 def fit_on(run: Path, runtime: Runtime, numbers: Sequence[int]) -> None:

@@ -31,9 +31,9 @@ class Share:
     count: int = 1
     source: str = "one process"
 
-    def of(self, units: Sequence[int]) -> list[int]:
-        """This share of `units`: over all shares, each unit exactly once."""
-        return list(units[self.index :: self.count])
+    def of(self, partitions: Sequence[int]) -> list[int]:
+        """This share of `partitions`: over all shares, each partition exactly once."""
+        return list(partitions[self.index :: self.count])
 
 
 def share_of(environment: Mapping[str, str], *, in_batch_body: bool = False) -> Share:
@@ -112,32 +112,32 @@ def agreed_units(run: Path, attempt: str, missing: Callable[[], list[int]]) -> l
     if not attempt:
         return missing()
     folder = work_folder(run, "attempts")
-    number, units = 0, _read_list(folder / f"{attempt}.0.json")
-    while units is not None and all(store.is_done(run, unit) for unit in units):
+    number, partitions = 0, _read_list(folder / f"{attempt}.0.json")
+    while partitions is not None and all(store.is_done(run, partition) for partition in partitions):
         number += 1
         further = _read_list(folder / f"{attempt}.{number}.json")
         if further is None and not (left := missing()):
-            return units
+            return partitions
         if further is None:
             return _publish_list(run, folder / f"{attempt}.{number}.json", left)
-        units = further
-    return units if units is not None else _publish_list(run, folder / f"{attempt}.0.json", missing())
+        partitions = further
+    return partitions if partitions is not None else _publish_list(run, folder / f"{attempt}.0.json", missing())
 
 
-def claimed(writer: store.Writer, units: Sequence[int], should_stop: Callable[[], bool]) -> Iterator[int]:
-    """The units that are still to be labelled, claimed one at a time for this process.
+def claimed(writer: store.Writer, partitions: Sequence[int], should_stop: Callable[[], bool]) -> Iterator[int]:
+    """The partitions that are still to be labelled, claimed one at a time for this process.
 
     Units that another job works on are waited for at the end, and taken over if their process dies. Raises WorkLeft
     where it is told to stop while it waits.
     """
-    left, told = list(units), False
+    left, told = list(partitions), False
     while left:
         busy = []
-        for unit in left:
-            if writer.claim(unit):
-                yield unit
-            elif not writer.is_done(unit):
-                busy.append(unit)
+        for partition in left:
+            if writer.claim(partition):
+                yield partition
+            elif not writer.is_done(partition):
+                busy.append(partition)
         left = busy
         if not busy:
             return
@@ -158,11 +158,15 @@ class Board:
     job array have a log each, so each has one that reports.
     """
 
-    def __init__(self, run: Path, attempt: str, share: Share, plan: PlanLike, units: Sequence[int]) -> None:
+    def __init__(self, run: Path, attempt: str, share: Share, plan: PlanLike, partitions: Sequence[int]) -> None:
         self._folder = work_folder(run, f"progress/{attempt or f'alone-{socket.gethostname()}-{os.getpid()}'}")
         self._own = self._folder / str(share.index)
-        self._before = plan.row_count - sum(_images(plan, unit) for unit in units)  # published before the attempt
-        self._count = sum(_images(plan, unit) for unit in share.of(units) if store.is_done(run, unit))
+        self._before = plan.row_count - sum(
+            _images(plan, partition) for partition in partitions
+        )  # published before the attempt
+        self._count = sum(
+            _images(plan, partition) for partition in share.of(partitions) if store.is_done(run, partition)
+        )
         self._reporter = Claims(self._folder)
         self._task = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
         self._may_report = False
@@ -200,8 +204,8 @@ class Board:
         self.close()
 
 
-def _images(plan: PlanLike, unit: int) -> int:
-    start, stop = rows_of(plan, unit)
+def _images(plan: PlanLike, partition: int) -> int:
+    start, stop = rows_of(plan, partition)
     return stop - start
 
 
@@ -243,19 +247,19 @@ def _start_time(process: int) -> str:
 
 def _read_list(path: Path) -> list[int] | None:
     body = unseal_file(path)
-    return None if body is None else [int(unit) for unit in body["units"]]
+    return None if body is None else [int(partition) for partition in body["partitions"]]
 
 
-def _publish_list(run: Path, path: Path, units: list[int]) -> list[int]:
+def _publish_list(run: Path, path: Path, partitions: list[int]) -> list[int]:
     scratch = new_scratch(run)
     try:
-        seal_file(scratch / path.name, {"units": units}, scratch)
+        seal_file(scratch / path.name, {"partitions": partitions}, scratch)
         try:
             os.link(scratch / path.name, path)  # fails if another process was first, and never shows half a list
             sync_folder(path.parent)
         except FileExistsError:
-            units = _read_list(path) or []
+            partitions = _read_list(path) or []
         (scratch / path.name).unlink()
     finally:
         scratch.rmdir()
-    return units
+    return partitions

@@ -17,8 +17,8 @@ _NAMES = {
 class Stop:
     """True when called, once SIGUSR1, SIGTERM or SIGINT came; a second SIGINT interrupts at once.
 
-    What is being labelled is dropped, what was handed to the writer is published, and the command ends 75. A unit is
-    seconds on a GPU and at most 256 images elsewhere, so finishing it is not worth a grace that may be too short.
+    What is being labelled is dropped, what was handed to the writer is published, and the command ends 75. A partition
+    is seconds on a GPU and at most 256 images elsewhere, so finishing it is not worth a grace that may be too short.
     """
 
     def __init__(self) -> None:

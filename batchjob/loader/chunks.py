@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, get_worker_info
 
-from batchjob.data.decode import RGB, STATUS, ReadFailure, decode
+from batchjob.codes import STATUS
+from batchjob.data.decode import RGB, ReadFailure, decode
 from batchjob.data.index import ImageIndex
 from batchjob.geometry import Geometry
 from batchjob.loader import jpeg

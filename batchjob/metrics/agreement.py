@@ -1,6 +1,6 @@
 """How alike two groupings of the same patches are: contingency tables, adjusted Rand index and mutual information.
 
-Everything takes stacks: C labellings (heads, methods, seeds) of one image against the same groups.
+Everything takes stacks: C labellings (heads, algorithms, seeds) of one image against the same groups.
 """
 
 import functools
@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaln
 
-NO_LABEL = 255  # a patch of padding, or of a failed image
-NOISE = 254  # hdbscan's: one further cluster to every score here
+from batchjob.codes import NOISE
 
 Floats = NDArray[np.float64]
 

@@ -1,4 +1,4 @@
-"""Scores of one image's clusters: NumPy functions over a stack of C labellings (methods × layers × heads) of P patches.
+"""Scores of one image's clusters: NumPy functions over a stack of C labellings (algorithms × layers × heads).
 
 Labels are uint8 [C, P]: 255 where there is none, 254 for noise, which counts as one further cluster. `owner` [P] is the
 instance of each patch, −1 for none; `category` [m] the class of each instance. See docs/metrics.md for what they mean.
@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batchjob.metrics.agreement import NO_LABEL, ami, ari, contingency
+from batchjob.codes import NO_LABEL
+from batchjob.metrics.agreement import ami, ari, contingency
 
 Labels = NDArray[np.integer[Any]]
 Floats = NDArray[np.float64]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batchjob.metrics.agreement import NO_LABEL
+from batchjob.codes import NO_LABEL
 
 Floats = NDArray[np.float64]
 
@@ -35,7 +35,7 @@ NULLS: dict[str, tuple[str, ...]] = {
     "sink": ("locality",),
     "coherence": ("position", "locality"),
 }
-# Scores of clusters: they have a method; the others are of the attention itself.
+# Scores of clusters: they have an algorithm; the others are of the attention itself.
 LABEL_SCORES = {
     *("instance_ari", "instance_ami", "image_ari", "pair_ari", "coherence"),
     *("clusters", "largest_cluster", "smallest_cluster"),

@@ -48,7 +48,7 @@ def pack(
 ) -> Parcel:
     """The browser's data of as many images as fit: kept ones first, then `wanted` rows of the first run, in order.
 
-    scores: for each run what orders the images of a head, [image, method, layer, head], or None.
+    scores: for each run what orders the images of a head, [image, algorithm, layer, head], or None.
     """
     parcel = Parcel()
     first = views[0]
@@ -78,7 +78,7 @@ def _run(view: RunView) -> dict[str, Any]:
         "model": view.model,
         "layers": view.layers,
         "heads": view.heads,
-        "methods": view.methods,
+        "algorithms": view.algorithms,
         "grid": list(grid),
         "cell": _cell(grid),
         "attention": view.attention_name,
@@ -124,7 +124,7 @@ def _maps(view: RunView, row: int) -> bytes:
     attention = view.data[view.attention].isel(image=row).values
     cells = attention.reshape(-1, *attention.shape[-2:])
     packed = b"".join(_index(one) for one in cells)
-    if not view.methods:
+    if not view.algorithms:
         return packed
     labels = view.data["labels"].isel(image=row).values
     if not view.numbers_mean_centroids:

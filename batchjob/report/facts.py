@@ -112,7 +112,7 @@ def _rows(view: RunView) -> list[tuple[str, str]]:
         ("Heads", _ranges(view.heads)),
         (
             "Clustering",
-            f"{', '.join(options['method'].split(','))}; k = {options['k']}; {options['distance']} distance",
+            f"{', '.join(options['algorithm'].split(','))}; k = {options['k']}; {options['distance']} distance",
         ),
         ("Scope", "each image by itself" if options["scope"] == "image" else "one set of centroids for the data set"),
         ("Precision", str(plan["precision"])),

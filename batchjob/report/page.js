@@ -98,9 +98,9 @@ async function unpack(name) {
 const photoUrl = (image) => `data:image/jpeg;base64,${$(image.photo).textContent}`;
 
 class Panel {
-  // One run's view of the chosen image: its own layer, head and method.
+  // One run's view of the chosen image: its own layer, head and algorithm.
   constructor(number, run, many) {
-    Object.assign(this, { number, run, layer: run.layers.length - 1, head: 0, method: 0, at: null });
+    Object.assign(this, { number, run, layer: run.layers.length - 1, head: 0, algorithm: 0, at: null });
     const choose = (name, values, key) => {
       const select = make("select", {}, ...values.map((v, i) => make("option", { value: i, textContent: v })));
       select.value = this[key];
@@ -111,12 +111,12 @@ class Panel {
     this.layerLabel = choose("Layer", run.layers, "layer");
     this.headLabel = choose("Head", run.heads, "head");
     const controls = make("div", { className: "controls" }, this.layerLabel, this.headLabel);
-    if (run.methods.length) controls.append(choose("Method", run.methods, "method"));
+    if (run.algorithms.length) controls.append(choose("Algorithm", run.algorithms, "algorithm"));
     this.views = {};
     const views = make("div", { className: "views" });
     const names = { clusters: "Clusters", heat: run.attention, row: `${capital(run.rows_name)} of the patch` };
     for (const [key, name] of Object.entries(names)) {
-      if (key === "clusters" && !run.methods.length) continue;
+      if (key === "clusters" && !run.algorithms.length) continue;
       const canvas = make("canvas", { tabIndex: 0 });
       canvas.setAttribute("role", "img");
       canvas.dataset.view = key;
@@ -140,13 +140,13 @@ class Panel {
 
   get size() { return this.run.grid[0] * this.run.grid[1]; }
   labelsOf(head) {
-    const { methods, layers, heads } = this.run;
-    const start = ((this.method * layers.length + this.layer) * heads.length + head) * this.size;
-    return methods.length ? this.maps.subarray(start, start + this.size) : null;
+    const { algorithms, layers, heads } = this.run;
+    const start = ((this.algorithm * layers.length + this.layer) * heads.length + head) * this.size;
+    return algorithms.length ? this.maps.subarray(start, start + this.size) : null;
   }
   heatOf(head) {
-    const { methods, layers, heads } = this.run;
-    const start = ((methods.length * layers.length + this.layer) * heads.length + head) * this.size;
+    const { algorithms, layers, heads } = this.run;
+    const start = ((algorithms.length * layers.length + this.layer) * heads.length + head) * this.size;
     return this.maps.subarray(start, start + this.size);
   }
 
@@ -318,11 +318,11 @@ const browser = {
 
   score(panel, head) {
     const scores = panel.inside?.score ?? null;
-    return scores ? scores[panel.method]?.[panel.layer]?.[head] ?? null : null;
+    return scores ? scores[panel.algorithm]?.[panel.layer]?.[head] ?? null : null;
   },
   scoreOf(image) {
     const panel = this.panels[0], scores = image.runs[0]?.score;
-    return scores ? scores[panel.method]?.[panel.layer]?.[panel.head] ?? null : null;
+    return scores ? scores[panel.algorithm]?.[panel.layer]?.[panel.head] ?? null : null;
   },
 
   start() {
@@ -335,7 +335,7 @@ const browser = {
         make("option", { value: "worst", textContent: `worst ${page.score} of the head first` }));
     }
     const [first] = this.panels, start = page.start ?? {};
-    if (start.layer !== undefined) Object.assign(first, { layer: start.layer, head: start.head, method: start.method ?? 0 });
+    if (start.layer !== undefined) Object.assign(first, { layer: start.layer, head: start.head, algorithm: start.algorithm ?? 0 });
     $("image").addEventListener("change", () => { this.position = Number($("image").value); this.show(); });
     $("order").addEventListener("change", () => { this.position = 0; this.changed(true); });
     $("previous").addEventListener("click", () => this.step(-1));
@@ -361,7 +361,7 @@ const browser = {
   },
 
   changed(fromStart = false) {
-    // Another order, layer, head or method: the same image stays, unless a new order begins at its first.
+    // Another order, layer, head or algorithm: the same image stays, unless a new order begins at its first.
     const current = this.sequence[this.position];
     this.arrange();
     this.position = fromStart ? 0 : Math.max(0, this.sequence.indexOf(current));

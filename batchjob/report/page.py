@@ -152,7 +152,7 @@ def pictures(views: Sequence[RunView]) -> list[Picture]:
     rows = view.choose("spread", look.count)
     found = []
     for _, figure in write.grids(view, rows, layer, look):
-        what = " and ".join([view.attention_name, "clusters"] if view.methods else [view.attention_name])
+        what = " and ".join([view.attention_name, "clusters"] if view.algorithms else [view.attention_name])
         caption = (
             f"{what} of every head, layer {layer}. In a row of clusters, one colour is one cluster; "
             "colours are matched between heads by overlap, so that a region keeps its colour."
@@ -234,7 +234,7 @@ def _subtitle(view: RunView) -> str:
     return (
         f"{len(view.ok_rows):,} images, {grid[0]} × {grid[1]} patches, "
         f"{len(view.layers)} layer{'s' if len(view.layers) > 1 else ''} × {len(view.heads)} heads"
-        f"{', ' + ' and '.join(view.methods) if view.methods else ''}"
+        f"{', ' + ' and '.join(view.algorithms) if view.algorithms else ''}"
     )
 
 

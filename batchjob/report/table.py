@@ -68,39 +68,39 @@ def plain(view: RunView) -> Table:
     """The table of a run without statistics: what labelling itself knows of each head, mean over the images."""
     ok = view.ok_rows
     data = {name: view.data[name].values[ok].astype(np.float64) for name in ("k", "inertia", "prefix_mass")}
-    columns = [Column("Method", "text"), Column("Layer", "number"), Column("Head", "number")]
+    columns = [Column("Algorithm", "text"), Column("Layer", "number"), Column("Head", "number")]
     columns += [
         Column("k", "number", "clusters found, mean over images"),
         Column("Inertia", "number", "sum of squared distances to the own centroid, mean over images"),
         Column("Prefix mass", "number", "attention of patches on CLS and registers, mean over images"),
     ]
-    methods = [str(m) for m in view.data["method"].values]
+    algorithms = [str(m) for m in view.data["algorithm"].values]
     rows = []
-    for m, method in enumerate(methods):
+    for m, algorithm in enumerate(algorithms):
         for x, layer in enumerate(view.layers):
             for h, head in enumerate(view.heads):
-                cells = [Cell(method), Cell(str(layer), str(layer)), Cell(str(head), str(head))]
+                cells = [Cell(algorithm), Cell(str(layer), str(layer)), Cell(str(head), str(head))]
                 cells.append(number(mean(data["k"][:, m, x, h]), 1))
                 cells.append(number(mean(data["inertia"][:, m, x, h]), 4))
                 cells.append(number(mean(data["prefix_mass"][:, x, h])))
-                rows.append(Row(searchable(method, layer, head), keys(method, layer), cells))
-    return Table(columns, rows, filters(methods, view.layers), f"Means over {len(ok):,} images.")
+                rows.append(Row(searchable(algorithm, layer, head), keys(algorithm, layer), cells))
+    return Table(columns, rows, filters(algorithms, view.layers), f"Means over {len(ok):,} images.")
 
 
-def filters(methods: Sequence[str], layers: Sequence[int]) -> list[tuple[str, str, list[str]]]:
+def filters(algorithms: Sequence[str], layers: Sequence[int]) -> list[tuple[str, str, list[str]]]:
     """The select fields worth having: those with more than one value."""
-    found = [("method", "Method", list(methods)), ("layer", "Layer", [str(v) for v in layers])]
+    found = [("algorithm", "Algorithm", list(algorithms)), ("layer", "Layer", [str(v) for v in layers])]
     return [one for one in found if len(one[2]) > 1]
 
 
-def keys(method: str, layer: int) -> list[tuple[str, str]]:
+def keys(algorithm: str, layer: int) -> list[tuple[str, str]]:
     """What the select fields compare."""
-    return [("method", method), ("layer", str(layer))]
+    return [("algorithm", algorithm), ("layer", str(layer))]
 
 
-def searchable(method: str, layer: int, head: int) -> str:
+def searchable(algorithm: str, layer: int, head: int) -> str:
     """What the search field looks through."""
-    return f"{method} layer {layer} head {head}".lower()
+    return f"{algorithm} layer {layer} head {head}".lower()
 
 
 def mean(values: Any) -> float:
@@ -133,17 +133,19 @@ def scored(view: RunView, summary: pd.DataFrame) -> Table:
     if not lead:
         return plain(view)
     null = MAIN_NULL.get(lead, "")
-    methods = list(dict.fromkeys(summary[summary["score"] == lead]["method"]))
+    algorithms = list(dict.fromkeys(summary[summary["score"] == lead]["algorithm"]))
     rows = summary[(summary["score"] == lead) & (summary["head"] >= 0)]
     rows = (
-        rows[rows["null"] == null] if null in set(rows["null"]) else rows.drop_duplicates(["method", "layer", "head"])
+        rows[rows["null"] == null]
+        if null in set(rows["null"])
+        else rows.drop_duplicates(["algorithm", "layer", "head"])
     )
     rows = rows[rows["mean"].notna()].sort_values("mean", ascending=False)
     others = [s for s in _OTHERS if s != lead and len(of_score(summary, s))]
     values = {s: _means(summary, s) for s in others}
     low, high = _reach(rows)
     has_gain = bool(rows["gain"].notna().any())
-    columns = [Column("Method", "text"), Column("Layer", "number"), Column("Head", "number")]
+    columns = [Column("Algorithm", "text"), Column("Layer", "number"), Column("Head", "number")]
     columns.append(Column(score_name(lead), "number", hint(view, lead)))
     if has_gain:
         columns.append(Column(f"{null} null", "number", "the mean of the null model on the same images"))
@@ -153,28 +155,28 @@ def scored(view: RunView, summary: pd.DataFrame) -> Table:
     columns += [Column(score_name(s), "number", hint(view, s)) for s in others]
     made = []
     for row in rows.to_dict("records"):
-        method, layer, head = str(row["method"]), int(row["layer"]), int(row["head"])
-        cells = [Cell(method or "–"), Cell(str(layer), str(layer)), Cell(str(head), str(head))]
+        algorithm, layer, head = str(row["algorithm"]), int(row["layer"]), int(row["head"])
+        cells = [Cell(algorithm or "–"), Cell(str(layer), str(layer)), Cell(str(head), str(head))]
         cells.append(_with_interval(number(row["mean"]), row["low"], row["high"]))
         clear = row["gain_low"] > 0 or row["gain_high"] < 0
         if has_gain:
             cells += [number(row["null_mean"]), _gain(row, low, high), _p_value(row["p_holm"])]
         cells.append(Cell(f"{row['n']:,}", str(row["n"])))
         cells += [
-            number(values[s].get((method, layer, head), values[s].get(("", layer, head), np.nan))) for s in others
+            number(values[s].get((algorithm, layer, head), values[s].get(("", layer, head), np.nan))) for s in others
         ]
-        made.append(Row(searchable(method, layer, head), keys(method, layer), cells, bool(clear)))
+        made.append(Row(searchable(algorithm, layer, head), keys(algorithm, layer), cells, bool(clear)))
     note = (
         f"By {score_name(lead)}, best first; means over images with 95 % intervals. A click on a column's name sorts."
     )
     zero = 100 * (0 - low) / (high - low)
-    return Table(columns, made, filters(methods, sorted(set(rows["layer"]))), note, has_gain, zero)
+    return Table(columns, made, filters(algorithms, sorted(set(rows["layer"]))), note, has_gain, zero)
 
 
 def _means(summary: pd.DataFrame, score: str) -> dict[tuple[str, int, int], float]:
-    rows = summary[(summary["score"] == score) & (summary["head"] >= 0)].drop_duplicates(["method", "layer", "head"])
-    places = zip(rows["method"], rows["layer"], rows["head"], rows["mean"], strict=True)
-    return {(str(method), int(layer), int(head)): float(value) for method, layer, head, value in places}
+    rows = summary[(summary["score"] == score) & (summary["head"] >= 0)].drop_duplicates(["algorithm", "layer", "head"])
+    places = zip(rows["algorithm"], rows["layer"], rows["head"], rows["mean"], strict=True)
+    return {(str(algorithm), int(layer), int(head)): float(value) for algorithm, layer, head, value in places}
 
 
 def _reach(rows: pd.DataFrame) -> tuple[float, float]:

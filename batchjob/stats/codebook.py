@@ -13,8 +13,9 @@ import pandas as pd
 import zarr
 from numpy.typing import NDArray
 
+from batchjob.codes import OK
 from batchjob.data.annotations import Annotations, instances_on_grid
-from batchjob.store.run import OK, View, read_part
+from batchjob.store.run import View, read_part
 
 TYPICAL = 8  # images kept for each cluster
 EXACT_ROWS = 1 << 20  # above it the expected information is its limit for many rows, (K − 1)(C − 1) / 2n

@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from batchjob.codes import NO_LABEL, OK
 from batchjob.data.annotations import Annotations, ImageAnnotations, PatchInstances, instances_on_grid
 from batchjob.geometry import Geometry
 from batchjob.metrics import clusters as scores
 from batchjob.metrics import nulls
-from batchjob.metrics.agreement import NO_LABEL, ari, contingency
+from batchjob.metrics.agreement import ari, contingency
 from batchjob.metrics.saliency import normalise, saliency_scores
 from batchjob.stats.stream import ROWS_AT_ONCE, Pool
-from batchjob.store.run import OK, Part, View, read_rows
+from batchjob.store.run import Part, View, read_rows
 
 Floats = NDArray[np.float64]
 COMPARED = ("instance_ari", "instance_ami", "image_ari", "pair_ari", "jaccard_60", "jaccard_80", "jaccard_90", "corloc")
@@ -132,8 +133,8 @@ def _compare_block(
 
 
 def _size(view: View, name: str) -> int:
-    methods, layers, heads = view.shape
-    return layers * heads * (methods if name.split(".")[0] in nulls.LABEL_SCORES else 1)
+    algorithms, layers, heads = view.shape
+    return layers * heads * (algorithms if name.split(".")[0] in nulls.LABEL_SCORES else 1)
 
 
 def _surviving(

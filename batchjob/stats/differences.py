@@ -14,16 +14,29 @@ from batchjob.stats.compare import COMPARED, Common
 from batchjob.store.run import View
 
 Floats = NDArray[np.float64]
-COLUMNS = ["run_a", "run_b", "score", "of", "method", "layer_a", "head_a", "layer_b", "head_b", "n", "mean_a", "mean_b"]
+COLUMNS = [
+    "run_a",
+    "run_b",
+    "score",
+    "of",
+    "algorithm",
+    "layer_a",
+    "head_a",
+    "layer_b",
+    "head_b",
+    "n",
+    "mean_a",
+    "mean_b",
+]
 COLUMNS += ["difference", "low", "high", "p", "p_holm"]
 # What is compared besides the scores themselves: their gains over position, which take each run's own grid out.
 GAINS = tuple(f"{name} over position" for name in COMPARED if name in LABEL_SCORES)
 
 
 def heads_of(view: View, score: str) -> list[tuple[str, int, int]]:
-    """(method, layer, head) of each column of a score."""
-    methods = view.methods if score.split(" ")[0] in LABEL_SCORES else ("",)
-    return [(m, x, h) for m in methods for x in view.layers for h in view.heads]
+    """(algorithm, layer, head) of each column of a score."""
+    algorithms = view.algorithms if score.split(" ")[0] in LABEL_SCORES else ("",)
+    return [(m, x, h) for m in algorithms for x in view.layers for h in view.heads]
 
 
 def values_of(common: Common, run: int, score: str) -> Floats | None:
@@ -70,9 +83,9 @@ def _pair(a: View, b: View, score: str, one: Floats, other: Floats, first: NDArr
     best = [_best(values[first]) for values in (one, other)]
     if all(i >= 0 for i in best):
         i, j = best
-        method = names_a[i][0] if names_a[i][0] == names_b[j][0] else f"{names_a[i][0]}|{names_b[j][0]}"
+        algorithm = names_a[i][0] if names_a[i][0] == names_b[j][0] else f"{names_a[i][0]}|{names_b[j][0]}"
         compare_columns(
-            "best head", one[~first][:, [i]], other[~first][:, [j]], [(method, *names_a[i][1:], *names_b[j][1:])]
+            "best head", one[~first][:, [i]], other[~first][:, [j]], [(algorithm, *names_a[i][1:], *names_b[j][1:])]
         )
     mean_a, mean_b = one.mean(axis=1, keepdims=True), other.mean(axis=1, keepdims=True)
     compare_columns("mean of heads", mean_a, mean_b, [("", -1, -1, -1, -1)])
@@ -97,7 +110,7 @@ def agreements(views: Sequence[View], common: Common) -> pd.DataFrame:
         for i, head in enumerate(heads_of(views[a], "instance_ari")):
             figures = (int(found.n[i]), found.mean[i], found.low[i], found.high[i])
             rows.append((views[a].name, views[b].name, *head, *figures))
-    return pd.DataFrame(rows, columns=["run_a", "run_b", "method", "layer", "head", "n", "mean", "low", "high"])
+    return pd.DataFrame(rows, columns=["run_a", "run_b", "algorithm", "layer", "head", "n", "mean", "low", "high"])
 
 
 def describe(views: Sequence[View], common: Common, table: pd.DataFrame) -> list[str]:

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from batchjob.codes import NO_LABEL
 from batchjob.data.annotations import PatchInstances
 from batchjob.geometry import Geometry
 from batchjob.metrics import clusters as scores
 from batchjob.metrics import nulls
-from batchjob.metrics.agreement import NO_LABEL
 from batchjob.metrics.attention import attention_scores, draw_pairs, pair_scores_of, patch_distances
 from batchjob.metrics.saliency import normalise, saliency_scores
 

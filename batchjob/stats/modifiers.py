@@ -23,7 +23,7 @@ BINS: dict[str, tuple[float, ...]] = {
     "smaller": (2.0, 4.0, 8.0, 16.0, 32.0),  # patches of the smaller instance
     "size_ratio": (1.0, 1.5, 3.0),  # larger over smaller
 }
-COLUMNS = ["modifier", "low", "high", "method", "layer", "head", "pairs", "images", "pair_ari"]
+COLUMNS = ["modifier", "low", "high", "algorithm", "layer", "head", "pairs", "images", "pair_ari"]
 COLUMNS += ["pair_ari_low", "pair_ari_high", "position", "gain", "gain_low", "gain_high", "correlation"]
 
 
@@ -36,16 +36,16 @@ def modifier_table(view: View, pool: Pool) -> pd.DataFrame:
     path = view.folder / "stats" / "pairs.parquet"
     if not pq.read_metadata(path).num_rows:
         return pd.DataFrame(columns=COLUMNS)
-    tasks = [(m, x, modifier) for m in view.methods for x in view.layers for modifier in BINS]
+    tasks = [(m, x, modifier) for m in view.algorithms for x in view.layers for modifier in BINS]
     frames = list(pool.map(functools.partial(_one_layer, path, view.heads), tasks))
     whole = pd.concat([f for f in frames if len(f)], ignore_index=True)
-    return whole.sort_values(["method", "layer", "head"], kind="stable", ignore_index=True)
+    return whole.sort_values(["algorithm", "layer", "head"], kind="stable", ignore_index=True)
 
 
 def _one_layer(path: Path, heads: Sequence[int], task: tuple[str, int, str]) -> pd.DataFrame:
     """The rows of all heads of a layer for one modifier: they share the resampled images."""
-    method, layer, modifier = task
-    names = [f"{method}/{layer}/{head}" for head in heads]
+    algorithm, layer, modifier = task
+    names = [f"{algorithm}/{layer}/{head}" for head in heads]
     columns = ["larger", "smaller"] if modifier == "size_ratio" else [modifier]
     table = pq.read_table(
         path, columns=["image_id", *columns, *(f"{k}/{n}" for k in ("ari", "position") for n in names)]
@@ -77,7 +77,7 @@ def _one_layer(path: Path, heads: Sequence[int], task: tuple[str, int, str]) -> 
             own, over = bounds[:, i], bounds[:, len(heads) + i]
             figures = (ari[inside, i].mean(), *own, position[inside, i].mean(), gain[inside, i].mean(), *over)
             counts = (int(inside.sum()), len(used))
-            rows.append((modifier, low, high, method, layer, head, *counts, *figures, correlation[i]))
+            rows.append((modifier, low, high, algorithm, layer, head, *counts, *figures, correlation[i]))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -91,9 +91,9 @@ def _rank_correlation(values: Floats, gains: Floats) -> Floats:
     return np.where(spread > 0, x @ y / np.where(spread > 0, spread, 1), np.nan)
 
 
-def describe(table: pd.DataFrame, layer: int, head: int, method: str) -> list[str]:
+def describe(table: pd.DataFrame, layer: int, head: int, algorithm: str) -> list[str]:
     """The modifiers of one head in words, a line each."""
-    mine = table[(table.layer == layer) & (table["head"] == head) & (table.method == method)]
+    mine = table[(table.layer == layer) & (table["head"] == head) & (table.algorithm == algorithm)]
     lines = []
     for modifier, of_it in mine.groupby("modifier", sort=False):
         bins = [

@@ -112,7 +112,7 @@ def _tabulate(
     hints = text.missing_inputs(view, sorted(names), has_annotations=annotations is not None, has_random=bool(randoms))
     lines = text.describe(view, counts, summary, selection)
     for row in selection[selection.score == "pair_ari"].to_dict("records") if len(selection) else ():
-        lines += ["", *describe_modifiers(modifiers, row["layer"], row["head"], row["method"])]
+        lines += ["", *describe_modifiers(modifiers, row["layer"], row["head"], row["algorithm"])]
     if view.options.get("scope") == "dataset":
         lines += ["", *codebook.write(view, annotations, csv=csv)]
     return [*lines, *([""] if hints else []), *hints, "", f"tables: {view.folder / 'stats'}"]

@@ -16,12 +16,13 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from batchjob.codes import OK, PENDING
 from batchjob.data.annotations import Annotations, ImageAnnotations, PatchInstances, instances_on_grid
 from batchjob.metrics import nulls
 from batchjob.metrics.clusters import agreement
 from batchjob.metrics.saliency import normalise
 from batchjob.stats.image import Context, PairTable, locality_attention, locality_pairs, score_labels, score_maps
-from batchjob.store.run import OK, PENDING, Part, View, locality_sums, read_part
+from batchjob.store.run import Part, View, locality_sums, read_part
 
 ROWS_AT_ONCE = 512  # of one task; an inner chunk of the store
 Item = TypeVar("Item")
@@ -221,15 +222,15 @@ def _truth(
 
 
 def _add_agreement(into: dict[str, NDArray[np.float64]], labels: NDArray[np.uint8]) -> None:
-    """Adds the indices between heads [M, L, H, H] and between methods [L, H, M, M] of an image's labels."""
-    methods, layers, heads, _ = labels.shape
+    """Adds the indices between heads [M, L, H, H] and between algorithms [L, H, M, M] of an image's labels."""
+    algorithms, layers, heads, _ = labels.shape
     tables = {}
     if heads > 1:
         tables["heads"] = np.array(
-            [[agreement(labels[m, x], labels[m, x]) for x in range(layers)] for m in range(methods)]
+            [[agreement(labels[m, x], labels[m, x]) for x in range(layers)] for m in range(algorithms)]
         )
-    if methods > 1:
-        tables["methods"] = np.array(
+    if algorithms > 1:
+        tables["algorithms"] = np.array(
             [[agreement(labels[:, x, h], labels[:, x, h]) for h in range(heads)] for x in range(layers)]
         )
     for kind, values in tables.items():

@@ -24,10 +24,11 @@ CHOSEN = (
 
 
 def summarise(view: View, names: Sequence[str], randoms: Sequence[View], pool: Pool) -> pd.DataFrame:
-    """One row for each score, method, layer, head and null: n, mean, interval; the null's mean, the gain, its p.
+    """One row for each score, algorithm, layer, head and null: n, mean, interval; the null's mean, the gain, its p.
 
     `names` are the arrays in scores.zarr, nulls among them; `randoms` are untrained runs of the same architecture. A
-    score without a null has one row, null empty. p_holm is corrected over the heads and layers of a method and null.
+    score without a null has one row, null empty. p_holm is corrected over the heads and
+    layers of an algorithm and null.
     """
     scores = sorted(n for n in names if "." not in n)
     work = functools.partial(_summarise_score, view, tuple(names), tuple(randoms))
@@ -35,7 +36,7 @@ def summarise(view: View, names: Sequence[str], randoms: Sequence[View], pool: P
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=_COLUMNS)
 
 
-_COLUMNS = ["score", "method", "layer", "head", "null", "n", "mean", "low", "high"]
+_COLUMNS = ["score", "algorithm", "layer", "head", "null", "n", "mean", "low", "high"]
 _COLUMNS += ["null_mean", "gain", "gain_low", "gain_high", "p", "p_holm"]
 
 
@@ -48,15 +49,15 @@ def read_score(view: View, name: str) -> Floats:
 
 
 def columns_of(view: View, name: str, count: int) -> list[tuple[str, int, int]]:
-    """(method, layer, head) of each of a score's `count` columns; '' and −1 where it has none."""
+    """(algorithm, layer, head) of each of a score's `count` columns; '' and −1 where it has none."""
     if count == len(view.layers) and "oracle" in name:
         return [("", x, -1) for x in view.layers]
-    methods = view.methods if count == np.prod(view.shape) and is_of_labels(name) else ("",)
-    return [(m, x, h) for m in methods for x in view.layers for h in view.heads]
+    algorithms = view.algorithms if count == np.prod(view.shape) and is_of_labels(name) else ("",)
+    return [(m, x, h) for m in algorithms for x in view.layers for h in view.heads]
 
 
 def is_of_labels(name: str) -> bool:
-    """Whether a score is one of clusters, and so has a method."""
+    """Whether a score is one of clusters, and so has an algorithm."""
     from batchjob.metrics.nulls import LABEL_SCORES
 
     return name in LABEL_SCORES
@@ -116,9 +117,9 @@ def _summarise_score(view: View, names: Sequence[str], randoms: Sequence[View], 
         gains = values - against
         gain, p = interval(gains), sign_flip(gains)
         corrected = np.full(len(p), np.nan)
-        methods = np.array([m for m, _, _ in columns])
-        for method in np.unique(methods):
-            corrected[methods == method] = holm(p[methods == method])
+        algorithms = np.array([m for m, _, _ in columns])
+        for algorithm in np.unique(algorithms):
+            corrected[algorithms == algorithm] = holm(p[algorithms == algorithm])
         for i, column in enumerate(columns):
             known = np.isfinite(gains[:, i])
             null_mean = float(against[known, i].mean()) if known.any() else np.nan
@@ -142,7 +143,7 @@ def _row(
 
 
 def select_heads(view: View, names: Sequence[str], pool: Pool) -> pd.DataFrame:
-    """The best head of each score and method, chosen on one half of the images; figures and interval of the other half.
+    """The best head of each score and algorithm, chosen on one half of the images, with the other half's figures.
 
     Best is the largest mean gain over the score's first null. `worse` and `better` count the heads whose gain over all
     images has an interval below and above zero.
@@ -162,8 +163,8 @@ def _select_of_score(view: View, names: Sequence[str], score: str) -> list[dict[
     columns = columns_of(view, score, values.shape[1])
     gains = values - base
     whole = interval(gains)
-    for method in dict.fromkeys(m for m, _, _ in columns):
-        mine = np.array([i for i, c in enumerate(columns) if c[0] == method])
+    for algorithm in dict.fromkeys(m for m, _, _ in columns):
+        mine = np.array([i for i, c in enumerate(columns) if c[0] == algorithm])
         chosen_on = _mean_known(gains[first][:, mine], axis=0)
         if not np.isfinite(chosen_on).any():
             continue
@@ -176,7 +177,7 @@ def _select_of_score(view: View, names: Sequence[str], score: str) -> list[dict[
         rows.append(
             {
                 "score": score,
-                "method": method,
+                "algorithm": algorithm,
                 "null": null,
                 "layer": columns[best][1],
                 "head": columns[best][2],
@@ -200,11 +201,11 @@ def _select_of_score(view: View, names: Sequence[str], score: str) -> list[dict[
 
 
 def agreement_table(view: View, sums: dict[str, NDArray[np.float64]]) -> pd.DataFrame:
-    """Mean adjusted Rand index between each two heads of a layer, and each two methods, with a normal 95 % interval."""
+    """Mean adjusted Rand index between each two heads of a layer, each two algorithms, with a normal 95 % interval."""
     rows = []
     for kind, (n, total, squares) in sums.items():
-        names: Sequence[Any] = view.heads if kind == "heads" else view.methods
-        outer: Sequence[Any] = view.methods if kind == "heads" else view.layers
+        names: Sequence[Any] = view.heads if kind == "heads" else view.algorithms
+        outer: Sequence[Any] = view.algorithms if kind == "heads" else view.layers
         inner: Sequence[Any] = view.layers if kind == "heads" else view.heads
         mean = total / np.maximum(n, 1)
         error = np.sqrt(np.clip(squares / np.maximum(n, 1) - mean**2, 0, None) / np.maximum(n - 1, 1))
@@ -213,11 +214,11 @@ def agreement_table(view: View, sums: dict[str, NDArray[np.float64]]) -> pd.Data
                 for i in range(len(names)):
                     for j in range(i + 1, len(names)):
                         place = (a, b, i, j)
-                        method, layer, head = (x, y, -1) if kind == "heads" else ("", x, y)
+                        algorithm, layer, head = (x, y, -1) if kind == "heads" else ("", x, y)
                         spread = 1.96 * error[place]
                         bounds = (mean[place], mean[place] - spread, mean[place] + spread)
                         who = (str(names[i]), str(names[j]))
-                        rows.append((kind, method, layer, head, *who, int(n[place]), *bounds))
+                        rows.append((kind, algorithm, layer, head, *who, int(n[place]), *bounds))
     return pd.DataFrame(
-        rows, columns=["between", "method", "layer", "head", "first", "second", "n", "mean", "low", "high"]
+        rows, columns=["between", "algorithm", "layer", "head", "first", "second", "n", "mean", "low", "high"]
     )

@@ -17,12 +17,12 @@ from batchjob.stats.stream import ROWS_AT_ONCE, Scored
 from batchjob.store import lifecycle as store
 from batchjob.store.run import View
 
-_DIMS = {4: ("image", "method", "layer", "head"), 3: ("image", "layer", "head"), 2: ("image", "layer")}
+_DIMS = {4: ("image", "algorithm", "layer", "head"), 3: ("image", "layer", "head"), 2: ("image", "layer")}
 _NO_HEAD = -1  # in the tidy table, of scores that are a layer's
 TIDY = pa.schema(
     [
         ("image_id", pa.dictionary(pa.int32(), pa.string())),
-        ("method", pa.dictionary(pa.int8(), pa.string())),
+        ("algorithm", pa.dictionary(pa.int8(), pa.string())),
         ("layer", pa.int16()),
         ("head", pa.int16()),
         ("score", pa.dictionary(pa.int16(), pa.string())),
@@ -87,19 +87,19 @@ class Tables:
     def _tidy_tables(self, scored: Scored) -> list[pa.Table]:
         tables = []
         layers, heads = np.array(self._view.layers, np.int16), np.array(self._view.heads, np.int16)
-        methods = [*self._view.methods, ""]
+        algorithms = [*self._view.algorithms, ""]
         for name, values in scored.arrays.items():
             where = np.nonzero(np.isfinite(values))
             count = len(where[0])
             if not count:
                 continue
-            has_method, has_head = values.ndim == 4, values.ndim >= 3
-            method = where[1] if has_method else np.full(count, len(methods) - 1)
+            has_algorithm, has_head = values.ndim == 4, values.ndim >= 3
+            algorithm = where[1] if has_algorithm else np.full(count, len(algorithms) - 1)
             ids = pa.array(self._ids[scored.start : scored.start + len(values)])
             columns = [
                 pa.DictionaryArray.from_arrays(pa.array(where[0].astype(np.int32)), ids),
-                pa.DictionaryArray.from_arrays(pa.array(method.astype(np.int8)), pa.array(methods)),
-                pa.array(layers[where[2 if has_method else 1]]),
+                pa.DictionaryArray.from_arrays(pa.array(algorithm.astype(np.int8)), pa.array(algorithms)),
+                pa.array(layers[where[2 if has_algorithm else 1]]),
                 pa.array(heads[where[-1]] if has_head else np.full(count, _NO_HEAD, np.int16)),
                 pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int16)), pa.array([name])),
                 pa.array(values[where].astype(np.float32)),
@@ -134,11 +134,11 @@ class Tables:
 
 
 def _labellings(view: View) -> list[str]:
-    return [f"{m}/{x}/{h}" for m in view.methods for x in view.layers for h in view.heads]
+    return [f"{m}/{x}/{h}" for m in view.algorithms for x in view.layers for h in view.heads]
 
 
 def _pair_schema(view: View) -> pa.Schema:
-    """One row a pair; `ari/METHOD/LAYER/HEAD` and `position/…` columns, since long rows would repeat the modifiers."""
+    """One row a pair; `ari/ALGORITHM/LAYER/HEAD` and `position/…` columns, as long rows would repeat modifiers."""
     modifiers = [("category", pa.int32()), ("first", pa.int32()), ("second", pa.int32())]
     modifiers += [(name, pa.float32()) for name in ("distance", "box_iou", "smaller", "larger")]
     scores = [(f"{kind}/{name}", pa.float32()) for kind in ("ari", "position") for name in _labellings(view)]
@@ -163,7 +163,7 @@ def _open_scores(view: View, ids: Sequence[str]) -> zarr.Group:
     group = zarr.open_group(str(path), mode="w", zarr_format=3)
     coordinates: dict[str, tuple[str, Any]] = {
         "image_id": ("image", np.array(ids, object)),
-        "method": ("method", np.array(view.methods, object)),
+        "algorithm": ("algorithm", np.array(view.algorithms, object)),
         "layer": ("layer", np.array(view.layers, np.int16)),
         "head": ("head", np.array(view.heads, np.int16)),
     }

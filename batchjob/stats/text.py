@@ -65,12 +65,14 @@ def head_table(view: View, summary: pd.DataFrame, score: str = "instance_ari") -
     """A table of one score, a line a head, the best first: mean, interval, its first null, the gain over it, p, n."""
     null = MAIN_NULL.get(score, "")
     found = summary[(summary.score == score) & summary["mean"].notna()]
-    found = found[found.null == null] if null in set(found.null) else found.drop_duplicates(["method", "layer", "head"])
+    found = (
+        found[found.null == null] if null in set(found.null) else found.drop_duplicates(["algorithm", "layer", "head"])
+    )
     if found.empty:
         return []
     found = found.sort_values(["mean", "layer", "head"], ascending=[False, True, True])
     widths = (14, 6, 6, 9, 19, 10, 9, 19, 10, 8)
-    heading = ("method", "layer", "head", "mean", "interval", null or "null", "gain", "interval", "p", "n")
+    heading = ("algorithm", "layer", "head", "mean", "interval", null or "null", "gain", "interval", "p", "n")
     lines = [
         f"{score} by head, best first ({null or 'no'} null beside it; 95 % intervals over images; p by Holm)",
         heading[0].ljust(14) + "".join(h.rjust(w) for h, w in zip(heading[1:], widths[1:], strict=True)),
@@ -88,7 +90,7 @@ def head_table(view: View, summary: pd.DataFrame, score: str = "instance_ari") -
             p_value(row["p_holm"]).removeprefix("p = ").removeprefix("p ").replace("unknown", "–"),
             str(row["n"]),
         )
-        name = row["method"] or "–"
+        name = row["algorithm"] or "–"
         lines.append(name.ljust(14) + "".join(c.rjust(w) for c, w in zip(cells, widths[1:], strict=True)))
     if len(found) > MOST_ROWS:
         lines.append(f"… {len(found) - MOST_ROWS} more in {view.folder / 'stats' / 'summary.parquet'}")
@@ -109,8 +111,8 @@ def sentence(view: View, row: Mapping[str, Any]) -> str:
         f"{gain(row['gain'])} [{gain(row['gain_low'])}, {gain(row['gain_high'])}] on the other half, "
         f"n = {row['n']}, {p_value(row['p'])}"
     )
-    if len(view.methods) > 1 and row["method"]:
-        text = text.replace(f"{score}:", f"{score} ({row['method']}):", 1)
+    if len(view.algorithms) > 1 and row["algorithm"]:
+        text = text.replace(f"{score}:", f"{score} ({row['algorithm']}):", 1)
     rest = f"{row['worse']} of {row['heads']} heads do worse {THAN.get(null, '')}, {row['better']} better"
     return f"{text}; {rest}"
 

@@ -5,11 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
+from batchjob.codes import NO_LABEL
 from batchjob.errors import UserError
 
-SCHEMA_VERSION = 1
-NO_LABEL = 255  # the image failed, or the patch is padding
-NOISE_LABEL = 254  # hdbscan
 _CHUNK_ROWS = 1024  # images of one inner chunk: 512 cost a sixth more to write, and no less to read one image
 _LEAST_CHUNK_ROWS = 64
 MOST_ROWS = 4096
@@ -59,10 +57,10 @@ class ArraySpec:
 
 
 def rows_per_partition(row_count: int, *, on_gpu: bool) -> int:
-    """Images of one unit of work for `--rows-per-partition auto`: a power of two near the square root of all images.
+    """Images of one partition for `--rows-per-partition auto`: a power of two near the square root of all images.
 
-    As many units as images in each lets work be shared and little be lost at any scale: COCO val2017 gets 79 units,
-    train2017 462, a billion images 244,141 (of 4096). Without a GPU a unit is at most 256 images.
+    As many partitions as images in each lets work be shared and little be lost at any scale: COCO val2017 gets 79,
+    train2017 462, a billion images 244,141 (of 4096). Without a GPU a partition is at most 256 images.
     """
     low, high = (_FEWEST_ROWS_ON_GPU, MOST_ROWS) if on_gpu else (_FEWEST_ROWS, _MOST_ROWS_ON_CPU)
     return max(low, min(high, 1 << max(0, math.isqrt(row_count).bit_length() - 1)))
@@ -92,7 +90,7 @@ def layout(plan: PlanLike) -> dict[str, ArraySpec]:
     options, n, rows = plan.options, plan.row_count, plan.rows_per_partition
     sizes = {
         "image": n,
-        "method": len(options.methods),
+        "algorithm": len(options.algorithms),
         "layer": len(plan.layers),
         "head": len(plan.heads),
         "y": plan.model.grid[0],
@@ -106,7 +104,7 @@ def layout(plan: PlanLike) -> dict[str, ArraySpec]:
 
     def by_head(dims: str, dtype: str, fill: float, meaning: str) -> ArraySpec:
         names = tuple(dims.split())
-        one_head = {"method": 1, "layer": 1, "head": 1}
+        one_head = {"algorithm": 1, "layer": 1, "head": 1}
         return ArraySpec(
             dims=names,
             shape=tuple(sizes[d] for d in names),
@@ -126,11 +124,11 @@ def layout(plan: PlanLike) -> dict[str, ArraySpec]:
     arrays: dict[str, ArraySpec] = {}
     if options.scope == "dataset" and options.queries == "cls":
         arrays["image_labels"] = whole(
-            "image method layer head", "uint8", NO_LABEL, "number of the centroid nearest to the CLS row; 255 = none"
+            "image algorithm layer head", "uint8", NO_LABEL, "number of the centroid nearest to the CLS row; 255 = none"
         )
     else:
         arrays["labels"] = by_head(
-            "image method layer head y x",
+            "image algorithm layer head y x",
             "uint8",
             NO_LABEL,
             "cluster of each patch; 255 = none (failed, padding), 254 = noise (hdbscan)",
@@ -143,9 +141,9 @@ def layout(plan: PlanLike) -> dict[str, ArraySpec]:
     else:
         row = "the CLS row after the softmax over all tokens, prefix columns dropped, not renormalised; NaN = failed"
         arrays["cls_attention"] = by_head("image layer head y x", "float16", math.nan, row)
-    arrays["k"] = whole("image method layer head", "uint8", 0, "clusters found; 0 = failed")
+    arrays["k"] = whole("image algorithm layer head", "uint8", 0, "clusters found; 0 = failed")
     arrays["inertia"] = whole(
-        "image method layer head", "float32", math.nan, "sum of squared distances to the own centroid; NaN = failed"
+        "image algorithm layer head", "float32", math.nan, "sum of squared distances to the own centroid; NaN = failed"
     )
     arrays["prefix_mass"] = whole(
         "image layer head", "float16", math.nan, "mean over patch queries of the mass on CLS and registers"
@@ -193,7 +191,7 @@ def score_names(plan: PlanLike) -> tuple[str, ...]:
 
 
 def partition_count(plan: PlanLike) -> int:
-    """How many units of work the rows make."""
+    """How many partitions the rows make."""
     return -(-plan.row_count // plan.rows_per_partition)
 
 

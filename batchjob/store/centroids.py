@@ -141,7 +141,7 @@ def store_files(run: Path) -> dict[str, bytes]:
     facts["iterations"] = found.iterations.tolist()
     held: dict[str, Buffer] = {}
     group = zarr.create_group(MemoryStore(store_dict=held), zarr_format=3)
-    dims = ("method", "layer", "head", "cluster", "feature")
+    dims = ("algorithm", "layer", "head", "cluster", "feature")
     for name, values, meaning in (
         ("centroids", found.centroids, "means of the rows nearest to them, after the distance's transform"),
         ("centroid_rows", found.counts, "rows of the fit's sample nearest to each centroid"),
@@ -149,7 +149,7 @@ def store_files(run: Path) -> dict[str, bytes]:
     ):
         group.create_array(
             name,
-            data=values[None],  # one method: k-means
+            data=values[None],  # one algorithm: k-means
             chunks=(1, *(1 if d in ("layer", "head") else n for d, n in zip(dims[1:], values.shape, strict=False))),
             dimension_names=dims[: values.ndim + 1],
             compressors=ZstdCodec(level=1),

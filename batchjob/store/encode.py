@@ -14,18 +14,9 @@ from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from batchjob import config
-from batchjob.data.decode import STATUS
+from batchjob.codes import SCHEMA, STATUS
 from batchjob.errors import UserError
-from batchjob.store.arrays import (
-    SCHEMA_VERSION,
-    ArraySpec,
-    PlanLike,
-    kept_rows,
-    layout,
-    rows_of,
-    shard_paths,
-    shards_of,
-)
+from batchjob.store.arrays import ArraySpec, PlanLike, kept_rows, layout, rows_of, shard_paths, shards_of
 
 _ROWS_OF_IDS = 65536  # image ids of one chunk
 
@@ -99,7 +90,7 @@ def static_files(plan: PlanLike, index: IndexLike) -> dict[str, bytes]:
                 _make_array(store, name, spec, STATUS if name == "status" else None)
         _coordinate(group, "layer", "layer", np.asarray(plan.layers, "int16"))
         _coordinate(group, "head", "head", np.asarray(plan.heads, "int16"))
-        _coordinate(group, "method", "method", np.asarray(plan.options.methods, object))
+        _coordinate(group, "algorithm", "algorithm", np.asarray(plan.options.algorithms, object))
         if store_name == "labels" and kept_rows(plan):
             _coordinate(group, "kept_image", "kept_image", np.asarray(kept_rows(plan), "int64"))
         ids = group.create_array(
@@ -135,7 +126,7 @@ def _coordinate(group: zarr.Group, name: str, dim: str, values: NDArray[Any]) ->
 def _attributes(plan: PlanLike) -> dict[str, Any]:
     """What a reader needs in ten years; nothing of it depends on when or where the run was made."""
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": SCHEMA,
         "title": "self-attention of a vision model, clustered head by head",
         "rows": plan.row_count,
         "rows_per_partition": plan.rows_per_partition,
@@ -180,9 +171,9 @@ def read_root(run: Path) -> dict[str, Any]:
             raise UserError(f"{run} holds no labels.zarr; make it with: batchjob plan DATA {run}") from error
         raise DamagedRoot(f"{path} is damaged; mend it with: batchjob run, on the same RUN") from error
     found = attributes.get("schema_version")
-    if found != SCHEMA_VERSION:
+    if found != SCHEMA:
         raise UserError(
-            f"{run}/labels.zarr has schema {found}, this version of batchjob reads schema {SCHEMA_VERSION}; "
+            f"{run}/labels.zarr has schema {found}, this version of batchjob reads schema {SCHEMA}; "
             f"use batchjob {attributes.get('batchjob', 'of that time')}, or another RUN"
         )
     return dict(root)

@@ -9,11 +9,10 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from batchjob.codes import OK
 from batchjob.config import SCORE_ARRAYS
 from batchjob.errors import UserError
 from batchjob.geometry import Geometry
-
-OK, PENDING = 0, 255  # of `status`
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +21,7 @@ class View:
 
     folder: Path
     geometry: Geometry
-    methods: tuple[str, ...]
+    algorithms: tuple[str, ...]
     layers: tuple[int, ...]
     heads: tuple[int, ...]
     rows: int
@@ -58,8 +57,8 @@ class View:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(methods, layers, heads)."""
-        return len(self.methods), len(self.layers), len(self.heads)
+        """(algorithms, layers, heads)."""
+        return len(self.algorithms), len(self.layers), len(self.heads)
 
     def image_ids(self) -> list[str]:
         """Every row's id."""
@@ -101,7 +100,7 @@ def open_view(run: str | Path) -> View:
     return View(
         folder=folder,
         geometry=Geometry(height, width, patch_height, patch_width, options["resize"]),
-        methods=tuple(str(m) for m in _array(group, "method")[:]),
+        algorithms=tuple(str(m) for m in _array(group, "algorithm")[:]),
         layers=tuple(int(v) for v in _array(group, "layer")[:]),
         heads=tuple(int(v) for v in _array(group, "head")[:]),
         rows=int(attributes["rows"]),
