@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from batchjob.codes import VERSION
+
 if TYPE_CHECKING:
     from os import PathLike
 
     import xarray
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 
 def open(run: str | PathLike[str]) -> xarray.Dataset:

@@ -1,5 +1,6 @@
 """What the bytes of a run mean: codes of `labels` and `status`, and the version of its schema."""
 
+VERSION = "0.2.0"  # of this package
 SCHEMA = 2  # of plan.json and the arrays; a run of another version is refused
 NO_LABEL = 255  # of `labels`: the image failed, or the patch is padding
 NOISE = 254  # of `labels`: hdbscan put the patch into no cluster

@@ -187,11 +187,11 @@ def _fit(folder: Path, plan: Any, runtime: Runtime) -> None:
     if plan.options.scope != "dataset" or centroids.is_fitted(folder):
         return
     from batchjob.job import fit as room
-    from batchjob.job import label as job
     from batchjob.launch import processes as launch
     from batchjob.launch import shares
+    from batchjob.machine import visible_gpus
 
-    numbers = launch.devices(runtime, job.visible_gpus(runtime.device))
+    numbers = launch.devices(runtime, visible_gpus(runtime.device))
     if len(numbers) > 1 and not shares.is_launched(os.environ, in_batch_body=shares.in_batch_body()):
         _note(f"{len(numbers)} processes fit together, one a device")
         launch.fit_on(folder, runtime, numbers)
@@ -214,12 +214,13 @@ def _label_share(folder: Path, plan: Any, runtime: Runtime, named: list[int] | N
     from batchjob.job import label as job
     from batchjob.launch import processes as launch
     from batchjob.launch import shares
+    from batchjob.machine import visible_gpus
     from batchjob.store import lifecycle as store
 
     count = len(plan.partitions)
     if wrong := [partition for partition in named or () if not 0 <= partition < count]:
         raise UserError(f"--partition {wrong[0]} is not in {folder}, which has {count}; give 0 to {count - 1}")
-    numbers = launch.devices(runtime, job.visible_gpus(runtime.device))
+    numbers = launch.devices(runtime, visible_gpus(runtime.device))
     in_body = shares.in_batch_body()
     if len(numbers) > 1 and not shares.is_launched(os.environ, in_batch_body=in_body):
         _note(f"{len(numbers)} processes, one a device")
@@ -232,7 +233,7 @@ def _label_share(folder: Path, plan: Any, runtime: Runtime, named: list[int] | N
 
     share = shares.share_of(os.environ, in_batch_body=in_body)
     attempt = shares.attempt_of(os.environ)
-    partitions = shares.agreed_units(folder, attempt, missing)
+    partitions = shares.agreed_partitions(folder, attempt, missing)
     own = [partition for partition in share.of(partitions) if not store.is_done(folder, partition)]
     if not own:
         _note("nothing is missing" if not partitions else f"nothing is left of share {share.index} of {share.count}")

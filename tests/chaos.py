@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from batchjob.config import Options
 from batchjob.launch import shares
 from batchjob.store import arrays as layout
 from batchjob.store import lifecycle as store
-from tests.runs import MadeUpPlan, arrays_of
+from tests.runs import arrays_of, made_up_plan
 
-PLAN = MadeUpPlan(row_count=78, rows_per_partition=2, kept_rows=(3, 30, 31), score_names=("entropy",))
+PLAN = made_up_plan(row_count=78, rows_per_partition=2, kept_rows=(3, 30, 31), options=Options(scores="attention"))
 COMPUTE_S = 0.004
 
 
@@ -27,7 +28,7 @@ def note(run: Path, partition: int) -> None:
 
 
 def label(run: Path, attempt: str, share: shares.Share) -> None:
-    partitions = shares.agreed_units(run, attempt, lambda: store.missing(run, PLAN))
+    partitions = shares.agreed_partitions(run, attempt, lambda: store.missing(run, PLAN))
     before: int | None = None
     with store.Writer(run, PLAN) as writer:
         for partition in shares.claimed(writer, share.of(partitions), lambda: False):
@@ -43,7 +44,7 @@ def label(run: Path, attempt: str, share: shares.Share) -> None:
 def missing_files(run: Path) -> list[int]:
     """The control's idea of what is missing: partitions of which some file does not exist."""
     specs = layout.layout(PLAN)
-    partitions = range(layout.partition_count(PLAN))
+    partitions = range(PLAN.partition_count)
     return [u for u in partitions if not all((run / p).exists() for p in layout.shard_paths(specs, PLAN, u))]
 
 

@@ -1,42 +1,57 @@
 """A made-up plan and its arrays, for the tests of the store: no model, no images."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from batchjob import config
+from batchjob.config import Options
+from batchjob.plan import ModelSpec, Plan
 from batchjob.store import arrays as layout
 from batchjob.store import lifecycle as store
 
 
-@dataclass(frozen=True)
-class Model:
-    grid: tuple[int, int] = (2, 3)
-    kind: str = "vit"
+def made_up_model(*, grid: tuple[int, int] = (2, 3), kind: Literal["vit", "cnn"] = "vit") -> ModelSpec:
+    """A model of two layers and three heads that exists nowhere."""
+    return ModelSpec(
+        name="made-up",
+        kind=kind,
+        input_px=(grid[0] * 16, grid[1] * 16),
+        patch_px=(16, 16),
+        grid=grid,
+        num_prefix_tokens=1,
+        num_layers=12,
+        num_heads=3,
+        has_cls=True,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        interpolation="bicubic",
+        head_dim=64,
+        parameters=1000,
+        activation_numbers=1000,
+    )
 
-    def to_json(self) -> dict[str, Any]:
-        return {"name": "made-up", "grid": list(self.grid)}
 
-
-@dataclass(frozen=True)
-class MadeUpPlan:
-    row_count: int = 20
-    rows_per_partition: int = 8
-    layers: tuple[int, ...] = (3, 7)
-    heads: tuple[int, ...] = (0, 1, 2)
-    options: config.Options = field(default_factory=config.Options)
-    model: Model = field(default_factory=Model)
-    digest: str = "d1"
-    kept_rows: tuple[int, ...] = ()
-    score_names: tuple[str, ...] = ()
-
-    @property
-    def partitions(self) -> list[tuple[int, int]]:
-        return [layout.rows_of(self, i) for i in range(layout.partition_count(self))]
+def made_up_plan(**changes: Any) -> Plan:
+    """20 images in three partitions; `changes` are fields of Plan."""
+    fields: dict[str, Any] = {
+        "options": Options(),
+        "data": "photos",
+        "model": made_up_model(),
+        "weights": {"kind": "random", "path": "", "sha256": ""},
+        "annotations": "",
+        "layers": (3, 7),
+        "heads": (0, 1, 2),
+        "precision": "fp32",
+        "row_count": 20,
+        "rows_per_partition": 8,
+        "kept_rows": (),
+        "index_sha256": "",
+        "versions": {},
+    }
+    return Plan(**fields | changes)
 
 
 class Ids:
@@ -52,9 +67,9 @@ class Ids:
         return f"a/été, “{row}”\n.jpg" if row % 2 else f"bytes\\xff/{row}.jpg"
 
 
-def arrays_of(plan: MadeUpPlan, partition: int) -> dict[str, NDArray[Any]]:
+def arrays_of(plan: Plan, partition: int) -> dict[str, NDArray[Any]]:
     """All arrays of a partition, a function of the rows alone."""
-    start, stop = layout.rows_of(plan, partition)
+    start, stop = plan.rows_of(partition)
     arrays = {}
     for number, (name, spec) in enumerate(layout.layout(plan).items()):
         rows = range(start, stop)
@@ -65,12 +80,12 @@ def arrays_of(plan: MadeUpPlan, partition: int) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def label(run: Path, plan: MadeUpPlan, partitions: list[int]) -> None:
+def label(run: Path, plan: Plan, partitions: list[int]) -> None:
     """Publishes the partitions, as the job's loop does."""
     with store.Writer(run, plan) as writer:
         for i in partitions:
             assert writer.claim(i)
-            writer.write(i, arrays_of(plan, i), [(Ids(20).id(layout.rows_of(plan, i)[0]), "truncated", "cut, off\n")])
+            writer.write(i, arrays_of(plan, i), [(Ids(20).id(plan.rows_of(i)[0]), "truncated", "cut, off\n")])
 
 
 def contents(run: Path) -> Mapping[str, bytes]:

@@ -20,7 +20,7 @@ from tests.chaos import PLAN, missing_files
 from tests.conftest import ROOT
 from tests.runs import Ids, contents, label
 
-UNITS = layout.partition_count(PLAN)
+UNITS = PLAN.partition_count
 
 
 class Zygote:

@@ -103,7 +103,7 @@ def test_the_cost_of_a_problem_is_measured_beforehand():
 
 def test_the_cost_of_all_problems_is_told_in_fitting_units(monkeypatch):
     monkeypatch.setattr(pools, "seconds_a_problem", lambda algorithm, patches: 0.012)
-    monkeypatch.setattr(pools, "cpus", lambda: 2)
+    monkeypatch.setattr(pools, "usable_cores", lambda: 2)
     told = pools.forecast("hdbscan", 1_400_000, 196)
     assert told == (
         "hdbscan solves one problem after the other, 12 ms each on a CPU: "

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from batchjob.codes import STATUS
 from batchjob.data.sources import ImageIndex, index_images
 from batchjob.errors import UserError
-from batchjob.loader.loader import bottleneck, choose_workers
+from batchjob.loader.loader import bottleneck
 from batchjob.loader.workers import sizing
+from batchjob.machine import choose_workers
 from tests.pictures import jpeg
 from tests.poison import good_rows, make_files, open_loader, read_alone, rows_of
 
@@ -163,7 +164,7 @@ def test_the_bottleneck_is_named_with_the_option_that_helps(numbers, expected):
 
 
 def test_workers_are_the_cores_but_one_shared_by_the_ranks_of_a_node(monkeypatch):
-    monkeypatch.setattr("batchjob.loader.loader.usable_cores", lambda: 33)
+    monkeypatch.setattr("batchjob.machine.usable_cores", lambda: 33)
     assert [choose_workers(asked, {}) for asked in ("auto", "0", "5")] == [16, 0, 5]
     assert choose_workers("auto", {"LOCAL_WORLD_SIZE": "4"}) == 7
     assert choose_workers("auto", {"LOCAL_WORLD_SIZE": "64"}) == 1

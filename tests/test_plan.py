@@ -20,9 +20,10 @@ from tests.test_job import make_photos
 
 @given(st.integers(0, 10_000), st.integers(1, 4096))
 def test_partitions_cover_every_row_once_in_order(rows: int, size: int) -> None:
-    bounds = plans.partition_bounds(rows, size)
+    bounds = plans.Partitions(rows, size)
     assert [row for start, stop in bounds for row in range(start, stop)] == list(range(rows))
     assert all(stop - start == size for start, stop in bounds[:-1])
+    assert len(bounds) == -(-rows // size)
 
 
 def test_a_plan_is_read_back_equal(tmp_path: Path, batchjob: Command) -> None:

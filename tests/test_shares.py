@@ -20,10 +20,10 @@ from batchjob.launch import shares
 from batchjob.launch.stopping import Stop
 from batchjob.store import lifecycle as store
 from tests.conftest import ROOT, TINY, Command
-from tests.runs import Ids, MadeUpPlan, arrays_of, contents, label
+from tests.runs import Ids, arrays_of, contents, label, made_up_plan
 from tests.test_job import make_photos
 
-PLAN = MadeUpPlan()
+PLAN = made_up_plan()
 BODY = {"SLURM_JOB_ID": "9", "SLURM_PROCID": "0", "SLURM_NTASKS": "4"}
 STEP = {
     "SLURM_JOB_ID": "9",
@@ -123,31 +123,31 @@ def test_a_process_alone_needs_no_list() -> None:
 
 
 def test_who_asks_first_publishes_the_list_and_the_rest_read_it(run: Path) -> None:
-    assert shares.agreed_units(run, "a", lambda: [0, 2]) == [0, 2]
-    assert shares.agreed_units(run, "a", lambda: [1]) == [0, 2]
-    assert shares.agreed_units(run, "b", lambda: [1]) == [1]
+    assert shares.agreed_partitions(run, "a", lambda: [0, 2]) == [0, 2]
+    assert shares.agreed_partitions(run, "a", lambda: [1]) == [0, 2]
+    assert shares.agreed_partitions(run, "b", lambda: [1]) == [1]
 
 
 def test_what_is_found_missing_after_a_list_was_done_makes_the_next_list(run: Path) -> None:
     missing = lambda: store.missing(run, PLAN)  # noqa: E731
-    assert shares.agreed_units(run, "a", missing) == [0, 1, 2]
+    assert shares.agreed_partitions(run, "a", missing) == [0, 1, 2]
     label(run, PLAN, [0, 1, 2])
-    assert shares.agreed_units(run, "a", missing) == [0, 1, 2]
+    assert shares.agreed_partitions(run, "a", missing) == [0, 1, 2]
     (run / "done" / "000001.json").unlink()
     (run / "done" / "000000.json").unlink()
     label(run, PLAN, [0])  # so that not all of the first list is done
-    assert shares.agreed_units(run, "a", missing) == [0, 1, 2]
+    assert shares.agreed_partitions(run, "a", missing) == [0, 1, 2]
     label(run, PLAN, [1])
     (run / "labels.zarr" / "labels" / "c.2.0.0.0.0.0").write_bytes(b"")
-    assert shares.agreed_units(run, "a", missing) == [2]
+    assert shares.agreed_partitions(run, "a", missing) == [2]
 
 
 def test_a_second_job_on_the_same_run_shares_the_work_and_both_end_well(run: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path\n"
         "from batchjob.launch import shares; from batchjob.store import writer\n"
-        "from tests.runs import MadeUpPlan, arrays_of\n"
-        "plan, run, mine = MadeUpPlan(), Path(sys.argv[1]), []\n"
+        "from tests.runs import made_up_plan, arrays_of\n"
+        "plan, run, mine = made_up_plan(), Path(sys.argv[1]), []\n"
         "with writer.Writer(run, plan) as out:\n"
         "    for partition in shares.claimed(out, [0, 1, 2], lambda: False):\n"
         "        mine.append(partition); time.sleep(0.4); out.write(partition, arrays_of(plan, partition))\n"
@@ -166,7 +166,7 @@ def test_a_second_job_on_the_same_run_shares_the_work_and_both_end_well(run: Pat
 
 def test_what_a_dead_job_had_claimed_is_taken_over(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from batchjob.store.partitions import Claims\n"
+        "import sys, time; from pathlib import Path; from batchjob.store.claims import Claims\n"
         "claims = Claims(Path(sys.argv[1]) / 'work'); claims.take(0); print('claimed', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", code, str(run)], stdout=subprocess.PIPE, text=True, cwd=ROOT)

@@ -21,15 +21,17 @@ import xarray
 import zarr
 
 import batchjob
-from batchjob import config
+from batchjob import config, files
+from batchjob import plan as plans
 from batchjob.errors import UserError, WorkLeft
+from batchjob.plan import Plan
 from batchjob.store import arrays as layout
 from batchjob.store import centroids
 from batchjob.store import lifecycle as store
 from batchjob.store import partitions as publish
-from tests.runs import Ids, MadeUpPlan, Model, arrays_of, contents, label
+from tests.runs import Ids, arrays_of, contents, label, made_up_model, made_up_plan
 
-PLAN = MadeUpPlan(kept_rows=(2, 9, 15), score_names=("entropy", "sink"))
+PLAN = made_up_plan(kept_rows=(2, 9, 15), options=config.Options(scores="attention"))
 
 
 @pytest.fixture
@@ -103,7 +105,7 @@ def test_a_partition_of_fill_values_is_published_like_any_other(run: Path) -> No
     ],
 )
 def test_the_arrays_follow_the_options(options: config.Options, kind: str, present: set[str], absent: set[str]) -> None:
-    names = set(layout.layout(MadeUpPlan(options=options, model=Model(kind=kind))))
+    names = set(layout.layout(made_up_plan(options=options, model=made_up_model(kind=kind))))
     assert present <= names
     assert not absent & names
 
@@ -139,11 +141,11 @@ def test_creating_again_keeps_what_is_there_and_refuses_another_plan(run: Path) 
     store.create(run, PLAN, Ids(20))
     assert store.missing(run, PLAN) == [0, 2]
     with pytest.raises(UserError, match="labels of another plan; choose another RUN"):
-        store.create(run, MadeUpPlan(digest="d2"), Ids(20))
+        store.create(run, made_up_plan(index_sha256="d2"), Ids(20))
 
 
 def test_a_store_whose_plan_was_never_saved_gives_way(run: Path) -> None:
-    other = MadeUpPlan(digest="d2", row_count=5)
+    other = made_up_plan(index_sha256="d2", row_count=5)
     store.create(run, other, Ids(5))
     with store.open_labels(run) as labels:
         assert labels.sizes["image"] == 5
@@ -155,7 +157,7 @@ def test_a_store_of_another_schema_is_recognised(run: Path) -> None:
     metadata["attributes"] |= {"schema_version": 0, "batchjob": "0.0.9"}
     root.write_text(json.dumps(metadata))
     for use in (store.open_labels, store.finish, store.verify, lambda run: store.Writer(run, PLAN)):
-        with pytest.raises(UserError, match=r"has schema 0, this .* reads schema 1; use batchjob 0\.0\.9"):
+        with pytest.raises(UserError, match=r"has schema 0, this .* reads schema 2; use batchjob 0\.0\.9"):
             use(run)
 
 
@@ -292,8 +294,8 @@ def test_what_was_handed_over_is_published_even_if_the_loop_is_stopped(run: Path
 
 def test_a_partition_that_another_process_labels_can_not_be_claimed_until_it_dies(run: Path) -> None:
     code = (
-        "import sys, time; from batchjob.store import partitions; from pathlib import Path\n"
-        "claims = partitions.Claims(Path(sys.argv[1]) / 'work'); print(claims.take(1), flush=True); time.sleep(60)"
+        "import sys, time; from batchjob.store.claims import Claims; from pathlib import Path\n"
+        "claims = Claims(Path(sys.argv[1]) / 'work'); print(claims.take(1), flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", code, str(run)], stdout=subprocess.PIPE, text=True)
     assert other.stdout is not None
@@ -328,7 +330,7 @@ def test_writing_returns_before_the_disk_is_done(run: Path, monkeypatch: pytest.
 
 
 def test_finishing_leaves_no_scratch_behind_but_that_of_who_still_writes(run: Path) -> None:
-    scratch = publish.work_folder(run, "scratch")
+    scratch = files.work_folder(run, "scratch")
     gone = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
     ).stdout
@@ -349,7 +351,7 @@ def test_finishing_does_not_take_damaged_metadata_for_what_was_written(run: Path
     assert [damage.path for damage in store.verify(run)] == ["labels.zarr/image_id/c.0"]
 
 
-def _fit(run: Path, plan: MadeUpPlan) -> None:
+def _fit(run: Path, plan: Plan) -> None:
     """RUN/fit/centroids.npz of 4 clusters, made up."""
     rng, heads = np.random.default_rng(0), (len(plan.layers), len(plan.heads))
     values = rng.random((*heads, 4, 6), np.float32), rng.integers(1, 9, (*heads, 4)), rng.random(heads)
@@ -365,7 +367,7 @@ class Killed(BaseException):
 def test_a_kill_at_any_step_of_finishing_is_no_damage_and_finishing_again_ends_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scope: str
 ) -> None:
-    plan = MadeUpPlan(score_names=("entropy",), options=config.Options(scope=scope))
+    plan = made_up_plan(options=config.Options(scope=scope, scores="attention"))
     store.create(tmp_path / "labelled", plan, Ids(20))
     label(tmp_path / "labelled", plan, [0, 1, 2])
     if scope == "dataset":
@@ -408,7 +410,7 @@ def test_a_kill_at_any_step_of_finishing_is_no_damage_and_finishing_again_ends_t
     "damage", [_cut, _flip, lambda path: path.unlink()], ids=["truncated", "bit-flipped", "deleted"]
 )
 def test_damaged_centroids_in_the_store_are_found_and_written_again_from_the_fit(tmp_path: Path, damage) -> None:  # type: ignore[no-untyped-def]
-    run, plan = tmp_path / "run", MadeUpPlan(options=config.Options(scope="dataset"))
+    run, plan = tmp_path / "run", made_up_plan(options=config.Options(scope="dataset"))
     store.create(run, plan, Ids(20))
     label(run, plan, [0, 1, 2])
     _fit(run, plan)
@@ -436,24 +438,24 @@ def test_damaged_centroids_in_the_store_are_found_and_written_again_from_the_fit
     [(8, False, 8), (98, False, 8), (5000, False, 64), (5000, True, 64), (118_287, True, 256), (118_287, False, 256)],
 )
 def test_rows_per_partition_by_itself(images: int, on_gpu: bool, rows: int) -> None:
-    assert layout.rows_per_partition(images, on_gpu=on_gpu) == rows
+    assert plans.rows_per_partition(images, on_gpu=on_gpu) == rows
 
 
 def test_coco_val_keeps_eight_gpus_busy_and_a_kill_on_a_cpu_costs_minutes() -> None:
-    partitions = -(-5000 // layout.rows_per_partition(5000, on_gpu=True))
+    partitions = -(-5000 // plans.rows_per_partition(5000, on_gpu=True))
     assert partitions / 8 / -(-partitions // 8) > 0.95  # share of the last round that is work
     assert (
-        max(layout.rows_per_partition(n, on_gpu=False) for n in (10, 10**4, 10**6, 10**9)) / 2 < 180
+        max(plans.rows_per_partition(n, on_gpu=False) for n in (10, 10**4, 10**6, 10**9)) / 2 < 180
     )  # s at 2 images/s
 
 
 @pytest.mark.parametrize(("rows", "chunk"), [(8, 8), (64, 64), (512, 512), (1856, 928), (4096, 1024), (97, 97)])
 def test_chunks_divide_their_shard(rows: int, chunk: int) -> None:
-    assert layout.rows_per_chunk(rows) == chunk
+    assert plans.rows_per_chunk(rows) == chunk
 
 
 def test_a_partition_that_can_not_be_cut_into_chunks_names_a_better_one() -> None:
     with pytest.raises(UserError, match=r"--rows-per-partition 4093 has no divisor from 64 to 1024 .*; try 4094"):
-        layout.rows_per_chunk(4093)
+        plans.rows_per_chunk(4093)
     with pytest.raises(UserError, match="more than 4096"):
-        layout.rows_per_chunk(5000)
+        plans.rows_per_chunk(5000)

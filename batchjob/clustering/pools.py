@@ -2,7 +2,6 @@
 
 import atexit
 import functools
-import os
 import signal
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from batchjob.clustering.base import Clusters, check_finite, number_by_appearance
 from batchjob.codes import NO_LABEL, NOISE
+from batchjob.machine import usable_cores
 
 WORTH_A_POOL = 512  # problems: starting workers takes seconds, which fewer problems than these take by themselves
 ALGORITHMS = ("agglomerative", "hdbscan")
@@ -35,7 +35,7 @@ def solve_each(algorithm: str, x: Tensor, k: Tensor, *, mask: Tensor | None = No
         (algorithm, rows[at : at + CHUNK], valid[at : at + CHUNK], k[at : at + CHUNK].tolist())
         for at in range(0, n, CHUNK)
     ]
-    processes = processes or (cpus() if n >= WORTH_A_POOL else 1)
+    processes = processes or (usable_cores() if n >= WORTH_A_POOL else 1)
     answers = list(_pool(processes).map(_solve_chunk, jobs)) if processes > 1 else [_solve_chunk(job) for job in jobs]
     labels = torch.from_numpy(np.concatenate([a[0] for a in answers]) if answers else np.zeros((0, p), np.uint8))
     inertia = torch.from_numpy(np.concatenate([a[1] for a in answers]) if answers else np.zeros(0, np.float32))
@@ -55,18 +55,13 @@ def seconds_a_problem(algorithm: str, patches: int) -> float:
 
 def forecast(algorithm: str, problems: int, patches: int) -> str:
     """One sentence: how long so many problems will take on this machine, from one that is solved for it now."""
-    one, processes = seconds_a_problem(algorithm, patches), cpus()
+    one, processes = seconds_a_problem(algorithm, patches), usable_cores()
     total = one * problems / processes
     unit, seconds = ("hours", 3600) if total >= 5400 else ("minutes", 60) if total >= 90 else ("seconds", 1)
     return (
         f"{algorithm} solves one problem after the other, {1e3 * one:.0f} ms each on a CPU: "
         f"{problems:,} problems on {processes} CPUs take about {total / seconds:.1f} {unit}"
     )
-
-
-def cpus() -> int:
-    """How many CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @functools.lru_cache(maxsize=1)

@@ -4,9 +4,7 @@ No torch here: `plan`, `store` and the figures ask the same questions.
 """
 
 import math
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -170,16 +168,3 @@ def affordable_rows(wanted: int, *, row_bytes: int, budget_bytes: int, largest_s
 
 def _gib(size: float) -> str:
     return f"{size / 2**30:.2f} GiB"
-
-
-def host_budget(processes: int, *, share: float = 0.25) -> int:
-    """Bytes that one of `processes` on this machine may hold: `share` of its memory, or of its cgroup's limit.
-
-    Of all memory, not of what is free now: the same machine then always gives the same sample.
-    """
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        text = Path(limit).read_text().strip() if os.path.exists(limit) else ""
-        if text.isdigit():
-            memory = min(memory, int(text))
-    return int(memory * share / processes)

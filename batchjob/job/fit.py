@@ -20,7 +20,6 @@ from batchjob.codebook.rows import (
     affordable_rows,
     asked_rows,
     draw,
-    host_budget,
     row_kind,
     row_numbers,
 )
@@ -32,6 +31,7 @@ from batchjob.job.clusters import patch_mask
 from batchjob.job.memory import choose_batch_size
 from batchjob.job.progress import Progress
 from batchjob.loader.loader import Batch
+from batchjob.machine import choose_device, total_memory_bytes
 from batchjob.model import weights
 from batchjob.model.attention import Extractor, LayerMaps
 from batchjob.model.describe import load_model
@@ -39,6 +39,7 @@ from batchjob.plan import Plan
 from batchjob.store import centroids as stored
 from batchjob.store.centroids import Centroids, Checkpoint
 
+CPU_SHARE = 0.25  # of the machine's memory for the sample
 GPU_SHARE = 0.5  # of the device's memory for the sample; the model, its batch and the pool take the rest
 
 
@@ -118,7 +119,7 @@ def fit(
         )
     if stored.is_fitted(run):
         return stored.load(run, plan.digest)
-    device = job.choose_device(runtime.device)
+    device = choose_device(runtime.device)
     shares = plan.partitions[rank::world]
     with join(rank, world, device) as group:
         tell = say if rank == 0 else lambda line: None
@@ -178,7 +179,7 @@ def memory_budget(device: torch.device, world: int) -> int:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory * GPU_SHARE)
     here = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_TASKS_PER_NODE") or str(world)
-    return host_budget(max(1, int(re.split(r"\D", here)[0] or world)))
+    return int(CPU_SHARE * total_memory_bytes() / max(1, int(re.split(r"\D", here)[0] or world)))
 
 
 def sample_for(

@@ -14,14 +14,15 @@ from batchjob import clustering
 from batchjob import plan as plans
 from batchjob.config import Runtime
 from batchjob.data.sources import ImageIndex
-from batchjob.errors import UserError, WorkLeft
+from batchjob.errors import WorkLeft
 from batchjob.job import buffers
 from batchjob.job.clusters import choose_engine, forecast, open_clusterer
 from batchjob.job.memory import HalvingGuard, choose_batch_size
 from batchjob.job.progress import Progress, Stages
 from batchjob.job.scores import Scorer
 from batchjob.launch.shares import Board, claimed
-from batchjob.loader.loader import Loader, choose_workers
+from batchjob.loader.loader import Loader
+from batchjob.machine import choose_device, choose_workers
 from batchjob.model import weights
 from batchjob.model.attention import Extractor
 from batchjob.model.describe import load_model
@@ -102,21 +103,6 @@ def label(
         engine=engine_name,
         start_s=start_s,
     )
-
-
-def choose_device(asked: str) -> torch.device:
-    """The device that `--device` means. Raises UserError where it is not there."""
-    if asked == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no GPU; check nvidia-smi and the driver, or use --device cpu")
-    if asked == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    local = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
-    return torch.device("cuda", local % torch.cuda.device_count())  # each process of a node its own
-
-
-def visible_gpus(asked: str) -> int:
-    """How many GPUs this process may use; none with `--device cpu`."""
-    return 0 if asked == "cpu" else torch.cuda.device_count()
 
 
 def open_loader(plan: Plan, index: ImageIndex, runtime: Runtime, batch_size: int, device: torch.device) -> Loader:

@@ -1,7 +1,6 @@
 """How much memory a batch will take, forecast from shapes; the batch size that fits; one halving where it did not."""
 
 import dataclasses
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar, cast
@@ -11,9 +10,10 @@ import torch
 
 from batchjob.errors import UserError
 from batchjob.loader.loader import Batch
+from batchjob.machine import total_memory_bytes
 from batchjob.model.attention import CHUNK_BYTES
-from batchjob.model.describe import DTYPES, ModelSpec
-from batchjob.plan import Plan
+from batchjob.model.describe import DTYPES
+from batchjob.plan import ModelSpec, Plan
 
 GPU_SHARE = 0.8  # of the device's memory: the rest is the CUDA context, cuBLAS and fragmentation
 CPU_SHARE = 0.25  # of the machine's: the loader's workers and other processes live there too
@@ -104,7 +104,7 @@ def memory_budget(device: torch.device) -> int:
     """Bytes of the device that a batch may take."""
     if device.type == "cuda":
         return int(GPU_SHARE * torch.cuda.get_device_properties(device).total_memory)
-    return int(CPU_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return int(CPU_SHARE * total_memory_bytes())
 
 
 def format_bytes(count: float) -> str:

@@ -16,9 +16,10 @@ from types import TracebackType
 from typing import Self
 
 from batchjob.errors import UserError, WorkLeft
+from batchjob.files import new_scratch, seal_file, sync_folder, unseal_file, work_folder
+from batchjob.plan import Plan
 from batchjob.store import lifecycle as store
-from batchjob.store.arrays import PlanLike, rows_of
-from batchjob.store.partitions import Claims, new_scratch, seal_file, sync_folder, unseal_file, work_folder
+from batchjob.store.claims import Claims
 
 ATTEMPT = "BATCHJOB_ATTEMPT"  # set by our own launcher for its processes
 
@@ -103,7 +104,7 @@ def attempt_of(environment: Mapping[str, str]) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", name)
 
 
-def agreed_units(run: Path, attempt: str, missing: Callable[[], list[int]]) -> list[int]:
+def agreed_partitions(run: Path, attempt: str, missing: Callable[[], list[int]]) -> list[int]:
     """The attempt's list of partitions to label: the first process to ask publishes what is missing, the rest read it.
 
     Where all of a list has been labelled and something is missing all the same (damage, found later; an attempt's name
@@ -158,7 +159,7 @@ class Board:
     job array have a log each, so each has one that reports.
     """
 
-    def __init__(self, run: Path, attempt: str, share: Share, plan: PlanLike, partitions: Sequence[int]) -> None:
+    def __init__(self, run: Path, attempt: str, share: Share, plan: Plan, partitions: Sequence[int]) -> None:
         self._folder = work_folder(run, f"progress/{attempt or f'alone-{socket.gethostname()}-{os.getpid()}'}")
         self._own = self._folder / str(share.index)
         self._before = plan.row_count - sum(
@@ -204,8 +205,8 @@ class Board:
         self.close()
 
 
-def _images(plan: PlanLike, partition: int) -> int:
-    start, stop = rows_of(plan, partition)
+def _images(plan: Plan, partition: int) -> int:
+    start, stop = plan.rows_of(partition)
     return stop - start
 
 

@@ -1,9 +1,8 @@
 """Rows of an index as batches of uint8 tensors, in order, decoded by worker processes; and what the waiting says."""
 
 import math
-import os
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -18,6 +17,7 @@ from batchjob.geometry import Geometry
 from batchjob.loader.chunks import Chunk, Range, Recipe
 from batchjob.loader.prefetch import Ahead
 from batchjob.loader.workers import Chunks
+from batchjob.machine import usable_cores
 
 STALL_S = 60.0  # no file takes that long to read and decode; a hung network disk does
 
@@ -174,19 +174,6 @@ class Loader:
             np.concatenate([chunk.widths for chunk in chunks]),
             [failure for chunk in chunks for failure in chunk.failures],
         )
-
-
-def choose_workers(asked: str, environment: Mapping[str, str] = os.environ) -> int:
-    """`--workers`, or for auto all cores of this process but one, shared with the node's other ranks, at most 16."""
-    if asked != "auto":
-        return int(asked)
-    ranks = int(environment.get("LOCAL_WORLD_SIZE") or 1)  # torchrun's; under srun the cores are the task's own
-    return max(1, min(usable_cores() // ranks - 1, 16))
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on: a scheduler or a container may grant fewer than there are."""
-    return len(os.sched_getaffinity(0))
 
 
 def bottleneck(

@@ -1,10 +1,8 @@
-"""A timm model to look into: its name, input and tokens (`ModelSpec`), its weights and preprocessing (`Model`)."""
+"""A timm model: its input, tokens and heads (`describe`), its weights and preprocessing (`Model`)."""
 
-import dataclasses
 import difflib
 import re
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import timm
 import timm.data
@@ -14,53 +12,12 @@ from torch import Tensor, nn
 from batchjob.config import Options, split_list
 from batchjob.errors import UserError, nearest
 from batchjob.model import network, probe
+from batchjob.plan import ModelSpec
 
 DEFAULT_PX = 224
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 CNN_STRIDE_PX = 16
 _DOES_NOT_RUN = (RuntimeError, ValueError, AssertionError, AttributeError)  # what timm raises for a size it can't take
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """What the other rooms need to know of a model; saved in `plan.json`. Pairs are (rows, columns)."""
-
-    name: str
-    kind: Literal["vit", "cnn"]
-    input_px: tuple[int, int]
-    patch_px: tuple[int, int]  # input pixels of a patch; of a CNN, its stage's stride
-    grid: tuple[int, int]
-    num_prefix_tokens: int  # CLS, distillation and register tokens: the first of the sequence
-    num_layers: int
-    num_heads: int
-    has_cls: bool  # if so, the CLS token is the first
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str
-    head_dim: int  # numbers of a query; of a CNN, channels of the stage
-    parameters: int
-    activation_numbers: int  # of one image in the forward pass, alive at once
-    stage: int = -1  # of a CNN's feature stages, counted from 0; -1 for a ViT
-
-    @property
-    def num_patches(self) -> int:
-        """P: patches of one image."""
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def num_tokens(self) -> int:
-        """T: patches and prefix tokens."""
-        return self.num_prefix_tokens + self.num_patches
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields as plain JSON values."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "ModelSpec":
-        """The inverse of `to_json`."""
-        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-        return cls(**fields)
 
 
 class Model(nn.Module):

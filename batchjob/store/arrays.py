@@ -1,38 +1,12 @@
 """From a plan to the arrays of its store: names, dimensions, types, shards and chunks. Pure; see docs/store.md."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 from batchjob.codes import NO_LABEL
-from batchjob.errors import UserError
-
-_CHUNK_ROWS = 1024  # images of one inner chunk: 512 cost a sixth more to write, and no less to read one image
-_LEAST_CHUNK_ROWS = 64
-MOST_ROWS = 4096
-_MOST_ROWS_ON_CPU = 256  # at 2 images/s a kill costs two minutes; a GPU does 4096 in seconds
-_FEWEST_ROWS = 8
-_FEWEST_ROWS_ON_GPU = 64  # batches don't cross partitions
-
-
-class PlanLike(Protocol):
-    """What the store reads of a plan."""
-
-    @property
-    def row_count(self) -> int: ...
-    @property
-    def rows_per_partition(self) -> int: ...
-    @property
-    def layers(self) -> Sequence[int]: ...
-    @property
-    def heads(self) -> Sequence[int]: ...
-    @property
-    def options(self) -> Any: ...
-    @property
-    def model(self) -> Any: ...
-    @property
-    def digest(self) -> str: ...
+from batchjob.plan import Plan, rows_per_chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,36 +30,7 @@ class ArraySpec:
         return (self.shards or self.chunks)[0]
 
 
-def rows_per_partition(row_count: int, *, on_gpu: bool) -> int:
-    """Images of one partition for `--rows-per-partition auto`: a power of two near the square root of all images.
-
-    As many partitions as images in each lets work be shared and little be lost at any scale: COCO val2017 gets 79,
-    train2017 462, a billion images 244,141 (of 4096). Without a GPU a partition is at most 256 images.
-    """
-    low, high = (_FEWEST_ROWS_ON_GPU, MOST_ROWS) if on_gpu else (_FEWEST_ROWS, _MOST_ROWS_ON_CPU)
-    return max(low, min(high, 1 << max(0, math.isqrt(row_count).bit_length() - 1)))
-
-
-def rows_per_chunk(rows: int) -> int:
-    """Images of one inner chunk of a shard of `rows` images: its largest divisor up to 1024.
-
-    Raises UserError where there is no useful one, with the next number that has one.
-    """
-    found = _largest_divisor(rows)
-    if rows > MOST_ROWS:
-        raise UserError(f"--rows-per-partition {rows} is more than {MOST_ROWS}; give {MOST_ROWS} or less, or auto")
-    if rows < 1:
-        raise UserError(f"--rows-per-partition {rows} holds no image; give 1 to {MOST_ROWS}, or auto")
-    if rows > _CHUNK_ROWS and found < _LEAST_CHUNK_ROWS:
-        better = next(n for n in range(rows, MOST_ROWS + 1) if _largest_divisor(n) >= _LEAST_CHUNK_ROWS)
-        raise UserError(
-            f"--rows-per-partition {rows} has no divisor from {_LEAST_CHUNK_ROWS} to {_CHUNK_ROWS} "
-            f"to cut shards into chunks; try {better}"
-        )
-    return found
-
-
-def layout(plan: PlanLike) -> dict[str, ArraySpec]:
+def layout(plan: Plan) -> dict[str, ArraySpec]:
     """name -> spec of every array that labelling writes, partition by partition (docs/store.md has the reasons)."""
     options, n, rows = plan.options, plan.row_count, plan.rows_per_partition
     sizes = {
@@ -95,7 +40,7 @@ def layout(plan: PlanLike) -> dict[str, ArraySpec]:
         "head": len(plan.heads),
         "y": plan.model.grid[0],
         "x": plan.model.grid[1],
-        "partition": partition_count(plan),
+        "partition": plan.partition_count,
         "dy": 2 * plan.model.grid[0] - 1,
         "dx": 2 * plan.model.grid[1] - 1,
     }
@@ -151,7 +96,7 @@ def layout(plan: PlanLike) -> dict[str, ArraySpec]:
     arrays["status"] = whole("image", "uint8", 255, "0 = ok; the other codes are in the attribute 'codes'")
     arrays["height"] = whole("image", "int32", 0, "pixels, after the EXIF rotation; 0 = unknown")
     arrays["width"] = whole("image", "int32", 0, "pixels, after the EXIF rotation; 0 = unknown")
-    kept = len(kept_rows(plan))
+    kept = len(plan.kept_rows)
     if kept:
         shape = (kept, sizes["layer"], sizes["head"], patches, patches)
         what = "attention of each patch to each patch, not renormalised"
@@ -166,47 +111,26 @@ def layout(plan: PlanLike) -> dict[str, ArraySpec]:
             (1, *shape[1:]),
             what + "; kept_image holds the rows of the images",
         )
-    for name in score_names(plan):
+    for name in plan.score_names:
         spec = whole("image layer head", "float32", math.nan, "score of one image and head; docs/metrics.md")
         arrays[name] = replace(spec, store="scores")
     sums = {
         "locality_sum": ("partition layer head dy dx", "attention by the offset from query to key, summed over images"),
         "locality_count": ("partition layer dy dx", "pairs of patches that make up each sum"),
     }
-    for name, (dims, meaning) in sums.items() if score_names(plan) else ():
+    for name, (dims, meaning) in sums.items() if plan.score_names else ():
         names = tuple(dims.split())
-        shape = tuple(sizes[d] for d in names)
-        arrays[name] = ArraySpec(names, shape, "float64", 0, (1, *shape[1:]), None, meaning, "scores")
+        whole_shape = tuple(sizes[d] for d in names)
+        arrays[name] = ArraySpec(names, whole_shape, "float64", 0, (1, *whole_shape[1:]), None, meaning, "scores")
     return arrays
 
 
-def kept_rows(plan: PlanLike) -> tuple[int, ...]:
-    """Rows whose attention is stored (`--keep-maps`), ascending."""
-    return tuple(getattr(plan, "kept_rows", ()))
-
-
-def score_names(plan: PlanLike) -> tuple[str, ...]:
-    """Names of the scores that are computed while labelling (`--scores`)."""
-    return tuple(getattr(plan, "score_names", ()))
-
-
-def partition_count(plan: PlanLike) -> int:
-    """How many partitions the rows make."""
-    return -(-plan.row_count // plan.rows_per_partition)
-
-
-def rows_of(plan: PlanLike, partition: int) -> tuple[int, int]:
-    """(first row, past the last row) of a partition."""
-    start = partition * plan.rows_per_partition
-    return start, min(start + plan.rows_per_partition, plan.row_count)
-
-
-def shards_of(spec: ArraySpec, plan: PlanLike, partition: int) -> range:
+def shards_of(spec: ArraySpec, plan: Plan, partition: int) -> range:
     """The shard numbers of one array that a partition writes: one, or one for each of its kept images."""
-    start, stop = rows_of(plan, partition)
+    start, stop = plan.rows_of(partition)
     if spec.dims[0] in ("image", "partition"):
         return range(partition, partition + 1)
-    inside = [j for j, row in enumerate(kept_rows(plan)) if start <= row < stop]
+    inside = [j for j, row in enumerate(plan.kept_rows) if start <= row < stop]
     return range(inside[0], inside[-1] + 1) if inside else range(0)
 
 
@@ -215,14 +139,10 @@ def shard_key(shard: int, spec: ArraySpec) -> str:
     return ".".join(["c", str(shard), *["0"] * (len(spec.dims) - 1)])
 
 
-def shard_paths(specs: Mapping[str, ArraySpec], plan: PlanLike, partition: int) -> list[str]:
+def shard_paths(specs: Mapping[str, ArraySpec], plan: Plan, partition: int) -> list[str]:
     """The files that a partition writes, relative to RUN."""
     return [
         f"{spec.store}.zarr/{name}/{shard_key(shard, spec)}"
         for name, spec in specs.items()
         for shard in shards_of(spec, plan, partition)
     ]
-
-
-def _largest_divisor(rows: int) -> int:
-    return next((n for n in range(min(_CHUNK_ROWS, rows), 0, -1) if rows % n == 0), 1)

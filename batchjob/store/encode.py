@@ -16,7 +16,8 @@ from zarr.storage import MemoryStore
 from batchjob import config
 from batchjob.codes import SCHEMA, STATUS
 from batchjob.errors import UserError
-from batchjob.store.arrays import ArraySpec, PlanLike, kept_rows, layout, rows_of, shard_paths, shards_of
+from batchjob.plan import Plan
+from batchjob.store.arrays import ArraySpec, layout, shard_paths, shards_of
 
 _ROWS_OF_IDS = 65536  # image ids of one chunk
 
@@ -31,7 +32,7 @@ class IndexLike(Protocol):
 class Encoder:
     """Arrays of a partition to the bytes of its shards, through arrays in memory of the same metadata."""
 
-    def __init__(self, plan: PlanLike) -> None:
+    def __init__(self, plan: Plan) -> None:
         self._plan, self._specs = plan, layout(plan)
         self._files: dict[str, Buffer] = {}
         store = MemoryStore(store_dict=self._files)
@@ -40,7 +41,7 @@ class Encoder:
     def check(self, partition: int, arrays: Mapping[str, NDArray[Any]]) -> None:
         if set(arrays) != set(self._specs):
             raise ValueError(f"arrays {sorted(arrays)} were handed over, the store has {sorted(self._specs)}")
-        start, stop = rows_of(self._plan, partition)
+        start, stop = self._plan.rows_of(partition)
         for name, spec in self._specs.items():
             rows = stop - start if spec.dims[0] == "image" else len(shards_of(spec, self._plan, partition))
             if arrays[name].shape != (rows, *spec.shape[1:]):
@@ -77,7 +78,7 @@ def _make_array(store: MemoryStore, name: str, spec: ArraySpec, codes: Mapping[s
     )
 
 
-def static_files(plan: PlanLike, index: IndexLike) -> dict[str, bytes]:
+def static_files(plan: Plan, index: IndexLike) -> dict[str, bytes]:
     """Everything of the stores that is known before labelling: metadata, coordinates, image ids."""
     specs = layout(plan)
     files: dict[str, bytes] = {}
@@ -91,8 +92,8 @@ def static_files(plan: PlanLike, index: IndexLike) -> dict[str, bytes]:
         _coordinate(group, "layer", "layer", np.asarray(plan.layers, "int16"))
         _coordinate(group, "head", "head", np.asarray(plan.heads, "int16"))
         _coordinate(group, "algorithm", "algorithm", np.asarray(plan.options.algorithms, object))
-        if store_name == "labels" and kept_rows(plan):
-            _coordinate(group, "kept_image", "kept_image", np.asarray(kept_rows(plan), "int64"))
+        if store_name == "labels" and plan.kept_rows:
+            _coordinate(group, "kept_image", "kept_image", np.asarray(plan.kept_rows, "int64"))
         ids = group.create_array(
             "image_id",
             shape=(plan.row_count,),
@@ -123,7 +124,7 @@ def _coordinate(group: zarr.Group, name: str, dim: str, values: NDArray[Any]) ->
     array[:] = values
 
 
-def _attributes(plan: PlanLike) -> dict[str, Any]:
+def _attributes(plan: Plan) -> dict[str, Any]:
     """What a reader needs in ten years; nothing of it depends on when or where the run was made."""
     return {
         "schema_version": SCHEMA,

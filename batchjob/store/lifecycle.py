@@ -15,26 +15,20 @@ from pathlib import Path
 import xarray
 
 from batchjob.errors import UserError, WorkLeft
-from batchjob.store import centroids
-from batchjob.store.arrays import PlanLike, layout, partition_count
-from batchjob.store.encode import DamagedRoot, IndexLike, consolidated_root, read_root, static_files
-from batchjob.store.partitions import (
-    Damage,
-    check_all,
-    check_files,
+from batchjob.files import (
+    clear_disk_errors,
     drop_scratch,
-    explained,
-    marker_path,
     new_scratch,
-    published,
-    read_marker,
     seal_file,
     sync_folder,
-    unpublish,
     unseal_file,
-    work_folder,
     write_file,
 )
+from batchjob.plan import Plan
+from batchjob.store import centroids
+from batchjob.store.arrays import layout
+from batchjob.store.encode import DamagedRoot, IndexLike, consolidated_root, read_root, static_files
+from batchjob.store.partitions import Damage, check_all, check_files, marker_path, published, read_marker, unpublish
 from batchjob.store.writer import Failure, Writer
 
 __all__ = [
@@ -53,7 +47,7 @@ __all__ = [
 
 # what `finish` writes again, whatever is there: the roots, and all of the centroids
 _REWRITTEN = ("labels.zarr/zarr.json", "scores.zarr/zarr.json", "labels.zarr/centroid")
-_NO_CHECKSUMS = Damage(-1, "work/store.json", "the checksums of the metadata are unreadable")
+_NO_CHECKSUMS = Damage(-1, "done/store.json", "the checksums of the metadata are unreadable")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +62,12 @@ class Finished:
         return sum(self.causes.values())
 
 
-def create(run: Path, plan: PlanLike, index: IndexLike) -> None:
+def create(run: Path, plan: Plan, index: IndexLike) -> None:
     """Makes the stores of a run, empty, at once (a rename); what is there already of the same plan is kept.
 
     Raises UserError where RUN holds a store of another plan or schema, or can't be written.
     """
-    with explained(run, f"cannot make the store in {run}"):
+    with clear_disk_errors(run, f"cannot make the store in {run}"):
         if (run / "labels.zarr").exists():
             found = read_root(run)["attributes"]
             if found["plan_digest"] == plan.digest:
@@ -97,13 +91,13 @@ def create(run: Path, plan: PlanLike, index: IndexLike) -> None:
         scratch.rmdir()
 
 
-def mend(run: Path, plan: PlanLike, index: IndexLike) -> list[Damage]:
+def mend(run: Path, plan: Plan, index: IndexLike) -> list[Damage]:
     """Writes again what belongs to the whole store (metadata, coordinates, image ids) and is damaged; what that was.
 
     Sizes decide here, as in `missing`; `verify` and `forget` find and remove what has the right size only.
     """
     if damages := _check_static(run, contents=False):
-        with explained(run, f"cannot mend the store in {run}"):
+        with clear_disk_errors(run, f"cannot mend the store in {run}"):
             files, scratch = static_files(plan, index), new_scratch(run)
             for path, data in files.items():
                 (run / path).parent.mkdir(parents=True, exist_ok=True)
@@ -113,12 +107,12 @@ def mend(run: Path, plan: PlanLike, index: IndexLike) -> list[Damage]:
     return damages
 
 
-def missing(run: Path, plan: PlanLike) -> list[int]:
+def missing(run: Path, plan: Plan) -> list[int]:
     """The partitions that are not published whole, ascending: no done-marker, or a file of another size."""
     run = Path(run)
     done = published(run)
     damaged = {damage.partition for damage in check_all(run, done, contents=False)}
-    return sorted(set(range(partition_count(plan))) - (set(done) - damaged))
+    return sorted(set(range(plan.partition_count)) - (set(done) - damaged))
 
 
 def is_done(run: Path, partition: int) -> bool:
@@ -145,7 +139,7 @@ def forget(run: Path, damages: Sequence[Damage]) -> None:
 
     Raises UserError where RUN is read-only.
     """
-    with explained(run, f"cannot mark damaged partitions in {run}"):
+    with clear_disk_errors(run, f"cannot mark damaged partitions in {run}"):
         for partition in sorted({d.partition for d in damages if d.partition >= 0}):
             unpublish(run, partition)
         for damage in damages:
@@ -164,7 +158,7 @@ def finish(run: Path) -> Finished:
     done = set(published(run))
     damaged = {d.partition for d in check_all(run, sorted(done), contents=False)}
     holes = sorted(set(range(count)) - (done - damaged))
-    static = unseal_file(run / "work" / "store.json")
+    static = unseal_file(run / "done" / "store.json")
     others = (
         {path: check for path, check in static["files"].items() if not path.startswith(_REWRITTEN)} if static else {}
     )
@@ -175,7 +169,7 @@ def finish(run: Path) -> Finished:
         raise WorkLeft(
             f"{len(holes)} of {count} partitions are not labelled: {shown}; go on with: batchjob label {run}"
         )
-    with explained(run, f"cannot finish {run}"):
+    with clear_disk_errors(run, f"cannot finish {run}"):
         causes = _write_failures(run, count)
         files = centroids.store_files(run)
         for name in ("scores.zarr", "labels.zarr"):
@@ -188,8 +182,8 @@ def finish(run: Path) -> Finished:
 
 def consolidate_scores(run: Path) -> None:
     """Brings the one-read metadata of RUN/scores.zarr up to date after `stats` wrote arrays: all that xarray reads."""
-    path, static = "scores.zarr/zarr.json", unseal_file(run / "work" / "store.json")
-    with explained(run, f"cannot write the scores of {run}"):
+    path, static = "scores.zarr/zarr.json", unseal_file(run / "done" / "store.json")
+    with clear_disk_errors(run, f"cannot write the scores of {run}"):
         files = {path: consolidated_root(run, "scores.zarr", {})}
         if static and path in static["files"]:
             _replace(run, {p: check for p, check in static["files"].items() if p != path}, files)
@@ -216,7 +210,7 @@ def _check(data: bytes) -> list[int]:
 
 def _check_static(run: Path, *, contents: bool) -> list[Damage]:
     """What is wrong with the files that belong to the whole store; without `contents` only sizes are looked at."""
-    static = unseal_file(run / "work" / "store.json")
+    static = unseal_file(run / "done" / "store.json")
     if static is None:
         return [_NO_CHECKSUMS]
     damages = check_files(run, -1, static["files"], contents=contents)
@@ -231,13 +225,13 @@ def _replace(run: Path, others: Mapping[str, Sequence[int]], files: Mapping[str,
 
     Both contents are sealed first: a kill in between is no damage, and the next `finish` does it all again.
     """
-    static, scratch = unseal_file(run / "work" / "store.json") or {"files": {}}, new_scratch(run)
+    static, scratch = unseal_file(run / "done" / "store.json") or {"files": {}}, new_scratch(run)
     checks = dict(others) | {path: _check(data) for path, data in files.items()}
     still = {path: check for path, check in static.get("before", {}).items() if path not in files}
     before = still | {path: static["files"].get(path) for path in files}
-    seal_file(run / "work" / "store.json", {"files": checks, "before": before}, scratch)
+    seal_file(run / "done" / "store.json", {"files": checks, "before": before}, scratch)
     _put(run, files)
-    seal_file(run / "work" / "store.json", {"files": checks, "before": still}, scratch)
+    seal_file(run / "done" / "store.json", {"files": checks, "before": still}, scratch)
     scratch.rmdir()
 
 
@@ -262,7 +256,7 @@ def _put(run: Path, files: Mapping[str, bytes]) -> None:
 
 def _seal_static(run: Path, files: Mapping[str, bytes], scratch: Path) -> None:
     checks = {path: _check(data) for path, data in files.items()}
-    seal_file(work_folder(run, "") / "store.json", {"files": checks}, scratch)
+    seal_file(run / "done" / "store.json", {"files": checks}, scratch)
 
 
 def _write_failures(run: Path, partitions: int) -> Counter[str]:

@@ -12,9 +12,11 @@ from typing import Any, Self
 
 from numpy.typing import NDArray
 
-from batchjob.store.arrays import PlanLike, rows_of
+from batchjob.files import clear_disk_errors, new_scratch, work_folder
+from batchjob.plan import Plan
+from batchjob.store.claims import Claims
 from batchjob.store.encode import Encoder, read_root
-from batchjob.store.partitions import Claims, explained, marker_path, new_scratch, publish, work_folder
+from batchjob.store.partitions import marker_path, publish
 
 Failure = tuple[str, str, str]  # image id, cause, message
 
@@ -25,12 +27,12 @@ class Writer:
     Leaving the block waits for what was handed over, whatever ended it. A failed write is raised by the next call.
     """
 
-    def __init__(self, run: Path, plan: PlanLike, *, worker: str = "") -> None:
+    def __init__(self, run: Path, plan: Plan, *, worker: str = "") -> None:
         self._run, self._plan = Path(run), plan
         self._worker = worker or f"{socket.gethostname()}:{os.getpid()}"
         read_root(self._run)  # a store of another schema is refused before any work
         self._encoder = Encoder(plan)
-        with explained(self._run, f"cannot write to {run}"):
+        with clear_disk_errors(self._run, f"cannot write to {run}"):
             self._scratch = new_scratch(self._run)
             self._claims = Claims(work_folder(self._run, ""))
         self._queue: queue.Queue[tuple[int, Mapping[str, NDArray[Any]], Sequence[Failure]] | None] = queue.Queue(1)
@@ -77,7 +79,7 @@ class Writer:
         self._queue.put(None)
         self._thread.join()
         self._claims.close()
-        with explained(self._run, f"cannot clean up in {self._run}"):
+        with clear_disk_errors(self._run, f"cannot clean up in {self._run}"):
             self._scratch.rmdir()
         if kind is None:
             self._raise_failure()
@@ -87,13 +89,13 @@ class Writer:
             partition, arrays, failures = item
             try:
                 start = time.thread_time()
-                with explained(self._run, f"cannot publish partition {partition} in {self._run}"):
+                with clear_disk_errors(self._run, f"cannot publish partition {partition} in {self._run}"):
                     publish(
                         self._run,
                         partition,
                         self._encoder.encode(partition, arrays),
                         {
-                            "rows": list(rows_of(self._plan, partition)),
+                            "rows": list(self._plan.rows_of(partition)),
                             "failures": [list(f) for f in failures],
                             "worker": self._worker,
                             "job": f"slurm-{os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else "",

@@ -18,7 +18,8 @@ from batchjob import plan as plans
 from batchjob.config import Options, Runtime
 from batchjob.job import label as job
 from batchjob.job.prepare import prepare
-from batchjob.loader.loader import Batch, usable_cores
+from batchjob.loader.loader import Batch
+from batchjob.machine import usable_cores
 from batchjob.model.describe import load_model
 from batchjob.model.weights import Weights, state_dict
 from batchjob.store import lifecycle as store

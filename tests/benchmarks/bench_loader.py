@@ -23,7 +23,8 @@ from batchjob.data.index import ImageIndex
 from batchjob.data.sources import index_images
 from batchjob.geometry import Geometry
 from batchjob.loader import jpeg
-from batchjob.loader.loader import Loader, usable_cores
+from batchjob.loader.loader import Loader
+from batchjob.machine import usable_cores
 from batchjob.model.attention import Extractor
 from batchjob.model.describe import describe, load_model
 from tests.benchmarks.harness import Contest

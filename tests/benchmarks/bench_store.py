@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import zarr
 
+from batchjob.plan import Plan
 from batchjob.store import arrays as layout
 from batchjob.store import lifecycle as store
 from tests.benchmarks.harness import Contest
-from tests.runs import Ids, MadeUpPlan, Model
+from tests.runs import Ids, made_up_model, made_up_plan
 
 RATE = 10_000  # images a second that a machine full of GPUs may label
 CORES = 0.25  # what publishing them may take of one core
@@ -22,8 +23,12 @@ CORES = 0.25  # what publishing them may take of one core
 def contests(*, smoke: bool) -> Iterator[Contest]:
     """ViT-B/16's last layer: 12 heads on 14×14 patches, labels and CLS rows, in shards of 4,096 images."""
     rows = 512 if smoke else 4096
-    plan = MadeUpPlan(
-        row_count=rows * 4, rows_per_partition=rows, layers=(11,), heads=tuple(range(12)), model=Model((14, 14))
+    plan = made_up_plan(
+        row_count=rows * 4,
+        rows_per_partition=rows,
+        layers=(11,),
+        heads=tuple(range(12)),
+        model=made_up_model(grid=(14, 14)),
     )
     arrays = _arrays(plan)
     with tempfile.TemporaryDirectory() as folder:
@@ -78,7 +83,7 @@ def _cpu_seconds(work: Callable[[], object]) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def _arrays(plan: MadeUpPlan) -> dict[str, np.ndarray]:
+def _arrays(plan: Plan) -> dict[str, np.ndarray]:
     """Arrays as they come out of a model: labels in patches of a colour, CLS rows peaked and noisy."""
     random = np.random.default_rng(0)
     arrays = {}
@@ -95,13 +100,13 @@ def _arrays(plan: MadeUpPlan) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _write(run: Path, plan: MadeUpPlan, arrays: dict[str, np.ndarray]) -> None:
+def _write(run: Path, plan: Plan, arrays: dict[str, np.ndarray]) -> None:
     with store.Writer(run, plan) as writer:
-        for partition in range(layout.partition_count(plan)):
+        for partition in range(plan.partition_count):
             writer.write(partition, arrays)
 
 
-def _write_one_by_one(path: Path, plan: MadeUpPlan, arrays: dict[str, np.ndarray], images: int) -> None:
+def _write_one_by_one(path: Path, plan: Plan, arrays: dict[str, np.ndarray], images: int) -> None:
     shutil.rmtree(path, ignore_errors=True)
     spec = layout.layout(plan)["labels"]
     chunks = (64, *spec.shape[1:])  # a usual choice; each image rewrites its chunk

@@ -1,0 +1,133 @@
+"""Files that appear whole or not at all, and survive a kill and a loss of power; one line for a disk that is full.
+
+The order is: written aside on the same file system, fsynced, renamed over, the folder fsynced.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import socket
+import time
+import uuid
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from batchjob.errors import UserError, WorkLeft
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
+_LEFT_AFTER_S = 3600
+
+
+@contextlib.contextmanager
+def clear_disk_errors(run: Path, doing: str) -> Iterator[None]:
+    """Turns the errors of a full, read-only or forbidden file system into one line; others pass.
+
+    Raises WorkLeft for a full disk or quota (free some space and go on), UserError for what isn't writable.
+    """
+    try:
+        yield
+    except OSError as error:
+        what = f"{doing}: {os.strerror(error.errno) if error.errno else error}"
+        if error.errno in _FULL:
+            raise WorkLeft(
+                f"{what} ({_free(run)}); nothing published is lost; free some space or quota for {run}, then go on "
+                f"with: batchjob run, on the same RUN"
+            ) from error
+        if error.errno in _FORBIDDEN:
+            raise UserError(f"{what}; {run} must be writable: choose another RUN or change its permissions") from error
+        raise
+
+
+def work_folder(run: Path, name: str) -> Path:
+    """RUN/work/`name`, made if need be: what is there only while a run is in progress."""
+    folder = run / "work" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def new_scratch(run: Path) -> Path:
+    """A folder of this process alone, on the file system of RUN, so that a rename out of it is atomic."""
+    folder = work_folder(run, "scratch") / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    folder.mkdir()
+    return folder
+
+
+def write_file(path: Path, data: bytes, scratch: Path) -> None:
+    """`path` holds `data`, or what it held before: written aside, fsynced, renamed. Its folder is not synced."""
+    aside = scratch / f"{uuid.uuid4().hex[:8]}-{path.name}"
+    try:
+        with open(aside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """The names in `folder` are on the disk, as far as its file system can promise it."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:  # some network file systems sync names by themselves
+            raise
+    finally:
+        os.close(handle)
+
+
+def seal_file(path: Path, body: Mapping[str, Any], scratch: Path) -> None:
+    """Writes `body` as JSON with a checksum of itself, durably."""
+    write_file(path, seal(body), scratch)
+    sync_folder(path.parent)
+
+
+def unseal_file(path: Path) -> dict[str, Any] | None:
+    """The inverse of `seal_file`; None if it is missing or damaged."""
+    try:
+        return unseal(path.read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def drop_scratch(run: Path) -> None:
+    """Removes what killed processes left: those of this machine that are gone, others' after an hour."""
+    for folder in work_folder(run, "scratch").iterdir():
+        host, process, _ = folder.name.rsplit("-", 2)
+        if host == socket.gethostname():
+            is_left = not Path(f"/proc/{process}").exists()
+        else:
+            is_left = time.time() - folder.stat().st_mtime > _LEFT_AFTER_S
+        if is_left:
+            shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        (run / "work" / "scratch").rmdir()  # stays while another job writes
+
+
+def seal(body: Mapping[str, Any]) -> bytes:
+    """`body` as JSON with a checksum of itself."""
+    text = json.dumps(body, sort_keys=True)
+    return json.dumps({"crc32": zlib.crc32(text.encode()), "body": body}, sort_keys=True).encode()
+
+
+def unseal(data: bytes) -> dict[str, Any] | None:
+    """The inverse of `seal`; None where the bytes are damaged."""
+    try:
+        sealed = json.loads(data)
+        body = sealed["body"]
+        whole = zlib.crc32(json.dumps(body, sort_keys=True).encode()) == sealed["crc32"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return body if whole and isinstance(body, dict) else None
+
+
+def _free(run: Path) -> str:
+    place = next(p for p in (run, *run.absolute().parents) if p.exists())
+    return f"{shutil.disk_usage(place).free / 1e6:.0f} MB free there"
