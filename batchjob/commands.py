@@ -214,6 +214,7 @@ def _label_share(folder: Path, plan: Any, runtime: Runtime, named: list[int] | N
     from batchjob.job import label as job
     from batchjob.launch import processes as launch
     from batchjob.launch import shares
+    from batchjob.launch.progress import SharedProgress
     from batchjob.machine import visible_gpus
     from batchjob.store import lifecycle as store
 
@@ -241,8 +242,8 @@ def _label_share(folder: Path, plan: Any, runtime: Runtime, named: list[int] | N
     if share.count > 1:
         node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
         _note(f"share {share.index} of {share.count} ({share.source}) on {node}: {len(own)} partitions")
-    with shares.Board(folder, attempt, share, plan, partitions) as board:
-        job.label(folder, runtime, own, should_stop=stop, board=board)
+    with SharedProgress(folder, attempt, share, plan, partitions) as shared:
+        job.label(folder, runtime, own, should_stop=stop, shared=shared)
 
 
 def _finish(folder: Path, max_failures: float) -> int:

@@ -216,7 +216,7 @@ def test_the_sample_stays_within_the_memory_budget_and_says_so(
     striped: Path, colour_model: list[object], tmp_path: Path, batchjob: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, budget = tmp_path / "run", 400 * 3 * 36 * 4
-    monkeypatch.setattr(fit, "memory_budget", lambda device, world: budget)
+    monkeypatch.setattr(fit, "sample_budget", lambda device, world: budget)
     allocated: list[int] = []
 
     class Watched(fit.SampledRows):
@@ -234,7 +234,7 @@ def test_the_sample_stays_within_the_memory_budget_and_says_so(
     assert allocated[0] == found.attrs["rows"] * 3 * 36 * 4
     truth = planted(striped)[0]
     assert adjusted_rand_score(truth.ravel(), labels_of(run)[:, 0].ravel()) == 1.0
-    monkeypatch.setattr(fit, "memory_budget", lambda device, world: 5000)
+    monkeypatch.setattr(fit, "sample_budget", lambda device, world: 5000)
     ended = batchjob("run", striped, tmp_path / "poor", *colour_model, *SCOPE)
     assert ended.code == 2
     assert "--k 12 needs as many rows" in ended.err
@@ -308,7 +308,7 @@ def test_damaged_centroids_are_told_apart(
     path = run / "fit" / "centroids.npz"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    (next(iter((run / "done").iterdir()))).unlink()
+    next((run / "done").glob("0*.json")).unlink()
     ended = batchjob("label", run)
     assert ended.code == 2
     assert "is damaged" in ended.err

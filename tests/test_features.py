@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchjob.codebook.features import features, nearest_centroids, pick, pool_by_offset
+from batchjob.codebook.features import features, nearest_centroids, pool_by_offset
 from batchjob.codebook.rows import (
     CELLS,
     RowKind,
@@ -20,7 +20,7 @@ from batchjob.codebook.rows import (
 )
 from batchjob.config import Options
 from batchjob.errors import UserError
-from batchjob.model.attention import LayerMaps
+from batchjob.model.attention import LayerMaps, renormalise
 
 ROWS = RowKind("rows", "absolute", (3, 4))
 RELATIVE = RowKind("rows", "relative", (3, 4))
@@ -47,10 +47,20 @@ def test_offset_cells_are_odd_centred_and_at_most_fifteen(patches: int) -> None:
     assert (cell + cell[::-1] == cells - 1).all()  # as many to the left as to the right
 
 
+def rows_of(maps: LayerMaps, kind: RowKind, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """[B, H, R, P]: the rows that a kind clusters, each summing to 1."""
+    return renormalise(maps.cls[:, :, None] if kind.queries == "cls" else maps.rows, mask)
+
+
+def vectors(rows: torch.Tensor) -> torch.Tensor:
+    """[M, H, P]: the rows of all images one after the other."""
+    return rows.transpose(1, 2).flatten(0, 1)
+
+
 def test_absolute_rows_sum_to_one_and_keep_their_order() -> None:
     maps = some_maps()
     chosen = torch.tensor([0, 5, 12, 23])
-    found = features(pick(maps, ROWS, chosen), chosen % 12, ROWS, distance="euclidean")
+    found = features(vectors(rows_of(maps, ROWS))[chosen], chosen % 12, ROWS, distance="euclidean")
     assert found.shape == (4, 3, 12)
     torch.testing.assert_close(found.sum(-1), torch.ones(4, 3))
     expected = maps.rows[1, 2, 11] / maps.rows[1, 2, 11].sum()
@@ -80,15 +90,16 @@ def test_the_same_pattern_anywhere_is_the_same_relative_row() -> None:
     rows[0, 0, 4, 5], rows[0, 0, 5, 4] = 0.2, 0.3  # one to the right and one below the query at (4, 4)
     rows[1, 0, 2, 3], rows[1, 0, 3, 2] = 0.4, 0.6  # the same around (2, 2), with more mass on the prefix tokens
     places = torch.tensor([4 * 9 + 4, 2 * 9 + 2])
-    found = features(rows.flatten(2), places, kind, distance="euclidean")
+    rows = renormalise(rows.flatten(2))
+    found = features(rows, places, kind, distance="euclidean")
     torch.testing.assert_close(found[0], found[1])
-    absolute = features(rows.flatten(2), places, RowKind("rows", "absolute", grid), distance="euclidean")
+    absolute = features(rows, places, RowKind("rows", "absolute", grid), distance="euclidean")
     assert not torch.allclose(absolute[0], absolute[1])
 
 
 def test_distances_are_those_asked_for() -> None:
     maps = some_maps()
-    rows, places = pick(maps, ROWS, torch.arange(24)), torch.arange(24) % 12
+    rows, places = vectors(rows_of(maps, ROWS)), torch.arange(24) % 12
     plain = features(rows, places, ROWS, distance="euclidean")
     torch.testing.assert_close(features(rows, places, ROWS, distance="hellinger"), plain.sqrt())
     cosine = features(rows, places, ROWS, distance="cosine")
@@ -102,8 +113,8 @@ def test_padding_keys_take_no_part_in_a_row() -> None:
     changed = maps.rows.clone()
     changed[..., 8:] = 7.0
     chosen = torch.arange(8)
-    a = features(pick(maps, ROWS, chosen), chosen, ROWS, distance="euclidean", mask=mask[[0] * 8])
-    b = features(changed[0, :, :8].transpose(0, 1), chosen, ROWS, distance="euclidean", mask=mask[[0] * 8])
+    a = features(vectors(rows_of(maps, ROWS, mask))[chosen], chosen, ROWS, distance="euclidean")
+    b = features(vectors(renormalise(changed, mask))[chosen], chosen, ROWS, distance="euclidean")
     torch.testing.assert_close(a, b)
     assert (a[..., 8:] == 0).all()
 
@@ -112,9 +123,9 @@ def test_padding_keys_take_no_part_in_a_row() -> None:
 def test_labels_are_the_nearest_centroids_and_inertia_their_squared_distances(kind: RowKind) -> None:
     maps = some_maps(batch=4, seed=3)
     every = torch.arange(4 * kind.per_image)
-    x = features(pick(maps, kind, every), every % kind.per_image, kind, distance="euclidean")  # [M, H, D]
+    x = features(vectors(rows_of(maps, kind)), every % kind.per_image, kind, distance="euclidean")  # [M, H, D]
     centroids = x[::3].transpose(0, 1).contiguous()[:, :5]
-    found = nearest_centroids(maps, centroids, kind, distance="euclidean")
+    found = nearest_centroids(rows_of(maps, kind), centroids, kind, distance="euclidean")
     squares = (x.transpose(0, 1)[:, :, None].double() - centroids[:, None].double()).square().sum(-1)  # [H, M, K]
     best = squares.min(2)
     labels = best.indices.view(3, 4, -1).transpose(0, 1)
@@ -128,7 +139,8 @@ def test_padding_patches_have_no_label() -> None:
     maps, mask = some_maps(), torch.ones(2, 12, dtype=torch.bool)
     mask[1, 4:] = False
     centroids = torch.eye(12)[None].expand(3, -1, -1).contiguous()[:, :6]
-    labels = nearest_centroids(maps, centroids, ROWS, distance="euclidean", mask=mask).labels.view(2, 3, 12)
+    found = nearest_centroids(rows_of(maps, ROWS, mask), centroids, ROWS, distance="euclidean", mask=mask)
+    labels = found.labels.view(2, 3, 12)
     assert (labels[1, :, 4:] == 255).all()
     assert (labels[1, :, :4] < 6).all()
     assert (labels[0] < 6).all()

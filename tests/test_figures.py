@@ -11,6 +11,7 @@ from PIL import Image
 
 from batchjob import figures
 from batchjob.errors import UserError
+from batchjob.codes import NO_LABEL, NOISE
 from batchjob.figures import canvas, maps, palette, statistics
 from batchjob.figures import photos as view
 from batchjob.geometry import Geometry
@@ -38,10 +39,10 @@ def test_an_object_keeps_its_colour_where_the_rest_is_cut_otherwise() -> None:
 
 def test_noise_and_missing_labels_are_no_clusters_and_stay_as_they_are() -> None:
     marked = QUARTERS.copy()
-    marked[0, 0], marked[0, 1] = palette.NOISE, palette.NO_LABEL
+    marked[0, 0], marked[0, 1] = NOISE, NO_LABEL
     (matched,) = palette.match_colours(marked[None])
-    assert (matched[0, 0], matched[0, 1]) == (palette.NOISE, palette.NO_LABEL)
-    nothing = np.full((2, 3, 3), palette.NO_LABEL, dtype=np.uint8)
+    assert (matched[0, 0], matched[0, 1]) == (NOISE, NO_LABEL)
+    nothing = np.full((2, 3, 3), NO_LABEL, dtype=np.uint8)
     assert np.array_equal(palette.match_colours(nothing), nothing)
 
 
@@ -169,7 +170,7 @@ def test_there_are_colours_for_every_label_a_byte_can_hold() -> None:
     colours = palette.cluster_colours(254)
     assert colours.shape == (254, 3)
     assert len(np.unique(colours, axis=0)) == 254
-    assert palette.label_colours(254)[palette.NO_LABEL, 3] == 0
+    assert palette.label_colours(254)[NO_LABEL, 3] == 0
 
 
 def summary_of(layers: int, heads: int) -> pd.DataFrame:

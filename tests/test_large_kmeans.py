@@ -280,11 +280,11 @@ import re, sys
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, torch
-from batchjob import fit
-from batchjob.attention import LayerMaps
-from batchjob.clustering import dataset
+from batchjob.codebook import kmeans as dataset
+from batchjob.codebook.processes import ALONE
 from batchjob.config import Options
-from batchjob.clustering.group import ALONE
+from batchjob.job import fit
+from batchjob.model.attention import LayerMaps
 
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
@@ -294,7 +294,7 @@ images, heads, budget = 1000, 4, int(sys.argv[1])
 options = Options(scope="dataset", k="8", n_init=1)
 plan = SimpleNamespace(options=options, model=SimpleNamespace(grid=(14, 14)), row_count=images, layers=(0,),
                        heads=tuple(range(heads)))
-batch = SimpleNamespace(rows=np.arange(8), status=np.zeros(8, np.uint8))
+batch = SimpleNamespace(rows=np.arange(8), status=np.zeros(8, np.uint8), mask=None)
 
 def maps(i):
     rows = torch.rand(8, heads, 196, 196, generator=torch.Generator().manual_seed(i))
@@ -307,7 +307,7 @@ dataset.fit(warm.problem(0, 0, ALONE), dataset.TorchRefiner(), start=None, keep=
 before = peak()
 held = fit.SampledRows(plan, kind, sample, [(0, images)], torch.device("cpu"))
 for i in range(0, images, 8):
-    held.add(SimpleNamespace(rows=np.arange(i, i + 8), status=batch.status), maps(i))
+    held.add(SimpleNamespace(rows=np.arange(i, i + 8), status=batch.status, mask=None), maps(i))
 dataset.fit(held.problem(0, 0, ALONE), dataset.TorchRefiner(), start=None, keep=lambda s: None)
 print(peak() - before, len(held), said)
 """

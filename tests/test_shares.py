@@ -17,6 +17,7 @@ from batchjob.config import Runtime
 from batchjob.errors import UserError, WorkLeft
 from batchjob.launch import processes as launch
 from batchjob.launch import shares
+from batchjob.launch.progress import SharedProgress
 from batchjob.launch.stopping import Stop
 from batchjob.store import lifecycle as store
 from tests.conftest import ROOT, TINY, Command
@@ -188,10 +189,10 @@ def test_what_a_dead_job_had_claimed_is_taken_over(run: Path, capfd: pytest.Capt
 def test_the_board_adds_up_what_all_have_done(run: Path) -> None:
     label(run, PLAN, [0])
     partitions = [1, 2]  # 12 of the 20 images
-    with shares.Board(run, "a", shares.Share(0, 2), PLAN, partitions) as first:
+    with SharedProgress(run, "a", shares.Share(0, 2), PLAN, partitions) as first:
         assert first.done == 8
         assert first.post(3) == 11
-    with shares.Board(run, "a", shares.Share(1, 2), PLAN, partitions) as second:
+    with SharedProgress(run, "a", shares.Share(1, 2), PLAN, partitions) as second:
         assert second.done == 11
         assert second.post(4) == 15
         assert second.may_report()

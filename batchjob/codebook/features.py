@@ -1,4 +1,4 @@
-"""From attention maps to the rows that a dataset-wide k-means clusters, and from those rows to labels.
+"""From attention rows to the vectors that a dataset-wide k-means clusters, and from those to labels.
 
 Letters beside the README's: R rows of an image (its P patches, or 1 for CLS), M rows in hand.
 """
@@ -10,17 +10,14 @@ from batchjob.clustering import Clusters, prepare
 from batchjob.codebook.nearest import assign
 from batchjob.codebook.rows import RowKind, offset_cells
 from batchjob.codes import NO_LABEL
-from batchjob.model.attention import LayerMaps, renormalise
 
 
-def features(maps: Tensor, places: Tensor, kind: RowKind, *, distance: str, mask: Tensor | None = None) -> Tensor:
-    """float32 [M, H, D]: rows that sum to 1, pooled by offset where `kind` says so, with the distance's transform.
+def features(rows: Tensor, places: Tensor, kind: RowKind, *, distance: str) -> Tensor:
+    """float32 [M, H, D]: the rows, pooled by offset where `kind` says so, with the distance's transform.
 
-    `maps` [M, H, P]: attention rows as the extractor gives them; `places` int64 [M]: the patch of each query;
-    `mask` bool [M, P]: False where a key is padding, whose mass is left out.
+    `rows` float32 [M, H, P]: attention rows that sum to 1 over what is not padding; `places` int64 [M]: the patch of
+    each query.
     """
-    rows = maps.float() if mask is None else torch.where(mask[:, None], maps, 0)
-    rows = renormalise(rows)
     if kind.features == "relative":
         rows = pool_by_offset(rows, places, kind.grid)
     return prepare(rows, distance, None)
@@ -48,30 +45,20 @@ def _cells(patches: int, like: Tensor) -> Tensor:
     return torch.nn.functional.one_hot(cell, cells).to(like.dtype)
 
 
-def pick(maps: LayerMaps, kind: RowKind, chosen: Tensor) -> Tensor:
-    """[M, H, P]: the maps of the rows `chosen`, int64 [M] counted over the batch's images × R."""
-    if kind.queries == "cls":
-        return maps.cls[chosen]
-    return maps.rows[chosen // kind.per_image, :, chosen % kind.per_image]
-
-
 def nearest_centroids(
-    maps: LayerMaps, centroids: Tensor, kind: RowKind, *, distance: str, mask: Tensor | None = None
+    rows: Tensor, centroids: Tensor, kind: RowKind, *, distance: str, mask: Tensor | None = None
 ) -> Clusters:
     """Labels uint8 [B · H, R]: the number of the nearest of this layer's `centroids` [H, K, D]; `NO_LABEL` in padding.
 
-    `inertia` [B · H]: the image's squared distances, summed; `k`: how many centroids occur in it. `mask` bool [B, P].
+    `rows` float32 [B, H, R, P] sum to 1. `inertia` [B · H]: the image's squared distances, summed; `k`: how many centroids occur in it. `mask` bool [B, P].
     """
-    batch, heads = maps.cls.shape[:2]
-    per_image = kind.per_image
-    everything = torch.arange(batch * per_image, device=maps.cls.device)
-    images, places = everything // per_image, everything % per_image
-    labels = torch.empty(batch, heads, per_image, dtype=torch.int64, device=maps.cls.device)
-    squares = torch.empty(batch, heads, per_image, dtype=torch.float32, device=maps.cls.device)
-    keys = None if mask is None else mask[images]
+    batch, heads, per_image, _ = rows.shape
+    places = torch.arange(per_image, device=rows.device).repeat(batch)
+    labels = torch.empty(batch, heads, per_image, dtype=torch.int64, device=rows.device)
+    squares = torch.empty(batch, heads, per_image, dtype=torch.float32, device=rows.device)
     for head in range(heads):  # all heads at once would double the memory of the maps
-        own = maps.cls[:, head] if kind.queries == "cls" else maps.rows[:, head].flatten(0, 1)
-        x = features(own[:, None], places, kind, distance=distance, mask=keys)[:, 0]
+        own = rows[:, head].flatten(0, 1)
+        x = features(own[:, None], places, kind, distance=distance)[:, 0]
         found, far = assign(x, centroids[head])
         labels[:, head], squares[:, head] = found.view(batch, per_image), far.view(batch, per_image)
     if mask is not None and kind.queries == "rows":

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from batchjob.data.annotations import Annotations, ImageAnnotations, instances_on_grid
 from batchjob.geometry import Geometry
-from batchjob.metrics.attention import PatchPairs, draw_pairs
 
 _FEW_IMAGES = 1000  # below, starting processes costs more than the work
 
@@ -35,13 +34,6 @@ class GridInstances:
     def load(cls, folder: Path) -> "GridInstances":
         """What `save` wrote, mapped rather than read."""
         return cls(**{name: np.load(folder / f"instances_{name}.npy", mmap_mode="r") for name in cls.__slots__})
-
-    def pairs(self, row: int, size: tuple[int, int], *, seed: int) -> PatchPairs:
-        """The drawn pairs of patches of an image; none where its size is not the one that was annotated."""
-        category = self.category[self.start[row] : self.start[row + 1]]
-        if tuple(self.size[row]) != size:
-            category = category[:0]
-        return draw_pairs(self.owner[row], category, row=row, seed=seed)
 
 
 def find_instances(annotations: Annotations, ids: Sequence[str], geometry: Geometry) -> GridInstances:

@@ -16,7 +16,8 @@ from batchjob.model.attention import LayerMaps, renormalise
 from batchjob.plan import Plan
 from batchjob.store import centroids
 
-FindClusters = Callable[[LayerMaps, Batch], list[Clusters]]  # one an algorithm, problems [B * H], head running fastest
+# rows [B, H, P, P] that sum to 1, the maps they are of, the batch -> one an algorithm, problems [B * H], head fastest
+FindClusters = Callable[[Tensor, LayerMaps, Batch], list[Clusters]]
 
 
 def choose_engine(plan: Plan, asked: str, device: torch.device) -> tuple[str, str]:
@@ -27,7 +28,7 @@ def choose_engine(plan: Plan, asked: str, device: torch.device) -> tuple[str, st
 
 
 def open_clusterer(plan: Plan, run: Path, engine: Engine, device: torch.device) -> FindClusters:
-    """What finds the clusters of a batch: for each head the P attention rows, renormalised, image by image.
+    """What finds the clusters of a batch: for each head those of the P attention rows, image by image.
 
     In dataset scope the nearest of the run's centroids instead; raises UserError where there are none yet.
     """
@@ -36,24 +37,19 @@ def open_clusterer(plan: Plan, run: Path, engine: Engine, device: torch.device) 
     k_of_image = np.load(run / "index" / "k.npy")
     options, heads = plan.options, plan.heads
 
-    def find(maps: LayerMaps, batch: Batch) -> list[Clusters]:
-        mask = patch_mask(plan, batch)
-        mask = None if mask is None else mask.to(device)
-        rows = renormalise(maps.rows, mask).flatten(0, 1)  # [B * H, P, P]
-        if mask is not None:
-            mask = mask.repeat_interleave(len(heads), dim=0)
+    def find(rows: Tensor, maps: LayerMaps, batch: Batch) -> list[Clusters]:
+        rows = rows.flatten(0, 1)  # [B * H, P, P]
+        mask = None if batch.mask is None else batch.mask.repeat_interleave(len(heads), dim=0)
+        image = torch.from_numpy(batch.rows).to(device)
         k = torch.from_numpy(k_of_image[batch.rows].astype(np.int64)).repeat_interleave(len(heads)).to(device)
         if options.k in ("silhouette", "eigengap"):
             from batchjob.clustering.choose_k import choose_k
 
-            image = torch.from_numpy(batch.rows).to(device)
             any_k = clustering.problem_seeds(image, maps.layer, heads, 0, options.seed)
             k = choose_k(options.k, rows, any_k, distance=options.distance, mask=mask).to(device)
         found = []
         for algorithm in options.algorithms:
-            seeds = clustering.problem_seeds(
-                torch.from_numpy(batch.rows).to(device), maps.layer, heads, k, options.seed
-            )
+            seeds = clustering.problem_seeds(image, maps.layer, heads, k, options.seed)
             found.append(
                 clustering.cluster(
                     algorithm,
@@ -75,7 +71,7 @@ def forecast(plan: Plan, partitions: Sequence[int]) -> list[str]:
     """What the algorithms that solve problem by problem will cost for these partitions, one sentence each; measured."""
     if plan.options.scope == "dataset":
         return []
-    images = sum(stop - start for start, stop in (plan.partitions[partition] for partition in partitions))
+    images = sum(stop - start for start, stop in (plan.rows_of(partition) for partition in partitions))
     problems = images * len(plan.layers) * len(plan.heads)
     return [
         pools.forecast(m, problems, plan.model.num_patches) for m in plan.options.algorithms if m in pools.ALGORITHMS
@@ -86,19 +82,9 @@ def _open_by_centroids(plan: Plan, run: Path, device: torch.device) -> FindClust
     fitted = torch.from_numpy(centroids.load(run, plan.digest).centroids).to(device)  # [L, H, K, D]
     kind = row_kind(plan.options, plan.model.grid)
 
-    def find(maps: LayerMaps, batch: Batch) -> list[Clusters]:
-        mask = patch_mask(plan, batch)
+    def find(rows: Tensor, maps: LayerMaps, batch: Batch) -> list[Clusters]:
         own = fitted[plan.layers.index(maps.layer)]
-        mask = None if mask is None else mask.to(device)
-        return [nearest_centroids(maps, own, kind, distance=plan.options.distance, mask=mask)]
+        wanted = renormalise(maps.cls[:, :, None], batch.mask) if kind.queries == "cls" else rows
+        return [nearest_centroids(wanted, own, kind, distance=plan.options.distance, mask=batch.mask)]
 
     return find
-
-
-def patch_mask(plan: Plan, batch: Batch) -> Tensor | None:
-    """bool [B, P]: patches that are image rather than padding; None where there is no padding at all."""
-    if plan.options.resize != "pad":
-        return None
-    sizes = zip(batch.heights, batch.widths, strict=True)
-    masks = [plan.geometry.content_patches(max(int(h), 1), max(int(w), 1)).ravel() for h, w in sizes]
-    return torch.from_numpy(np.stack(masks))

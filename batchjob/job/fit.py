@@ -12,7 +12,7 @@ import torch
 from batchjob import plan as plans
 from batchjob.clustering.base import problem_seeds
 from batchjob.codebook import kmeans as dataset
-from batchjob.codebook.features import features, pick
+from batchjob.codebook.features import features
 from batchjob.codebook.processes import Group, join
 from batchjob.codebook.rows import (
     RowKind,
@@ -24,23 +24,19 @@ from batchjob.codebook.rows import (
     row_numbers,
 )
 from batchjob.config import Runtime
-from batchjob.data.sources import ImageIndex
 from batchjob.errors import UserError, WorkLeft
-from batchjob.job import label as job
-from batchjob.job.clusters import patch_mask
-from batchjob.job.memory import choose_batch_size
+from batchjob.job.opening import open_job
 from batchjob.job.progress import Progress
+from batchjob.loader.chunks import Range
 from batchjob.loader.loader import Batch
 from batchjob.machine import choose_device, total_memory_bytes
-from batchjob.model import weights
-from batchjob.model.attention import Extractor, LayerMaps
-from batchjob.model.describe import load_model
+from batchjob.model.attention import LayerMaps, renormalise
 from batchjob.plan import Plan
 from batchjob.store import centroids as stored
 from batchjob.store.centroids import Centroids, Checkpoint
 
-CPU_SHARE = 0.25  # of the machine's memory for the sample
-GPU_SHARE = 0.5  # of the device's memory for the sample; the model, its batch and the pool take the rest
+CPU_SAMPLE_SHARE = 0.25  # of the machine's memory for the sample
+GPU_SAMPLE_SHARE = 0.5  # of the device's memory for the sample; the model, its batch and the pool take the rest
 
 
 class SampledRows:
@@ -62,22 +58,16 @@ class SampledRows:
         """Keeps the chosen rows of a batch. An image that failed, or overflowed in any layer, gives none."""
         numbers = row_numbers(batch.rows, self._kind)
         wanted = torch.from_numpy(self._sample.chosen(numbers) & (batch.status == 0)[:, None]).to(self._x.device)
-        mask = patch_mask(self._plan, batch)
-        if mask is not None:
-            mask = mask.to(self._x.device)
-            wanted = wanted & mask if self._kind.queries == "rows" else wanted
+        if batch.mask is not None and self._kind.queries == "rows":
+            wanted = wanted & batch.mask
         chosen = wanted.flatten().nonzero()[: len(self._numbers) - self._filled, 0]
         source, place = chosen // self._kind.per_image, chosen % self._kind.per_image
         finite = torch.ones(len(batch.rows), dtype=torch.bool, device=self._x.device)
         end = self._filled + len(chosen)
         for layer, maps in enumerate(layers):
-            x = features(
-                pick(maps, self._kind, chosen),
-                place,
-                self._kind,
-                distance=self._plan.options.distance,
-                mask=None if mask is None else mask[source],
-            )
+            own = maps.cls[source] if self._kind.queries == "cls" else maps.rows[source, :, place]  # [n, H, P]
+            own = renormalise(own[:, :, None], None if batch.mask is None else batch.mask[source])[:, :, 0]
+            x = features(own, place, self._kind, distance=self._plan.options.distance)
             self._x[layer, :, self._filled : end] = x.transpose(0, 1)
             finite &= maps.finite
         self._numbers[self._filled : end] = torch.from_numpy(numbers).to(self._x.device).flatten()[chosen]
@@ -124,12 +114,12 @@ def fit(
     with join(rank, world, device) as group:
         tell = say if rank == 0 else lambda line: None
         refiner, reason = dataset.open_refiner(runtime.engine, device, group)
-        budget = budget_bytes or memory_budget(device, world)
+        budget = budget_bytes or sample_budget(device, world)
         kind, sample, sentence = sample_for(plan, shares, group, budget)
         tell(sentence)
         tell(f"fitting on {world} × {device}; engine {refiner.name}: {reason}")
         rows = SampledRows(plan, kind, sample, shares, device)
-        stopped = collect(run, plan, runtime, rows, shares, device, should_stop)
+        stopped = collect(run, plan, runtime, rows, shares, device=device, should_stop=should_stop, say=tell)
         if group.largest(float(stopped)):
             raise WorkLeft(f"told to stop while {run} was read for the fit; go on with the same command")
         seen = int(sum(group.all(float(len(rows)))))
@@ -150,36 +140,32 @@ def collect(
     plan: Plan,
     runtime: Runtime,
     rows: SampledRows,
-    shares: Sequence[tuple[int, int]],
+    shares: Sequence[Range],
+    *,
     device: torch.device,
     should_stop: Callable[[], bool],
+    say: Callable[[str], None],
 ) -> bool:
     """Streams this process's images through the model into `rows`; True where it was told to stop before the end."""
-    index = ImageIndex.load(run / "index")
-    batch_size, _ = choose_batch_size(runtime.batch_size, plan, device)
-    images = sum(stop - start for start, stop in shares)
-    with job.open_loader(plan, index, runtime, batch_size, device) as loader:
-        loader.announce(shares)  # decoded while the model is loaded
-        state = weights.state_dict(weights.Weights(**plan.weights))
-        model = load_model(plan.model, state, precision=plan.precision, device=device, seed=plan.options.seed)
-        extract = Extractor(model, plan.layers, plan.heads)
-        loader.wait()
-        with Progress(images, what="rows for the fit") as progress:
-            for start, stop in shares:
-                for batch in loader.batches(start, stop):
-                    if should_stop():
-                        return True
-                    rows.add(batch, extract(batch.pixels))
-                    progress.advance(len(batch.rows))
+    progress = Progress(sum(stop - start for start, stop in shares), what="rows for the fit")
+    with open_job(
+        run, plan, runtime, shares, device=device, progress=progress, should_stop=should_stop, say=say
+    ) as job:
+        try:
+            for share in shares:
+                for batch in job.batches(share):
+                    rows.add(batch, job.extract(batch.pixels))
+        except WorkLeft:
+            return True
     return False
 
 
-def memory_budget(device: torch.device, world: int) -> int:
+def sample_budget(device: torch.device, world: int) -> int:
     """Bytes of rows that this process may hold: half a GPU's memory, or its part of a quarter of the machine's."""
     if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory * GPU_SHARE)
+        return int(torch.cuda.get_device_properties(device).total_memory * GPU_SAMPLE_SHARE)
     here = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_TASKS_PER_NODE") or str(world)
-    return int(CPU_SHARE * total_memory_bytes() / max(1, int(re.split(r"\D", here)[0] or world)))
+    return int(CPU_SAMPLE_SHARE * total_memory_bytes() / max(1, int(re.split(r"\D", here)[0] or world)))
 
 
 def sample_for(

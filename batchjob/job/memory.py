@@ -179,4 +179,5 @@ def _take(batch: Batch, part: slice) -> Batch:
         heights=batch.heights[part],
         widths=batch.widths[part],
         failures=[failure for failure in batch.failures if np.isin(failure[0], rows)],
+        mask=None if batch.mask is None else batch.mask[part],
     )

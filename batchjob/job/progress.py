@@ -7,9 +7,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, Self, TypeVar
+from typing import NoReturn, Self, TypeVar
 
 from tqdm import tqdm
+
+from batchjob.launch.progress import SharedProgress
 
 LOG_EVERY_S = 60.0
 Item = TypeVar("Item")
@@ -19,18 +21,18 @@ class Progress:
     """Images done of all, images/s and the time left on stderr: a bar on a terminal, lines elsewhere."""
 
     def __init__(
-        self, total: int, done: int = 0, *, what: str = "labels", every_s: float = LOG_EVERY_S, board: Any = None
+        self, total: int, done: int = 0, *, what: str = "labels", every_s: float = LOG_EVERY_S, shared: SharedProgress | None = None
     ) -> None:
-        """`board` (a `shares.Board`): how far the other processes are, and which one of them shows it."""
+        """`shared`: how far the other processes are, and which one of them shows it."""
         self._total, self._first, self._done, self._what = total, done, done, what
-        self._every_s, self._board = every_s, board
+        self._every_s, self._shared = every_s, shared
         self._start = self._last = time.monotonic()
         self._bar: tqdm[NoReturn] | None = None
 
     def advance(self, images: int) -> None:
         """Counts images; prints if it is time to."""
-        self._done = self._done + images if self._board is None else self._board.post(images)
-        if self._board is not None and not self._board.may_report():
+        self._done = self._done + images if self._shared is None else self._shared.post(images)
+        if self._shared is not None and not self._shared.may_report():
             return
         if self._bar is None and sys.stderr.isatty():
             first = self._done - images
@@ -55,7 +57,7 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif self._done > self._first and (self._board is None or self._board.may_report()):
+        elif self._done > self._first and (self._shared is None or self._shared.may_report()):
             print(self.line(), file=sys.stderr, flush=True)
 
 

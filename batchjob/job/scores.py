@@ -1,4 +1,4 @@
-"""From one layer's maps to the scores of `--scores`: padding, failures and instances of each image looked up."""
+"""From one layer's attention to the scores of `--scores`: failures and instances of each image looked up."""
 
 from pathlib import Path
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from batchjob.data.instances import GridInstances
-from batchjob.job.clusters import patch_mask
 from batchjob.loader.loader import Batch
+from batchjob.metrics.attention import PatchPairs, draw_pairs
 from batchjob.metrics.on_device import LocalitySums, attention_scores, pair_scores
-from batchjob.model.attention import LayerMaps, renormalise
 from batchjob.plan import Plan
 
 
@@ -23,23 +23,21 @@ class Scorer:
         self._instances = GridInstances.load(run / "index") if "pairs" in plan.options.score_groups else None
         self._sums = self._new_sums()
 
-    def __call__(self, layer: int, maps: LayerMaps, batch: Batch) -> dict[str, NDArray[np.float32]]:
-        """name -> [B, H]; `layer` is a position. Failed images score anything."""
-        groups = self._plan.options.score_groups
+    def __call__(self, layer: int, rows: Tensor, finite: Tensor, batch: Batch) -> dict[str, NDArray[np.float32]]:
+        """name -> [B, H] of rows [B, H, P, P] that sum to 1; `layer` is a position. Failed images score anything."""
+        groups, grid = self._plan.options.score_groups, self._plan.model.grid
         if self._sums is None:
             return {}
-        grid, mask = self._plan.model.grid, patch_mask(self._plan, batch)
-        rows = renormalise(maps.rows, None if mask is None else mask.to(self._device))
-        keep = torch.ones(rows.shape[0], rows.shape[2], dtype=torch.bool) if mask is None else mask
-        usable = (keep & torch.from_numpy(batch.status == 0)[:, None]).to(self._device) & maps.finite[:, None]
-        self._sums.add(layer, rows, usable)
-        found: dict[str, torch.Tensor] = {}
+        good = torch.from_numpy(batch.status == 0).to(self._device) & finite
+        keep = torch.ones(rows.shape[0], rows.shape[2], dtype=torch.bool, device=self._device)
+        self._sums.add(layer, rows, (keep if batch.mask is None else batch.mask) & good[:, None])
+        found: dict[str, Tensor] = {}
         if "attention" in groups:
-            found |= attention_scores(rows, grid, None if mask is None else mask.to(self._device))
+            found |= attention_scores(rows, grid, batch.mask)
         if self._instances is not None:
             sizes = zip(batch.heights, batch.widths, strict=True)
             pairs = [
-                self._instances.pairs(int(row), (int(h), int(w)), seed=self._plan.options.seed)
+                pairs_of(self._instances, int(row), (int(h), int(w)), seed=self._plan.options.seed)
                 for row, (h, w) in zip(batch.rows, sizes, strict=True)
             ]
             found |= pair_scores(rows, pairs, grid)
@@ -59,3 +57,11 @@ class Scorer:
         if not plan.options.score_groups:
             return None
         return LocalitySums(len(plan.layers), len(plan.heads), plan.model.grid, self._device)
+
+
+def pairs_of(instances: GridInstances, row: int, size: tuple[int, int], *, seed: int) -> PatchPairs:
+    """The drawn pairs of patches of an image; none where its (height, width) is not the one that was annotated."""
+    category = instances.category[instances.start[row] : instances.start[row + 1]]
+    if tuple(instances.size[row]) != size:
+        category = category[:0]
+    return draw_pairs(instances.owner[row], category, row=row, seed=seed)

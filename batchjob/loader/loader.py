@@ -32,6 +32,7 @@ class Batch:
     heights: NDArray[np.int32]  # [B], photo's pixels after the EXIF rotation; 0 where it failed
     widths: NDArray[np.int32]
     failures: list[tuple[int, str, str]]
+    mask: Tensor | None = None  # bool [B, P], False for patches of padding; None where the resize pads nothing
 
 
 class Loader:
@@ -59,7 +60,7 @@ class Loader:
         self.read_s = 0.0  # of all workers together
         self.decode_s = 0.0
         self._batch_size, self._pin_for = batch_size, pin_for
-        self._image = (3, geometry.height, geometry.width)
+        self._geometry, self._image = geometry, (3, geometry.height, geometry.width)
         recipe = Recipe(index, geometry, fill_rgb, interpolation)
         self._chunks = Chunks(recipe, workers=workers, batch_size=batch_size, stall_s=stall_s)
         self._ranges: list[Range] = []
@@ -166,14 +167,25 @@ class Loader:
             row += len(decoded)
             self.read_s += chunk.read_s
             self.decode_s += chunk.decode_s
+        heights = np.concatenate([chunk.heights for chunk in chunks])
+        widths = np.concatenate([chunk.widths for chunk in chunks])
         return Batch(
             np.arange(start, stop),
             pixels,
             np.concatenate([chunk.status for chunk in chunks]),
-            np.concatenate([chunk.heights for chunk in chunks]),
-            np.concatenate([chunk.widths for chunk in chunks]),
+            heights,
+            widths,
             [failure for chunk in chunks for failure in chunk.failures],
+            padding_mask(self._geometry, heights, widths),
         )
+
+
+def padding_mask(geometry: Geometry, heights: NDArray[np.int32], widths: NDArray[np.int32]) -> Tensor | None:
+    """bool [B, P] of photos of these sizes: True for patches that are image; None where the resize pads nothing."""
+    if geometry.resize != "pad":
+        return None
+    sizes = zip(np.maximum(heights, 1), np.maximum(widths, 1), strict=True)  # 0 of a photo that failed
+    return torch.from_numpy(np.stack([geometry.content_patches(int(h), int(w)).ravel() for h, w in sizes]))
 
 
 def bottleneck(

@@ -17,6 +17,7 @@ from timm.data import create_transform, resolve_model_data_config
 from batchjob import plan as plans
 from batchjob.config import Options, Runtime
 from batchjob.job import label as job
+from batchjob.job import opening
 from batchjob.job.prepare import prepare
 from batchjob.loader.loader import Batch
 from batchjob.machine import usable_cores
@@ -115,7 +116,7 @@ def from_memory(data: Path, work: Path, weights: str, *, smoke: bool) -> Contest
     def ours() -> None:
         run = work / f"memory{next(runs)}"
         shutil.copytree(planned, run)
-        with mock.patch.multiple(job, open_loader=lambda *_: loader, load_model=lambda *_, **__: model):
+        with mock.patch.multiple(opening, _open_loader=lambda *_: loader, load_model=lambda *_, **__: model):
             job.label(run, Runtime(), range(len(plan.partitions)), say=lambda line: None)
 
     def theirs() -> None:

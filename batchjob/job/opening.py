@@ -1,0 +1,103 @@
+"""A planned run, opened by one process: every choice is made and said once, for `fit` and `label` alike."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from batchjob.config import Runtime
+from batchjob.data.index import ImageIndex
+from batchjob.errors import WorkLeft
+from batchjob.job.memory import HalvingGuard, choose_batch_size
+from batchjob.job.progress import Progress, Stages
+from batchjob.loader.chunks import Range
+from batchjob.loader.loader import Batch, Loader
+from batchjob.machine import choose_workers
+from batchjob.model import weights
+from batchjob.model.attention import Extractor
+from batchjob.model.describe import load_model
+from batchjob.plan import Plan
+
+
+@dataclass(slots=True)
+class Job:
+    """What a process needs to take images through the model."""
+
+    plan: Plan
+    device: torch.device
+    index: ImageIndex
+    batch_size: int  # images of one forward pass
+    loader: Loader
+    extract: Extractor
+    progress: Progress
+    guard: HalvingGuard
+    should_stop: Callable[[], bool]
+    start_s: float  # from opening to the first batch
+    stages: Stages = field(default_factory=Stages)
+
+    def batches(self, rows: Range) -> Iterator[Batch]:
+        """The batches of the rows [start, stop) in order, halved once memory ran out, with `mask` on the device.
+
+        Times the loader and counts images. Raises WorkLeft where the process is told to stop.
+        """
+        for whole in self.stages.timed("images", self.loader.batches(*rows)):
+            if self.should_stop():
+                raise WorkLeft(f"told to stop among images {rows[0]} to {rows[1] - 1}; go on with the same command")
+            for batch in self.guard.parts(whole):
+                mask = None if batch.mask is None else batch.mask.to(self.device)
+                yield dataclasses.replace(batch, mask=mask)
+            self.stages.images += len(whole.rows)
+            self.progress.advance(len(whole.rows))
+
+
+@contextmanager
+def open_job(
+    run: Path,
+    plan: Plan,
+    runtime: Runtime,
+    ranges: Sequence[Range],
+    *,
+    device: torch.device,
+    progress: Progress,
+    should_stop: Callable[[], bool],
+    say: Callable[[str], None],
+) -> Iterator[Job]:
+    """Opens the images, in these `ranges` of rows, and the model; closes the workers at the end.
+
+    `say` gets a line for each choice. Raises UserError where DATA or the weights are gone, or nothing fits the device.
+    """
+    began = time.monotonic()
+    index = ImageIndex.load(run / "index")
+    batch_size, reason = choose_batch_size(runtime.batch_size, plan, device)
+    say(f"batch size {batch_size}: {reason}")
+    with _open_loader(plan, index, runtime, batch_size, device) as loader:
+        loader.announce(ranges)  # decoded while the model is loaded
+        state = weights.state_dict(weights.Weights(**plan.weights))
+        model = load_model(plan.model, state, precision=plan.precision, device=device, seed=plan.options.seed)
+        extract = Extractor(model, plan.layers, plan.heads)
+        loader.wait()
+        start_s = time.monotonic() - began
+        say(f"ready after {start_s:.1f} s: the model, and {loader.workers} decoding workers")
+        guard = HalvingGuard(say)
+        with progress:
+            yield Job(
+                plan, device, index, batch_size, loader, extract, progress, guard, should_stop, start_s
+            )  # fmt: skip
+
+
+def _open_loader(plan: Plan, index: ImageIndex, runtime: Runtime, batch_size: int, device: torch.device) -> Loader:
+    """The loader of a plan. Padding has the model's mean colour, so that it is near zero after normalisation."""
+    red, green, blue = (round(255 * channel) for channel in plan.model.mean)
+    return Loader(
+        index,
+        plan.geometry,
+        fill_rgb=(red, green, blue),
+        interpolation=plan.model.interpolation,
+        batch_size=batch_size,
+        workers=choose_workers(runtime.workers),
+        pin_for=device if device.type == "cuda" else None,
+    )

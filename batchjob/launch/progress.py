@@ -1,0 +1,74 @@
+"""How far all processes of an attempt are, and which one of them says it."""
+
+import math
+import os
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from batchjob.files import work_folder
+from batchjob.launch.shares import Share
+from batchjob.plan import Plan
+from batchjob.store import lifecycle as store
+from batchjob.store.claims import Claims
+
+
+class SharedProgress:
+    """How far all processes of an attempt are: each keeps its own count of images in a file, any can add them up.
+
+    One of them at a time may report it: who holds a lock that the next one gets when it ends or dies. The tasks of a
+    job array have a log each, so each has one that reports.
+    """
+
+    def __init__(self, run: Path, attempt: str, share: Share, plan: Plan, partitions: Sequence[int]) -> None:
+        self._folder = work_folder(run, f"progress/{attempt or f'alone-{socket.gethostname()}-{os.getpid()}'}")
+        self._own = self._folder / str(share.index)
+        self._before = plan.row_count - sum(
+            _images(plan, partition) for partition in partitions
+        )  # published before the attempt
+        self._count = sum(
+            _images(plan, partition) for partition in share.of(partitions) if store.is_done(run, partition)
+        )
+        self._reporter = Claims(self._folder)
+        self._task = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
+        self._may_report = False
+        self._said, self._known, self._last = 0, 0, -math.inf
+        self.total = plan.row_count
+        self.done = self.post(0)
+
+    def post(self, images: int) -> int:
+        """Counts `images` more for this process; images labelled by all, at most a second old for the others."""
+        self._count += images
+        if time.monotonic() - self._last > 1:
+            self._last = time.monotonic()
+            self._own.write_text(f"{self._count}\n")
+            self._said = self._count
+            counts = [path.read_text().strip() for path in self._folder.iterdir() if path.name.isdigit()]
+            self._known = self._before + sum(int(count) for count in counts if count.isdigit())
+        self.done = self._known + self._count - self._said
+        return self.done
+
+    def may_report(self) -> bool:
+        """Whether it is this process that shows how far all are."""
+        self._may_report = self._may_report or self._reporter.take(self._task)
+        return self._may_report
+
+    def close(self) -> None:
+        """The last count is written, and another process reports from now on."""
+        self._last = -math.inf
+        self.post(0)
+        self._reporter.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def _images(plan: Plan, partition: int) -> int:
+    start, stop = plan.rows_of(partition)
+    return stop - start
