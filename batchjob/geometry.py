@@ -55,22 +55,31 @@ class Geometry:
         columns = _share_inside(content[1], self.width, self.patch_width)
         return np.asarray(np.outer(rows, columns) >= 0.5)
 
-    def patch_weights(self, height: int, width: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Box-filter weights [rows, height] and [columns, width]: `rows @ mask @ columns.T` is the area average.
+    def patch_lengths(self, height: int, width: int) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+        """How far each pixel reaches into each patch: rows [R, height], columns [C, width], and a patch's area.
 
-        Exact for any scale. Weights of a patch sum to 1, or to its share inside the content where it is padded.
+        `rows @ mask @ columns.T / area` is the area average of a mask over each patch. A patch that lies partly in the
+        padding is covered by at most its other part. Lengths are whole numbers of steps, each the smallest power of
+        two of a pixel (2⁻²⁰ where a patch has 1,200 pixels) for which all sums over a binary mask stay below 2⁵³:
+        float64 holds them exactly, so they are the same on every machine and for any number of threads.
         """
         left, top, right, bottom = self.source_box(height, width)
-        content = self.content_size(height, width)
+        content_height, content_width = self.content_size(height, width)
+        patch_rows = (bottom - top) / content_height * self.patch_height  # pixels of the image that a patch is high
+        patch_columns = (right - left) / content_width * self.patch_width
+        steps = 2**30
+        while patch_rows * patch_columns * steps**2 > 2**52:
+            steps //= 2
         return (
-            _overlaps(height, top, bottom, content[0], self.height, self.patch_height),
-            _overlaps(width, left, right, content[1], self.width, self.patch_width),
+            _lengths(height, (top, bottom), patch_rows, self.grid[0], steps),
+            _lengths(width, (left, right), patch_columns, self.grid[1], steps),
+            float(np.rint(patch_rows * steps) * np.rint(patch_columns * steps)),
         )
 
-    def pool(self, mask: NDArray[np.generic]) -> NDArray[np.float32]:
+    def pool(self, mask: NDArray[np.generic]) -> NDArray[np.float64]:
         """[rows, columns]: the exact area average of a [height, width] mask of the source over each patch."""
-        rows, columns = self.patch_weights(*mask.shape)
-        return np.asarray(rows @ mask.astype(np.float32) @ columns.T)
+        rows, columns, area = self.patch_lengths(*mask.shape)
+        return np.asarray(rows @ mask.astype(np.float64) @ columns.T / area)
 
     def to_json(self) -> dict[str, object]:
         """The fields, for `plan.json` and the store's attributes."""
@@ -82,12 +91,11 @@ def _share_inside(content_px: int, input_px: int, patch_px: int) -> NDArray[np.f
     return np.clip(content_px - starts, 0, patch_px) / patch_px
 
 
-def _overlaps(
-    source_px: int, low: float, high: float, content_px: int, input_px: int, patch_px: int
-) -> NDArray[np.float32]:
-    scale = (high - low) / content_px  # source pixels an input pixel
-    starts = low + np.arange(input_px // patch_px)[:, None] * patch_px * scale
-    ends = np.minimum(starts + patch_px * scale, high)
-    pixels = np.arange(source_px)[None, :]
-    covered = np.clip(np.minimum(ends, pixels + 1) - np.maximum(starts, pixels), 0, None)
-    return np.asarray(covered / (patch_px * scale), dtype=np.float32)
+def _lengths(
+    source_px: int, box: tuple[float, float], patch_px: float, patches: int, steps: int
+) -> NDArray[np.float64]:
+    """[patches, source_px]: steps of each source pixel that lie inside each patch, and inside the box."""
+    edges = np.rint(np.minimum(box[0] + np.arange(patches + 1) * patch_px, box[1]) * steps)
+    pixels = np.arange(source_px + 1, dtype=np.float64) * steps
+    ends = np.minimum(edges[1:, None], pixels[None, 1:])
+    return np.asarray(np.clip(ends - np.maximum(edges[:-1, None], pixels[None, :-1]), 0, None))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
+from threadpoolctl import threadpool_limits
 
 from batchjob.data import annotations as coco
 from batchjob.errors import UserError
@@ -72,8 +73,9 @@ def test_a_patch_belongs_to_the_instance_that_covers_it_most_if_it_covers_half(t
         for m in (first, second)
     ]
     found = coco.instances_on_grid(only(write_coco(tmp_path / "a.json", counts)), grid, 4, 4)
-    # bottom right: both cover all of it, the first one keeps it; top right: a quarter is less than half
-    assert found.owner.tolist() == [0, -1, 0, 0]
+    # bottom right: both cover all of it, and the second, smaller one owns it, but no other patch, so it is left out;
+    # top right: a quarter is less than half
+    assert found.owner.tolist() == [0, -1, 0, -1]
     assert found.total == 2
     assert len(found.category) == 1  # the second owns no patch
     assert found.coverage.tolist() == [[1, 0, 1, 1]]
@@ -101,6 +103,57 @@ def test_crowds_and_instances_of_fewer_than_two_patches_are_left_out(tmp_path: P
     assert (found.owner.reshape(4, 4) == np.where(LEFT, -1, 0)).all()
     assert found.category.tolist() == [2]
     assert found.total == 2
+
+
+def rle(mask: Any) -> dict[str, Any]:
+    return {"size": list(mask.shape), "counts": coco_mask.encode(np.asfortranarray(mask))["counts"].decode()}
+
+
+def test_of_equal_coverage_the_smaller_instance_owns_the_patch_and_of_equal_areas_the_earlier(tmp_path: Path) -> None:
+    large, small = mask_of("#### #### .... ...."), mask_of("##.. ##.. .... ....")
+    front, behind = [0, 0, 1, 1, 0, 0, 1, 1], [1, 1, 0, 0, 1, 1, 0, 0]
+    for masks, upper in (((small, large), front), ((large, small), behind), ((small, small), [0, 0, -1, -1] * 2)):
+        image = only(write_coco(tmp_path / "a.json", [{"segmentation": rle(m)} for m in masks]))
+        assert owner(image).ravel().tolist() == upper + [-1] * 8
+
+
+def test_coverage_that_differs_beyond_the_fifth_decimal_is_equal() -> None:
+    coverage = np.array([[0.50001, 0.7, 0.5, 0.49999], [0.50001, 0.70001, 0.5, 0]], np.float32)
+    assert coco.find_owners(coverage, np.array([9, 8])).tolist() == [1, 1, 1, -1]
+    assert coco.find_owners(coverage, np.array([8, 9])).tolist() == [0, 1, 0, -1]
+    assert coco.find_owners(np.zeros((0, 3)), np.zeros(0, int)).tolist() == [-1, -1, -1]
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
+def test_two_equal_masks_cut_in_other_ways_tie_on_every_patch_for_any_number_of_threads(
+    tmp_path: Path, resize: Any
+) -> None:
+    """A mask, and the same mask within a larger one: of equal coverage, float32 sums differed."""
+    rng = np.random.default_rng(1)
+    inner = np.zeros((211, 307), np.uint8)
+    inner[20:190, 31:280] = rng.random((170, 249)) < 0.9
+    outer = inner.copy()
+    outer[:, 280:] = 1
+    outer[190:] = 1
+    images = [{"id": 1, "file_name": "a.jpg", "height": 211, "width": 307}]
+    image = only(write_coco(tmp_path / "a.json", [{"segmentation": rle(m)} for m in (outer, inner)], images))
+    geometry, owners = Geometry(224, 224, 16, 16, resize), []
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            found = coco.instances_on_grid(image, geometry, 211, 307)
+        same = found.coverage[0] == found.coverage[1]
+        assert (found.owner[same & (found.coverage[1] >= 0.5)] == 1).all()
+        assert (same & (found.coverage[1] >= 0.5)).sum() > 60
+        owners.append(found.owner)
+        np.testing.assert_array_equal(found.coverage[1].reshape(14, 14), pooled_exactly(inner, geometry))
+    np.testing.assert_array_equal(*owners)
+
+
+def pooled_exactly(mask: Any, geometry: Geometry) -> Any:
+    """The coverage to 5 decimals by whole numbers of Python."""
+    rows, columns, area = geometry.patch_lengths(*mask.shape)
+    covered = rows.astype(np.int64) @ mask.astype(np.int64) @ columns.T.astype(np.int64)
+    return (np.rint(covered / area * 1e5) / 1e5).astype(np.float32)
 
 
 def test_k_is_one_more_than_the_instances_of_two_patches_between_two_and_sixteen() -> None:
@@ -137,7 +190,7 @@ def test_coverage_is_the_geometrys_own_area_average(tmp_path: Path, resize: Any)
     image = only(write_coco(tmp_path / "a.json", [annotation], images))
     geometry = Geometry(20, 24, 4, 4, resize)
     found = coco.instances_on_grid(image, geometry, 37, 53)
-    np.testing.assert_allclose(found.coverage[0].reshape(5, 6), geometry.pool(mask), atol=1e-6)
+    np.testing.assert_allclose(found.coverage[0].reshape(5, 6), np.round(geometry.pool(mask), 5), atol=1e-7)
 
 
 def test_an_annotation_of_another_size_is_refused(tmp_path: Path) -> None:

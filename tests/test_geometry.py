@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchjob.geometry import Geometry, Resize
@@ -63,3 +63,21 @@ def test_masks_of_disjoint_instances_never_cover_more_than_the_patch(height: int
     owner = np.random.default_rng(height * 91 + width).integers(0, 3, (height, width))
     parts = sum(geometry.pool(owner == i) for i in range(3))
     np.testing.assert_allclose(parts, geometry.pool(np.ones((height, width))), atol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 20), st.integers(1, 20), RESIZES)
+def test_covered_areas_are_whole_numbers_that_float64_adds_exactly_in_any_order(
+    height: int, width: int, resize: Resize
+) -> None:
+    rows, columns, area = Geometry(48, 32, 16, 16, resize).patch_lengths(height, width)
+    mask = np.random.default_rng(height * 91 + width).integers(0, 2, (height, width))
+    exact = [[sum(int(r[y]) * int(c[x]) for y, x in np.argwhere(mask) if r[y] and c[x]) for c in columns] for r in rows]
+    assert (rows @ mask.astype(np.float64) @ columns.T).tolist() == exact
+    assert max(map(max, exact)) <= area * (1 + 1e-6) < 2**53
+
+
+def test_a_photo_of_ninety_megapixels_is_added_exactly_too() -> None:
+    rows, columns, area = Geometry(32, 32, 16, 16).patch_lengths(9000, 9900)
+    assert area < 2**53
+    assert (rows.sum(1)[:, None] * columns.sum(1)).tolist() == [[area, area], [area, area]]

@@ -18,6 +18,7 @@ from batchjob.errors import UserError
 from batchjob.geometry import Geometry
 
 MIN_PATCHES = 2  # an instance that owns fewer is left out: the grid is too coarse for it
+COVERAGE_STEPS = 100_000  # coverage is rounded to 5 decimals before it is compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,24 +161,26 @@ def open_annotations(path: str | os.PathLike[str]) -> Annotations:
 def instances_on_grid(ann: ImageAnnotations, geometry: Geometry, height: int, width: int) -> PatchInstances:
     """The instances of a `height` × `width` image on the patch grid: a patch's owner covers it most, and at least half.
 
-    Crowds are no instances; those that own fewer than `MIN_PATCHES` patches are left out. Raises ValueError where the
-    annotation was drawn on an image of another size.
+    Of instances that cover a patch equally, to 5 decimals, the one of the smaller mask (in pixels of the image) owns
+    it, since it lies in front; then the earlier one. Coverage is a quotient of whole numbers, so the owners are the
+    same on every machine. Crowds are no instances; those that own fewer than `MIN_PATCHES` patches are left out.
+
+    Raises
+    ------
+    ValueError
+        The annotation was drawn on an image of another size.
     """
     if not ann.fits(height, width):
         raise ValueError(f"{ann.key}: annotated at {ann.height}x{ann.width}, the image is {height}x{width}")
-    rows, columns = geometry.patch_weights(height, width)
-    patches = rows.shape[0] * columns.shape[0]
+    lengths = geometry.patch_lengths(height, width)
+    patches = geometry.grid[0] * geometry.grid[1]
     found = [(c, box, m) for c, box, m in _masks(ann, height, width) if m.any()]
     coverage = np.zeros((len(found), patches), np.float32)
     boxes = np.zeros((len(found), 4), np.float32)
     for i, (_, box, mask) in enumerate(found):
-        coverage[i], extent = _pool(mask, rows, columns)
+        coverage[i], extent = _pool(mask, lengths)
         boxes[i] = _to_input(box or extent, geometry, height, width)
-    owner = np.full(patches, -1, np.int16)
-    if found:
-        best = coverage.argmax(axis=0)  # the first of equals: the annotation's own order
-        # float32 sums of exact halves may fall a hair short of one half
-        owner = np.where(coverage.max(axis=0) >= 0.5 - 1e-6, best, -1).astype(np.int16)
+    owner = find_owners(coverage, np.array([np.count_nonzero(mask) for _, _, mask in found], np.int64))
     owned = np.bincount(owner[owner >= 0], minlength=len(found))
     everything = PatchInstances(
         owner=owner,
@@ -190,6 +193,23 @@ def instances_on_grid(ann: ImageAnnotations, geometry: Geometry, height: int, wi
     return everything.only(np.flatnonzero(owned >= MIN_PATCHES))
 
 
+def find_owners(coverage: NDArray[np.floating[Any]], area: NDArray[np.integer[Any]]) -> NDArray[np.int16]:
+    """int16 [P]: the instance that covers each patch most, −1 where none covers half of it.
+
+    Parameters
+    ----------
+    coverage
+        [m, P] share of each patch that each instance covers, rounded to 5 decimals.
+    area
+        [m] of each instance; of equal coverage the smaller owns the patch, of equal areas the earlier.
+    """
+    if not len(coverage):
+        return np.full(coverage.shape[1], -1, np.int16)
+    front_first = np.argsort(area, kind="stable")
+    best = front_first[coverage[front_first].argmax(axis=0)]  # argmax takes the first of equals
+    return np.where(coverage.max(axis=0) >= 0.5, best, -1).astype(np.int16)
+
+
 def k_instances(owner: NDArray[np.integer[Any]]) -> int:
     """1 + the number of instances that own at least 2 patches, clipped to [2, 16]: the study's rule for k."""
     counts = np.bincount(owner[owner >= 0].astype(np.int64)) if (owner >= 0).any() else np.zeros(1, np.int64)
@@ -197,13 +217,15 @@ def k_instances(owner: NDArray[np.integer[Any]]) -> int:
 
 
 def _pool(
-    mask: NDArray[np.uint8], rows: NDArray[np.float32], columns: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], tuple[float, float, float, float]]:
-    """Geometry.pool of the mask, flattened, computed inside the mask's bounding box alone; and that box."""
+    mask: NDArray[np.uint8], lengths: tuple[NDArray[np.float64], NDArray[np.float64], float]
+) -> tuple[NDArray[np.float64], tuple[float, float, float, float]]:
+    """[P] coverage of the patches by a mask, to 5 decimals, computed in the mask's bounding box alone; and that box."""
+    rows, columns, area = lengths
     ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     y, x = slice(ys[0], ys[-1] + 1), slice(xs[0], xs[-1] + 1)
-    pooled = rows[:, y] @ mask[y, x].astype(np.float32) @ columns[:, x].T
-    return pooled.ravel(), (float(xs[0]), float(ys[0]), float(xs[-1] + 1), float(ys[-1] + 1))
+    covered = rows[:, y] @ mask[y, x].astype(np.float64) @ columns[:, x].T
+    box = (float(xs[0]), float(ys[0]), float(xs[-1] + 1), float(ys[-1] + 1))
+    return np.rint(covered.ravel() / area * COVERAGE_STEPS) / COVERAGE_STEPS, box
 
 
 def _to_input(
