@@ -16,6 +16,6 @@ __version__ = VERSION
 
 def open(run: str | PathLike[str]) -> xarray.Dataset:
     """The arrays of RUN/labels.zarr as one Dataset, read lazily; see docs/store.md. Raises UserError if RUN is none."""
-    from batchjob.store.lifecycle import open_labels
+    from batchjob.store.run import Run
 
-    return open_labels(run)
+    return Run(run).data

@@ -11,24 +11,6 @@ from batchjob.errors import UserError, nearest
 
 ALGORITHMS = ("kmeans", "spectral", "agglomerative", "hdbscan")
 SCORES = ("attention", "pairs")
-# The arrays of scores.zarr that each group of --scores fills, by image, layer and head (docs/metrics.md).
-SCORE_ARRAYS = {
-    "attention": (
-        "attention_distance",
-        "attention_distance_relative",
-        "entropy",
-        "effective_patches",
-        "query_key_nmi",
-        "sink",
-    ),
-    "pairs": (
-        "pair_auc",
-        "pair_auc_matched",
-        "pair_auc_exact",
-        "pair_auc.distance",
-        "pair_auc_matched.distance",
-    ),
-}
 K_RULES = ("instances", "silhouette", "eigengap")
 MAX_K = 254  # 255 is "none", 254 "noise" in the labels array; clusters are numbered from 0
 

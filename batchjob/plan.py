@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, Literal, Self, overload
 
 from batchjob.codes import SCHEMA, VERSION
-from batchjob.config import SCORE_ARRAYS, Options, difference, options_from_json, to_json
+from batchjob.config import Options, difference, options_from_json, to_json
 from batchjob.errors import UserError
 from batchjob.geometry import Geometry
+from batchjob.metrics import catalogue
 
 _CHUNK_ROWS = 1024  # images of one inner chunk: 512 cost a sixth more to write, and no less to read one image
 _LEAST_CHUNK_ROWS = 64
@@ -114,7 +115,7 @@ class Plan:
     def score_names(self) -> tuple[str, ...]:
         """The arrays of scores.zarr that labelling fills, in order."""
         groups = self.options.score_groups
-        return tuple(name for group, names in SCORE_ARRAYS.items() if group in groups for name in names)
+        return tuple(name for group, names in catalogue.labelling_arrays().items() if group in groups for name in names)
 
     @property
     def partitions(self) -> Partitions:

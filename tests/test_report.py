@@ -15,7 +15,7 @@ from PIL import Image
 
 from batchjob.errors import UserError
 from batchjob.figures import Look, write_figures
-from batchjob.figures.photos import open_run
+from batchjob.figures.photos import open_run, photo_of
 from batchjob.report import browser as packing
 from batchjob.report import codebook, write_report
 from batchjob.report import page as report_page
@@ -376,7 +376,7 @@ def test_a_photo_that_is_gone_is_grey_and_the_rest_of_the_page_stays(runs: list[
     index = json.loads((tmp_path / "run" / "index" / "index.json").read_text())
     (tmp_path / "run" / "index" / "index.json").write_text(json.dumps(index | {"root": str(tmp_path / "gone")}))
     view = open_run(tmp_path / "run")
-    photo = view.photo(int(view.ok_rows[0]))
+    photo = photo_of(view, int(view.ok_rows[0]))
     assert not photo.found
     assert len(np.unique(photo.pixels)) == 1
 

@@ -1,6 +1,5 @@
 """`run_stats`: from a run and its annotations to tables and sentences, on runs whose answers are known."""
 
-import dataclasses
 import json
 import re
 from pathlib import Path
@@ -15,7 +14,7 @@ from batchjob.errors import UserError
 from batchjob.stats import run_stats, text
 from batchjob.stats.compare import upsample
 from batchjob.stats.modifiers import describe as describe_modifiers
-from batchjob.store.run import open_view
+from batchjob.store.run import Run
 from tests import scenes
 from tests.made_up_runs import KINDS, image_ids, write_annotations, write_run
 
@@ -242,7 +241,7 @@ def test_up_sampling_is_by_nearest_neighbour() -> None:
 
 
 def test_wrong_input_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no run: there is no labels\.zarr"):
+    with pytest.raises(UserError, match=r"is not a run: it has no labels\.zarr"):
         run_stats([tmp_path])
     run = write_run(tmp_path / "run", 2)
     with pytest.raises(UserError, match="named twice"):
@@ -277,11 +276,11 @@ def test_images_that_are_not_labelled_yet_are_not_said_to_have_failed(tmp_path: 
 
 
 def test_a_view_says_what_a_run_is(tmp_path: Path) -> None:
-    view = open_view(write_run(tmp_path / "run", 2, weights="random"))
+    view = Run(write_run(tmp_path / "run", 2, weights="random"))
     assert view.is_random
     assert (view.algorithms, view.layers, view.heads) == (("kmeans",), (11,), (0, 1, 2, 3))
     assert view.geometry.grid == scenes.GRID
-    assert view.image_ids() == image_ids(2)
+    assert view.ids == image_ids(2)
 
 
 def test_a_rank_correlation_of_what_does_not_vary_is_not_told() -> None:
@@ -293,8 +292,8 @@ def test_a_rank_correlation_of_what_does_not_vary_is_not_told() -> None:
 
 def test_a_cnns_self_similarity_is_nowhere_called_attention(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", 4)
-    vit = open_view(folder)
-    cnn = dataclasses.replace(vit, map_name="saliency")
+    vit, cnn = Run(folder), Run(folder)
+    cnn.__dict__["_names"] = frozenset({"saliency"})
     row = {"score": "pair_auc", "null": "distance", "algorithm": "", "layer": 0, "head": 0, "n": 9, "p": 0.01}
     row |= {"gain": 0.1, "gain_low": 0.05, "gain_high": 0.2, "worse": 0, "better": 1, "heads": 1}
     assert "attends within objects" in text.sentence(vit, row)

@@ -12,9 +12,8 @@ from scipy.stats import mannwhitneyu
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, mutual_info_score, roc_auc_score
 
 from batchjob.metrics import agreement as partitions
-from batchjob.metrics import attention, nulls, saliency
+from batchjob.metrics import attention, catalogue, nulls, saliency
 from batchjob.metrics import clusters as scores
-from batchjob.metrics.nulls import LABEL_SCORES, NULLS
 from tests import scenes
 from tests.conftest import ROOT
 
@@ -316,7 +315,7 @@ def test_shuffled_labels_score_nothing_within_their_error() -> None:
 
 def test_the_page_of_metrics_explains_every_score_and_null_with_small_pictures() -> None:
     page = (ROOT / "docs" / "metrics.md").read_text()
-    names = {*NULLS, *LABEL_SCORES, "prefix_mass", *(null for found in NULLS.values() for null in found), "random"}
+    names = {row.name for row in catalogue.SCORES} | {n for row in catalogue.SCORES for n in row.nulls} | {"random"}
     assert [n for n in sorted(names) if f"`{n}`" not in page and not n.startswith("jaccard")] == []
     pictures = re.findall(r"!\[.+\]\((.+?)\)", page)
     assert len(pictures) >= 7

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from batchjob.figures import canvas
 from batchjob.figures.palette import MAP_COLOURS
-from batchjob.figures.photos import Photo, RunView
+from batchjob.figures.photos import Photo, photo_of
+from batchjob.store.run import Run
 
 MOST = 96  # clusters of one picture; the most common ones
 PHOTOS = 3  # of each cluster
@@ -84,7 +85,7 @@ def spotlight(photo: Typical) -> NDArray[np.uint8]:
     return np.asarray(np.where(lit, photo.pixels, 0.45 * grey), np.uint8)
 
 
-def entries_of(view: RunView, layer: int, head: int, *, most: int = MOST, photos: int = PHOTOS) -> list[Entry]:
+def entries_of(view: Run, layer: int, head: int, *, most: int = MOST, photos: int = PHOTOS) -> list[Entry]:
     """The clusters of a head, the most common first. One pass over its labels: 0.1 s for 50,000 images.
 
     Photos: of rows those with the largest share of their patches in the cluster, of CLS rows those nearest to it.
@@ -106,24 +107,22 @@ def entries_of(view: RunView, layer: int, head: int, *, most: int = MOST, photos
     return found
 
 
-def shown_centroid(view: RunView, centroid: NDArray[np.float32]) -> NDArray[np.float32]:
+def shown_centroid(view: Run, centroid: NDArray[np.float32]) -> NDArray[np.float32]:
     """[rows, columns] of attention: the map of a centroid, its distance's square roots undone."""
     shape = row_shape(view)
-    return np.asarray(
-        (np.square(centroid) if view.plan["options"]["distance"] == "hellinger" else centroid).reshape(shape)
-    )
+    return np.asarray((np.square(centroid) if view.options["distance"] == "hellinger" else centroid).reshape(shape))
 
 
-def row_shape(view: RunView) -> tuple[int, int]:
+def row_shape(view: Run) -> tuple[int, int]:
     """(rows, columns) of the map that a centroid is."""
     from batchjob.codebook.rows import RowKind
 
-    options = view.plan["options"]
+    options = view.options
     return RowKind(options["queries"], options["features"], view.geometry.grid).shape
 
 
 def _counts(
-    view: RunView, layer: int, head: int, k: int, photos: int
+    view: Run, layer: int, head: int, k: int, photos: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """(rows of each cluster [k], its best images [k, photos], their values; −inf where there are fewer)."""
     name = "labels" if "labels" in view.data else "image_labels"
@@ -148,18 +147,18 @@ def _counts(
     return total, best, values
 
 
-def _typical(view: RunView, row: int, layer: int, head: int, number: int, opened: dict[int, Photo]) -> Typical:
+def _typical(view: Run, row: int, layer: int, head: int, number: int, opened: dict[int, Photo]) -> Typical:
     if row not in opened:
-        opened[row] = view.photo(row, side=_PHOTO_PX)
+        opened[row] = photo_of(view, row, side=_PHOTO_PX)
     photo = opened[row]
     if "labels" not in view.data:
         return Typical(photo.pixels, None, photo.span)
     return Typical(photo.pixels, view.stack("labels", [row], layer=layer, head=head)[0, 0] == number, photo.span)
 
 
-def explain(view: RunView, shown: int) -> str:
+def explain(view: Run, shown: int) -> str:
     """The small print under the picture."""
-    options, k = view.plan["options"], int(view.plan["options"]["k"])
+    options, k = view.options, int(view.options["k"])
     what = "CLS rows" if options["queries"] == "cls" else "attention rows of patches"
     where = "the query is in the middle, marked +" if options["features"] == "relative" else "by key position"
     order = "all of them" if shown == k else f"the {shown} most common of {k}"

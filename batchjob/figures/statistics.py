@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from batchjob.figures import canvas
+from batchjob.metrics import catalogue
 
 BLUE, RED = "#0072b2", "#d55e00"
 _NULLS = {  # null -> marker and name
@@ -21,19 +22,12 @@ _NULLS = {  # null -> marker and name
     "half": ("X", "chance"),
 }
 _MOST_HEADS = 30  # of a forest: the best and the worst of more
-_NAMES = {
-    "instance_ari": "ARI within categories",
-    "image_ari": "ARI of the whole image",
-    "pair_auc_matched": "pair AUC at equal distance",
-    "pair_auc": "pair AUC",
-    "jaccard_60": "Jaccard at 60 %",
-    "coherence": "coherence",
-}
 
 
 def score_name(score: str) -> str:
     """The score in words, for an axis; its own name where it has none."""
-    return _NAMES.get(score, score.replace("_", " "))
+    row = catalogue.score(score)
+    return row.words if row else score.replace("_", " ")
 
 
 def of_score(summary: pd.DataFrame, score: str, *, null: str = "", algorithm: str = "") -> pd.DataFrame:

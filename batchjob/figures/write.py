@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from batchjob.errors import UserError, nearest
 from batchjob.figures import canvas, codebook, maps, statistics
 from batchjob.figures.grid import study_grid
-from batchjob.figures.photos import ORDERING, RunView, open_run
+from batchjob.figures.photos import choose_rows, open_run, photo_of
+from batchjob.metrics import catalogue
+from batchjob.store.run import Run
 
 FORMATS = ("png", "svg", "pdf")
 _HEADS_ACROSS = 12
@@ -73,7 +75,7 @@ def write_figures(runs: Path | Sequence[Path], look: Look | None = None) -> list
     return written
 
 
-def _pictures(views: Sequence[RunView], look: Look) -> Iterator[tuple[str, Figure]]:
+def _pictures(views: Sequence[Run], look: Look) -> Iterator[tuple[str, Figure]]:
     view = views[0]
     layer, head = chosen_layer(view, look), chosen_head(view, look)
     _check_query(view, look.query)
@@ -90,7 +92,7 @@ def _pictures(views: Sequence[RunView], look: Look) -> Iterator[tuple[str, Figur
     yield from charts(view)
 
 
-def _check_query(view: RunView, patch: tuple[int, int] | None) -> None:
+def _check_query(view: Run, patch: tuple[int, int] | None) -> None:
     rows, columns = view.geometry.grid
     if patch is not None and not (patch[0] < rows and patch[1] < columns):
         where = f"--query {patch[0]},{patch[1]} is outside the grid of {rows}×{columns} patches"
@@ -99,12 +101,12 @@ def _check_query(view: RunView, patch: tuple[int, int] | None) -> None:
         raise UserError(f"--query needs stored attention, and {view.folder} has none; run again with --keep-maps N")
 
 
-def grids(view: RunView, rows: Sequence[int], layer: int, look: Look) -> Iterator[tuple[str, Figure]]:
+def grids(view: Run, rows: Sequence[int], layer: int, look: Look) -> Iterator[tuple[str, Figure]]:
     """The study's figure: one, or one for each `heads_across` heads."""
-    photos = [view.photo(row) for row in rows]
+    photos = [photo_of(view, row) for row in rows]
     attention = view.stack(view.attention, rows, layer=layer)
     shape = (len(rows), 0, len(view.heads), *attention.shape[-2:])
-    labels = view.stack("labels", rows, layer=layer) if view.algorithms else np.zeros(shape, np.uint8)
+    labels = view.stack("labels", rows, layer=layer) if view.patch_algorithms else np.zeros(shape, np.uint8)
     for start in range(0, len(view.heads), look.heads_across):
         part = slice(start, start + look.heads_across)
         heads = view.heads[part]
@@ -114,29 +116,29 @@ def grids(view: RunView, rows: Sequence[int], layer: int, look: Look) -> Iterato
             attention[:, part],
             labels[:, :, part],
             titles=[view.ids[row] for row in rows],
-            algorithms=view.algorithms,
+            algorithms=view.patch_algorithms,
             heads=heads,
             heading=headline(view, layer),
             attention_name=view.attention_name,
             spans=[photo.span for photo in photos],
-            match=not view.numbers_mean_centroids,
+            match=not view.has_shared_centroids,
             smooth=look.smooth,
         )
         yield f"grid-layer-{layer}{several}", figure
 
 
-def codebook_of(view: RunView, layer: int, head: int, *, most: int = codebook.MOST) -> Figure:
+def codebook_of(view: Run, layer: int, head: int, *, most: int = codebook.MOST) -> Figure:
     """The centroids of one head of a dataset-wide run, with the photos they are typical of."""
     entries = codebook.entries_of(view, layer, head, most=most)
     return codebook.codebook(
         entries,
         heading=f"{headline(view, layer)}, head {head}",
         note=codebook.explain(view, len(entries)),
-        is_relative=view.plan["options"]["features"] == "relative",
+        is_relative=view.options["features"] == "relative",
     )
 
 
-def head_gallery(view: RunView, rows: Sequence[int], layer: int, head: int, look: Look) -> Figure:
+def head_gallery(view: Run, rows: Sequence[int], layer: int, head: int, look: Look) -> Figure:
     """One head over many images."""
     return maps.one_head(
         [panel(view, row, layer, head) for row in rows],
@@ -146,9 +148,9 @@ def head_gallery(view: RunView, rows: Sequence[int], layer: int, head: int, look
     )
 
 
-def masks(view: RunView, rows: Sequence[int], layer: int) -> Figure:
+def masks(view: Run, rows: Sequence[int], layer: int) -> Figure:
     """The patches that hold 60 % of each head's attention, outlined."""
-    photos = [view.photo(row) for row in rows]
+    photos = [photo_of(view, row) for row in rows]
     return maps.mask_grid(
         [photo.pixels for photo in photos],
         view.stack(view.attention, rows, layer=layer),
@@ -160,11 +162,11 @@ def masks(view: RunView, rows: Sequence[int], layer: int) -> Figure:
     )
 
 
-def layers(view: RunView, row: int, look: Look) -> Iterator[tuple[str, Figure]]:
+def layers(view: Run, row: int, look: Look) -> Iterator[tuple[str, Figure]]:
     """Layers × heads of one image: its CLS rows, and a query patch's rows of an image whose maps were kept."""
-    model = f"{view.model}, {view.plan['model']['input_px'][0]} px"
+    model = f"{view.model}, {view.spec['input_px'][0]} px"
     if len(view.layers) > 1:
-        photo = view.photo(row)
+        photo = photo_of(view, row)
         yield (
             "layers-cls",
             maps.layer_grid(
@@ -180,7 +182,7 @@ def layers(view: RunView, row: int, look: Look) -> Iterator[tuple[str, Figure]]:
         )
     if view.kept_rows:
         row = row if row in view.kept_rows else view.kept_rows[0]
-        photo, grid = view.photo(row), view.geometry.grid
+        photo, grid = photo_of(view, row), view.geometry.grid
         query = look.query or brightest(view.stack(view.attention, [row])[0])
         kept = view.data["attention_rows"].sel(kept_image=row).isel(query=query[0] * grid[1] + query[1])
         yield (
@@ -206,7 +208,7 @@ def brightest(attention: NDArray[np.floating[Any]]) -> tuple[int, int]:
     return int(row), int(column)
 
 
-def models(views: Sequence[RunView], rows: Sequence[int], look: Look) -> Figure:
+def models(views: Sequence[Run], rows: Sequence[int], look: Look) -> Figure:
     """The same photos through each run's model, the best head of each; joined by the images' ids."""
     first = views[0]
     places = [{name: row for row, name in enumerate(view.ids)} for view in views]
@@ -231,27 +233,27 @@ def models(views: Sequence[RunView], rows: Sequence[int], look: Look) -> Figure:
     )
 
 
-def panel(view: RunView, row: int, layer: int, head: int) -> maps.Panel:
+def panel(view: Run, row: int, layer: int, head: int) -> maps.Panel:
     """One photo, its attention and the first algorithm's clusters, of one layer and head."""
-    photo = view.photo(row)
+    photo = photo_of(view, row)
     attention = view.stack(view.attention, [row], layer=layer, head=head)[0]
-    labels = view.stack("labels", [row], layer=layer, head=head)[0, 0] if view.algorithms else None
+    labels = view.stack("labels", [row], layer=layer, head=head)[0, 0] if view.patch_algorithms else None
     return maps.Panel(photo.pixels, attention, labels, view.ids[row], photo.span)
 
 
-def headline(view: RunView, layer: int) -> str:
+def headline(view: Run, layer: int) -> str:
     """Model, weights where they are not the model's own, layer and input size."""
-    height, width = view.plan["model"]["input_px"]
+    height, width = view.spec["input_px"]
     size = f"{height} px" if height == width else f"{height}×{width} px"
     return f"{model_name(view)}, layer {layer}, {size}"
 
 
-def model_name(view: RunView) -> str:
+def model_name(view: Run) -> str:
     """The model's name, with `untrained` where its weights are random."""
-    return f"{view.model} (untrained)" if view.weights == "random" else view.model
+    return f"{view.model} (untrained)" if view.is_random else view.model
 
 
-def chosen_layer(view: RunView, look: Look) -> int:
+def chosen_layer(view: Run, look: Look) -> int:
     """The layer of the pictures of one layer. Raises UserError where the run doesn't have it."""
     best = view.best[0] if view.best else view.layers[-1]
     layer = best if look.layer is None else look.layer
@@ -260,7 +262,7 @@ def chosen_layer(view: RunView, look: Look) -> int:
     return layer
 
 
-def chosen_head(view: RunView, look: Look) -> int:
+def chosen_head(view: Run, look: Look) -> int:
     """The head of the pictures of one head. Raises UserError where the run doesn't have it."""
     layer = chosen_layer(view, look)
     best = view.best[1] if view.best and view.best[0] == layer else view.heads[0]
@@ -270,22 +272,22 @@ def chosen_head(view: RunView, look: Look) -> int:
     return head
 
 
-def chosen_rows(view: RunView, look: Look, count: int) -> list[int]:
+def chosen_rows(view: Run, look: Look, count: int) -> list[int]:
     """The images of a picture, as `--images` says; best and worst go by the chosen head's score."""
     score = None
     if look.images in ("best", "worst") and view.image_score is not None:
         layer, head = view.layers.index(chosen_layer(view, look)), view.heads.index(chosen_head(view, look))
         score = view.image_score[1][:, 0, layer, head]
-    return view.choose(look.images, count, seed=look.seed, score=score)
+    return choose_rows(view, look.images, count, seed=look.seed, score=score)
 
 
-def charts(view: RunView) -> Iterator[tuple[str, Figure]]:
+def charts(view: Run) -> Iterator[tuple[str, Figure]]:
     """The statistics' pictures, those that the run's tables have the figures for."""
     summary = view.table("summary")
     if summary is None or not len(summary):
         return
     name = model_name(view)
-    scored = [s for s in ORDERING if len(statistics.of_score(summary, s))]
+    scored = [s for s in catalogue.leading() if len(statistics.of_score(summary, s))]
     if scored:
         yield "stats-forest", statistics.forest(summary, score=scored[0], heading=name)
     gains = statistics.of_score(summary, "instance_ari", null="position")

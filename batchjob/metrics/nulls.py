@@ -13,36 +13,6 @@ Floats = NDArray[np.float64]
 POSITION_SEEDS = 20  # one seed alone is noise: two objects side by side give −0.02 to 1.0
 LOCALITY_SEEDS = 4  # of k-means on a head's mean attention; its rows differ more than positions do
 
-# Which null meets which score; `random` (an untrained run) meets all of them.
-NULLS: dict[str, tuple[str, ...]] = {
-    "instance_ari": ("position", "locality", "shuffled"),
-    "instance_ami": ("position", "locality", "shuffled"),
-    "image_ari": ("position", "locality", "shuffled"),
-    "pair_ari": ("position", "locality", "shuffled"),
-    "pair_auc": ("distance", "locality"),
-    # at equal distance local attention still is stronger near the edges, and an AUC sees any difference, however small
-    "pair_auc_matched": ("locality", "distance"),
-    "pair_auc_exact": ("locality", "half"),
-    "jaccard_60": ("centre",),
-    "jaccard_80": ("centre",),
-    "jaccard_90": ("centre",),
-    "corloc": ("centre",),
-    "attention_distance": ("locality",),
-    "attention_distance_relative": ("locality",),
-    "entropy": ("locality",),
-    "effective_patches": ("locality",),
-    "query_key_nmi": ("locality",),
-    "sink": ("locality",),
-    "coherence": ("position", "locality"),
-}
-# Scores of clusters: they have an algorithm; the others are of the attention itself.
-LABEL_SCORES = {
-    *("instance_ari", "instance_ami", "image_ari", "pair_ari", "coherence"),
-    *("clusters", "largest_cluster", "smallest_cluster"),
-}
-# The null that decides whether a score means anything, for the table and the sentence.
-MAIN_NULL = {name: nulls[0] for name, nulls in NULLS.items()}
-
 
 def position_labels(
     grid: tuple[int, int], k: int, *, n_init: int, seed: int = 0, keep: NDArray[np.bool_] | None = None

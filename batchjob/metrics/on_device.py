@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from batchjob.config import SCORE_ARRAYS
+from batchjob.metrics import catalogue
 from batchjob.metrics.attention import PatchPairs, patch_distances
 from batchjob.metrics.nulls import offset_sums
 
-ATTENTION_SCORES, PAIR_SCORES = SCORE_ARRAYS["attention"], SCORE_ARRAYS["pairs"]
+ATTENTION_SCORES, PAIR_SCORES = (catalogue.labelling_arrays()[group] for group in ("attention", "pairs"))
 _ELEMENTS_AT_ONCE = 1 << 26  # of one temporary copy of the rows: 256 MB
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from batchjob.figures.photos import ORDERING, RunView
+from batchjob.metrics import catalogue
 from batchjob.metrics.uncertainty import ENOUGH_IMAGES
 from batchjob.stats import text
-from batchjob.store.run import open_view
+from batchjob.store.run import Run
 
 QUESTION = "Do clusters of {rows} separate objects of the same class?"
 _AN_EXAMPLE = 8  # images; below, an interval is hardly one
@@ -26,24 +26,23 @@ class Differences:
     rows: list[list[str]] = field(default_factory=list)
 
 
-def question(views: Sequence[RunView]) -> str:
+def question(views: Sequence[Run]) -> str:
     """The study's question, of attention or of what stands in its place in these runs."""
     rows = dict.fromkeys("self-similarity" if v.rows_name != "attention" else "self-attention" for v in views)
     return QUESTION.format(rows=" or ".join(rows))
 
 
-def sentences(view: RunView) -> list[str]:
+def sentences(view: Run) -> list[str]:
     """The answer to the study's question first, then what qualifies it; nothing without statistics."""
     selection = view.table("selection")
     if selection is None or not len(selection):
         return _without_objects(view)
-    known = open_view(view.folder)
     records: list[dict[str, Any]] = selection.to_dict("records")  # type: ignore[assignment]
-    order = {name: place for place, name in enumerate(ORDERING)}
+    order = {name: place for place, name in enumerate(catalogue.leading())}
     records = sorted((r for r in records if r["score"] in order), key=lambda r: order[r["score"]])
     if not records:
         return _without_objects(view)
-    lines = [_polish(text.sentence(known, row)) for row in records[:3]]
+    lines = [_polish(text.sentence(view, row)) for row in records[:3]]
     n = int(records[0]["n"])
     if n < _AN_EXAMPLE:
         lines.insert(1, f"With {n} image{'s' if n > 1 else ''} behind it, this is an example and no evidence.")
@@ -54,7 +53,7 @@ def sentences(view: RunView) -> list[str]:
     return lines
 
 
-def _without_objects(view: RunView) -> list[str]:
+def _without_objects(view: Run) -> list[str]:
     if view.table("summary") is None:
         return []
     return [
@@ -69,7 +68,7 @@ def _polish(line: str) -> str:
     return f"{rest[:1].upper()}{rest[1:]} ({score})."
 
 
-def differences(views: Sequence[RunView]) -> Differences:
+def differences(views: Sequence[Run]) -> Differences:
     """Paired differences of the first run and each other, from the comparison that `stats RUN RUN …` wrote."""
     runs = " ".join(str(view.folder) for view in views)
     missing = Differences(f"Paired differences come from statistics of the runs together: batchjob stats {runs}")
@@ -108,5 +107,5 @@ def _difference(row: Any, several: bool) -> list[str]:
 def known_scores(summary: pd.DataFrame) -> list[str]:
     """The scores that have a value, the study's question first."""
     found = set(summary[np.isfinite(summary["mean"])]["score"])
-    first = [name for name in ORDERING if name in found]
+    first = [name for name in catalogue.leading() if name in found]
     return first + sorted(found - set(first))

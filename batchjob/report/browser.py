@@ -14,7 +14,8 @@ from PIL import Image
 
 from batchjob.figures.maps import peak
 from batchjob.figures.palette import MAP_COLOURS, label_colours, match_colours
-from batchjob.figures.photos import RunView
+from batchjob.figures.photos import photo_of
+from batchjob.store.run import Run
 
 PHOTO_PX = 400
 MAX_IMAGES = 80
@@ -42,7 +43,7 @@ class Parcel:
 
 
 def pack(
-    views: Sequence[RunView],
+    views: Sequence[Run],
     wanted: Iterable[int],
     scores: Sequence[NDArray[np.floating[Any]] | None],
 ) -> Parcel:
@@ -72,30 +73,30 @@ def pack(
     return parcel
 
 
-def _run(view: RunView) -> dict[str, Any]:
+def _run(view: Run) -> dict[str, Any]:
     grid = view.geometry.grid
     return {
         "model": view.model,
         "layers": view.layers,
         "heads": view.heads,
-        "algorithms": view.algorithms,
+        "algorithms": view.patch_algorithms,
         "grid": list(grid),
         "cell": _cell(grid),
         "attention": view.attention_name,
         "rows_name": view.rows_name,
-        "matched": not view.numbers_mean_centroids,
+        "matched": not view.has_shared_centroids,
     }
 
 
 def _image(
     parcel: Parcel,
-    views: Sequence[RunView],
+    views: Sequence[Run],
     rows: Sequence[int | None],
     scores: Sequence[NDArray[np.floating[Any]] | None],
 ) -> dict[str, Any]:
     first, row = views[0], rows[0]
     assert row is not None
-    photo = first.photo(row, side=PHOTO_PX)
+    photo = photo_of(first, row, side=PHOTO_PX)
     name = f"photo-{row}"
     file = io.BytesIO()
     Image.fromarray(photo.pixels).save(file, "JPEG", quality=74, optimize=True)
@@ -105,7 +106,7 @@ def _image(
         if at is None or int(view.data["status"][at]) != 0:
             inside.append(None)
             continue
-        span = photo.span if view is first else view.photo(at, side=32).span
+        span = photo.span if view is first else photo_of(view, at, side=32).span
         inside.append(
             {
                 "row": at,
@@ -119,15 +120,15 @@ def _image(
     return {"id": first.ids[row], "height": height, "width": width, "photo": name, "found": photo.found, "runs": inside}
 
 
-def _maps(view: RunView, row: int) -> bytes:
+def _maps(view: Run, row: int) -> bytes:
     """Labels [M, L, H, P] with matched colours, then the CLS maps [L, H, P] as indices of the colour map."""
     attention = view.data[view.attention].isel(image=row).values
     cells = attention.reshape(-1, *attention.shape[-2:])
     packed = b"".join(_index(one) for one in cells)
-    if not view.algorithms:
+    if not view.patch_algorithms:
         return packed
     labels = view.data["labels"].isel(image=row).values
-    if not view.numbers_mean_centroids:
+    if not view.has_shared_centroids:
         # matched to each other within one layer, where there are many: matching all of them grows with their number
         flat = labels.reshape(-1, *labels.shape[-2:])
         if len(flat) <= _MAX_MATCHED:
@@ -139,7 +140,7 @@ def _maps(view: RunView, row: int) -> bytes:
     return bytes(labels.astype(np.uint8).tobytes()) + packed
 
 
-def _pack_rows(parcel: Parcel, view: RunView, number: int, images: Sequence[dict[str, Any]]) -> None:
+def _pack_rows(parcel: Parcel, view: Run, number: int, images: Sequence[dict[str, Any]]) -> None:
     """Adds attention rows of the kept images, the last layer of each first, while there is room."""
     kept = set(view.kept_rows)
     shown = [image["runs"][number] for image in images]

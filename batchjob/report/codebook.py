@@ -8,8 +8,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from batchjob.figures import codebook, write
-from batchjob.figures.photos import RunView
 from batchjob.report.table import Cell, Column, Row, Table, number
+from batchjob.store.run import Run
 
 _MOST = 24  # clusters in a head's picture; `batchjob figures` draws up to 96 of one
 _HEADS = 12  # more would make the page heavy
@@ -28,11 +28,11 @@ class Book:
     table: Table
 
 
-def books(view: RunView, layer: int) -> Iterator[Book]:
+def books(view: Run, layer: int) -> Iterator[Book]:
     """The heads of a layer; nothing for a run that clusters image by image."""
     if "centroids" not in view.data:
         return
-    k = int(view.plan["options"]["k"])
+    k = int(view.options["k"])
     agreement = view.table("codebook_agreement")
     for head in view.heads[:_HEADS]:
         clusters = clusters_of(view, layer, head)
@@ -47,9 +47,9 @@ def books(view: RunView, layer: int) -> Iterator[Book]:
         )
 
 
-def note(view: RunView, layer: int) -> str:
+def note(view: Run, layer: int) -> str:
     """What the numbers are, once for all heads."""
-    options, rows = view.plan["options"], int(view.data["centroids"].attrs["rows"])
+    options, rows = view.options, int(view.data["centroids"].attrs["rows"])
     what = "CLS rows, one an image" if options["queries"] == "cls" else "attention rows, one a patch"
     text = f"Layer {layer}. {options['k']} centroids a head, fitted to {rows:,} {what}: a number means the same in "
     text += "every image. "
@@ -64,7 +64,7 @@ def note(view: RunView, layer: int) -> str:
     return text
 
 
-def clusters_of(view: RunView, layer: int, head: int) -> pd.DataFrame:
+def clusters_of(view: Run, layer: int, head: int) -> pd.DataFrame:
     """A line a cluster, the most common first: cluster, share, and what the statistics know of it.
 
     y, x: mean position of its patches (of CLS rows: of the attention of its centroid), from 0 at the top and on the
@@ -72,7 +72,7 @@ def clusters_of(view: RunView, layer: int, head: int) -> pd.DataFrame:
     """
     found = view.table("codebook")
     if found is None:
-        entries = codebook.entries_of(view, layer, head, most=int(view.plan["options"]["k"]), photos=0)
+        entries = codebook.entries_of(view, layer, head, most=int(view.options["k"]), photos=0)
         return pd.DataFrame({"cluster": [e.number for e in entries], "share": [e.share for e in entries]})
     found = found[(found["layer"] == layer) & (found["head"] == head)].sort_values("share", ascending=False)
     positions = view.table("codebook_positions")

@@ -5,13 +5,14 @@ import dataclasses
 import json
 import shlex
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from batchjob.config import Options
-from batchjob.figures.photos import RunView
 from batchjob.figures.write import model_name
+from batchjob.store.run import Run
 
 _WAY_OUT = {
     "images": "decoding: more --workers, or photos on a faster disk",
@@ -64,7 +65,7 @@ class Facts:
     plan: str  # JSON
 
 
-def gather(view: RunView) -> Facts:
+def gather(view: Run) -> Facts:
     """All facts of a run that its folder holds; what is not there is left out."""
     plan = view.plan
     causes, failures = _failures(view.folder / "failures.csv")
@@ -97,8 +98,8 @@ def command(plan: dict[str, Any], folder: Path) -> str:
     return " ".join(shlex.quote(word) for word in words)
 
 
-def _rows(view: RunView) -> list[tuple[str, str]]:
-    plan, options, model = view.plan, view.plan["options"], view.plan["model"]
+def _rows(view: Run) -> list[tuple[str, str]]:
+    plan, options, model = view.plan, view.options, view.spec
     weights = plan["weights"]
     origin = weights.get("origin") or weights.get("source") or "unknown"
     height, width = model["input_px"]
@@ -120,7 +121,7 @@ def _rows(view: RunView) -> list[tuple[str, str]]:
     return rows + ([("Annotations", str(plan["annotations"]))] if plan.get("annotations") else [])
 
 
-def _ranges(numbers: list[int]) -> str:
+def _ranges(numbers: Sequence[int]) -> str:
     """`0–5, 11` of 0, 1, 2, 3, 4, 5, 11."""
     parts: list[list[int]] = []
     for number in numbers:

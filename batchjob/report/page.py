@@ -18,9 +18,10 @@ from PIL import Image
 
 import batchjob
 from batchjob.figures import canvas, statistics, write
-from batchjob.figures.photos import RunView, open_run
+from batchjob.figures.photos import choose_rows, open_run
 from batchjob.figures.write import Look
 from batchjob.report import answer, browser, codebook, facts, table
+from batchjob.store.run import Run
 
 _PICTURE_DPI = 150
 _PICTURE_IMAGES = 6
@@ -98,7 +99,7 @@ def write_report(runs: Sequence[Path], *, seed: int = 0) -> Path:
     return path
 
 
-def render(views: Sequence[RunView], *, seed: int = 0) -> str:
+def render(views: Sequence[Run], *, seed: int = 0) -> str:
     """The page as text. seed: of the images drawn at random for the sample."""
     view = views[0]
     runs = [facts.gather(one) for one in views]
@@ -144,15 +145,15 @@ def render(views: Sequence[RunView], *, seed: int = 0) -> str:
     )
 
 
-def pictures(views: Sequence[RunView]) -> list[Picture]:
+def pictures(views: Sequence[Run]) -> list[Picture]:
     """The figures of the page, of few images each: `batchjob figures` makes more of them, and larger."""
     view = views[0]
     look = Look(count=_PICTURE_IMAGES)
     layer, head = write.chosen_layer(view, look), write.chosen_head(view, look)
-    rows = view.choose("spread", look.count)
+    rows = choose_rows(view, "spread", look.count)
     found = []
     for _, figure in write.grids(view, rows, layer, look):
-        what = " and ".join([view.attention_name, "clusters"] if view.algorithms else [view.attention_name])
+        what = " and ".join([view.attention_name, "clusters"] if view.patch_algorithms else [view.attention_name])
         caption = (
             f"{what} of every head, layer {layer}. In a row of clusters, one colour is one cluster; "
             "colours are matched between heads by overlap, so that a region keeps its colour."
@@ -172,7 +173,7 @@ def pictures(views: Sequence[RunView]) -> list[Picture]:
             picture(figure, title, f"One image, layers by heads: {what}.", f"Layers by heads of one photo: {what}.")
         )
     found += [chart(figure, name, view.rows_name) for name, figure in write.charts(view)]
-    many = view.choose("spread", 14)
+    many = choose_rows(view, "spread", 14)
     caption = f"Layer {layer}, head {head}, over {len(many)} images."
     found.append(picture(write.head_gallery(view, many, layer, head, look), "One head", caption, caption))
     return found
@@ -201,7 +202,7 @@ def picture(figure: Figure, title: str, caption: str, alt: str) -> Picture:
         return Picture(title, caption, alt, *image.size, base64.b64encode(small.getvalue()).decode())
 
 
-def _wanted(view: RunView, seed: int) -> list[int]:
+def _wanted(view: Run, seed: int) -> list[int]:
     """Rows for the browser, the most wanted first: the best and worst of the best heads, then some at random."""
     rows = [int(r) for r in np.random.default_rng(seed).permutation(view.ok_rows)[:_SAMPLE]]
     if view.image_score is None:
@@ -223,22 +224,22 @@ def _sections(*, has_several: bool, has_books: bool) -> list[tuple[str, str]]:
     return [section for section in _SECTIONS if section[0] not in without]
 
 
-def _start(view: RunView) -> dict[str, int]:
+def _start(view: Run) -> dict[str, int]:
     """Where the browser opens: at the head that the figures show."""
     layer, head = write.chosen_layer(view, Look()), write.chosen_head(view, Look())
     return {"layer": view.layers.index(layer), "head": view.heads.index(head)}
 
 
-def _subtitle(view: RunView) -> str:
+def _subtitle(view: Run) -> str:
     grid = view.geometry.grid
     return (
         f"{len(view.ok_rows):,} images, {grid[0]} × {grid[1]} patches, "
         f"{len(view.layers)} layer{'s' if len(view.layers) > 1 else ''} × {len(view.heads)} heads"
-        f"{', ' + ' and '.join(view.algorithms) if view.algorithms else ''}"
+        f"{', ' + ' and '.join(view.patch_algorithms) if view.patch_algorithms else ''}"
     )
 
 
-def _tiles(run: facts.Facts, view: RunView) -> list[tuple[str, str]]:
+def _tiles(run: facts.Facts, view: Run) -> list[tuple[str, str]]:
     tiles = [(f"{run.labelled:,}", "images labelled"), (f"{run.images - run.labelled - run.pending:,}", "failed")]
     if run.pending:
         tiles.append((f"{run.pending:,}", "not labelled yet"))
@@ -260,7 +261,7 @@ def _compared(runs: Sequence[facts.Facts]) -> list[tuple[str, list[str]]]:
     return rows
 
 
-def _sample_note(shown: int, count: int, view: RunView) -> str:
+def _sample_note(shown: int, count: int, view: Run) -> str:
     if shown == count:
         text = f"All {count:,} labelled images."
     else:

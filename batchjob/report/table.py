@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from batchjob.figures.photos import ORDERING, RunView
 from batchjob.figures.statistics import of_score, score_name
-from batchjob.metrics.nulls import MAIN_NULL
+from batchjob.metrics import catalogue
 from batchjob.stats import text
+from batchjob.store.run import Run
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def number(value: float, digits: int = 3) -> Cell:
     return Cell(f"{value:z.{digits}f}".replace("-", "−"), repr(float(value)))
 
 
-def plain(view: RunView) -> Table:
+def plain(view: Run) -> Table:
     """The table of a run without statistics: what labelling itself knows of each head, mean over the images."""
     ok = view.ok_rows
     data = {name: view.data[name].values[ok].astype(np.float64) for name in ("k", "inertia", "prefix_mass")}
@@ -109,30 +109,19 @@ def mean(values: Any) -> float:
     return float(finite.mean()) if finite.size else float("nan")
 
 
-_OTHERS = ("image_ari", "pair_auc_matched", "jaccard_60", "coherence", "attention_distance", "prefix_mass")
-_HINTS = {
-    "instance_ari": "adjusted Rand index between clusters and instances, within categories",
-    "image_ari": "adjusted Rand index over the whole image",
-    "pair_auc_matched": "AUC of attention within against between instances, at equal patch distance; chance is 0.5",
-    "jaccard_60": "IoU of the patches that hold 60 % of the CLS attention with the instances",
-    "coherence": "share of neighbouring patches with equal labels",
-    "attention_distance": "mean distance of attention, in patches",
-    "prefix_mass": "attention of patches on CLS and registers",
-}
-
-
-def hint(view: RunView, score: str) -> str:
+def hint(view: Run, score: str) -> str:
     """What a column is, in the words of the run: a CNN has self-similarity and saliency, no attention."""
-    found = _HINTS.get(score, "")
+    row = catalogue.score(score)
+    found = row.hint if row else ""
     return found.replace("CLS attention", view.attention_name).replace("attention", view.rows_name)
 
 
-def scored(view: RunView, summary: pd.DataFrame) -> Table:
+def scored(view: Run, summary: pd.DataFrame) -> Table:
     """The table of a run with statistics: the leading score with its null and gain, then what else is known."""
-    lead = next((s for s in ORDERING if len(of_score(summary, s))), "")
+    lead = next((s for s in catalogue.leading() if len(of_score(summary, s))), "")
     if not lead:
         return plain(view)
-    null = MAIN_NULL.get(lead, "")
+    null = catalogue.main_null(lead)
     algorithms = list(dict.fromkeys(summary[summary["score"] == lead]["algorithm"]))
     rows = summary[(summary["score"] == lead) & (summary["head"] >= 0)]
     rows = (
@@ -141,7 +130,7 @@ def scored(view: RunView, summary: pd.DataFrame) -> Table:
         else rows.drop_duplicates(["algorithm", "layer", "head"])
     )
     rows = rows[rows["mean"].notna()].sort_values("mean", ascending=False)
-    others = [s for s in _OTHERS if s != lead and len(of_score(summary, s))]
+    others = [s.name for s in catalogue.SCORES if s.is_column and s.name != lead and len(of_score(summary, s.name))]
     values = {s: _means(summary, s) for s in others}
     low, high = _reach(rows)
     has_gain = bool(rows["gain"].notna().any())

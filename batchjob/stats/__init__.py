@@ -15,13 +15,12 @@ from batchjob.metrics.clusters import (
     instance_scores,
     pair_ari,
 )
-from batchjob.metrics.nulls import NULLS, locality_rows, position_labels, shuffle
+from batchjob.metrics.nulls import locality_rows, position_labels, shuffle
 from batchjob.metrics.saliency import corloc, jaccard, mass_mask, normalise, saliency_scores
 from batchjob.metrics.uncertainty import first_half, holm, interval, sign_flip
 from batchjob.stats.run import run_stats
 
 __all__ = [
-    "NULLS",
     "agreement",
     "ami",
     "ari",

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from batchjob.codes import OK
 from batchjob.data.annotations import Annotations, instances_on_grid
-from batchjob.store.run import View, read_part
+from batchjob.store.run import Run
 
 TYPICAL = 8  # images kept for each cluster
 EXACT_ROWS = 1 << 20  # above it the expected information is its limit for many rows, (K − 1)(C − 1) / 2n
@@ -28,7 +28,7 @@ NO_INSTANCE = "no instance"
 class Codebook:
     """Counts over a run's labelled images."""
 
-    view: View
+    view: Run
     names: list[str]  # of the categories
     positions: NDArray[np.int64]  # [Z, K, R] images whose row is in the cluster
     images: NDArray[np.int64]  # [Z, K] in which the cluster occurs
@@ -38,14 +38,14 @@ class Codebook:
     typical_values: NDArray[np.float64]  # share of the image's rows; of CLS rows minus the squared distance
 
 
-def count(view: View, annotations: Annotations | None) -> Codebook:
+def count(view: Run, annotations: Annotations | None) -> Codebook:
     """The codebook of a run in dataset scope: one pass over its labels, a few hundred images at a time."""
     known = annotations.categories if annotations is not None else {}
     number = {category: i + 1 for i, category in enumerate(sorted(known))}
     group = zarr.open_group(str(view.folder / "labels.zarr"), mode="r", zarr_format=3)
     labels: Any = group["labels" if view.has_labels else "image_labels"]
     inertia: Any = group["inertia"]
-    ids = view.image_ids() if annotations is not None else []
+    ids = view.ids if annotations is not None else []
     k, heads = int(view.options["k"]), len(view.layers) * len(view.heads)
     rows = view.geometry.grid[0] * view.geometry.grid[1] if view.has_labels else 1
     book = Codebook(
@@ -60,7 +60,7 @@ def count(view: View, annotations: Annotations | None) -> Codebook:
     )
     for start in range(0, view.rows, ROWS_AT_ONCE):
         stop = min(start + ROWS_AT_ONCE, view.rows)
-        part = read_part(view, start, stop, only=("sizes",))
+        part = view.read(start, stop, only=("sizes",))
         ok = np.nonzero(part.status == OK)[0]
         block = labels[start:stop].reshape(stop - start, heads, rows)[ok]
         distances = inertia[start:stop].reshape(stop - start, heads)[ok]
@@ -150,7 +150,7 @@ def tables(book: Codebook) -> dict[str, pd.DataFrame]:
     """The codebook as tidy tables: one line a cluster; a cluster and category; position; image; and the agreement."""
     view, (heads, k) = book.view, book.images.shape
     layer, head = np.repeat(view.layers, len(view.heads)), np.tile(view.heads, len(view.layers))
-    ids = view.image_ids()
+    ids = view.ids
     rows = book.positions.sum(2)
     total = np.maximum(rows.sum(1, keepdims=True), 1)
     of_cluster = book.categories / np.maximum(book.categories.sum(2, keepdims=True), 1)
@@ -239,7 +239,7 @@ def describe(found: dict[str, pd.DataFrame], *, is_annotated: bool) -> list[str]
     return lines
 
 
-def write(view: View, annotations: Annotations | None, *, csv: bool) -> Sequence[str]:
+def write(view: Run, annotations: Annotations | None, *, csv: bool) -> Sequence[str]:
     """Writes the codebook's tables under RUN/stats; the lines to read."""
     found = tables(count(view, annotations))
     for name, table in found.items():

@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from batchjob.codes import NO_LABEL, OK
 from batchjob.data.annotations import Annotations, ImageAnnotations, PatchInstances, instances_on_grid
 from batchjob.geometry import Geometry
+from batchjob.metrics import catalogue, nulls
 from batchjob.metrics import clusters as scores
-from batchjob.metrics import nulls
 from batchjob.metrics.agreement import ari, contingency
 from batchjob.metrics.saliency import normalise, saliency_scores
 from batchjob.stats.stream import ROWS_AT_ONCE, Pool
-from batchjob.store.run import Part, View, read_rows
+from batchjob.store.run import Part, Run
 
 Floats = NDArray[np.float64]
-COMPARED = ("instance_ari", "instance_ami", "image_ari", "pair_ari", "jaccard_60", "jaccard_80", "jaccard_90", "corloc")
+COMPARED = tuple(s.name for s in catalogue.SCORES if s.is_compared)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Common:
     other_k: int  # images left out, since the runs gave them different k
 
 
-def comparable(views: Sequence[View]) -> str:
+def comparable(views: Sequence[Run]) -> str:
     """Why these runs can't be laid on one grid; empty if they can."""
     first = views[0].geometry
     for view in views[1:]:
@@ -49,7 +49,7 @@ def comparable(views: Sequence[View]) -> str:
     return "" if all(v.has_labels for v in views) else "a run has no labels of patches"
 
 
-def finest(views: Sequence[View]) -> Geometry:
+def finest(views: Sequence[Run]) -> Geometry:
     """The geometry whose grid has the most rows and the most columns of all the runs' grids."""
     best = max((v.geometry for v in views), key=lambda g: g.grid[0] * g.grid[1])
     rows, columns = (max(v.geometry.grid[i] for v in views) for i in range(2))
@@ -67,9 +67,9 @@ def upsample(values: NDArray[Any], grid: tuple[int, int], finer: tuple[int, int]
     return values[..., (y[:, None] * grid[1] + x[None, :]).ravel()]
 
 
-def compare(views: Sequence[View], annotations: Annotations | None, pool: Pool) -> Common:
+def compare(views: Sequence[Run], annotations: Annotations | None, pool: Pool) -> Common:
     """The runs' scores on the images that all of them labelled."""
-    ids = [view.image_ids() for view in views]
+    ids = [view.ids for view in views]
     places = [{name: row for row, name in enumerate(names)} for names in ids]
     shared = [name for name in ids[0] if all(name in p for p in places)]
     rows = np.array([[p[name] for name in shared] for p in places]).reshape(len(views), -1)
@@ -97,12 +97,12 @@ def compare(views: Sequence[View], annotations: Annotations | None, pool: Pool) 
 
 
 def _compare_block(
-    views: Sequence[View], task: tuple[NDArray[np.int64], list[ImageAnnotations | None]]
+    views: Sequence[Run], task: tuple[NDArray[np.int64], list[ImageAnnotations | None]]
 ) -> tuple[NDArray[np.bool_], list[dict[str, Floats]], dict[tuple[int, int], Floats], int]:
     rows, annotated = task
-    parts = [read_rows(view, of_run) for view, of_run in zip(views, rows, strict=True)]
+    parts = [view.read_rows(of_run) for view, of_run in zip(views, rows, strict=True)]
     fine = finest(views)
-    names = [*COMPARED, *(f"{n}.position" for n in COMPARED if "position" in nulls.NULLS[n])]
+    names = [*COMPARED, *(f"{n}.position" for n in COMPARED if "position" in catalogue.nulls_of(n))]
     values: list[dict[str, list[Floats]]] = [{name: [] for name in names} for _ in views]
     alike = [(a, b) for a in range(len(views)) for b in range(a + 1, len(views)) if views[a].shape == views[b].shape]
     agreement: dict[tuple[int, int], list[Floats]] = {pair: [] for pair in alike}
@@ -132,9 +132,9 @@ def _compare_block(
     return used, whole, same, other_k
 
 
-def _size(view: View, name: str) -> int:
+def _size(view: Run, name: str) -> int:
     algorithms, layers, heads = view.shape
-    return layers * heads * (algorithms if name.split(".")[0] in nulls.LABEL_SCORES else 1)
+    return layers * heads * (algorithms if catalogue.is_of_labels(name) else 1)
 
 
 def _surviving(
@@ -150,7 +150,7 @@ def _surviving(
 
 
 def _score_one(
-    view: View, part: Part, i: int, fine: Geometry, truths: tuple[PatchInstances, PatchInstances] | None
+    view: Run, part: Part, i: int, fine: Geometry, truths: tuple[PatchInstances, PatchInstances] | None
 ) -> tuple[NDArray[np.uint8], dict[str, Floats]]:
     """The run's labels of one image on the fine grid, and its scores there; CLS maps are scored on their own grid."""
     assert part.labels is not None

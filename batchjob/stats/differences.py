@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from batchjob.metrics.nulls import LABEL_SCORES
+from batchjob.metrics import catalogue
 from batchjob.metrics.uncertainty import first_half, holm, interval, sign_flip
 from batchjob.stats import text
 from batchjob.stats.compare import COMPARED, Common
-from batchjob.store.run import View
+from batchjob.store.run import Run
 
 Floats = NDArray[np.float64]
 COLUMNS = [
@@ -30,12 +30,12 @@ COLUMNS = [
 ]
 COLUMNS += ["difference", "low", "high", "p", "p_holm"]
 # What is compared besides the scores themselves: their gains over position, which take each run's own grid out.
-GAINS = tuple(f"{name} over position" for name in COMPARED if name in LABEL_SCORES)
+GAINS = tuple(f"{name} over position" for name in COMPARED if catalogue.is_of_labels(name))
 
 
-def heads_of(view: View, score: str) -> list[tuple[str, int, int]]:
+def heads_of(view: Run, score: str) -> list[tuple[str, int, int]]:
     """(algorithm, layer, head) of each column of a score."""
-    algorithms = view.algorithms if score.split(" ")[0] in LABEL_SCORES else ("",)
+    algorithms = view.algorithms if catalogue.is_of_labels(score.split(" ")[0]) else ("",)
     return [(m, x, h) for m in algorithms for x in view.layers for h in view.heads]
 
 
@@ -48,7 +48,7 @@ def values_of(common: Common, run: int, score: str) -> Floats | None:
     return found if name == score else found - common.values[run][f"{name}.position"]
 
 
-def differences(views: Sequence[View], common: Common) -> pd.DataFrame:
+def differences(views: Sequence[Run], common: Common) -> pd.DataFrame:
     """One row for each pair of runs, score and kind: `best head`, `mean of heads`, and `head` where the shapes agree.
 
     The best head of each run is the one of the largest mean on the first half of the images; its figures are the other
@@ -65,7 +65,7 @@ def differences(views: Sequence[View], common: Common) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _pair(a: View, b: View, score: str, one: Floats, other: Floats, first: NDArray[np.bool_]) -> list[tuple[Any, ...]]:
+def _pair(a: Run, b: Run, score: str, one: Floats, other: Floats, first: NDArray[np.bool_]) -> list[tuple[Any, ...]]:
     names_a, names_b = heads_of(a, score), heads_of(b, score)
     rows: list[tuple[Any, ...]] = []
 
@@ -102,7 +102,7 @@ def _best(values: Floats) -> int:
     return int(np.argmax(np.where(known.any(axis=0), mean, -np.inf)))
 
 
-def agreements(views: Sequence[View], common: Common) -> pd.DataFrame:
+def agreements(views: Sequence[Run], common: Common) -> pd.DataFrame:
     """Mean adjusted Rand index between the labels of the same head of two runs (two seeds, say), with its interval."""
     rows = []
     for (a, b), values in common.agreement.items():
@@ -113,7 +113,7 @@ def agreements(views: Sequence[View], common: Common) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["run_a", "run_b", "algorithm", "layer", "head", "n", "mean", "low", "high"])
 
 
-def describe(views: Sequence[View], common: Common, table: pd.DataFrame) -> list[str]:
+def describe(views: Sequence[Run], common: Common, table: pd.DataFrame) -> list[str]:
     """What the comparison says, for the screen."""
     lines = [
         f"{len(views)} runs on the same {len(common.ids):,} images, on {common.grid[0]}×{common.grid[1]} patches, "

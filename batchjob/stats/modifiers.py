@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from batchjob.metrics.uncertainty import resampled_ratios
 from batchjob.stats.stream import Pool
 from batchjob.stats.text import gain as signed
-from batchjob.store.run import View
+from batchjob.store.run import Run
 
 Floats = NDArray[np.float64]
 
@@ -27,7 +27,7 @@ COLUMNS = ["modifier", "low", "high", "algorithm", "layer", "head", "pairs", "im
 COLUMNS += ["pair_ari_low", "pair_ari_high", "position", "gain", "gain_low", "gain_high", "correlation"]
 
 
-def modifier_table(view: View, pool: Pool) -> pd.DataFrame:
+def modifier_table(view: Run, pool: Pool) -> pd.DataFrame:
     """`pair_ari` by head in bins of each modifier: mean over pairs, 95 % interval over images, gain over position.
 
     `correlation` is Spearman's, of the modifier and the gain over all pairs, the same in every bin's row. Images are

@@ -15,7 +15,7 @@ from batchjob.stats.modifiers import modifier_table
 from batchjob.stats.stream import Pool, choose_jobs, gather, score_run
 from batchjob.stats.summary import agreement_table, select_heads, summarise
 from batchjob.stats.tables import Tables
-from batchjob.store.run import View, open_view
+from batchjob.store.run import Run
 
 
 def run_stats(
@@ -32,12 +32,12 @@ def run_stats(
     random null of the others of their architecture. `jobs` 0: as many processes as pay. Raises UserError where a run is
     none, or no image is in the annotations.
     """
-    views = [open_view(run) for run in runs]
+    views = [Run(run) for run in runs]
     if len({v.folder.resolve() for v in views}) < len(views):
         raise UserError("one RUN is named twice; name each once")
     if jobs < 0:
         raise UserError(f"--jobs {jobs} is no number of processes; give 1 or more, or leave it out")
-    if empty := [v.folder for v in views if not v.has_labelled_images()]:
+    if empty := [v.folder for v in views if not len(v.ok_rows)]:
         raise UserError(f"{empty[0]} has no labelled image to score; go on with: batchjob run DATA {empty[0]}")
     known = _open_each(views, annotations, say)
     lines: list[str] = []
@@ -56,7 +56,7 @@ def run_stats(
     return lines[1:]
 
 
-def _open_each(views: Sequence[View], annotations: str, say: Callable[[str], None]) -> dict[Path, Annotations | None]:
+def _open_each(views: Sequence[Run], annotations: str, say: Callable[[str], None]) -> dict[Path, Annotations | None]:
     """The annotations of each run; one file is read once."""
     opened: dict[str, Annotations] = {}
     found: dict[Path, Annotations | None] = {}
@@ -67,7 +67,7 @@ def _open_each(views: Sequence[View], annotations: str, say: Callable[[str], Non
             opened[source] = open_annotations(source)
         found[view.folder] = opened[source] if source else None
         if source:
-            ids = view.image_ids()
+            ids = view.ids
             if not any(opened[source].image(i) for i in ids):
                 known = next(iter(opened[source])).key
                 raise UserError(
@@ -77,7 +77,7 @@ def _open_each(views: Sequence[View], annotations: str, say: Callable[[str], Non
     return found
 
 
-def _score(view: View, annotations: Annotations | None, pool: Pool, *, csv: bool) -> set[str]:
+def _score(view: Run, annotations: Annotations | None, pool: Pool, *, csv: bool) -> set[str]:
     """Scores every image into RUN/scores.zarr and the tidy tables; the names of the scores."""
     from tqdm import tqdm
 
@@ -94,9 +94,9 @@ def _score(view: View, annotations: Annotations | None, pool: Pool, *, csv: bool
 
 
 def _tabulate(
-    view: View,
+    view: Run,
     names: set[str],
-    randoms: Sequence[View],
+    randoms: Sequence[Run],
     annotations: Annotations | None,
     pool: Pool,
     *,
@@ -118,7 +118,7 @@ def _tabulate(
     return [*lines, *([""] if hints else []), *hints, "", f"tables: {view.folder / 'stats'}"]
 
 
-def _compare(views: Sequence[View], annotations: Annotations | None, pool: Pool, *, csv: bool) -> list[str]:
+def _compare(views: Sequence[Run], annotations: Annotations | None, pool: Pool, *, csv: bool) -> list[str]:
     """Writes the paired tables beside the first run's own and returns what they say."""
     if reason := comparable(views):
         return [f"the runs are not compared patch by patch: {reason}"]
@@ -131,7 +131,7 @@ def _compare(views: Sequence[View], annotations: Annotations | None, pool: Pool,
     return [*differences.describe(views, common, table), "", f"comparison: {views[0].folder / 'stats'}"]
 
 
-def _write(table: pd.DataFrame, view: View, name: str, *, csv: bool) -> None:
+def _write(table: pd.DataFrame, view: Run, name: str, *, csv: bool) -> None:
     table.to_parquet(view.folder / "stats" / f"{name}.parquet", index=False)
     if csv:
         table.to_csv(view.folder / "stats" / f"{name}.csv", index=False)

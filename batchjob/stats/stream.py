@@ -22,7 +22,7 @@ from batchjob.metrics import nulls
 from batchjob.metrics.clusters import agreement
 from batchjob.metrics.saliency import normalise
 from batchjob.stats.image import Context, PairTable, locality_attention, locality_pairs, score_labels, score_maps
-from batchjob.store.run import Part, View, locality_sums, read_part
+from batchjob.store.run import Part, Run, locality_sums
 
 ROWS_AT_ONCE = 512  # of one task; an inner chunk of the store
 Item = TypeVar("Item")
@@ -85,7 +85,7 @@ def _one_thread() -> Any:
     return threadpoolctl.threadpool_limits(1)  # every core has its own process
 
 
-def blocks(view: View) -> list[tuple[int, int]]:
+def blocks(view: Run) -> list[tuple[int, int]]:
     """(first row, past the last row) of each task."""
     return [(start, min(start + ROWS_AT_ONCE, view.rows)) for start in range(0, view.rows, ROWS_AT_ONCE)]
 
@@ -93,7 +93,7 @@ def blocks(view: View) -> list[tuple[int, int]]:
 # ---- what all images share ----
 
 
-def gather(view: View, pool: Pool) -> Context:
+def gather(view: Run, pool: Pool) -> Context:
     """The context of a run: its mean CLS maps, its mean attention by offset and k-means of that, for every k in it."""
     patches = view.geometry.grid[0] * view.geometry.grid[1]
     heads = len(view.layers) * len(view.heads)
@@ -124,8 +124,8 @@ def gather(view: View, pool: Pool) -> Context:
     )
 
 
-def _sum_maps(view: View, rows: tuple[int, int]) -> tuple[NDArray[np.float64], int, set[int]]:
-    part = read_part(view, *rows, only=("maps",))
+def _sum_maps(view: Run, rows: tuple[int, int]) -> tuple[NDArray[np.float64], int, set[int]]:
+    part = view.read(*rows, only=("maps",))
     ok = part.status == OK
     assert part.maps is not None
     maps = part.maps[ok]
@@ -142,9 +142,9 @@ def _cluster_locality(task: tuple[NDArray[np.float64], int], *, n_init: int, see
 # ---- every image ----
 
 
-def score_run(view: View, context: Context, annotations: Annotations | None, pool: Pool) -> Iterator[Scored]:
+def score_run(view: Run, context: Context, annotations: Annotations | None, pool: Pool) -> Iterator[Scored]:
     """The scores of all rows in order, block by block."""
-    ids = view.image_ids() if annotations is not None else []
+    ids = view.ids if annotations is not None else []
     tasks = (
         (start, stop, None if annotations is None else [annotations.image(i) for i in ids[start:stop]])
         for start, stop in blocks(view)
@@ -162,10 +162,10 @@ def _load_context(path: str) -> Context:
     return context
 
 
-def _score_block(view: View, context_path: str, task: tuple[int, int, list[ImageAnnotations | None] | None]) -> Scored:
+def _score_block(view: Run, context_path: str, task: tuple[int, int, list[ImageAnnotations | None] | None]) -> Scored:
     start, stop, annotated = task
     context = _load_context(context_path)
-    part = read_part(view, start, stop)
+    part = view.read(start, stop)
     result = Scored(start)
     shape = {"mlh": (*view.shape,), "lh": view.shape[1:], "l": view.shape[1:2]}
     for name, values in {**part.scores, "prefix_mass": part.prefix_mass}.items():
@@ -202,7 +202,7 @@ def _score_block(view: View, context_path: str, task: tuple[int, int, list[Image
 
 
 def _truth(
-    image: ImageAnnotations | None, view: View, part: Part, i: int, counts: Counter[str]
+    image: ImageAnnotations | None, view: Run, part: Part, i: int, counts: Counter[str]
 ) -> PatchInstances | None:
     """The image's instances; None, and counted, where nobody annotated it or the annotation is of another size."""
     height, width = int(part.height[i]), int(part.width[i])

@@ -6,24 +6,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import zarr
 from numpy.typing import NDArray
 
-from batchjob.metrics.nulls import NULLS
+from batchjob.metrics import catalogue
 from batchjob.metrics.uncertainty import Interval, first_half, holm, interval, sign_flip
 from batchjob.stats.stream import Pool
-from batchjob.store.run import View
+from batchjob.store.run import Run
 
 Floats = NDArray[np.float64]
 HALF = 0.5  # what an AUC is by chance
-# Scores for which a head is chosen, and by which null; the first is the study's question.
-CHOSEN = (
-    *("instance_ari", "instance_ami", "image_ari", "pair_ari"),
-    *("pair_auc", "pair_auc_matched", "pair_auc_exact", "jaccard_60", "corloc"),
-)
 
 
-def summarise(view: View, names: Sequence[str], randoms: Sequence[View], pool: Pool) -> pd.DataFrame:
+def summarise(view: Run, names: Sequence[str], randoms: Sequence[Run], pool: Pool) -> pd.DataFrame:
     """One row for each score, algorithm, layer, head and null: n, mean, interval; the null's mean, the gain, its p.
 
     `names` are the arrays in scores.zarr, nulls among them; `randoms` are untrained runs of the same architecture. A
@@ -40,62 +34,47 @@ _COLUMNS = ["score", "algorithm", "layer", "head", "null", "n", "mean", "low", "
 _COLUMNS += ["null_mean", "gain", "gain_low", "gain_high", "p", "p_holm"]
 
 
-def read_score(view: View, name: str) -> Floats:
-    """[n, C]: an array of scores.zarr, everything but the images flattened."""
-    array: Any = zarr.open_group(str(view.folder / "scores.zarr"), mode="r", zarr_format=3, use_consolidated=False)[
-        name
-    ]
-    return np.asarray(array[:].reshape(view.rows, -1), np.float64)
-
-
-def columns_of(view: View, name: str, count: int) -> list[tuple[str, int, int]]:
-    """(algorithm, layer, head) of each of a score's `count` columns; '' and −1 where it has none."""
-    if count == len(view.layers) and "oracle" in name:
+def columns_of(view: Run, name: str) -> list[tuple[str, int, int]]:
+    """(algorithm, layer, head) of each of a score's columns; '' and −1 where it has none."""
+    dims = catalogue.dims_of(name)
+    if "head" not in dims:
         return [("", x, -1) for x in view.layers]
-    algorithms = view.algorithms if count == np.prod(view.shape) and is_of_labels(name) else ("",)
+    algorithms = view.algorithms if "algorithm" in dims else ("",)
     return [(m, x, h) for m in algorithms for x in view.layers for h in view.heads]
 
 
-def is_of_labels(name: str) -> bool:
-    """Whether a score is one of clusters, and so has an algorithm."""
-    from batchjob.metrics.nulls import LABEL_SCORES
-
-    return name in LABEL_SCORES
-
-
-def nulls_of(
-    view: View, score: str, values: Floats, names: Sequence[str], randoms: Sequence[View]
-) -> dict[str, Floats]:
+def nulls_of(view: Run, score: str, values: Floats, names: Sequence[str], randoms: Sequence[Run]) -> dict[str, Floats]:
     """null -> [n, C], every null model that is at hand for a score, image by image."""
     found: dict[str, Floats] = {}
-    for null in NULLS.get(score, ()):
+    for null in catalogue.nulls_of(score):
         if null == "half":
             found[null] = np.where(np.isfinite(values), HALF, np.nan)
-        elif f"{score}.{null}" in names:
-            found[null] = read_score(view, f"{score}.{null}")
-    if score.startswith("jaccard_oracle") and f"{score}.centre" in names:
-        found["centre"] = read_score(view, f"{score}.centre")
+        elif f"{score}.{null}" in names and (against := view.read_score(f"{score}.{null}")) is not None:
+            found[null] = against
     untrained = random_null(view, score, values.shape, randoms)
     return found | ({} if untrained is None else {"random": untrained})
 
 
-def random_null(view: View, score: str, shape: tuple[int, ...], randoms: Sequence[View]) -> Floats | None:
+def random_null(view: Run, score: str, shape: tuple[int, ...], randoms: Sequence[Run]) -> Floats | None:
     """[n, C]: the mean over untrained runs and over the heads of a layer, which are alike before training; or None."""
     parts = []
     for other in randoms:
-        try:
-            values = read_score(other, score)
-        except KeyError:
+        values = other.read_score(score)
+        if values is None or values.shape[1] != shape[1]:
             continue
-        if values.shape[1] != shape[1]:
-            continue
-        if values.shape[1] % len(view.heads) == 0 and "oracle" not in score:
+        if values.shape[1] % len(view.heads) == 0 and "head" in catalogue.dims_of(score):
             by_layer = values.reshape(len(values), -1, len(view.heads))
             values = np.repeat(_mean_known(by_layer, axis=2), len(view.heads), axis=1)
-        row_of = {name: row for row, name in enumerate(other.image_ids())}
-        rows = np.array([row_of.get(name, -1) for name in view.image_ids()])
+        row_of = {name: row for row, name in enumerate(other.ids)}
+        rows = np.array([row_of.get(name, -1) for name in view.ids])
         parts.append(np.where(rows[:, None] >= 0, values[rows], np.nan))
     return _mean_known(np.stack(parts), axis=0) if parts else None
+
+
+def _known(view: Run, score: str) -> Floats:
+    values = view.read_score(score)
+    assert values is not None
+    return values
 
 
 def _mean_known(values: Floats, axis: int) -> Floats:
@@ -105,10 +84,10 @@ def _mean_known(values: Floats, axis: int) -> Floats:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def _summarise_score(view: View, names: Sequence[str], randoms: Sequence[View], score: str) -> pd.DataFrame:
-    values = read_score(view, score)
+def _summarise_score(view: Run, names: Sequence[str], randoms: Sequence[Run], score: str) -> pd.DataFrame:
+    values = _known(view, score)
     own = interval(values)
-    columns = columns_of(view, score, values.shape[1])
+    columns = columns_of(view, score)
     rows = []
     found = nulls_of(view, score, values, names, randoms)
     if not found:
@@ -142,25 +121,31 @@ def _row(
     return (score, *column, null, int(own.n[i]), own.mean[i], own.low[i], own.high[i], null_mean, *gains, p, corrected)
 
 
-def select_heads(view: View, names: Sequence[str], pool: Pool) -> pd.DataFrame:
+def select_heads(view: Run, names: Sequence[str], pool: Pool) -> pd.DataFrame:
     """The best head of each score and algorithm, chosen on one half of the images, with the other half's figures.
 
     Best is the largest mean gain over the score's first null. `worse` and `better` count the heads whose gain over all
     images has an interval below and above zero.
     """
     work = functools.partial(_select_of_score, view, tuple(names))
-    return pd.DataFrame([row for rows in pool.map(work, [s for s in CHOSEN if s in names]) for row in rows])
+    return pd.DataFrame(
+        [
+            row
+            for rows in pool.map(work, [s.name for s in catalogue.SCORES if s.is_chosen and s.name in names])
+            for row in rows
+        ]
+    )
 
 
-def _select_of_score(view: View, names: Sequence[str], score: str) -> list[dict[str, Any]]:
-    first = first_half(view.image_ids())
+def _select_of_score(view: Run, names: Sequence[str], score: str) -> list[dict[str, Any]]:
+    first = first_half(view.ids)
     rows: list[dict[str, Any]] = []
-    values = read_score(view, score)
+    values = _known(view, score)
     against = nulls_of(view, score, values, names, ())
     if not against:
         return []
     null, base = next(iter(against.items()))
-    columns = columns_of(view, score, values.shape[1])
+    columns = columns_of(view, score)
     gains = values - base
     whole = interval(gains)
     for algorithm in dict.fromkeys(m for m, _, _ in columns):
@@ -200,7 +185,7 @@ def _select_of_score(view: View, names: Sequence[str], score: str) -> list[dict[
     return rows
 
 
-def agreement_table(view: View, sums: dict[str, NDArray[np.float64]]) -> pd.DataFrame:
+def agreement_table(view: Run, sums: dict[str, NDArray[np.float64]]) -> pd.DataFrame:
     """Mean adjusted Rand index between each two heads of a layer, each two algorithms, with a normal 95 % interval."""
     rows = []
     for kind, (n, total, squares) in sums.items():

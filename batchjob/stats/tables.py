@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import zarr
 from numpy.typing import NDArray
 
-from batchjob.config import SCORE_ARRAYS
+from batchjob.metrics import catalogue
 from batchjob.stats.stream import ROWS_AT_ONCE, Scored
 from batchjob.store import lifecycle as store
-from batchjob.store.run import View
+from batchjob.store.run import Run
 
 _DIMS = {4: ("image", "algorithm", "layer", "head"), 3: ("image", "layer", "head"), 2: ("image", "layer")}
 _NO_HEAD = -1  # in the tidy table, of scores that are a layer's
@@ -34,12 +34,12 @@ TIDY = pa.schema(
 class Tables:
     """Takes the scores of a run block by block: RUN/scores.zarr, RUN/stats/scores.parquet, RUN/stats/pairs.parquet."""
 
-    def __init__(self, view: View, *, csv: bool) -> None:
-        self._view, self._ids = view, view.image_ids()
+    def __init__(self, view: Run, *, csv: bool) -> None:
+        self._view, self._ids = view, view.ids
         self._folder = view.folder / "stats"
         self._folder.mkdir(exist_ok=True)
         self._group = _open_scores(view, self._ids)
-        self._names = [n for names in SCORE_ARRAYS.values() for n in names]
+        self._names = [n for names in catalogue.labelling_arrays().values() for n in names]
         self._tidy = pq.ParquetWriter(self._folder / "scores.parquet", TIDY, compression="zstd")
         self._tidy_csv = pa_csv.CSVWriter(self._folder / "scores.csv", _plain(TIDY)) if csv else None
         self._pairs = pq.ParquetWriter(self._folder / "pairs.parquet", _pair_schema(view), compression="zstd")
@@ -133,11 +133,11 @@ class Tables:
             store.consolidate_scores(self._view.folder)
 
 
-def _labellings(view: View) -> list[str]:
+def _labellings(view: Run) -> list[str]:
     return [f"{m}/{x}/{h}" for m in view.algorithms for x in view.layers for h in view.heads]
 
 
-def _pair_schema(view: View) -> pa.Schema:
+def _pair_schema(view: Run) -> pa.Schema:
     """One row a pair; `ari/ALGORITHM/LAYER/HEAD` and `position/…` columns, as long rows would repeat modifiers."""
     modifiers = [("category", pa.int32()), ("first", pa.int32()), ("second", pa.int32())]
     modifiers += [(name, pa.float32()) for name in ("distance", "box_iou", "smaller", "larger")]
@@ -149,12 +149,12 @@ def _plain(schema: pa.Schema) -> pa.Schema:
     return pa.schema([(f.name, f.type.value_type if pa.types.is_dictionary(f.type) else f.type) for f in schema])
 
 
-def _open_scores(view: View, ids: Sequence[str]) -> zarr.Group:
+def _open_scores(view: Run, ids: Sequence[str]) -> zarr.Group:
     """RUN/scores.zarr to write to; made with its coordinates where labelling scored nothing."""
     path = view.folder / "scores.zarr"
     if path.is_dir():
         group = zarr.open_group(str(path), mode="r+", zarr_format=3, use_consolidated=False)
-        labelled = {n for names in SCORE_ARRAYS.values() for n in names}
+        labelled = {n for names in catalogue.labelling_arrays().values() for n in names}
         for name, array in list(group.arrays()):  # what an earlier `stats` left may be of other annotations
             dims: Any = getattr(array.metadata, "dimension_names", None) or ("",)
             if dims[0] == "image" and name not in labelled and name != "image_id":

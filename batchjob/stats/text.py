@@ -6,23 +6,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from batchjob.metrics.nulls import LABEL_SCORES, MAIN_NULL
+from batchjob.metrics import catalogue
 from batchjob.metrics.uncertainty import ENOUGH_IMAGES
-from batchjob.store.run import View
+from batchjob.store.run import Run
 
 MOST_ROWS = 16
-SEPARATES = "separates objects of one class"
-CLAIMS = {
-    "instance_ari": SEPARATES,
-    "instance_ami": SEPARATES,
-    "pair_ari": "separates two objects of one class",
-    "image_ari": "finds the objects of an image",
-    "pair_auc": "attends within objects rather than between objects of one class",
-    "pair_auc_matched": "attends within objects rather than between objects of one class",
-    "pair_auc_exact": "attends within objects rather than between objects of one class",
-    "jaccard_60": "covers objects",
-    "corloc": "finds an object's box",
-}
 THAN = {
     "position": "than position does",
     "distance": "than distance does",
@@ -47,7 +35,8 @@ def gain(value: float, digits: int = 3) -> str:
 
 def claim(score: str, rows_name: str) -> str:
     """What a score says that a head does; of a CNN's self-similarity not that it attends."""
-    found = CLAIMS.get(score, "scores")
+    row = catalogue.score(score)
+    found = row.claim if row and row.claim else "scores"
     return found if rows_name == "attention" else found.replace("attends", f"finds more {rows_name}")
 
 
@@ -56,14 +45,14 @@ def p_value(value: float) -> str:
     return "p unknown" if not np.isfinite(value) else "p < 0.0001" if value < 1e-4 else f"p = {value:.2g}"
 
 
-def head_name(view: View, layer: int, head: int) -> str:
+def head_name(view: Run, layer: int, head: int) -> str:
     """`head 3`, with its layer where the run has several."""
     return f"head {head}" if len(view.layers) == 1 else f"layer {layer} head {head}"
 
 
-def head_table(view: View, summary: pd.DataFrame, score: str = "instance_ari") -> list[str]:
+def head_table(view: Run, summary: pd.DataFrame, score: str = "instance_ari") -> list[str]:
     """A table of one score, a line a head, the best first: mean, interval, its first null, the gain over it, p, n."""
-    null = MAIN_NULL.get(score, "")
+    null = catalogue.main_null(score)
     found = summary[(summary.score == score) & summary["mean"].notna()]
     found = (
         found[found.null == null] if null in set(found.null) else found.drop_duplicates(["algorithm", "layer", "head"])
@@ -97,7 +86,7 @@ def head_table(view: View, summary: pd.DataFrame, score: str = "instance_ari") -
     return lines
 
 
-def sentence(view: View, row: Mapping[str, Any]) -> str:
+def sentence(view: Run, row: Mapping[str, Any]) -> str:
     """What the head chosen on one half of the images does on the other half, in words and figures."""
     score, null = str(row["score"]), str(row["null"])
     better = row["gain"] >= 0
@@ -117,15 +106,15 @@ def sentence(view: View, row: Mapping[str, Any]) -> str:
     return f"{text}; {rest}"
 
 
-def describe(view: View, counts: Mapping[str, int], summary: pd.DataFrame, selection: pd.DataFrame) -> list[str]:
+def describe(view: Run, counts: Mapping[str, int], summary: pd.DataFrame, selection: pd.DataFrame) -> list[str]:
     """What `batchjob stats` prints about one run: what it holds, its heads, a sentence a score."""
     height, width = view.geometry.grid
     weights = ", untrained" if view.is_random else ""
     lines = [f"{view.name}: {view.model}{weights}, {height}×{width} patches, k = {view.options['k']}"]
     if view.rows_name != "attention":
         lines.append(
-            f"a CNN has no attention: its one head is the {view.rows_name} of features, its map their {view.map_name}; "
-            "scores keep their names (attention_distance is the distance of similar patches)"
+            f"a CNN has no attention: its one head is the {view.rows_name} of features, its map their "
+            f"{view.attention}; scores keep their names (attention_distance is the distance of similar patches)"
         )
     pending = f", {counts['pending']:,} not labelled yet" if counts.get("pending") else ""
     lines.append(f"{counts.get('images', 0):,} images, {counts.get('failed', 0):,} of them failed{pending}")
@@ -156,7 +145,7 @@ def describe(view: View, counts: Mapping[str, int], summary: pd.DataFrame, selec
     return lines
 
 
-def missing_inputs(view: View, names: Sequence[str], *, has_annotations: bool, has_random: bool) -> list[str]:
+def missing_inputs(view: Run, names: Sequence[str], *, has_annotations: bool, has_random: bool) -> list[str]:
     """For every score that could not be had, the command that would give it."""
     hints = []
     again = f"batchjob run DATA --model {view.model} --k {view.options['k']}"
@@ -165,7 +154,9 @@ def missing_inputs(view: View, names: Sequence[str], *, has_annotations: bool, h
             f"scores against objects need masks; give them: batchjob stats {view.folder} --annotations instances.json"
         )
     if not view.has_labels:
-        hints.append(f"{', '.join(sorted(LABEL_SCORES))} need labels of patches, which --queries cls does not make")
+        hints.append(
+            f"{', '.join(catalogue.names('labels'))} need labels of patches, which --queries cls does not make"
+        )
     if "entropy" not in names:
         hints.append(
             f"attention_distance, entropy, query_key_nmi, sink and the locality null need the {view.rows_name} itself; "

@@ -1,44 +1,127 @@
-"""A run as `stats` sees it: its arrays, read a partition at a time, and what their attributes say about them."""
+"""A run as everything behind `finish` reads it: what it is, its arrays, and the tables that `stats` wrote."""
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 
 from batchjob.codes import OK
-from batchjob.config import SCORE_ARRAYS
 from batchjob.errors import UserError
 from batchjob.geometry import Geometry
+from batchjob.metrics import catalogue
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray
 
 
-@dataclass(frozen=True, slots=True)
-class View:
-    """What a run is. Cheap to hand to another process; the arrays are opened where they are read."""
+class Run:
+    """What a run is and what it holds; arrays are read when they are asked for.
 
-    folder: Path
-    geometry: Geometry
-    algorithms: tuple[str, ...]
-    layers: tuple[int, ...]
-    heads: tuple[int, ...]
-    rows: int
-    rows_per_partition: int
-    options: Mapping[str, Any]
-    model: str
-    weights: str  # sha256, empty for random weights
-    map_name: str  # cls_attention or saliency
-    has_labels: bool
-    score_names: tuple[str, ...]  # arrays that labelling wrote into scores.zarr
-    annotations: str  # that the run was planned with
+    Cheap to hand to another process, which opens the folder again. Raises UserError where the folder is not a run.
+    """
+
+    def __init__(self, folder: str | PathLike[str]) -> None:
+        self.folder = Path(folder)
+        attributes: dict[str, Any] = dict(_open(self.folder / "labels.zarr").attrs)
+        self.options: Mapping[str, Any] = attributes["options"]  # the result options, as plan.json has them
+        self.spec: Mapping[str, Any] = attributes["model"]  # the model's input, patches, heads
+        self.model = str(self.spec["name"])
+        self.rows = int(attributes["rows"])
+        self.rows_per_partition = int(attributes["rows_per_partition"])
+        self.weights: Mapping[str, Any] = attributes.get("weights", {})
+
+    def __reduce__(self) -> tuple[type["Run"], tuple[Path]]:
+        return Run, (self.folder,)
 
     @property
-    def partitions(self) -> list[tuple[int, int]]:
-        """(first row, past the last row) of each."""
-        step = self.rows_per_partition
-        return [(start, min(start + step, self.rows)) for start in range(0, self.rows, step)]
+    def name(self) -> str:
+        """The folder's name: what tables call the run."""
+        return self.folder.absolute().name
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        """From photo to patch grid."""
+        (height, width), (patch_height, patch_width) = self.spec["input_px"], self.spec["patch_px"]
+        return Geometry(height, width, patch_height, patch_width, self.options["resize"])
+
+    @cached_property
+    def plan(self) -> dict[str, Any]:
+        """The content of plan.json. Raises UserError where it can't be read."""
+        try:
+            content: dict[str, Any] = json.loads((self.folder / "plan.json").read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{self.folder}/plan.json can't be read ({error}); make the run with: batchjob run DATA RUN"
+            ) from None
+        return content
+
+    @property
+    def annotations(self) -> str:
+        """The annotations that the run was planned with; empty where labels.zarr stands by itself."""
+        return str(self.plan.get("annotations", "")) if (self.folder / "plan.json").exists() else ""
+
+    # ---- the coordinates ----
+
+    @cached_property
+    def _group(self) -> zarr.Group:
+        return _open(self.folder / "labels.zarr")
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(self._group.array_keys())
+
+    @cached_property
+    def algorithms(self) -> tuple[str, ...]:
+        """The clustering algorithms."""
+        return tuple(str(m) for m in self._array("algorithm")[:])
+
+    @property
+    def patch_algorithms(self) -> tuple[str, ...]:
+        """The algorithms whose labels lie on the patch grid: none where whole images were clustered."""
+        return self.algorithms if self.has_labels else ()
+
+    @cached_property
+    def layers(self) -> tuple[int, ...]:
+        """The layers' numbers."""
+        return tuple(int(v) for v in self._array("layer")[:])
+
+    @cached_property
+    def heads(self) -> tuple[int, ...]:
+        """The heads' numbers."""
+        return tuple(int(v) for v in self._array("head")[:])
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(algorithms, layers, heads)."""
+        return len(self.algorithms), len(self.layers), len(self.heads)
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """Every row's original id."""
+        return [str(i) for i in self._array("image_id")[:]]
+
+    @cached_property
+    def ok_rows(self) -> NDArray[np.intp]:
+        """Rows of the images that were labelled."""
+        return np.flatnonzero(self._array("status")[:] == OK)
+
+    @cached_property
+    def kept_rows(self) -> list[int]:
+        """Labelled rows whose attention was stored (`--keep-maps`)."""
+        if "attention_rows" not in self._names:
+            return []
+        ok = set(self.ok_rows.tolist())
+        return [int(r) for r in self._array("kept_image")[:] if int(r) in ok]
+
+    # ---- what its arrays are called ----
 
     @property
     def is_random(self) -> bool:
@@ -46,32 +129,134 @@ class View:
         return self.options.get("weights") == "random"
 
     @property
+    def has_labels(self) -> bool:
+        """Whether patches have labels; not so where whole images were clustered."""
+        return "labels" in self._names
+
+    @property
+    def has_shared_centroids(self) -> bool:
+        """Whether a label is a centroid of the data set, the same in all images."""
+        return bool(self.options.get("scope") == "dataset")
+
+    @property
+    def attention(self) -> str:
+        """The array of CLS rows: `cls_attention`, or `saliency` of a CNN."""
+        return "saliency" if "saliency" in self._names else "cls_attention"
+
+    @property
+    def attention_name(self) -> str:
+        """What `attention` holds, in words."""
+        if self.attention == "saliency":
+            return "saliency"
+        return "CLS attention" if self.spec.get("has_cls", True) else "mean attention"
+
+    @property
     def rows_name(self) -> str:
-        """What its rows are called: a CNN's, which come with a saliency map, are no attention."""
-        return "self-similarity" if self.map_name == "saliency" else "attention"
+        """What a patch's row is called: a CNN's is the self-similarity of features, which is not attention."""
+        return "self-similarity" if self.attention == "saliency" else "attention"
 
-    @property
-    def name(self) -> str:
-        """The folder's name: what tables call the run."""
-        return self.folder.absolute().name
+    @cached_property
+    def score_names(self) -> tuple[str, ...]:
+        """The arrays of scores.zarr that labelling filled; others there are from an earlier `stats`."""
+        if not (self.folder / "scores.zarr").is_dir():
+            return ()
+        held = set(_open(self.folder / "scores.zarr").array_keys())
+        return tuple(n for names in catalogue.labelling_arrays().values() for n in names if n in held)
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(algorithms, layers, heads)."""
-        return len(self.algorithms), len(self.layers), len(self.heads)
+    # ---- reading ----
 
-    def image_ids(self) -> list[str]:
-        """Every row's id."""
-        return [str(i) for i in _array(_group(self.folder / "labels.zarr"), "image_id")[:]]
+    @cached_property
+    def data(self) -> "xarray.Dataset":
+        """All arrays of labels.zarr as one Dataset, read lazily."""
+        from batchjob.store.lifecycle import open_labels
 
-    def has_labelled_images(self) -> bool:
-        """Whether any image is labelled: of a run where all failed, or none was begun, there is nothing to score."""
-        return bool((_array(_group(self.folder / "labels.zarr"), "status")[:] == OK).any())
+        return open_labels(self.folder)
+
+    def stack(self, name: str, rows: Sequence[int], **where: int) -> NDArray[Any]:
+        """The array `name` for these rows, one read a row: 8 images of a million cost 8 chunks."""
+        array = self.data[name].sel({k: v for k, v in where.items() if k in self.data[name].dims})
+        return np.stack([array.isel(image=row).values for row in rows])
+
+    def read(self, start: int, stop: int, *, only: tuple[str, ...] = ("labels", "maps", "scores")) -> "Part":
+        """Rows `start` to `stop`; of `labels`, `maps` and `scores` only those named."""
+        rows = slice(start, stop)
+
+        def flat(name: str) -> Any:
+            values = self._array(name)[rows]
+            return values.reshape(*values.shape[:-2], -1)
+
+        scores: dict[str, NDArray[np.float32]] = {}
+        if self.score_names and "scores" in only:
+            held = _open(self.folder / "scores.zarr")
+            scores = {name: _values(held, name)[rows] for name in self.score_names}
+        return Part(
+            start=start,
+            status=self._array("status")[rows],
+            height=self._array("height")[rows],
+            width=self._array("width")[rows],
+            labels=flat("labels") if self.has_labels and "labels" in only else None,
+            k=self._array("k")[rows] if self.has_labels else None,
+            maps=flat(self.attention).astype(np.float32) if "maps" in only else None,
+            prefix_mass=self._array("prefix_mass")[rows].astype(np.float32),
+            scores=scores,
+        )
+
+    def read_rows(self, rows: NDArray[np.integer[Any]]) -> "Part":
+        """Any rows, in the order given, without scores; rows in sequence cost least."""
+        low, high = int(rows.min()), int(rows.max()) + 1
+        if high - low <= 4 * len(rows):
+            return _pick(self.read(low, high, only=("labels", "maps")), rows - low)
+        return _join([self.read(int(row), int(row) + 1, only=("labels", "maps")) for row in rows])
+
+    def read_score(self, name: str) -> NDArray[np.float64] | None:
+        """[n, C]: an array of scores.zarr, everything but the images flattened; None where there is none."""
+        path = self.folder / "scores.zarr"
+        if not (path / name).is_dir():
+            return None
+        group = zarr.open_group(str(path), mode="r", zarr_format=3, use_consolidated=False)
+        return np.asarray(_values(group, name)[:].reshape(self.rows, -1), np.float64)
+
+    def table(self, name: str) -> "pd.DataFrame | None":
+        """RUN/stats/NAME.parquet, or None where `stats` has not written it."""
+        import pandas as pd
+
+        path = self.folder / "stats" / f"{name}.parquet"
+        return pd.read_parquet(path) if path.exists() else None
+
+    @cached_property
+    def best(self) -> tuple[int, int] | None:
+        """(layer, head) that the statistics chose on one half of the images; None without statistics."""
+        selection = self.table("selection")
+        if selection is None or not len(selection):
+            return None
+        for score in catalogue.leading():
+            rows = selection[selection["score"] == score]
+            if len(rows):
+                return int(rows["layer"].iloc[0]), int(rows["head"].iloc[0])
+        return None
+
+    @cached_property
+    def image_score(self) -> tuple[str, NDArray[np.float32]] | None:
+        """What tells good images from bad ones: (name, [image, algorithm, layer, head]); None without statistics."""
+        if self.table("summary") is None:
+            return None
+        for name in catalogue.leading():
+            values = self.read_score(name)
+            if values is not None and np.isfinite(values).any():
+                shape = (self.rows, *self.shape)
+                by_head = values.reshape(
+                    shape if values.shape[1] == np.prod(self.shape) else (self.rows, 1, *shape[2:])
+                )
+                return name, np.broadcast_to(by_head, shape).astype(np.float32)
+        return None
+
+    def _array(self, name: str) -> Any:
+        return _values(self._group, name)
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The arrays of rows `start` to `stop`; None where the run has none of that name."""
+    """The arrays of rows `start` on; None where the run has none of that name."""
 
     start: int
     status: NDArray[np.uint8]
@@ -84,130 +269,39 @@ class Part:
     scores: Mapping[str, NDArray[np.float32]]  # [n, L, H] each, from labelling
 
 
-def open_view(run: str | Path) -> View:
-    """What RUN is. Raises UserError where it is no run."""
-    folder = Path(run)
-    group = _group(folder / "labels.zarr")
-    attributes: dict[str, Any] = dict(group.attrs)
-    names = set(group.array_keys())
-    options, model = attributes["options"], attributes["model"]
-    (height, width), (patch_height, patch_width) = model["input_px"], model["patch_px"]
-    scored: tuple[str, ...] = ()
-    if (folder / "scores.zarr").is_dir():
-        scores = _group(folder / "scores.zarr")
-        # others there are from an earlier `stats`
-        scored = tuple(n for names in SCORE_ARRAYS.values() for n in names if n in set(scores.array_keys()))
-    return View(
-        folder=folder,
-        geometry=Geometry(height, width, patch_height, patch_width, options["resize"]),
-        algorithms=tuple(str(m) for m in _array(group, "algorithm")[:]),
-        layers=tuple(int(v) for v in _array(group, "layer")[:]),
-        heads=tuple(int(v) for v in _array(group, "head")[:]),
-        rows=int(attributes["rows"]),
-        rows_per_partition=int(attributes["rows_per_partition"]),
-        options=options,
-        model=str(model["name"]),
-        weights=str(attributes.get("weights", {}).get("sha256", "")),
-        map_name="saliency" if "saliency" in names else "cls_attention",
-        has_labels="labels" in names,
-        score_names=scored,
-        annotations=_planned_annotations(folder),
-    )
-
-
-def read_part(view: View, start: int, stop: int, *, only: tuple[str, ...] = ()) -> Part:
-    """Rows `start` to `stop` of a run; of `labels`, `maps` and `scores` only those named, all by default."""
-    group = _group(view.folder / "labels.zarr")
-    wanted = only or ("labels", "maps", "scores")
-    rows = slice(start, stop)
-
-    def flat(name: str) -> Any:
-        values = _array(group, name)[rows]
-        return values.reshape(*values.shape[:-2], -1)
-
-    has_labels = view.has_labels and "labels" in wanted
-    scores: dict[str, NDArray[np.float32]] = {}
-    if view.score_names and "scores" in wanted:
-        held = _group(view.folder / "scores.zarr")
-        scores = {name: _array(held, name)[rows] for name in view.score_names}
-    return Part(
-        start=start,
-        status=_array(group, "status")[rows],
-        height=_array(group, "height")[rows],
-        width=_array(group, "width")[rows],
-        labels=flat("labels") if has_labels else None,
-        k=_array(group, "k")[rows] if view.has_labels else None,
-        maps=flat(view.map_name).astype(np.float32) if "maps" in wanted else None,
-        prefix_mass=_array(group, "prefix_mass")[rows].astype(np.float32),
-        scores=scores,
-    )
-
-
-def read_rows(view: View, rows: NDArray[np.integer[Any]]) -> Part:
-    """Any rows of a run, in the order given, as `read_part` reads them; rows in sequence cost least."""
-    low, high = int(rows.min()), int(rows.max()) + 1
-    if high - low <= 4 * len(rows):
-        part = read_part(view, low, high, only=("labels", "maps"))
-        return _pick(part, rows - low)
-    parts = [read_part(view, int(row), int(row) + 1, only=("labels", "maps")) for row in rows]
-    return _join(parts)
+_FIELDS = ("status", "height", "width", "labels", "k", "maps", "prefix_mass")
 
 
 def _pick(part: Part, rows: NDArray[np.integer[Any]]) -> Part:
-    def pick(values: Any) -> Any:
-        return None if values is None else values[rows]
-
-    fields = ("status", "height", "width", "labels", "k", "maps", "prefix_mass")
-    return Part(start=part.start, scores={}, **{name: pick(getattr(part, name)) for name in fields})
+    own: dict[str, Any] = {name: getattr(part, name) for name in _FIELDS}
+    chosen: dict[str, Any] = {n: None if v is None else v[rows] for n, v in own.items()}
+    return Part(start=part.start, scores={}, **chosen)
 
 
 def _join(parts: list[Part]) -> Part:
-    fields = ("status", "height", "width", "labels", "k", "maps", "prefix_mass")
-    joined = {n: [getattr(p, n) for p in parts] for n in fields}
+    joined = {n: [getattr(p, n) for p in parts] for n in _FIELDS}
     whole: dict[str, Any] = {n: None if v[0] is None else np.concatenate(v) for n, v in joined.items()}
     return Part(start=parts[0].start, scores={}, **whole)
 
 
-def locality_sums(view: View) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+def locality_sums(run: Run) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
     """[L, H, dy, dx] of attention and [L, dy, dx] of pairs over all partitions; None where labelling kept none."""
-    path = view.folder / "scores.zarr"
-    if not path.is_dir() or "locality_sum" not in set(_group(path).array_keys()):
+    path = run.folder / "scores.zarr"
+    if not (path / "locality_sum").is_dir():
         return None
-    group = _group(path)
-    total = np.zeros(_array(group, "locality_sum").shape[1:])
-    pairs = np.zeros(_array(group, "locality_count").shape[1:])
-    for partition in range(len(view.partitions)):
-        total += _array(group, "locality_sum")[partition]
-        pairs += _array(group, "locality_count")[partition]
-    return total, pairs
+    group = _open(path)
+    sums, pairs = (np.asarray(_values(group, n)[:]).sum(axis=0) for n in ("locality_sum", "locality_count"))
+    return sums, pairs
 
 
-def kept_maps(view: View) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """(row, attention rows [L, H, P, P]) of every image whose maps were kept."""
-    group = _group(view.folder / "labels.zarr")
-    if "attention_rows" not in set(group.array_keys()):
-        return
-    for slot, row in enumerate(_array(group, "kept_image")[:]):
-        yield int(row), np.asarray(_array(group, "attention_rows")[slot], np.float32)
-
-
-def _planned_annotations(folder: Path) -> str:
-    import json
-
-    try:
-        return str(json.loads((folder / "plan.json").read_text()).get("annotations", ""))
-    except (OSError, ValueError):
-        return ""  # labels.zarr by itself can be scored too
-
-
-def _group(path: Path) -> zarr.Group:
+def _open(path: Path) -> zarr.Group:
     try:
         return zarr.open_group(str(path), mode="r", zarr_format=3)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
-            f"{path.parent} is no run: there is no {path.name}; make one with: batchjob run DATA"
+            f"{path.parent} is not a run: it has no {path.name}; make one with: batchjob run DATA"
         ) from error
 
 
-def _array(group: zarr.Group, name: str) -> Any:
+def _values(group: zarr.Group, name: str) -> Any:
     return group[name]
