@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from batchjob import figures
-from batchjob.errors import UserError
 from batchjob.codes import NO_LABEL, NOISE
+from batchjob.errors import UserError
 from batchjob.figures import canvas, maps, palette, statistics
 from batchjob.figures import photos as view
 from batchjob.geometry import Geometry

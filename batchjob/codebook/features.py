@@ -50,7 +50,8 @@ def nearest_centroids(
 ) -> Clusters:
     """Labels uint8 [B · H, R]: the number of the nearest of this layer's `centroids` [H, K, D]; `NO_LABEL` in padding.
 
-    `rows` float32 [B, H, R, P] sum to 1. `inertia` [B · H]: the image's squared distances, summed; `k`: how many centroids occur in it. `mask` bool [B, P].
+    `rows` float32 [B, H, R, P] sum to 1; `mask` bool [B, P]. `inertia` [B · H]: the image's squared distances, summed;
+    `k`: how many centroids occur in it.
     """
     batch, heads, per_image, _ = rows.shape
     places = torch.arange(per_image, device=rows.device).repeat(batch)

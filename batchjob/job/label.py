@@ -72,7 +72,9 @@ def label(
     )
 
 
-def compute(job: Job, partition: int, cluster: FindClusters, score: Scorer) -> tuple[dict[str, NDArray[Any]], list[Failure]]:
+def compute(
+    job: Job, partition: int, cluster: FindClusters, score: Scorer
+) -> tuple[dict[str, NDArray[Any]], list[Failure]]:
     """All arrays of a partition, and its failures. Starts from nothing, so that it may be called again."""
     out, stages = Buffers(job.plan, partition), job.stages
     score.partition_sums()  # of a call that ran out of memory

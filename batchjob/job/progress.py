@@ -21,7 +21,13 @@ class Progress:
     """Images done of all, images/s and the time left on stderr: a bar on a terminal, lines elsewhere."""
 
     def __init__(
-        self, total: int, done: int = 0, *, what: str = "labels", every_s: float = LOG_EVERY_S, shared: SharedProgress | None = None
+        self,
+        total: int,
+        done: int = 0,
+        *,
+        what: str = "labels",
+        every_s: float = LOG_EVERY_S,
+        shared: SharedProgress | None = None,
     ) -> None:
         """`shared`: how far the other processes are, and which one of them shows it."""
         self._total, self._first, self._done, self._what = total, done, done, what

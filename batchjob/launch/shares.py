@@ -3,7 +3,6 @@
 No process waits for another and none talks to another: what they agree on is a file. Pure but for that file.
 """
 
-import math
 import os
 import re
 import socket
@@ -12,14 +11,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from batchjob.errors import UserError, WorkLeft
 from batchjob.files import new_scratch, seal_file, sync_folder, unseal_file, work_folder
-from batchjob.plan import Plan
 from batchjob.store import lifecycle as store
-from batchjob.store.claims import Claims
 
 ATTEMPT = "BATCHJOB_ATTEMPT"  # set by our own launcher for its processes
 
