@@ -1,20 +1,20 @@
 # The commands of this project; `make help` lists them. Every option of batchjob is a variable: K=7 MODEL=… LAYERS=all.
+# Variables count where make's command line gives them, never from the environment: K, SEED, DATA are common names. What
+# they hold reaches the program as it is, whatever it is: nothing in it is expanded or executed.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
 
-PYTHON ?= python3
+PYTHON = python3
 # An active environment is used as it is; else .venv is made.
 ACTIVE := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX))
 ENV := $(or $(ACTIVE),.venv)
 PY := $(ENV)/bin/python
 # One stamp an environment and checkout: a second `make` takes no time here, another clone installs itself.
 STAMP := $(ENV)/.batchjob$(subst /,_,$(CURDIR))
-GPU ?= auto
+GPU = auto
 
-DATA ?=
-RUN ?=
 # What `make run` without DATA runs: the embedded sample, at a size at which its figure is worth looking at.
 SAMPLE := batchjob/sample
 SAMPLE_RUN := runs/sample
@@ -22,17 +22,26 @@ SAMPLE_RUN := runs/sample
 RESULT_OPTIONS := MODEL WEIGHTS IMAGE_SIZE RESIZE LAYERS HEADS STAGE SCOPE QUERIES ALGORITHM DISTANCE K N_INIT SEED \
   PRECISION ANNOTATIONS SPLIT SCORES KEEP_MAPS FEATURES FIT_ROWS LIMIT ROWS_PER_PARTITION
 RUNTIME_OPTIONS := DEVICE ENGINE GPUS BATCH_SIZE WORKERS MAX_FAILURES
+# of `make submit`: the shape of the job; GPUS counts those of each node there
+SHAPE := NODES GPUS TASKS ARRAY
+# not handed on as environment either, where make would expand them
+unexport DATA RUN RETRY_FAILED NODES TASKS ARRAY SMOKE NAMES GPU $(RESULT_OPTIONS) $(RUNTIME_OPTIONS)
+
 lower = $(subst _,-,$(shell echo $(1) | tr A-Z a-z))
-flags = $(foreach name,$(1),$(if $($(name)),--$(call lower,$(name)) '$($(name))'))
-# unquoted, for a job script that splits them at blanks
-unquoted = $(foreach name,$(1),$(if $($(name)),--$(call lower,$(name)) $($(name))))
+given = $(if $(filter command,$(firstword $(origin $(1)))),$(value $(1)))
+define newline
+
+
+endef
+# for bash, which runs the recipes; a line break becomes $'\n', since make takes @ and - away where a line begins with one
+quoted = '$(subst $(newline),'$$'\n'',$(subst ','\'',$(1)))'
+flags = $(foreach name,$(1),$(if $(call given,$(name)),--$(call lower,$(name)) $(call quoted,$(call given,$(name)))))
+RETRY = $(if $(filter-out 0,$(call given,RETRY_FAILED)),--retry-failed)
 RESULT_FLAGS = $(call flags,$(RESULT_OPTIONS))
 RUNTIME_FLAGS = $(call flags,$(RUNTIME_OPTIONS))
-
-# of `make submit`: the shape of the job; GPUS counts those of each node there
-NODES ?= 1
-JOB_GPUS = $(or $(GPUS),1)
-ARRAY ?=
+DATA_ARG = $(call quoted,$(call given,DATA))
+RUN_ARG = $(if $(call given,RUN),$(call quoted,$(call given,RUN)))
+RUN_OR_SAMPLE = $(or $(RUN_ARG),$(SAMPLE_RUN))
 
 .PHONY: help env dev run submit status cancel stats figures report show test test-slow test-gpu bench check clean
 
@@ -52,42 +61,43 @@ $(STAMP)-dev: pyproject.toml
 	@$(PYTHON) -m batchjob.install '$(ENV)' --gpu '$(GPU)' --dev
 	touch '$@' '$(STAMP)'
 
-run: env  ## the whole job, on the sample or on DATA=/folder, tar, COCO root or list
-	@if [ -n "$(DATA)" ]; then
-	  $(PY) -m batchjob run '$(DATA)' $(if $(RUN),'$(RUN)') $(RESULT_FLAGS) $(RUNTIME_FLAGS)
+run: env  ## the whole job, on the sample or on DATA=/folder, tar, COCO root or list (RETRY_FAILED=1: what was unreadable)
+	@if [ -n $(DATA_ARG) ]; then
+	  $(PY) -m batchjob run $(DATA_ARG) $(RUN_ARG) $(RETRY) $(RESULT_FLAGS) $(RUNTIME_FLAGS)
 	else
-	  $(PY) -m batchjob run $(SAMPLE) '$(or $(RUN),$(SAMPLE_RUN))' --k instances --image-size 448 --keep-maps 8 \
-	    --scores attention,pairs $(RESULT_FLAGS) $(RUNTIME_FLAGS)
-	  $(PY) -m batchjob stats '$(or $(RUN),$(SAMPLE_RUN))'
-	  $(PY) -m batchjob figures '$(or $(RUN),$(SAMPLE_RUN))'
-	  $(PY) -m batchjob report '$(or $(RUN),$(SAMPLE_RUN))'
+	  run=$(RUN_OR_SAMPLE)
+	  $(PY) -m batchjob run $(SAMPLE) "$$run" --k instances --image-size 448 --keep-maps 8 \
+	    --scores attention,pairs $(RETRY) $(RESULT_FLAGS) $(RUNTIME_FLAGS)
+	  $(PY) -m batchjob stats "$$run"
+	  $(PY) -m batchjob figures "$$run"
+	  $(PY) -m batchjob report "$$run"
 	  echo
-	  echo 'open:   $(or $(RUN),$(SAMPLE_RUN))/report.html  (the figure alone: $(or $(RUN),$(SAMPLE_RUN))/figures/)'
-	  echo 'arrays: $(or $(RUN),$(SAMPLE_RUN))/labels.zarr  (README.md has five lines that load it)'
+	  echo "open:   $$run/report.html  (the figure alone: $$run/figures/)"
+	  echo "arrays: $$run/labels.zarr  (README.md has five lines that load it)"
 	  echo 'next:   make run DATA=/your/images'
 	fi
 
 submit: env  ## queue the job on a Slurm cluster: DATA=/coco NODES=2 GPUS=4 (ARRAY=8: as a job array)
-	@NODES='$(NODES)' GPUS='$(JOB_GPUS)' ARRAY='$(ARRAY)' FLAGS='$(call unquoted,$(filter-out GPUS,$(RUNTIME_OPTIONS)))' \
-	  slurm/submit.sh '$(DATA)' $(if $(RUN),'$(RUN)') $(RESULT_FLAGS)
+	@$(foreach name,$(SHAPE),$(name)=$(call quoted,$(call given,$(name)))) slurm/submit.sh $(DATA_ARG) $(RUN_ARG) \
+	  $(RETRY) $(RESULT_FLAGS) -- $(call flags,$(filter-out GPUS,$(RUNTIME_OPTIONS)))
 
-status: env  ## queue, logs and progress of RUN=… on the cluster
-	@slurm/jobs.sh status '$(RUN)'
+status: env  ## queue, logs and progress of RUN=… on the cluster; without RUN, of the newest
+	@slurm/jobs.sh status $(RUN_ARG)
 
 cancel:  ## take RUN=… out of the queue; what is published stays
-	@slurm/jobs.sh cancel '$(RUN)'
+	@slurm/jobs.sh cancel $(RUN_ARG)
 
 stats: env  ## tables of RUN=…: scores, null models, intervals
-	@$(PY) -m batchjob stats $(or $(RUN),$(SAMPLE_RUN)) $(if $(ANNOTATIONS),--annotations '$(ANNOTATIONS)')
+	@$(PY) -m batchjob stats $(RUN_OR_SAMPLE) $(call flags,ANNOTATIONS)
 
 figures: env  ## pictures of RUN=…
-	@$(PY) -m batchjob figures $(or $(RUN),$(SAMPLE_RUN))
+	@$(PY) -m batchjob figures $(RUN_OR_SAMPLE)
 
 report: env  ## one HTML page of RUN=…
-	@$(PY) -m batchjob report $(or $(RUN),$(SAMPLE_RUN))
+	@$(PY) -m batchjob report $(RUN_OR_SAMPLE)
 
 show: env  ## plan, progress, throughput and failures of RUN=…
-	@$(PY) -m batchjob show $(or $(RUN),$(SAMPLE_RUN))
+	@$(PY) -m batchjob show $(RUN_OR_SAMPLE)
 
 test: dev  ## the tests (what needs a GPU, minutes or Slurm's packages is counted apart)
 	@$(PY) -m pytest
@@ -99,7 +109,7 @@ test-gpu: dev  ## the ones for an NVIDIA GPU; red where there is none
 	@$(PY) -m pytest -m gpu
 
 bench: dev  ## ratios against named peers, in one run (SMOKE=1: that they run; NAMES=…)
-	@$(PY) -m tests.benchmarks $(if $(SMOKE),--smoke) $(NAMES)
+	@$(PY) -m tests.benchmarks $(if $(call given,SMOKE),--smoke) $(call given,NAMES)
 
 check: dev  ## lint, format and types
 	@$(PY) -m ruff check batchjob tests && $(PY) -m ruff format --check batchjob tests && $(PY) -m mypy batchjob

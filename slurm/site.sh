@@ -1,13 +1,18 @@
 # The one file that a cluster edits. Read by every script in this folder; values already in the environment win.
+# Empty means: what the partition's nodes allow, asked of Slurm at `make submit`.
 
 : "${BATCHJOB_PARTITION:=}"          # empty: the cluster's default
 : "${BATCHJOB_ACCOUNT:=}"            # empty: the user's default
-: "${BATCHJOB_TIME:=24:00:00}"       # of one attempt; a job that meets it saves, requeues and goes on
-: "${BATCHJOB_CPUS_PER_GPU:=8}"      # decoding needs about one core for 400 photos a second
-: "${BATCHJOB_MEM_PER_GPU:=32G}"
+: "${BATCHJOB_TIME:=}"               # of one attempt, which saves, requeues and goes on at its end; empty: at most 24:00:00
+: "${BATCHJOB_CPUS_PER_GPU:=}"       # of each task; empty: at most 8, enough to decode 3,000 photos a second
+: "${BATCHJOB_MEM_PER_GPU:=}"        # of each task; empty: at most 32G
 : "${BATCHJOB_GPU_TYPE:=}"           # e.g. h100, where a cluster has several
 : "${BATCHJOB_GPU_FLAG:=gres}"       # gres: --gres=gpu:N a node; none: the cluster gives whole nodes without asking
 : "${BATCHJOB_WARN_S:=120}"          # seconds before the time limit at which a job stops by itself
+: "${BATCHJOB_REPORT_PARTITION:=$BATCHJOB_PARTITION}" # of the job that makes tables and pictures; it needs no GPU
+: "${BATCHJOB_REPORT_CPUS:=}"        # empty: at most 8
+: "${BATCHJOB_REPORT_MEM:=}"         # empty: at most 32G
+: "${BATCHJOB_REPORT_TIME:=$BATCHJOB_TIME}"
 : "${BATCHJOB_PYTHON:=}"             # empty: the active environment, else .venv of this project
 : "${BATCHJOB_SCRATCH:=${TMPDIR:-/tmp}/batchjob-$(id -u)}" # local disk of a node: compiled kernels are kept there
 BATCHJOB_EXTRA=(${BATCHJOB_EXTRA[@]+"${BATCHJOB_EXTRA[@]}"}) # more sbatch flags, e.g. (--qos=long --constraint=ib)

@@ -27,6 +27,7 @@ from tests.runs import contents
 LIMIT_S = 240  # for a machine that has much else to do; alone, no test takes more than two minutes
 OPTIONS = ["--model", "test_vit.r160_in1k", "--weights", "random", "--image-size", "64", "--k", "3", "--n-init", "1"]
 OPTIONS += ["--rows-per-partition", "2", "--precision", "fp32"]
+FLAGS = ["--device", "cpu", "--batch-size", "2", "--workers", "0", "--max-failures", "0.1"]
 UNITS = 24
 CLUSTER = ROOT / "tests" / "slurm_cluster.sh"
 
@@ -100,8 +101,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def calm(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that nothing happened to: one process, no Slurm."""
     run = tmp_path_factory.mktemp("calm") / "run"
-    flags = ["--device", "cpu", "--batch-size", "2", "--workers", "0", "--max-failures", "0.1"]
-    sh(sys.executable, "-m", "batchjob", "run", photos, run, *OPTIONS, *flags)
+    sh(sys.executable, "-m", "batchjob", "run", photos, run, *OPTIONS, *FLAGS)
     return run
 
 
@@ -109,14 +109,20 @@ class Job:
     """A run that was submitted with slurm/submit.sh."""
 
     def __init__(
-        self, photos: Path, run: Path, *, array: str = "", options: Sequence[str] = (), **settings: str
+        self,
+        photos: Path,
+        run: Path,
+        *,
+        array: str = "",
+        options: Sequence[str] = (),
+        flags: Sequence[str] = FLAGS,
+        **settings: str,
     ) -> None:
         self.run = run
         environment = {
             "NODES": "1" if array else "2",
             "GPUS": "2",
             "ARRAY": array,
-            "FLAGS": "--device cpu --batch-size 2 --workers 0 --max-failures 0.1",
             "OMP_NUM_THREADS": "1",
             "BATCHJOB_PYTHON": sys.executable,
             "BATCHJOB_CPUS_PER_GPU": "1",
@@ -125,7 +131,7 @@ class Job:
             "BATCHJOB_WARN_S": "30",
             "BATCHJOB_REPORT_VERBS": "finish",
         }
-        out = sh(ROOT / "slurm" / "submit.sh", photos, run, *OPTIONS, *options, **(environment | settings))
+        out = sh(ROOT / "slurm" / "submit.sh", photos, run, *OPTIONS, *options, "--", *flags, **(environment | settings))
         self.ids = {words[0]: words[2].rstrip(":") for line in out.splitlines() if (words := line.split())[1] == "job"}
         self.label, self.report = self.ids["label"], self.ids["report"]
 
@@ -221,7 +227,7 @@ def test_a_killed_task_costs_what_it_was_at_and_the_job_goes_on_by_itself(
 
 
 def test_a_wrong_option_fails_at_once_and_is_never_requeued(submit: Callable[..., Job]) -> None:
-    job = submit(FLAGS="--device cpu --batch-size many")
+    job = submit(flags=["--device", "cpu", "--batch-size", "many"])
     assert job.wait() == "FAILED"
     facts = job.facts()
     assert (facts["ExitCode"], facts["Restarts"]) == ("2:0", "0")
@@ -360,8 +366,7 @@ def test_fit_label_and_report_of_a_whole_dataset_follow_each_other_and_give_what
     submit: Callable[..., Job], photos: Path, tmp_path: Path
 ) -> None:
     scope = ["--scope", "dataset"]
-    flags = ["--device", "cpu", "--batch-size", "2", "--workers", "0", "--max-failures", "0.1"]
-    sh(sys.executable, "-m", "batchjob", "run", photos, tmp_path / "calm", *OPTIONS, *scope, *flags)
+    sh(sys.executable, "-m", "batchjob", "run", photos, tmp_path / "calm", *OPTIONS, *scope, *FLAGS)
     job = submit(options=scope, BATCHJOB_REPORT_VERBS="finish stats report")
     wait_until("the end of the fit", lambda: job.state(job.ids["fit"]) in {"COMPLETED", "FAILED", "CANCELLED"})
     assert job.state(job.ids["fit"]) == "COMPLETED", job.log("fit")
