@@ -1,0 +1,164 @@
+"""A real Slurm on this machine for the tests, and a run that was submitted to it."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LIMIT_S = 240  # for a machine that has much else to do; alone, no test takes more than two minutes
+OPTIONS = ["--model", "test_vit.r160_in1k", "--weights", "random", "--image-size", "64", "--k", "3", "--n-init", "1"]
+OPTIONS += ["--rows-per-partition", "2", "--precision", "fp32"]
+FLAGS = ["--device", "cpu", "--batch-size", "2", "--workers", "0", "--max-failures", "0.1"]
+UNITS = 24
+CLUSTER = ROOT / "tests" / "slurm_cluster.sh"
+
+NEEDED = ("slurmctld", "slurmdbd", "munged", "mariadbd")
+on_slurm = [
+    pytest.mark.slurm,
+    pytest.mark.skipif(
+        os.geteuid() != 0 or not all(shutil.which(name) for name in NEEDED),
+        reason="not run: a real Slurm needs root and Debian's packages (tests/slurm_cluster.sh install)",
+    ),
+]
+
+
+def sh(*command: object, check: bool = True, **environment: str) -> str:
+    """stdout of a command."""
+    ended = subprocess.run(
+        [str(c) for c in command], env=os.environ | environment, capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert not check or ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+def wait_until(what: str, is_so: Callable[[], object], timeout_s: float = LIMIT_S) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not is_so():
+        assert time.monotonic() < deadline, f"waited {timeout_s} s for: {what}"
+        time.sleep(0.02)
+
+
+def start_requeued(over: threading.Event) -> None:
+    """Slurm holds a requeued job back for two minutes; this starts it 6 s after it was seen (sooner it would fail)."""
+    seen: dict[str, float] = {}
+    while not over.wait(1):
+        for line in sh("squeue", "-h", "-t", "PD", "-o", "%i %r", check=False).splitlines():
+            job, _, reason = line.partition(" ")
+            if reason == "BeginTime" and time.monotonic() - seen.setdefault(job, time.monotonic()) >= 6:
+                sh("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
+                del seen[job]
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("slurm")
+    for parent in [folder, *folder.parents][:3]:
+        parent.chmod(0o755)  # munged runs as root here, but its socket is looked at by anyone
+    os.environ |= {"SLURM_CONF": str(folder / "slurm.conf"), "SLURM_TEST_PORT": str(21000 + os.getpid() % 2000 * 4)}
+    over = threading.Event()
+    starter = threading.Thread(target=start_requeued, args=(over,))
+    try:
+        sh(CLUSTER, "up", folder)
+        starter.start()
+        yield folder
+    finally:
+        over.set()
+        if starter.ident:
+            starter.join()
+        sh(CLUSTER, "down", folder)
+        del os.environ["SLURM_CONF"], os.environ["SLURM_TEST_PORT"]
+
+
+class Job:
+    """A run that was submitted with slurm/submit.sh."""
+
+    def __init__(
+        self,
+        photos: Path,
+        run: Path,
+        *,
+        array: str = "",
+        options: Sequence[str] = (),
+        flags: Sequence[str] = FLAGS,
+        **settings: str,
+    ) -> None:
+        self.run = run
+        environment = {
+            "NODES": "1" if array else "2",
+            "GPUS": "2",
+            "ARRAY": array,
+            "OMP_NUM_THREADS": "1",
+            "BATCHJOB_PYTHON": sys.executable,
+            "BATCHJOB_CPUS_PER_GPU": "1",
+            "BATCHJOB_MEM_PER_GPU": "3000M",
+            "BATCHJOB_TIME": "10",
+            "BATCHJOB_WARN_S": "30",
+            "BATCHJOB_REPORT_VERBS": "finish",
+        }
+        out = sh(ROOT / "slurm" / "submit.sh", photos, run, *OPTIONS, *options, "--", *flags, **(environment | settings))
+        self.ids = {words[0]: words[2].rstrip(":") for line in out.splitlines() if (words := line.split())[1] == "job"}
+        self.label, self.report = self.ids["label"], self.ids["report"]
+
+    def facts(self, job: str = "") -> dict[str, str]:
+        line = sh("scontrol", "show", "job", "-o", job or self.label, check=False)
+        return dict(word.split("=", 1) for word in line.split() if "=" in word)
+
+    def state(self, job: str = "") -> str:
+        return self.facts(job).get("JobState", "")
+
+    def log(self, name: str = "label") -> str:
+        return "\n".join(p.read_text() for p in sorted((self.run / "logs").glob(f"{name}-*.log")))
+
+    def done(self) -> int:
+        return len(list((self.run / "done").glob("*.json")))
+
+    def processes(self, **variables: str) -> list[int]:
+        """Process ids of the label command of this run, those with the given environment."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                command = (folder / "cmdline").read_bytes().split(b"\0")
+                if b"label" not in command or str(self.run).encode() not in command or b"batchjob" not in command:
+                    continue
+                if Path(os.readlink(folder / "exe")).name.startswith("python"):
+                    given = (folder / "environ").read_bytes().split(b"\0")
+                    if all(f"{name}={value}".encode() in given for name, value in variables.items()):
+                        found.append(int(folder.name))
+            except OSError:  # it has ended
+                continue
+        return found
+
+    def hold(self, units: int = 2) -> None:
+        """Stops all processes in the middle: at least `units` are published, not all."""
+        wait_until(f"{units} partitions published", lambda: self.done() >= units or self.is_over())
+        self.send(signal.SIGSTOP)
+        assert units <= self.done() < UNITS, self.log()
+
+    def send(self, number: signal.Signals, **variables: str) -> None:
+        for process in self.processes(**variables):
+            os.kill(process, number)
+
+    def is_over(self) -> bool:
+        return self.state() in {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL"}
+
+    def wait(self) -> str:
+        """The label job's state at the end."""
+        wait_until("the end of the label job", self.is_over)
+        return self.state()
+
+    def check_equal(self, calm: Path) -> None:
+        """The whole chain completed, and the run is what an undisturbed one is, bit for bit."""
+        assert self.wait() == "COMPLETED", self.log()
+        wait_until("the report job", lambda: self.state(self.report) in {"COMPLETED", "FAILED", "CANCELLED"})
+        assert self.state(self.report) == "COMPLETED", self.log("report")
+        from tests.runs import contents
+
+        assert contents(self.run) == contents(calm)
