@@ -17,7 +17,7 @@ LIMIT_S = 240  # for a machine that has much else to do; alone, no test takes mo
 OPTIONS = ["--model", "test_vit.r160_in1k", "--weights", "random", "--image-size", "64", "--k", "3", "--n-init", "1"]
 OPTIONS += ["--rows-per-partition", "2", "--precision", "fp32"]
 FLAGS = ["--device", "cpu", "--batch-size", "2", "--workers", "0", "--max-failures", "0.1"]
-UNITS = 24
+PARTITIONS = 24
 CLUSTER = ROOT / "tests" / "slurm_cluster.sh"
 
 NEEDED = ("slurmctld", "slurmdbd", "munged", "mariadbd")
@@ -103,7 +103,9 @@ class Job:
             "BATCHJOB_WARN_S": "30",
             "BATCHJOB_REPORT_VERBS": "finish",
         }
-        out = sh(ROOT / "slurm" / "submit.sh", photos, run, *OPTIONS, *options, "--", *flags, **(environment | settings))
+        out = sh(
+            ROOT / "slurm" / "submit.sh", photos, run, *OPTIONS, *options, "--", *flags, **(environment | settings)
+        )
         self.ids = {words[0]: words[2].rstrip(":") for line in out.splitlines() if (words := line.split())[1] == "job"}
         self.label, self.report = self.ids["label"], self.ids["report"]
 
@@ -136,11 +138,11 @@ class Job:
                 continue
         return found
 
-    def hold(self, units: int = 2) -> None:
-        """Stops all processes in the middle: at least `units` are published, not all."""
-        wait_until(f"{units} partitions published", lambda: self.done() >= units or self.is_over())
+    def hold(self, least: int = 2) -> None:
+        """Stops all processes in the middle: at least `least` are published, not all."""
+        wait_until(f"{least} partitions published", lambda: self.done() >= least or self.is_over())
         self.send(signal.SIGSTOP)
-        assert units <= self.done() < UNITS, self.log()
+        assert least <= self.done() < PARTITIONS, self.log()
 
     def send(self, number: signal.Signals, **variables: str) -> None:
         for process in self.processes(**variables):

@@ -5,13 +5,11 @@ what happens to them happens in the middle of the work, however fast the machine
 """
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +20,16 @@ from PIL import Image
 
 from batchjob.store import lifecycle as store
 from tests.conftest import ROOT
-from tests.slurm_jobs import CLUSTER, FLAGS, OPTIONS, UNITS, Job, on_slurm, sh, wait_until
+from tests.slurm_jobs import CLUSTER, FLAGS, OPTIONS, PARTITIONS, Job, on_slurm, sh, wait_until
 
 pytestmark = on_slurm
+
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(3)
-    for i in range(2 * UNITS - 1):
+    for i in range(2 * PARTITIONS - 1):
         Image.fromarray(rng.integers(0, 256, (40, 48, 3), np.uint8)).save(folder / f"{i:03d}.png")
     (folder / "010.png").write_bytes(b"no image")
     return folder
@@ -152,7 +151,7 @@ def test_a_cancelled_job_stays_cancelled_and_submitting_again_goes_on(submit: Ca
     time.sleep(3)
     assert job.state() == "CANCELLED"
     assert job.facts()["Restarts"] == "0"
-    assert done <= job.done() < UNITS
+    assert done <= job.done() < PARTITIONS
     submit().check_equal(calm)
 
 
