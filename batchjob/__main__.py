@@ -36,10 +36,14 @@ class Parser(argparse.ArgumentParser):
 
 def make_parser() -> Parser:
     """The parser of all verbs, its options made from the dataclasses that document them."""
-    parser = Parser(prog="batchjob", description="Cluster the attention of vision transformers, head by head.")
+    parser = Parser(
+        prog="batchjob", allow_abbrev=False, description="Cluster the attention of vision transformers, head by head."
+    )
     parser.add_argument("--version", action="version", version=f"batchjob {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
-    made = {name: verbs.add_parser(name, help=text, description=text) for name, text in VERBS.items()}
+    made = {
+        name: verbs.add_parser(name, help=text, description=text, allow_abbrev=False) for name, text in VERBS.items()
+    }
     for name in ("run", "plan"):
         made[name].add_argument("data", metavar="DATA", help="folder, COCO root, .tar, shard-{000..041}.tar, or a list")
         made[name].add_argument("run", metavar="RUN", nargs="?", help="folder of the run [runs/DATA-MODEL-HASH]")

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import socket
 import sys
 from argparse import Namespace
 from collections import Counter
@@ -12,7 +11,6 @@ from typing import Any, TypeVar
 
 from batchjob.config import Options, Runtime
 from batchjob.errors import UserError
-from batchjob.launch.stopping import Stop
 
 Kind = TypeVar("Kind", Options, Runtime)
 
@@ -20,17 +18,21 @@ Kind = TypeVar("Kind", Options, Runtime)
 def run(args: Namespace) -> int:
     """Everything that is missing of RUN, to the end."""
     from batchjob import plan as plans
-    from batchjob.data.sources import ImageIndex
+    from batchjob.data.index import ImageIndex
+    from batchjob.job import dispatch
+    from batchjob.job.prepare import check_input
     from batchjob.store import lifecycle as store
 
     folder, runtime = _folder(args), _pick(Runtime, args)
+    if not (folder / "plan.json").exists():
+        check_input(args.data, _pick(Options, args))  # before the workers' imports, which take seconds
     _start_workers(runtime)
     plan_run(args, folder)
     planned = plans.load(folder)
     if damages := store.mend(folder, planned, ImageIndex.load(folder / "index")):
         _note(f"{len(damages)} damaged files are made again: {', '.join(d.path for d in damages[:3])}")
-    _fit(folder, planned, runtime)
-    _label(folder, planned, runtime, None)
+    dispatch.fit(folder, planned, runtime, say=_note)
+    dispatch.label(folder, planned, runtime, None, say=_note)
     code = _finish(folder, runtime.max_failures)
     print(f"store: {folder / 'labels.zarr'}")
     if code == 0:
@@ -49,6 +51,7 @@ def plan(args: Namespace) -> int:
 def fit(args: Namespace) -> int:
     """The centroids of a dataset-scope run."""
     from batchjob import plan as plans
+    from batchjob.job import dispatch
 
     folder = Path(args.run)
     planned = plans.load(folder)
@@ -56,7 +59,7 @@ def fit(args: Namespace) -> int:
         raise UserError(f"{folder} clusters image by image and has nothing to fit; go on with: batchjob label {folder}")
     runtime = _pick(Runtime, args)
     _start_workers(runtime)
-    _fit(folder, planned, runtime)
+    dispatch.fit(folder, planned, runtime, say=_note)
     if os.environ.get("RANK", "0") == "0":
         print(folder / "fit" / "centroids.npz")
     return 0
@@ -65,10 +68,11 @@ def fit(args: Namespace) -> int:
 def label(args: Namespace) -> int:
     """Labels a share of the missing partitions."""
     from batchjob import plan as plans
+    from batchjob.job import dispatch
 
     folder, runtime = Path(args.run), _pick(Runtime, args)
     _start_workers(runtime)
-    _label(folder, plans.load(folder), runtime, args.partition)
+    dispatch.label(folder, plans.load(folder), runtime, args.partition, say=_note)
     return 0
 
 
@@ -179,71 +183,6 @@ def _folder(args: Namespace) -> Path:
     from batchjob.plan import default_run
 
     return Path(args.run) if args.run else default_run(args.data, _pick(Options, args))
-
-
-def _fit(folder: Path, plan: Any, runtime: Runtime) -> None:
-    from batchjob.store import centroids
-
-    if plan.options.scope != "dataset" or centroids.is_fitted(folder):
-        return
-    from batchjob.job import fit as room
-    from batchjob.launch import processes as launch
-    from batchjob.launch import shares
-    from batchjob.machine import visible_gpus
-
-    numbers = launch.devices(runtime, visible_gpus(runtime.device))
-    if len(numbers) > 1 and not shares.is_launched(os.environ, in_batch_body=shares.in_batch_body()):
-        _note(f"{len(numbers)} processes fit together, one a device")
-        launch.fit_on(folder, runtime, numbers)
-        return
-    if "SLURM_ARRAY_TASK_ID" in os.environ:
-        raise UserError(
-            "fit is one job whose processes talk to each other, found a job array; submit it without --array"
-        )
-    with Stop() as stop:
-        share = shares.share_of(os.environ, in_batch_body=shares.in_batch_body())
-        room.fit(folder, runtime, rank=share.index, world=share.count, should_stop=stop)
-
-
-def _label(folder: Path, plan: Any, runtime: Runtime, named: list[int] | None) -> None:
-    with Stop() as stop:  # before the imports: they take seconds, in which a signal would kill
-        _label_share(folder, plan, runtime, named, stop)
-
-
-def _label_share(folder: Path, plan: Any, runtime: Runtime, named: list[int] | None, stop: Stop) -> None:
-    from batchjob.job import label as job
-    from batchjob.launch import processes as launch
-    from batchjob.launch import shares
-    from batchjob.launch.progress import SharedProgress
-    from batchjob.machine import visible_gpus
-    from batchjob.store import lifecycle as store
-
-    count = len(plan.partitions)
-    if wrong := [partition for partition in named or () if not 0 <= partition < count]:
-        raise UserError(f"--partition {wrong[0]} is not in {folder}, which has {count}; give 0 to {count - 1}")
-    numbers = launch.devices(runtime, visible_gpus(runtime.device))
-    in_body = shares.in_batch_body()
-    if len(numbers) > 1 and not shares.is_launched(os.environ, in_batch_body=in_body):
-        _note(f"{len(numbers)} processes, one a device")
-        launch.label_on(folder, runtime, numbers, named)
-        return
-
-    def missing() -> list[int]:
-        found = store.missing(folder, plan)
-        return found if named is None else [partition for partition in named if partition in found]
-
-    share = shares.share_of(os.environ, in_batch_body=in_body)
-    attempt = shares.attempt_of(os.environ)
-    partitions = shares.agreed_partitions(folder, attempt, missing)
-    own = [partition for partition in share.of(partitions) if not store.is_done(folder, partition)]
-    if not own:
-        _note("nothing is missing" if not partitions else f"nothing is left of share {share.index} of {share.count}")
-        return
-    if share.count > 1:
-        node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-        _note(f"share {share.index} of {share.count} ({share.source}) on {node}: {len(own)} partitions")
-    with SharedProgress(folder, attempt, share, plan, partitions) as shared:
-        job.label(folder, runtime, own, should_stop=stop, shared=shared)
 
 
 def _finish(folder: Path, max_failures: float) -> int:

@@ -244,7 +244,7 @@ def test_data_of_another_kind_is_an_error_that_says_what_to_give(tmp_path, name,
 def test_data_that_is_not_there_or_holds_no_image_is_an_error(tmp_path):
     write(tmp_path / "sub" / "a.doc")
     for data, message in (
-        (str(tmp_path / "none"), "is no file and no folder"),
+        (str(tmp_path / "none"), "is not a file or a folder"),
         (str(tmp_path), r"has no image; found: 1 \.doc; read are .*\.jpg"),
         (str(tmp_path / "{00..02}.tar"), "3 of 3 tars .* are not there"),
         (str(tmp_path / "{00..02}.zip"), "other than .tar"),

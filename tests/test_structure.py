@@ -1,6 +1,7 @@
 """The limits that keep the house in order, as tests: they fail before anyone has to argue."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "batchjob"
 FILES = sorted(PACKAGE.rglob("*.py"))
 RAPIDS = {"cuml", "cupy", "cudf", "rmm", "pylibraft", "raft_dask"}
-MOST_FLOORS = 10
+MOST_FLOORS = 8
 # What a package must not import, also not inside a function: packages hand each other arrays, not classes.
 STRANGERS = {
     "metrics": {"data", "loader", "model", "clustering", "codebook", "store", "stats", "job"},
@@ -105,6 +106,31 @@ def test_packages_that_read_results_bring_no_torch(module: str) -> None:
         "sys.exit(next((m for m in ('torch', 'cuml', 'cupy') if m in sys.modules), 0))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "NOWHERE"], "is not a file or a folder"),
+        (["run", ".", "--model", "vit_basee_patch16_224"], "did you mean vit_base_patch16_224,"),
+        (["run", ".", "--k", "seven"], "is not a number, a rule"),
+        (["run", ".", "--kk", "7"], "unrecognized arguments: --kk"),
+        (["run", ".", "--mod", "resnet18"], "unrecognized arguments: --mod"),
+        (["show", "NOWHERE"], "no plan.json"),
+    ],
+)
+def test_wrong_input_is_told_before_anything_slow_is_imported(arguments: list[str], said: str, tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom batchjob.__main__ import main\n"
+        f"try: code = main({arguments!r})\nexcept SystemExit as end: code = end.code\n"
+        "print(code, sorted({'torch', 'timm', 'torchvision', 'pandas', 'scipy', 'matplotlib'} & set(sys.modules)))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "2 []"
+    assert said in done.stderr
 
 
 def test_rapids_is_imported_in_one_file() -> None:

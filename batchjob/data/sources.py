@@ -31,10 +31,9 @@ def index_images(data: str, *, split: str = "", limit: int = 0, progress: bool =
 
     `split` names a folder of a COCO root; `limit` keeps the first rows, 0 = all. Raises UserError.
     """
+    raise_for_missing(data)
     if not os.path.lexists(data) and "{" in data:
         return _index_tars(data, expand(data), limit=limit, progress=progress)
-    if not os.path.exists(data):
-        raise UserError(f"DATA {data!r} is no file and no folder; give a folder, a COCO root, a .tar or a list")
     if os.path.isdir(data):
         return _index_folder(os.fsencode(os.path.abspath(data)), split=split, limit=limit, progress=progress)
     if split:
@@ -53,6 +52,12 @@ def index_images(data: str, *, split: str = "", limit: int = 0, progress: bool =
         f"DATA {data!r} is a {suffix or 'nameless'} file; give a folder, a .tar (not compressed), "
         f"a list ({', '.join(LISTS)}) or an image"
     )
+
+
+def raise_for_missing(data: str) -> None:
+    """Raises UserError where there is nothing at DATA, which may be a pattern of tars."""
+    if not os.path.exists(data) and not ("{" in data and not os.path.lexists(data)):
+        raise UserError(f"DATA {data!r} is not a file or a folder; give a folder, a COCO root, a .tar or a list")
 
 
 def _index_folder(root: bytes, *, split: str, limit: int, progress: bool) -> ImageIndex:

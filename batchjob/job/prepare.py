@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from batchjob import plan as plans
 from batchjob.codebook import rows as sample_rows
 from batchjob.config import K_RULES, MAX_K, Options
+from batchjob.data import sources
 from batchjob.data.index import escape
 from batchjob.errors import UserError
 from batchjob.geometry import Geometry
+from batchjob.model import names
 from batchjob.model.wheels import sha256_of
 from batchjob.plan import Plan
 
@@ -36,9 +38,9 @@ def prepare(data: str, run: Path, options: Options, *, say: Callable[[str], None
         plan = plans.load(run)
         plans.check_same(plan, run, data, options)
         return plan
+    check_input(data, options)
     _check_folder(run)
     from batchjob.data import annotations as coco
-    from batchjob.data import sources
     from batchjob.data.instances import find_instances
     from batchjob.model import describe as model
     from batchjob.model import weights
@@ -95,6 +97,16 @@ def prepare(data: str, run: Path, options: Options, *, say: Callable[[str], None
     except OSError as error:
         raise UserError(f"RUN {run} can't be written: {error.strerror} ({error.filename}); give another RUN") from error
     return plan
+
+
+def check_input(data: str, options: Options) -> None:
+    """Raises UserError for what is wrong at first sight: no such DATA, model or --k. Takes a tenth of a second."""
+    sources.raise_for_missing(data)
+    names.raise_for_unknown(options.model)
+    if not options.k.lstrip("+-").isdigit() and options.k not in K_RULES and not Path(options.k).is_file():
+        raise UserError(
+            f"--k {options.k!r} is not a number, a rule ({', '.join(K_RULES)}) or a CSV file; give one of them"
+        )
 
 
 def _sha256_of_folder(folder: Path) -> str:
@@ -223,10 +235,6 @@ def _count_one(image: Any, geometry: Geometry) -> int:
 
 def _k_from_csv(path_text: str, index: "ImageIndex", patches: int) -> NDArray[np.uint8]:
     path = Path(path_text)
-    if not path.is_file():
-        raise UserError(
-            f"--k {path_text!r} is neither a number, a rule ({', '.join(K_RULES)}) nor a CSV file; give one of them"
-        )
     known: dict[str, int] = {}
     try:
         lines = list(csv.reader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")))

@@ -1,6 +1,5 @@
 """A timm model: its input, tokens and heads (`describe`), its weights and preprocessing (`Model`)."""
 
-import difflib
 import re
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from batchjob.config import Options, split_list
 from batchjob.errors import UserError, nearest
-from batchjob.model import network, probe
+from batchjob.model import names, network, probe
 from batchjob.plan import ModelSpec
 
 DEFAULT_PX = 224
@@ -169,12 +168,9 @@ def _choose_stage(options: Options, stages: tuple[probe.Stage, ...]) -> probe.St
 
 
 def raise_for_unknown(name: str) -> None:
-    """Nothing; raises UserError with the nearest names where timm has no such model, or no such weights of it."""
+    """Raises UserError with the most similar names where timm has no such model, or no such weights of it."""
+    names.raise_for_unknown(name)
     base, _, tag = name.partition(".")
-    if not timm.is_model(base):
-        close = difflib.get_close_matches(base, timm.list_models(), n=3, cutoff=0.5)
-        known = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists the names"
-        raise UserError(f"model {name!r} is not in timm {timm.__version__}; {known}")
     tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{base}.*")]
     if tag and tag not in tags:
         raise UserError(f"model {name!r}: timm knows no weights {tag!r} of {base}; {nearest(tag, tags)}")

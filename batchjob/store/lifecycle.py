@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-
-import xarray
+from typing import TYPE_CHECKING
 
 from batchjob.errors import UserError, WorkLeft
 from batchjob.files import (
@@ -30,6 +29,9 @@ from batchjob.store.arrays import layout
 from batchjob.store.encode import DamagedRoot, IndexLike, consolidated_root, read_root, static_files
 from batchjob.store.partitions import Damage, check_all, check_files, marker_path, published, read_marker, unpublish
 from batchjob.store.writer import Failure, Writer
+
+if TYPE_CHECKING:
+    import xarray
 
 __all__ = [
     "Damage",
@@ -191,13 +193,15 @@ def consolidate_scores(run: Path) -> None:
             _put(run, files)
 
 
-def open_labels(run: str | PathLike[str]) -> xarray.Dataset:
+def open_labels(run: str | PathLike[str]) -> "xarray.Dataset":
     """The arrays of RUN/labels.zarr, read lazily; equal to `xarray.open_zarr(RUN/labels.zarr)`.
 
     Raises UserError where RUN is none, or of another schema.
     """
     path = Path(run)
     consolidated = "consolidated_metadata" in read_root(path)
+    import xarray  # with pandas it takes a second, which `show` and wrong input need not wait for
+
     labels: xarray.Dataset = xarray.open_zarr(
         path / "labels.zarr", zarr_format=3, consolidated=consolidated, chunks=None
     )
