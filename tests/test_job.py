@@ -290,7 +290,7 @@ def test_show_tells_what_is_done_and_what_failed(tmp_path: Path, batchjob: Comma
 
 
 def test_opening_what_is_no_run_says_so(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="batchjob plan"):
+    with pytest.raises(UserError, match="make one with: batchjob run"):
         package.open(tmp_path)
 
 
