@@ -11,6 +11,7 @@ from batchjob.errors import UserError, nearest
 
 ALGORITHMS = ("kmeans", "spectral", "agglomerative", "hdbscan")
 SCORES = ("attention", "pairs")
+CLUSTER_ON = ("attention", "query", "key", "value", "token")
 K_RULES = ("instances", "silhouette", "eigengap")
 MAX_K = 254  # 255 is "none", 254 "noise" in the labels array; clusters are numbered from 0
 
@@ -37,7 +38,10 @@ class Options:
     scope: str = _option("image", "clusters of each image, or of the dataset", choices=("image", "dataset"))
     queries: str = _option("rows", "what is clustered; cls in dataset scope only", choices=("rows", "cls"))
     algorithm: str = _option("kmeans", f"one or more of {', '.join(ALGORITHMS)}", metavar="LIST")
-    distance: str = _option("euclidean", "between attention rows", choices=("euclidean", "cosine", "hellinger"))
+    cluster_on: str = _option(
+        "attention", "a head's attention rows, queries, keys or values, or the layer's tokens", choices=CLUSTER_ON
+    )
+    distance: str = _option("euclidean", "between what is clustered", choices=("euclidean", "cosine", "hellinger"))
     k: str = _option("5", f"a number, {', '.join(K_RULES)}, or a CSV of image_id,k", metavar="K")
     n_init: int = _option(4, "starts of each k-means", metavar="N")
     seed: int = _option(0, "of everything random", metavar="N")
@@ -76,10 +80,30 @@ class Options:
             raise UserError(f"--k {self.k} is out of range; labels are bytes: give 1 to {MAX_K}")
         if self.queries == "cls" and self.scope != "dataset":
             raise UserError("--queries cls clusters one row an image, which needs --scope dataset")
+        if self.cluster_on != "attention":
+            self._check_vectors()
         for name, default in (("features", "absolute"), ("fit_rows", "auto")):
             if self.scope != "dataset" and (value := getattr(self, name)) != default:
                 flag = f"--{name.replace('_', '-')} {value}"
                 raise UserError(f"{flag} is of dataset-wide clusters; give --scope dataset too")
+
+    def _check_vectors(self) -> None:
+        """Raises UserError for what is defined for attention rows alone."""
+        what = f"--cluster-on {self.cluster_on}"
+        if self.distance == "hellinger":
+            raise UserError(f"--distance hellinger is between distributions, found {what}; give euclidean or cosine")
+        if self.score_groups:
+            raise UserError(
+                f"--scores {self.scores} are of attention rows, found {what}; score them in a run without it"
+            )
+        if self.queries == "cls" or self.features != "absolute":
+            raise UserError(
+                f"--queries cls and --features relative are of attention rows, found {what}; leave them out"
+            )
+        if self.cluster_on == "token" and self.heads != "all":
+            raise UserError(f"--heads {self.heads}: the tokens of a layer belong to no head; leave --heads out")
+        if self.cluster_on == "token" and self.keep_maps != "0":
+            raise UserError("--keep-maps stores attention rows, which --cluster-on token does not make; leave it out")
 
     @property
     def algorithms(self) -> tuple[str, ...]:

@@ -43,6 +43,7 @@ class ModelSpec:
     std: tuple[float, ...]
     interpolation: str
     head_dim: int  # numbers of a query; of a CNN, channels of the stage
+    embed_dim: int  # numbers of a token; of a CNN, channels of the stage
     parameters: int
     activation_numbers: int  # of one image in the forward pass, alive at once
     stage: int = -1  # of a CNN's feature stages, counted from 0; -1 for a ViT
@@ -110,6 +111,17 @@ class Plan:
     def geometry(self) -> Geometry:
         """From photo to patch grid."""
         return geometry_of(self.model, self.options)
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether the run's maps are attention: not of a CNN, and not where the tokens behind a layer are clustered."""
+        return self.model.kind == "vit" and self.options.cluster_on != "token"
+
+    @property
+    def vector_size(self) -> int:
+        """D: numbers of a query, key, value or token, where these are clustered; 0 where attention rows are."""
+        sizes = {"attention": 0, "token": self.model.embed_dim}
+        return sizes.get(self.options.cluster_on, self.model.head_dim)
 
     @property
     def score_names(self) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ def made_up_model(*, grid: tuple[int, int] = (2, 3), kind: Literal["vit", "cnn"]
         std=(0.5, 0.5, 0.5),
         interpolation="bicubic",
         head_dim=64,
+        embed_dim=192,
         parameters=1000,
         activation_numbers=1000,
     )

@@ -98,6 +98,27 @@ def test_every_layer_and_head_equals_timms_explicit_path(model: Model) -> None:
     assert spread.max() > 1e-3  # maps that differ from uniform, or equality would show nothing
 
 
+@pytest.mark.parametrize("what", ["query", "key", "value", "token"])
+def test_vectors_of_a_few_layers_and_heads_are_those_of_all(model: Model, what: str) -> None:
+    pixels, spec = make_pixels(model), model.spec
+    layers = resolve_layers("all", spec)
+    every = (0,) if what == "token" else tuple(range(spec.num_heads))
+    full = list(Extractor(model, layers, every, cluster_on=what, short_cut=False)(pixels))
+    some = (0,) if what == "token" else (0, spec.num_heads - 1)
+    (quick,) = Extractor(model, layers[-1:], some, cluster_on=what)(pixels)
+    assert quick.vectors is not None
+    assert full[-1].vectors is not None
+    assert quick.vectors.shape[:3] == (2, len(some), spec.num_patches)
+    torch.testing.assert_close(quick.vectors, full[-1].vectors[:, list(some)], atol=2e-5, rtol=1e-5)
+    assert not torch.equal(full[0].vectors, full[-1].vectors)  # type: ignore[arg-type]
+    if what == "token":
+        assert quick.rows is None
+    else:
+        plain = list(Extractor(model, layers, every)(pixels))[-1]
+        torch.testing.assert_close(full[-1].cls, plain.cls)  # the maps come along unchanged
+        torch.testing.assert_close(full[-1].rows, plain.rows)
+
+
 def test_the_short_cut_for_a_few_heads_equals_the_general_way(model: Model) -> None:
     pixels, spec = make_pixels(model), model.spec
     heads = (0, spec.num_heads - 1)

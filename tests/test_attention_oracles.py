@@ -2,6 +2,7 @@
 
 import functools
 import re
+import sys
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
@@ -100,6 +101,15 @@ def clip_names(theirs: nn.Module) -> dict[str, Tensor]:
     return ours
 
 
+def siglip_names(theirs: nn.Module) -> dict[str, Tensor]:
+    state, ours = theirs.state_dict(), in_timms_names(theirs)
+    ours["pos_embed"] = state["embeddings.position_embedding.weight"][None]
+    for kind in ("weight", "bias"):
+        ours[f"patch_embed.proj.{kind}"] = state[f"embeddings.patch_embedding.{kind}"]
+        ours[f"norm.{kind}"] = state[f"post_layernorm.{kind}"]
+    return ours
+
+
 Names = Callable[[nn.Module], dict[str, Tensor]]
 # family, timm name, configuration, rename, image size, patch size
 ORACLES: dict[str, tuple[str, str, str, Names, tuple[int, int], int]] = {
@@ -115,6 +125,14 @@ ORACLES: dict[str, tuple[str, str, str, Names, tuple[int, int], int]] = {
         14,
     ),
     "dinov3": ("vit_small_patch16_dinov3_qkvb", "DINOv3ViTConfig", "DINOv3ViTModel", dinov3_names, (64, 96), 16),
+    "siglip": (
+        "vit_base_patch16_siglip_gap_224",
+        "SiglipVisionConfig",
+        "SiglipVisionModel",
+        siglip_names,
+        (64, 64),
+        16,
+    ),
     "clip": ("vit_base_patch16_clip_224", "CLIPVisionConfig", "CLIPVisionModel", clip_names, (64, 64), 16),
 }
 
@@ -125,6 +143,7 @@ def their_model(family: str) -> nn.Module:
     extra: dict[str, Any] = {"mask_ratio": 0.0} if family == "vit_mae" else {}
     extra |= {"num_register_tokens": 4} if family in ("dinov3", "dinov2_registers") else {}
     extra |= {"hidden_act": "gelu"} if family == "clip" else {}
+    extra |= {"hidden_act": "gelu", "vision_use_head": False} if family == "siglip" else {}
     extra |= {"layer_norm_eps": 1e-6} if family in ("vit", "vit_mae") else {}  # timm's; theirs is 1e-12
     if "dinov3" in name:
         size = (64, 64)  # positions are computed from the input
@@ -164,6 +183,64 @@ def test_maps_equal_those_of_transformers_with_the_same_weights(family: str) -> 
     for layer, full in zip(maps, expected, strict=True):
         assert full.shape[-1] == spec.num_tokens
         torch.testing.assert_close(layer.rows, full[:, :, prefix:, prefix:], atol=1e-5, rtol=0)
-        torch.testing.assert_close(layer.cls, full[:, :, 0, prefix:], atol=1e-5, rtol=0)
+        cls = full[:, :, 0, prefix:] if spec.has_cls else full.mean(2)
+        torch.testing.assert_close(layer.cls, cls, atol=1e-5, rtol=0)
         torch.testing.assert_close(layer.prefix_mass, full[:, :, prefix:, :prefix].sum(-1).mean(-1), atol=1e-5, rtol=0)
     assert max(float(m.rows.max() / m.rows.mean()) for m in maps) > 1.5  # far from uniform
+
+
+def rotated_by_theirs(theirs: nn.Module) -> Any:
+    """The module of transformers whose `apply_rotary_pos_emb` turns queries and keys; None where there is none."""
+    module = sys.modules[type(theirs).__module__]
+    return module if hasattr(module, "apply_rotary_pos_emb") else None
+
+
+def their_vectors(theirs: nn.Module, inputs: dict[str, Any]) -> dict[str, list[Tensor]]:
+    """Queries, keys and values [B, T, H · E] and tokens [B, T, D] of every layer, seen by hooks on their modules."""
+    found: dict[str, list[Tensor]] = {"query": [], "key": [], "value": [], "token": []}
+    names = {"q_proj": "query", "k_proj": "key", "v_proj": "value"}
+    hooks = []
+    for path, module in theirs.named_modules():
+        what = names.get(path.rpartition(".")[2], "token" if re.search(r"layers?\.\d+$", path) else "")
+        if what:
+            hooks.append(
+                module.register_forward_hook(
+                    lambda _m, _i, out, to=found[what]: to.append(out[0] if isinstance(out, tuple) else out)
+                )
+            )
+    rope, turned = rotated_by_theirs(theirs), list[tuple[Tensor, Tensor]]()
+    if rope is not None:
+        plain = rope.apply_rotary_pos_emb
+
+        def watch(*args: Any, **kwargs: Any) -> Any:
+            turned.append(plain(*args, **kwargs))
+            return turned[-1]
+
+        with mock.patch.object(rope, "apply_rotary_pos_emb", watch), torch.no_grad():
+            theirs(**inputs)
+        found["query"], found["key"] = ([pair[i].transpose(1, 2).flatten(2) for pair in turned] for i in (0, 1))
+    else:
+        with torch.no_grad():
+            theirs(**inputs)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+@pytest.mark.parametrize("family", ["vit", "dinov2_registers", "dinov3", "clip", "siglip"])
+def test_queries_keys_values_and_tokens_equal_those_of_transformers(family: str) -> None:
+    theirs = their_model(family)
+    ours = our_model(family, theirs)
+    pixels, spec = make_pixels(ours), ours.spec
+    expected = their_vectors(theirs, {"pixel_values": ours.normalise(pixels)})
+    layers, heads = resolve_layers("all", spec), resolve_heads("all", spec)
+    for what, by_layer in expected.items():
+        assert len(by_layer) == DEPTH
+        for some in (layers, layers[:1]):  # all in one pass, and the first alone, by the short cut
+            for maps in Extractor(ours, some, heads, cluster_on=what)(pixels):
+                wanted = by_layer[maps.layer][:, spec.num_prefix_tokens :]
+                count = 1 if what == "token" else spec.num_heads
+                wanted = wanted.unflatten(2, (count, -1)).transpose(1, 2)  # [B, H, P, D]
+                assert maps.vectors is not None
+                torch.testing.assert_close(maps.vectors, wanted, atol=1e-5, rtol=1e-5)
+                assert maps.to_cluster(None) is maps.vectors

@@ -100,6 +100,20 @@ def prepare(rows: Tensor, distance: str, mask: Tensor | None) -> Tensor:
     return x
 
 
+def prepare_vectors(vectors: Tensor, distance: str) -> Tensor:
+    """float32 [N, P, D]: vectors such that Euclidean distance between them is the wanted one; `cosine`: of length 1."""
+    if distance not in ("euclidean", "cosine"):
+        raise UserError(f"--distance {distance!r} is not for vectors; {suggest(distance, ['euclidean', 'cosine'])}")
+    x = vectors.float()
+    return torch.nn.functional.normalize(x, dim=-1, eps=torch.finfo(torch.float32).tiny) if distance == "cosine" else x
+
+
+def affinity(vectors: Tensor) -> Tensor:
+    """float32 [N, P, P]: the cosine of each two vectors, 0 where it is negative (TokenCut, 2022, thresholds it)."""
+    unit = prepare_vectors(vectors, "cosine")
+    return (unit @ unit.mT).clamp_min(0)
+
+
 def cluster(
     algorithm: str,
     rows: Tensor,
@@ -110,21 +124,25 @@ def cluster(
     distance: str = "euclidean",
     n_init: int = 4,
     mask: Tensor | None = None,
+    are_vectors: bool = False,
 ) -> Clusters:
     """The clusters of each problem by `algorithm`; labels on the device of `rows`.
 
-    rows float [N, P, P]: attention rows that sum to 1; k int or int64 [N]; seeds int64 [N]; mask bool [N, P].
+    rows float [N, P, P]: attention rows that sum to 1, or any vectors [N, P, D] with `are_vectors`; k int or int64 [N];
+    seeds int64 [N]; mask bool [N, P]. `spectral` takes attention as the affinity, of vectors `affinity`.
     Raises NotFiniteError, UserError.
     """
     k = torch.full((rows.shape[0],), k, dtype=torch.int64) if isinstance(k, int) else k
     if algorithm == "kmeans":
-        return engine.kmeans(prepare(rows, distance, mask), k, seeds, n_init=n_init, mask=mask)
+        x = prepare_vectors(rows, distance) if are_vectors else prepare(rows, distance, mask)
+        return engine.kmeans(x, k, seeds, n_init=n_init, mask=mask)
     if algorithm == "spectral":
         from batchjob.clustering.spectral import spectral
 
-        return spectral(rows, k, seeds, engine=engine, n_init=n_init, mask=mask)
+        return spectral(affinity(rows) if are_vectors else rows, k, seeds, engine=engine, n_init=n_init, mask=mask)
     if algorithm in ("agglomerative", "hdbscan"):
         from batchjob.clustering.pools import solve_each
 
-        return solve_each(algorithm, prepare(rows, distance, mask), k, mask=mask)
+        x = prepare_vectors(rows, distance) if are_vectors else prepare(rows, distance, mask)
+        return solve_each(algorithm, x, k, mask=mask)
     raise UserError(f"--algorithm {algorithm!r} is unknown; {suggest(algorithm, list(ALGORITHMS))}")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from batchjob.clustering import gram, lloyd, prepare
+from batchjob.clustering import affinity, gram, lloyd, prepare, prepare_vectors
 from batchjob.clustering.base import check_finite
 from batchjob.clustering.spectral import decompose
 from batchjob.errors import UserError, nearest
@@ -22,21 +22,23 @@ def choose_k(
     mask: Tensor | None = None,
     k_range: tuple[int, int] = K_RANGE,
     n_init: int = 4,
+    are_vectors: bool = False,
 ) -> Tensor:
     """int64 [N] on the CPU: the k of `k_range` (both ends count) that the rule likes best, the smallest of equals.
 
-    x float [N, P, P] is attention. `silhouette`: the highest mean silhouette (Rousseeuw 1987) of k-means labels at the
-    distance given; one Gram matrix serves all k. `eigengap`: the largest step from the k-th to the next eigenvalue of
-    the normalised Laplacian (von Luxburg 2007); one decomposition serves all k. A problem whose rows are all equal
-    gets 1 by the silhouette. Raises NotFiniteError, UserError.
+    x float [N, P, P] is attention, or with `are_vectors` [N, P, D]. `silhouette`: the highest mean silhouette
+    (Rousseeuw 1987) of k-means labels at the distance given; one Gram matrix serves all k. `eigengap`: the largest step
+    from the k-th to the next eigenvalue of the normalised Laplacian (von Luxburg 2007); one decomposition serves all k.
+    A problem whose rows are all equal gets 1 by the silhouette. Raises NotFiniteError, UserError.
     """
     if rule not in RULES:
         raise UserError(f"--k {rule!r} is no rule; {nearest(rule, list(RULES))}")
     check_finite(x, mask)
     rows = torch.full((len(x),), x.shape[1], device=x.device) if mask is None else mask.sum(1)
     if rule == "eigengap":
-        return _eigengap(x, mask, rows, k_range).cpu()
-    return _silhouette(prepare(x, distance, mask), mask, seeds.to(x.device), k_range, n_init).cpu()
+        return _eigengap(affinity(x) if are_vectors else x, mask, rows, k_range).cpu()
+    points = prepare_vectors(x, distance) if are_vectors else prepare(x, distance, mask)
+    return _silhouette(points, mask, seeds.to(x.device), k_range, n_init).cpu()
 
 
 def _eigengap(x: Tensor, mask: Tensor | None, rows: Tensor, k_range: tuple[int, int]) -> Tensor:

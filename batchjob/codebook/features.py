@@ -6,7 +6,7 @@ Letters beside the README's: R rows of an image (its P patches, or 1 for CLS), M
 import torch
 from torch import Tensor
 
-from batchjob.clustering import Clusters, prepare
+from batchjob.clustering import Clusters, prepare, prepare_vectors
 from batchjob.codebook.nearest import assign
 from batchjob.codebook.rows import RowKind, offset_cells
 from batchjob.codes import NO_LABEL
@@ -15,9 +15,11 @@ from batchjob.codes import NO_LABEL
 def features(rows: Tensor, places: Tensor, kind: RowKind, *, distance: str) -> Tensor:
     """float32 [M, H, D]: the rows, pooled by offset where `kind` says so, with the distance's transform.
 
-    `rows` float32 [M, H, P]: attention rows that sum to 1 over what is not padding; `places` int64 [M]: the patch of
-    each query.
+    `rows` float32 [M, H, P]: attention rows that sum to 1 over what is not padding, or vectors [M, H, D]; `places`
+    int64 [M]: the patch of each query.
     """
+    if kind.vector_size:
+        return prepare_vectors(rows, distance)
     if kind.features == "relative":
         rows = pool_by_offset(rows, places, kind.grid)
     return prepare(rows, distance, None)
@@ -50,8 +52,8 @@ def nearest_centroids(
 ) -> Clusters:
     """Labels uint8 [B · H, R]: the number of the nearest of this layer's `centroids` [H, K, D]; `NO_LABEL` in padding.
 
-    `rows` float32 [B, H, R, P] sum to 1; `mask` bool [B, P]. `inertia` [B · H]: the image's squared distances, summed;
-    `k`: how many centroids occur in it.
+    `rows` float32 [B, H, R, P], or [B, H, R, D], as for `features`; `mask` bool [B, P]. `inertia` [B · H]: the image's
+    squared distances, summed; `k`: how many centroids occur in it.
     """
     batch, heads, per_image, _ = rows.shape
     places = torch.arange(per_image, device=rows.device).repeat(batch)

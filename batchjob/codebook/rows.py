@@ -25,6 +25,7 @@ class RowKind:
     queries: str  # "rows": one a patch; "cls": one an image
     features: str  # "absolute": by key position; "relative": by offset from the query, pooled
     grid: tuple[int, int]
+    vector_size: int = 0  # D of vectors that are no maps: queries, keys, values or tokens; 0 for attention rows
 
     @property
     def per_image(self) -> int:
@@ -41,7 +42,7 @@ class RowKind:
     @property
     def width(self) -> int:
         """Numbers of a row: the `feature` dimension of the centroids."""
-        return self.shape[0] * self.shape[1]
+        return self.vector_size or self.shape[0] * self.shape[1]
 
 
 def offset_cells(patches: int) -> tuple[int, int]:
@@ -55,7 +56,7 @@ def offset_cells(patches: int) -> tuple[int, int]:
     return size, 2 * math.ceil((patches - 1 - size // 2) / size) + 1
 
 
-def row_kind(options: Options, grid: tuple[int, int]) -> RowKind:
+def row_kind(options: Options, grid: tuple[int, int], vector_size: int = 0) -> RowKind:
     """The rows of a dataset-scope run, its options checked. Raises UserError where they cannot be meant together."""
     if options.algorithms != ("kmeans",):
         raise UserError(f"--scope dataset clusters by kmeans, not by {options.algorithm}; give --algorithm kmeans")
@@ -66,7 +67,7 @@ def row_kind(options: Options, grid: tuple[int, int]) -> RowKind:
             "--features relative is by offset from the query, and CLS has no place; use absolute, or --queries rows"
         )
     asked_rows(options)
-    return RowKind(options.queries, options.features, grid)
+    return RowKind(options.queries, options.features, grid, vector_size)
 
 
 def check_rows(options: Options, grid: tuple[int, int], images: int) -> None:

@@ -1,6 +1,6 @@
 """The codebook of a dataset-wide run: every centroid as a small map, how common it is, and photos it is typical of."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ class Entry:
     """One cluster: its number, its centroid [rows, columns], the share of all rows that are in it, and photos."""
 
     number: int
-    centroid: NDArray[np.floating[Any]]
+    centroid: NDArray[np.floating[Any]] | None  # None of vectors, which are not maps
     share: float
     photos: Sequence[Typical]
 
@@ -45,7 +45,8 @@ def codebook(entries: Sequence[Entry], *, heading: str = "", note: str = "", is_
     across = max(1, min(4, len(entries)))
     down = -(-len(entries) // across)
     photos = max((len(entry.photos) for entry in entries), default=0)
-    wide = (1 + photos) * (_CELL + _GAP) - _GAP
+    has_maps = any(entry.centroid is not None for entry in entries)
+    wide = (has_maps + photos) * (_CELL + _GAP) - _GAP
     width = 2 * _MARGIN + across * wide + (across - 1) * _APART
     top = _MARGIN + (0.34 if heading else 0.0)
     height = top + down * (_CELL + _CAPTION + _APART) + 0.5
@@ -63,14 +64,15 @@ def codebook(entries: Sequence[Entry], *, heading: str = "", note: str = "", is_
 def _entry(figure: Figure, entry: Entry, left: float, top: float, is_relative: bool) -> None:
     caption = f"{entry.number}   {entry.share:.1%}" if entry.share >= 0.001 else f"{entry.number}   {entry.share:.2%}"
     canvas.write(figure, left, top + _CAPTION - 0.04, caption, va="bottom", size=6.8)
-    values = entry.centroid.astype(np.float64)
-    axes = canvas.place(figure, left, top + _CAPTION, _CELL, _CELL)
-    peak = float(np.nanpercentile(values, 99)) if np.isfinite(values).any() else 0.0
-    canvas.show_map(axes, values, cmap=MAP_COLOURS, vmin=0, vmax=peak if peak > 0 else float(values.max()) or 1)
-    if is_relative:
-        axes.plot(0.5, 0.5, "+", color="#56b4e9", markersize=6, markeredgewidth=0.8)
-    for j, photo in enumerate(entry.photos):
-        axes = canvas.place(figure, left + (j + 1) * (_CELL + _GAP), top + _CAPTION, _CELL, _CELL)
+    if entry.centroid is not None:
+        values = entry.centroid.astype(np.float64)
+        axes = canvas.place(figure, left, top + _CAPTION, _CELL, _CELL)
+        peak = float(np.nanpercentile(values, 99)) if np.isfinite(values).any() else 0.0
+        canvas.show_map(axes, values, cmap=MAP_COLOURS, vmin=0, vmax=peak if peak > 0 else float(values.max()) or 1)
+        if is_relative:
+            axes.plot(0.5, 0.5, "+", color="#56b4e9", markersize=6, markeredgewidth=0.8)
+    for j, photo in enumerate(entry.photos, start=entry.centroid is not None):
+        axes = canvas.place(figure, left + j * (_CELL + _GAP), top + _CAPTION, _CELL, _CELL)
         canvas.show_photo(axes, photo.pixels if photo.inside is None else spotlight(photo))
         if photo.inside is not None:
             lines = canvas.borders(photo.inside)
@@ -107,8 +109,10 @@ def entries_of(view: Run, layer: int, head: int, *, most: int = MOST, photos: in
     return found
 
 
-def shown_centroid(view: Run, centroid: NDArray[np.float32]) -> NDArray[np.float32]:
-    """[rows, columns] of attention: the map of a centroid, its distance's square roots undone."""
+def shown_centroid(view: Run, centroid: NDArray[np.float32]) -> NDArray[np.float32] | None:
+    """[rows, columns] of attention: the map of a centroid, its distance's square roots undone; None of vectors."""
+    if view.options["cluster_on"] != "attention":
+        return None
     shape = row_shape(view)
     return np.asarray((np.square(centroid) if view.options["distance"] == "hellinger" else centroid).reshape(shape))
 
@@ -156,10 +160,16 @@ def _typical(view: Run, row: int, layer: int, head: int, number: int, opened: di
     return Typical(photo.pixels, view.stack("labels", [row], layer=layer, head=head)[0, 0] == number, photo.span)
 
 
+def clustered(options: Mapping[str, Any]) -> str:
+    """What the rows of the patches are, in words."""
+    on = options["cluster_on"]
+    return "attention rows of patches" if on == "attention" else f"{on.replace('query', 'querie')}s of patches"
+
+
 def explain(view: Run, shown: int) -> str:
     """The small print under the picture."""
     options, k = view.options, int(view.options["k"])
-    what = "CLS rows" if options["queries"] == "cls" else "attention rows of patches"
+    what = "CLS rows" if options["queries"] == "cls" else clustered(options)
     where = "the query is in the middle, marked +" if options["features"] == "relative" else "by key position"
     order = "all of them" if shown == k else f"the {shown} most common of {k}"
     photos = (
@@ -168,6 +178,7 @@ def explain(view: Run, shown: int) -> str:
         else "photos with most such patches, these in colour"
     )
     return (
-        f"Clusters of {what} over the whole dataset, {order}: number, share of all rows, centroid ({where}; "
-        f"0 is dark), {photos}."
+        f"Clusters of {what} over the whole dataset, {order}: number, share of all rows, "
+        + (f"centroid ({where}; 0 is dark), " if options["cluster_on"] == "attention" else "")
+        + f"{photos}."
     )

@@ -67,7 +67,7 @@ class Buffers:
 
     def _put_maps(self, rows: slice, layer: int, maps: LayerMaps, batch: Batch) -> None:
         """The CLS rows, the mass on prefix tokens and, for kept images, the attention rows."""
-        name = "saliency" if self.plan.model.kind == "cnn" else "cls_attention"
+        name = "saliency" if not self.plan.has_attention else "cls_attention"
         grid = self.arrays[name].shape[-2:]
         self.arrays[name][rows, layer] = maps.cls.reshape(*maps.cls.shape[:2], *grid).half().cpu().numpy()
         if maps.component is not None:
@@ -77,7 +77,7 @@ class Buffers:
         overflowed = ~maps.finite.cpu().numpy() & (self.arrays["status"][rows] == STATUS["ok"])
         self.arrays["status"][rows][overflowed] = STATUS["not_finite"]
         for slot, row in enumerate(self.kept_rows()):
-            if batch.rows[0] <= row <= batch.rows[-1]:
+            if maps.rows is not None and batch.rows[0] <= row <= batch.rows[-1]:
                 own = maps.rows[row - int(batch.rows[0])]
                 self.arrays["attention_rows"][slot, layer] = own.half().cpu().numpy()
 

@@ -16,7 +16,7 @@ from batchjob.model.attention import LayerMaps, renormalise
 from batchjob.plan import Plan
 from batchjob.store import centroids
 
-# rows [B, H, P, P] that sum to 1, the maps they are of, the batch -> one an algorithm, problems [B * H], head fastest
+# `LayerMaps.to_cluster` [B, H, P, D], the maps, the batch -> one an algorithm, problems [B * H], head fastest
 FindClusters = Callable[[Tensor, LayerMaps, Batch], list[Clusters]]
 
 
@@ -28,14 +28,14 @@ def choose_engine(plan: Plan, asked: str, device: torch.device) -> tuple[str, st
 
 
 def open_clusterer(plan: Plan, run: Path, engine: Engine, device: torch.device) -> FindClusters:
-    """What finds the clusters of a batch: for each head those of the P attention rows, image by image.
+    """What finds the clusters of a batch: for each head those of the P rows, image by image.
 
     In dataset scope the nearest of the run's centroids instead; raises UserError where there are none yet.
     """
     if plan.options.scope == "dataset":
         return _open_by_centroids(plan, run, device)
     k_of_image = np.load(run / "index" / "k.npy")
-    options, heads = plan.options, plan.heads
+    options, heads, vectors = plan.options, plan.heads, plan.vector_size > 0
 
     def find(rows: Tensor, maps: LayerMaps, batch: Batch) -> list[Clusters]:
         rows = rows.flatten(0, 1)  # [B * H, P, P]
@@ -46,7 +46,7 @@ def open_clusterer(plan: Plan, run: Path, engine: Engine, device: torch.device) 
             from batchjob.clustering.choose_k import choose_k
 
             any_k = clustering.problem_seeds(image, maps.layer, heads, 0, options.seed)
-            k = choose_k(options.k, rows, any_k, distance=options.distance, mask=mask).to(device)
+            k = choose_k(options.k, rows, any_k, distance=options.distance, mask=mask, are_vectors=vectors).to(device)
         found = []
         for algorithm in options.algorithms:
             seeds = clustering.problem_seeds(image, maps.layer, heads, k, options.seed)
@@ -60,6 +60,7 @@ def open_clusterer(plan: Plan, run: Path, engine: Engine, device: torch.device) 
                     distance=options.distance,
                     n_init=options.n_init,
                     mask=mask,
+                    are_vectors=vectors,
                 )
             )
         return found
@@ -80,7 +81,7 @@ def forecast(plan: Plan, partitions: Sequence[int]) -> list[str]:
 
 def _open_by_centroids(plan: Plan, run: Path, device: torch.device) -> FindClusters:
     fitted = torch.from_numpy(centroids.load(run, plan.digest).centroids).to(device)  # [L, H, K, D]
-    kind = row_kind(plan.options, plan.model.grid)
+    kind = row_kind(plan.options, plan.model.grid, plan.vector_size)
 
     def find(rows: Tensor, maps: LayerMaps, batch: Batch) -> list[Clusters]:
         own = fitted[plan.layers.index(maps.layer)]

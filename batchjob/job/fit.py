@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from batchjob import plan as plans
 from batchjob.clustering.base import problem_seeds
@@ -65,8 +66,7 @@ class SampledRows:
         finite = torch.ones(len(batch.rows), dtype=torch.bool, device=self._x.device)
         end = self._filled + len(chosen)
         for layer, maps in enumerate(layers):
-            own = maps.cls[source] if self._kind.queries == "cls" else maps.rows[source, :, place]  # [n, H, P]
-            own = renormalise(own[:, :, None], None if batch.mask is None else batch.mask[source])[:, :, 0]
+            own = self._own_rows(maps, source, place, batch.mask)
             x = features(own, place, self._kind, distance=self._plan.options.distance)
             self._x[layer, :, self._filled : end] = x.transpose(0, 1)
             finite &= maps.finite
@@ -78,6 +78,14 @@ class SampledRows:
             self._x[:, :, self._filled : end] = self._x[:, :, kept]
             self._numbers[self._filled : end] = self._numbers[kept]
         self._filled = end
+
+    def _own_rows(self, maps: LayerMaps, source: Tensor, place: Tensor, mask: Tensor | None) -> Tensor:
+        """[n, H, D]: the rows of the images `source` at their patches `place`, attention renormalised."""
+        if maps.vectors is not None:
+            return maps.vectors[source, :, place]
+        assert maps.rows is not None
+        own = maps.cls[source] if self._kind.queries == "cls" else maps.rows[source, :, place]
+        return renormalise(own[:, :, None], None if mask is None else mask[source])[:, :, 0]
 
     def problem(self, layer: int, head: int, group: Group) -> dataset.Problem:
         """The k-means of one layer and head, counted as in the plan; its rows are a view."""
@@ -172,7 +180,7 @@ def sample_for(
     plan: Plan, shares: Sequence[tuple[int, int]], group: Group, budget_bytes: int
 ) -> tuple[RowKind, Sample, str]:
     """(what a row is, which rows the fit sees, a sentence): as many as asked for, or as every process can hold."""
-    kind = row_kind(plan.options, plan.model.grid)
+    kind = row_kind(plan.options, plan.model.grid, plan.vector_size)
     total, wanted = plan.row_count * kind.per_image, asked_rows(plan.options)
     share = group.largest(sum(stop - start for start, stop in shares) / plan.row_count)
     rows, why = affordable_rows(

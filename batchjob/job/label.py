@@ -21,7 +21,6 @@ from batchjob.job.scores import Scorer
 from batchjob.launch.progress import SharedProgress
 from batchjob.launch.shares import claimed
 from batchjob.machine import choose_device
-from batchjob.model.attention import renormalise
 from batchjob.store.writer import Writer
 
 
@@ -81,7 +80,7 @@ def compute(
     for batch in job.batches(job.plan.rows_of(partition)):
         out.put_images(batch)
         for layer, maps in enumerate(stages.timed("model", job.extract(batch.pixels))):
-            rows = renormalise(maps.rows, batch.mask)  # float32 [B, H, P, P]
+            rows = maps.to_cluster(batch.mask)  # float32 [B, H, P, P], or [B, H, P, D] of other vectors
             with stages("clustering"):
                 found = cluster(rows, maps, batch)
             with stages("scores"):

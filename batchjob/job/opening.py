@@ -78,7 +78,7 @@ def open_job(
         loader.announce(ranges)  # decoded while the model is loaded
         state = weights.state_dict(weights.Weights(**plan.weights))
         model = load_model(plan.model, state, precision=plan.precision, device=device, seed=plan.options.seed)
-        extract = Extractor(model, plan.layers, plan.heads)
+        extract = Extractor(model, plan.layers, plan.heads, cluster_on=plan.options.cluster_on)
         loader.wait()
         start_s = time.monotonic() - began
         say(f"ready after {start_s:.1f} s: the model, and {loader.workers} decoding workers")

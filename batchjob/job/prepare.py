@@ -49,6 +49,12 @@ def prepare(data: str, run: Path, options: Options, *, say: Callable[[str], None
 
     spec = model.describe(options)
     layers, heads = model.resolve_layers(options.layers, spec), model.resolve_heads(options.heads, spec)
+    if options.cluster_on == "token":
+        heads = (0,)
+    elif spec.kind == "cnn" and options.cluster_on != "attention":
+        raise UserError(
+            f"--cluster-on {options.cluster_on}: {spec.name} computes no attention; give token for its features"
+        )
     found = weights.locate(options.model, options.weights, say=say)
     trial = model.load_model(spec, weights.state_dict(found), precision="fp32", device="cpu")  # refuses wrong weights
     index = sources.index_images(data, split=options.split, limit=options.limit, progress=True)

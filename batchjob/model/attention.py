@@ -23,16 +23,27 @@ FINITE_LIMIT = 1e15  # products of two such numbers, and sums of thousands of th
 
 @dataclass(frozen=True, slots=True)
 class LayerMaps:
-    """The attention of one layer, after the softmax over all T tokens; prefix columns dropped, not renormalised."""
+    """The attention of one layer, after the softmax over all T tokens; prefix columns dropped, not renormalised.
+
+    Where tokens are clustered, `rows` are None, there is one head, and `cls` is the saliency of the tokens as of a
+    CNN's features.
+    """
 
     layer: int
-    rows: (
-        Tensor  # [B, H, P, P], from query patch to key patch; float16 where the model is in half precision, or float32
-    )
+    # [B, H, P, P], from query patch to key patch; float16 where the model is in half precision, or float32
+    rows: Tensor | None
     cls: Tensor  # [B, H, P], the CLS token's row, or the mean over patch queries without one; of a CNN, saliency
     prefix_mass: Tensor  # [B, H] float32: mean over patch queries of the mass on prefix tokens
     finite: Tensor  # [B] bool: False where the network overflowed; that image's maps are uniform and mean nothing
     component: Tensor | None = None  # [B, H, P], of a CNN: the features' first principal component, in [-1, 1]
+    vectors: Tensor | None = None  # float32 [B, H, P, D]: queries, keys, values or tokens, where these are clustered
+
+    def to_cluster(self, mask: Tensor | None) -> Tensor:
+        """float32 [B, H, P, D]: the vectors, or the attention rows, renormalised over what is not padding."""
+        if self.vectors is not None:
+            return self.vectors
+        assert self.rows is not None
+        return renormalise(self.rows, mask)
 
 
 class Extractor:
@@ -41,26 +52,41 @@ class Extractor:
     The forward pass ends in the last wanted block, after its queries and keys; every block before it runs fused.
     Queries and keys are kept until their layer is asked for, so the maps of one layer exist at a time. Of a CNN, the
     one layer is the pseudo-attention of `cnn.py`.
+
+    `cluster_on`: what `LayerMaps.vectors` holds. "query" and "key" are those that are multiplied, after their norms and
+    rotary positions; the keys of a group are repeated for its heads; "token" is the residual stream behind the layer,
+    before any last norm, or a CNN's features.
     """
 
     def __init__(
-        self, model: Model, layers: tuple[int, ...], heads: tuple[int, ...], *, short_cut: bool = True
+        self,
+        model: Model,
+        layers: tuple[int, ...],
+        heads: tuple[int, ...],
+        *,
+        cluster_on: str = "attention",
+        short_cut: bool = True,
     ) -> None:
-        self.model = model
+        self.model, self.cluster_on = model, cluster_on
         self.layers = tuple(sorted(layers))
         self.heads = list(heads)
         self._all_heads = self.heads == list(range(model.spec.num_heads))
         self._projection: HeadProjection | None = None
-        if short_cut and model.spec.kind == "vit":
+        if short_cut and model.spec.kind == "vit" and cluster_on != "token":
             attention = getattr(model.blocks[self.layers[-1]], "attn", None)
-            self._projection = None if attention is None else HeadProjection.of(attention, tuple(heads))
+            parts = 3 if cluster_on == "value" else 2
+            self._projection = None if attention is None else HeadProjection.of(attention, tuple(heads), parts)
             self._check_short_cut()
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Iterator[LayerMaps]:
         """The maps of each wanted layer, ascending, on the model's device."""
         if self.model.spec.kind == "cnn":
-            yield _pseudo_maps(self.model(pixels)[0], self.model.is_half)
+            yield _pseudo_maps(self.model(pixels)[0], self.model.is_half, wants_vectors=self.cluster_on == "token")
+            return
+        if self.cluster_on == "token":
+            for layer, tokens in self.tokens(pixels):
+                yield self._token_maps(layer, tokens)
             return
         for layer, call in self.calls(pixels):
             yield self._maps(layer, call)
@@ -96,6 +122,28 @@ class Extractor:
             raise RuntimeError(f"{self.model.spec.name}: attention of layers {self.layers} wanted, of {seen} seen")
         return found
 
+    def tokens(self, pixels: Tensor) -> list[tuple[int, Tensor]]:
+        """The tokens [B, T, D] behind each wanted layer; the forward pass ends there."""
+        found: list[tuple[int, Tensor]] = []
+
+        def keep(layer: int, output: Tensor) -> None:
+            found.append((layer, output))
+            if layer == self.layers[-1]:
+                raise taps.StopForward
+
+        hooks = [
+            self.model.blocks[layer].register_forward_hook(lambda _module, _args, output, at=layer: keep(at, output))
+            for layer in self.layers
+        ]
+        try:
+            self.model(pixels)
+        except taps.StopForward:
+            pass
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found
+
     @torch.no_grad()
     def _check_short_cut(self) -> None:
         """Drops the short cut, with a warning, if it does not give the queries and keys that the model itself computes.
@@ -109,7 +157,8 @@ class Extractor:
         projection, (_, quick) = self._projection, self.calls(pixels)[-1]
         self._projection = None
         _, exact = self.calls(pixels)[-1]
-        pairs = ((quick.query, exact.query), (quick.key, exact.key), (quick.bias, exact.bias))
+        names = ("query", "key", "value", "bias")
+        pairs = [(getattr(quick, name), getattr(exact, name)) for name in names]
         if all(_is_same(a, b) for a, b in pairs) and quick.scale == exact.scale:
             self._projection = projection
         else:
@@ -117,17 +166,25 @@ class Extractor:
             warnings.warn(f"the short cut does not fit {kind} of timm {version}; going the general way", stacklevel=3)
 
     def _select(self, call: taps.AttentionCall) -> taps.AttentionCall:
+        value = call.value if self.cluster_on == "value" else None
         if self._all_heads:
-            return call
-        bias = select_heads(call.bias, self.heads)
-        return replace(call, query=call.query[:, self.heads], key=call.key[:, self.heads], bias=bias)
+            return replace(call, value=value)
+        value, bias = None if value is None else value[:, self.heads], select_heads(call.bias, self.heads)
+        return replace(call, query=call.query[:, self.heads], key=call.key[:, self.heads], value=value, bias=bias)
+
+    def _token_maps(self, layer: int, tokens: Tensor) -> LayerMaps:
+        height, width = self.model.spec.grid
+        features = (
+            tokens[:, self.model.spec.num_prefix_tokens :].transpose(1, 2).reshape(len(tokens), -1, height, width)
+        )
+        return replace(_pseudo_maps(features, self.model.is_half, wants_vectors=True), layer=layer)
 
     def _maps(self, layer: int, call: taps.AttentionCall) -> LayerMaps:
         spec = self.model.spec
         prefix, (batch, heads, tokens, _) = spec.num_prefix_tokens, call.query.shape
         dtype = torch.float16 if self.model.is_half else torch.float32
         device, patches = call.query.device, tokens - prefix
-        query, key, finite = _clean(call)
+        query, key, value, finite = _clean(call)
         rows = torch.empty(batch, heads, patches, patches, dtype=dtype, device=device)
         cls = torch.empty(batch, heads, patches, dtype=dtype, device=device)
         mass = torch.zeros(batch, heads, dtype=torch.float32, device=device)
@@ -141,21 +198,24 @@ class Extractor:
             cls[part] = attention[:, :, 0, prefix:] if spec.has_cls else seen[..., prefix:].mean(dim=2)
             if prefix:
                 mass[part] = seen[..., :prefix].sum(dim=-1).mean(dim=-1)
-        return LayerMaps(layer, rows, cls, mass, finite)
+        vectors = {"query": query, "key": key, "value": value}.get(self.cluster_on)
+        vectors = None if vectors is None else vectors[:, :, prefix:].float()
+        return LayerMaps(layer, rows, cls, mass, finite, vectors=vectors)
 
 
-def _pseudo_maps(features: Tensor, is_half: bool) -> LayerMaps:
-    """Of a CNN's features [B, C, h, w]: one layer of one head."""
+def _pseudo_maps(features: Tensor, is_half: bool, *, wants_vectors: bool) -> LayerMaps:
+    """Of features [B, C, h, w]: one layer of one head, with the features themselves or rows of their similarity."""
     finite = (features.abs() < FINITE_LIMIT).flatten(1).all(1)
     features = features.where(finite[:, None, None, None], 0)
     dtype = torch.float16 if is_half else torch.float32
     return LayerMaps(
         layer=0,
-        rows=cnn.self_similarity(features).to(dtype),
+        rows=None if wants_vectors else cnn.self_similarity(features).to(dtype),
         cls=cnn.feature_norm(features).to(dtype),
         prefix_mass=torch.zeros(len(features), 1, device=features.device),
         finite=finite,
         component=cnn.first_component(features).to(dtype),
+        vectors=features.float().flatten(2).transpose(1, 2)[:, None].contiguous() if wants_vectors else None,
     )
 
 
@@ -178,18 +238,20 @@ def _is_same(a: Tensor | None, b: Tensor | None) -> bool:
     return a.shape == b.shape and torch.allclose(a.float(), b.float(), rtol=0, atol=0.02 * largest, equal_nan=True)
 
 
-def _clean(call: taps.AttentionCall) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries and keys, zeros in images where any is NaN, Inf or absurd, and [B] whether there was none.
+def _clean(call: taps.AttentionCall) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """Queries, keys and values, zeros in images where any is NaN, Inf or absurd, and [B] whether there was none.
 
     Finite ones below 1e15 give finite scores, hence a finite softmax. To check them costs T·E a head, the map T².
     """
     finite = torch.ones(len(call.query), dtype=torch.bool, device=call.query.device)
-    for x in (call.query, call.key):  # of NaN both comparisons are False
-        finite &= (x.amax((1, 2, 3)) < FINITE_LIMIT) & (x.amin((1, 2, 3)) > -FINITE_LIMIT)
+    for x in (call.query, call.key, call.value):  # of NaN both comparisons are False
+        if x is not None:
+            finite &= (x.amax((1, 2, 3)) < FINITE_LIMIT) & (x.amin((1, 2, 3)) > -FINITE_LIMIT)
     if bool(finite.all()):
-        return call.query, call.key, finite
+        return call.query, call.key, call.value, finite
     keep = finite[:, None, None, None]
-    return call.query.where(keep, 0), call.key.where(keep, 0), finite
+    value = None if call.value is None else call.value.where(keep, 0)
+    return call.query.where(keep, 0), call.key.where(keep, 0), value, finite
 
 
 def renormalise(rows: Tensor, mask: Tensor | None = None) -> Tensor:

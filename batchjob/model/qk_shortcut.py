@@ -1,6 +1,7 @@
 """Queries and keys of the wanted heads alone, computed from a block's input with their rows of W_q and W_k.
 
-The short cut for the last wanted layer, where nothing else of the block is needed: no values, no other heads. It
+The short cut for the last wanted layer, where nothing else of the block is needed: no other heads, and values only
+where these are clustered. It
 knows timm's attention classes; any other goes the general way (`taps.AttentionTap`). Tests hold the two equal.
 """
 
@@ -22,18 +23,19 @@ KNOWN = (Attention, AttentionRope, BeitAttention, EvaAttention, RelPosAttention)
 class HeadProjection:
     """Called with what a timm attention module is called with, gives the `AttentionCall` of the wanted heads."""
 
-    def __init__(self, attention: Any, heads: tuple[int, ...]) -> None:
-        self.attention = attention
+    def __init__(self, attention: Any, heads: tuple[int, ...], parts: int = 2) -> None:
+        """`parts`: 2 for queries and keys, 3 for values too."""
+        self.attention, self.parts = attention, parts
         self.heads = list(heads)
         self.all_heads = len(heads) == attention.num_heads
-        weight, bias = _rows(attention, self.heads)
+        weight, bias = _rows(attention, self.heads, parts)
         self.weight, self.bias = weight.contiguous(), None if bias is None else bias.contiguous()
 
     @classmethod
-    def of(cls, attention: nn.Module, heads: tuple[int, ...]) -> "HeadProjection | None":
+    def of(cls, attention: nn.Module, heads: tuple[int, ...], parts: int = 2) -> "HeadProjection | None":
         """None for a module that this file doesn't know: the general way is for it."""
         grouped = getattr(attention, "num_kv_groups", 1) > 1
-        return cls(attention, heads) if type(attention) in KNOWN and not grouped else None
+        return cls(attention, heads, parts) if type(attention) in KNOWN and not grouped else None
 
     def __call__(
         self,
@@ -45,16 +47,16 @@ class HeadProjection:
         is_causal: bool = False,
     ) -> AttentionCall:
         module, (batch, tokens, _) = self.attention, x.shape
-        both = nn.functional.linear(x, self.weight, self.bias)
-        both = both.reshape(batch, tokens, 2, len(self.heads), -1).permute(2, 0, 3, 1, 4)
-        query, key = both.unbind(0)  # [B, H, T, E]
+        all_parts = nn.functional.linear(x, self.weight, self.bias)
+        all_parts = all_parts.reshape(batch, tokens, self.parts, len(self.heads), -1).permute(2, 0, 3, 1, 4)
+        query, key, *values = all_parts.unbind(0)  # [B, H, T, E]
         head_dim = query.shape[-1]
         if hasattr(module, "q_norm"):
             query, key = module.q_norm(query), module.k_norm(key)
         if rope is not None:
             query, key = self._rotate(query, rope), self._rotate(key, rope)
         bias = self._bias(attn_mask, shared_rel_pos_bias, shared_rel_pos)
-        return AttentionCall(query, key, bias, head_dim**-0.5, is_causal)
+        return AttentionCall(query, key, values[0] if values else None, bias, head_dim**-0.5, is_causal)
 
     def _rotate(self, x: Tensor, rope: Tensor) -> Tensor:
         """Patch tokens turned by their position, prefix tokens left; `rope` may differ from head to head (mixed)."""
@@ -85,18 +87,18 @@ def select_heads(bias: Tensor | None, heads: list[int]) -> Tensor | None:
     return bias[..., heads, :, :]
 
 
-def _rows(attention: Any, heads: list[int]) -> tuple[Tensor, Tensor | None]:
-    """Rows of W_q and W_k for `heads`: ([2·h·E, C], [2·h·E] or None)."""
+def _rows(attention: Any, heads: list[int], parts: int) -> tuple[Tensor, Tensor | None]:
+    """Rows of the first `parts` of W_q, W_k, W_v for `heads`: ([parts·h·E, C], [parts·h·E] or None)."""
     if attention.qkv is not None:
-        weights = attention.qkv.weight.chunk(3)[:2]
+        weights = attention.qkv.weight.chunk(3)[:parts]
         fused = attention.qkv.bias
         if fused is None and getattr(attention, "q_bias", None) is not None:
-            biases = [attention.q_bias, attention.k_bias]
+            biases = [attention.q_bias, attention.k_bias, attention.v_bias][:parts]
         else:
-            biases = [None, None] if fused is None else list(fused.chunk(3)[:2])
+            biases = [None] * parts if fused is None else list(fused.chunk(3)[:parts])
     else:
-        weights = (attention.q_proj.weight, attention.k_proj.weight)
-        biases = [attention.q_proj.bias, attention.k_proj.bias]
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)[:parts]
+        weights, biases = tuple(p.weight for p in projections), [p.bias for p in projections]
 
     def select(rows: Tensor) -> Tensor:
         per_head = rows.reshape(attention.num_heads, -1, *rows.shape[1:])

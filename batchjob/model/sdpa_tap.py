@@ -20,6 +20,7 @@ class AttentionCall:
 
     query: Tensor  # [B, H, T, E]
     key: Tensor  # [B, H, T, E]
+    value: Tensor | None  # [B, H, T, E]; None where nobody asked for it
     bias: Tensor | None  # additive (or bool: False = not seen), broadcasts to [B, H, T, T]
     scale: float
     is_causal: bool
@@ -59,7 +60,8 @@ def _read_call(
 ) -> AttentionCall:
     if enable_gqa and key.shape[1] != query.shape[1]:
         key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-    return AttentionCall(query, key, attn_mask, scale or query.shape[-1] ** -0.5, is_causal)
+        value = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
+    return AttentionCall(query, key, value, attn_mask, scale or query.shape[-1] ** -0.5, is_causal)
 
 
 def fuse_attention(net: nn.Module) -> None:

@@ -50,7 +50,7 @@ def books(view: Run, layer: int) -> Iterator[Book]:
 def note(view: Run, layer: int) -> str:
     """What the numbers are, once for all heads."""
     options, rows = view.options, int(view.data["centroids"].attrs["rows"])
-    what = "CLS rows, one an image" if options["queries"] == "cls" else "attention rows, one a patch"
+    what = "CLS rows, one an image" if options["queries"] == "cls" else codebook.clustered(options)
     text = f"Layer {layer}. {options['k']} centroids a head, fitted to {rows:,} {what}: a number means the same in "
     text += "every image. "
     if len(view.heads) > _HEADS:
@@ -85,7 +85,8 @@ def clusters_of(view: Run, layer: int, head: int) -> pd.DataFrame:
         means = sums[["y", "x"]].div(sums["w"], axis=0)
     else:
         centroids = view.data["centroids"].sel(layer=layer, head=head).values[0]
-        means = pd.DataFrame([_centre(codebook.shown_centroid(view, c)) for c in centroids], columns=["y", "x"])
+        maps = [codebook.shown_centroid(view, centroid) for centroid in centroids]
+        means = pd.DataFrame([_centre(shown) for shown in maps if shown is not None], columns=["y", "x"])
     return found.join(means, on="cluster")
 
 

@@ -78,10 +78,11 @@ def layout(plan: Plan) -> dict[str, ArraySpec]:
             NO_LABEL,
             "cluster of each patch; 255 = none (failed, padding), 254 = noise (hdbscan)",
         )
-    if plan.model.kind == "cnn":
-        norm = "no attention: norm of the CNN's features over the image's sum; NaN = failed"
+    if not plan.has_attention:
+        what = "CNN's features" if plan.model.kind == "cnn" else "tokens behind the layer"
+        norm = f"no attention: norm of the {what} over the image's sum; NaN = failed"
         arrays["saliency"] = by_head("image layer head y x", "float16", math.nan, norm)
-        component = "no attention: the CNN's features on their first principal component in the image, largest = 1"
+        component = f"no attention: the {what} on their first principal component in the image, largest = 1"
         arrays["saliency_component"] = by_head("image layer head y x", "float16", math.nan, component)
     else:
         row = "the CLS row after the softmax over all tokens, prefix columns dropped, not renormalised; NaN = failed"

@@ -1,0 +1,137 @@
+"""Queries, keys, values and tokens through the whole command line: what is planted in one of them is found there."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from sklearn.metrics import adjusted_rand_score
+
+import batchjob as package
+from tests.conftest import Command
+
+PX, PATCH, SIDE, IMAGES = 96, 16, 6, 4
+COLOURS = np.array([[1, -1, -1], [-1, 1, -1], [-1, -1, 1], [1, 1, -1]])
+QUICK = ["--workers", 0, "--layers", "0", "--k", len(COLOURS)]
+
+
+@pytest.fixture(scope="module")
+def blobs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
+    """(folder of images of four quarters, each of its colour, and of a border at another place; colours [n, y, x])."""
+    folder, random = tmp_path_factory.mktemp("blobs"), np.random.default_rng(0)
+    planted = np.zeros((IMAGES, SIDE, SIDE), int)
+    for i in range(IMAGES):
+        y, x = np.mgrid[:SIDE, :SIDE]
+        planted[i] = random.permutation(4)[2 * (y > 1 + i % 3) + (x > 2 + i % 2)]
+        grey = 127.5 + COLOURS[planted[i]] * 100 + random.uniform(-4, 4, (SIDE, SIDE, 3))
+        Image.fromarray(grey.astype(np.uint8).repeat(PATCH, 0).repeat(PATCH, 1)).save(folder / f"{i}.png")
+    return folder, planted
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
+    """Options of a ViT whose tokens are the patches' mean colours, with queries of zero: its attention is uniform.
+
+    Keys are the colours in head 0, and their red alone in head 1; values are the colours in head 2. All others are 0.
+    """
+    net = timm.create_model("vit_tiny_patch16_224", num_classes=0)
+    state = {name: torch.zeros_like(value) for name, value in net.state_dict().items()}
+    for name in state:
+        if name.endswith("norm1.weight"):
+            state[name] += 1
+    for channel in range(3):
+        state["patch_embed.proj.weight"][channel, channel] = 1 / PATCH**2
+        mixing = state["blocks.0.attn.qkv.weight"]
+        mixing[192 + channel, channel] = 1.0
+        mixing[2 * 192 + 2 * 64 + channel, channel] = 1.0
+    mixing[192 + 64, 0] = 1.0
+    path = tmp_path_factory.mktemp("weights") / "planted.safetensors"
+    save_file(state, path)
+    return ["--model", "vit_tiny_patch16_224", "--weights", path, "--image-size", PX]
+
+
+def agreement(run: Path, planted: np.ndarray, head: int, *, algorithm: int = 0) -> float:
+    """The mean ARI of a head's labels with the colours, image by image."""
+    labels = package.open(run)["labels"].values[:, algorithm, 0, head]  # [n, y, x]
+    return float(np.mean([adjusted_rand_score(a.ravel(), b.ravel()) for a, b in zip(planted, labels, strict=True)]))
+
+
+@pytest.mark.parametrize(("what", "heads"), [("key", [1, 0, 0]), ("value", [0, 0, 1]), ("query", [0, 0, 0])])
+def test_blobs_are_found_in_the_head_that_has_them(
+    blobs: tuple[Path, np.ndarray], model: list[object], what: str, heads: list[int], tmp_path: Path, batchjob: Command
+) -> None:
+    folder, planted = blobs
+    run = tmp_path / "run"
+    algorithms = "kmeans,spectral,agglomerative" if what == "key" else "kmeans"
+    ended = batchjob("run", folder, run, *model, *QUICK, "--cluster-on", what, "--algorithm", algorithms)
+    assert ended.code == 0, ended.err
+    for algorithm in range(len(algorithms.split(","))):
+        for head, wanted in enumerate(heads):
+            assert (agreement(run, planted, head, algorithm=algorithm) > 0.999) == bool(wanted)
+    found = package.open(run)
+    assert np.allclose(found["cls_attention"], 1 / 37, atol=1e-4)  # the attention itself is uniform, and stays stored
+
+
+def test_blobs_are_found_in_the_tokens_which_have_one_head_and_no_attention(
+    blobs: tuple[Path, np.ndarray], model: list[object], tmp_path: Path, batchjob: Command
+) -> None:
+    folder, planted = blobs
+    run = tmp_path / "run"
+    options = ["--cluster-on", "token", "--distance", "cosine", "--resize", "pad"]
+    ended = batchjob("run", folder, run, *model, *QUICK, *options)
+    assert ended.code == 0, ended.err
+    found = package.open(run)
+    assert found.sizes["head"] == 1
+    assert "cls_attention" not in found
+    assert agreement(run, planted, 0) > 0.999
+    for verb in ("show", "stats", "figures", "report"):
+        ended = batchjob(verb, run)
+        assert ended.code == 0, ended.err
+
+
+def test_one_codebook_of_keys_serves_all_images(
+    blobs: tuple[Path, np.ndarray], model: list[object], tmp_path: Path, batchjob: Command
+) -> None:
+    folder, planted = blobs
+    run = tmp_path / "run"
+    ended = batchjob("run", folder, run, *model, *QUICK, "--cluster-on", "key", "--scope", "dataset", "--heads", "0")
+    assert ended.code == 0, ended.err
+    found = package.open(run)
+    assert adjusted_rand_score(planted.ravel(), found["labels"].values[:, 0, 0, 0].ravel()) == 1
+    assert found["centroids"].shape == (1, 1, 1, len(COLOURS), 64)
+    for verb in ("stats", "figures", "report"):
+        ended = batchjob(verb, run)
+        assert ended.code == 0, ended.err
+
+
+def test_a_cnn_has_tokens_and_nothing_else(blobs: tuple[Path, np.ndarray], tmp_path: Path, batchjob: Command) -> None:
+    folder, _ = blobs
+    model = ["--model", "resnet18", "--weights", "random", "--image-size", PX, "--workers", 0, "--k", 3]
+    ended = batchjob("run", folder, tmp_path / "key", *model, "--cluster-on", "key")
+    assert (ended.code, "computes no attention; give token" in ended.err) == (2, True)
+    ended = batchjob("run", folder, tmp_path / "token", *model, "--cluster-on", "token")
+    assert ended.code == 0, ended.err
+    assert (package.open(tmp_path / "token")["k"] == 3).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--cluster-on", "key", "--distance", "hellinger"], "between distributions"),
+        (["--cluster-on", "key", "--scores", "attention"], "score them in a run without it"),
+        (["--cluster-on", "token", "--heads", "0"], "belong to no head"),
+        (["--cluster-on", "token", "--keep-maps", "1"], "does not make"),
+        (["--cluster-on", "keys"], "did you mean 'key'?"),
+        (["--cluster-on", "key", "--scope", "dataset", "--queries", "cls"], "leave them out"),
+    ],
+)
+def test_what_does_not_apply_is_said_before_any_work(
+    blobs: tuple[Path, np.ndarray], tmp_path: Path, batchjob: Command, options: list[str], said: str
+) -> None:
+    ended = batchjob("run", blobs[0], tmp_path / "run", *options)
+    assert ended.code == 2
+    assert said in ended.err
+    assert not (tmp_path / "run").exists()
