@@ -92,9 +92,7 @@ def _multiply_tile(context: Any, packed: Any, left: Any, right: Any, depth: Any,
         builder.cbranch(builder.icmp_signed("<", following, depth), loop, after)
         builder.position_at_end(after)
         for i, total in enumerate(added):
-            address = builder.bitcast(
-                builder.gep(target, [ir.Constant(index, i * LANES)]), vector.as_pointer()
-            )
+            address = builder.bitcast(builder.gep(target, [ir.Constant(index, i * LANES)]), vector.as_pointer())
             builder.store(total, address, align=size)
         return context.get_dummy_value()
 

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from batchjob.clustering import gram, lloyd, prepare
+from batchjob.clustering import gram, lloyd
+from batchjob.clustering.algorithms import prepare
 from batchjob.clustering.base import check_finite
 from batchjob.clustering.spectral import decompose
 from batchjob.errors import UserError, nearest

@@ -11,14 +11,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from batchjob.clustering.jit import compiled
+from batchjob.clustering.jit import compiled, inner
 
-CANDIDATES = 4
-PASSES = 6
+CANDIDATES = 4  # rows that are drawn for a swap, of which the best is tried
+PASSES = 6  # over all rows, after a swap: most that are worth keeping show it by then
 MAX_PASSES = 100
-EPS32 = 1e-6
-EPS64 = 1e-13
-SAME = 1e-6
+PATIENCE = 100  # swaps in a row without success that end a start
+MAX_STARTS = 8
+FOUND_AGAIN = 2
+SAME = 1e-6  # two inertias that are relatively this close are of one optimum
 
 
 class Clustering(NamedTuple):
@@ -39,7 +40,7 @@ class Near(NamedTuple):
     to_second: NDArray[Any]
 
 
-@compiled
+@inner
 def _uniform(state: NDArray[np.uint64]) -> float:
     """The next number in [0, 1) of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014)."""
     state[0] += np.uint64(0x9E3779B97F4A7C15)
@@ -50,7 +51,7 @@ def _uniform(state: NDArray[np.uint64]) -> float:
     return float(word >> np.uint64(11)) * 2.0**-53
 
 
-@compiled
+@inner
 def _seed(state: NDArray[np.uint64], seed: int, start: int) -> None:
     """A stream of its own for every start: the first starts are the same ones, however many follow."""
     state[0] = np.uint64(seed) + np.uint64(start) * np.uint64(0xD1342543DE82EF95)
@@ -58,15 +59,21 @@ def _seed(state: NDArray[np.uint64], seed: int, start: int) -> None:
     state[0] ^= np.uint64(_uniform(state) * 2.0**53)
 
 
-@compiled
+@inner
 def _draw(running: NDArray[np.float64], state: NDArray[np.uint64]) -> int:
     """An index, drawn in proportion to the weights whose running sums are given."""
-    last = len(running) - 1
-    at = np.searchsorted(running, _uniform(state) * running[last], side="right")
-    return min(int(at), last)
+    low, high = 0, len(running) - 1
+    target = _uniform(state) * running[high]
+    while low < high:
+        middle = (low + high) // 2
+        if running[middle] > target:
+            high = middle
+        else:
+            low = middle + 1
+    return low
 
 
-@compiled
+@inner
 def _start(gram: NDArray[Any], square: NDArray[Any], c: Clustering, state: NDArray[np.uint64], noise: float) -> bool:
     """Labels by greedy k-means++ (Arthur and Vassilvitskii, SODA 2007, with scikit-learn's number of candidates).
 
@@ -107,12 +114,14 @@ def _start(gram: NDArray[Any], square: NDArray[Any], c: Clustering, state: NDArr
     return False
 
 
-@compiled
+@inner
 def _build(gram: NDArray[Any], c: Clustering) -> None:
     """Makes the sums fit the labels."""
-    c.sums[:] = 0
-    c.size[:] = 0
-    c.norm[:] = 0
+    for cluster in range(len(c.size)):
+        c.size[cluster], c.norm[cluster] = 0, 0.0
+        sums = c.sums[cluster]
+        for p in range(len(sums)):
+            sums[p] = 0
     for i in range(len(c.label)):
         cluster = c.label[i]
         c.size[cluster] += 1
@@ -123,7 +132,7 @@ def _build(gram: NDArray[Any], c: Clustering) -> None:
         c.norm[c.label[i]] += c.sums[c.label[i], i]
 
 
-@compiled
+@inner
 def _move(gram: NDArray[Any], c: Clustering, i: int, to: int) -> None:
     """Row i goes to cluster `to`."""
     old = c.label[i]
@@ -138,7 +147,7 @@ def _move(gram: NDArray[Any], c: Clustering, i: int, to: int) -> None:
     c.label[i] = to
 
 
-@compiled
+@inner
 def _inertia(total: float, c: Clustering) -> float:
     """The sum of squared distances to the own mean."""
     within = 0.0
@@ -148,14 +157,15 @@ def _inertia(total: float, c: Clustering) -> float:
     return total - within
 
 
-@compiled
+@inner
 def _gains(square: NDArray[Any], c: Clustering, least: NDArray[Any], leaving: NDArray[Any]) -> None:
     """What each row [P] would add to the cheapest other cluster, and what its own cluster would lose with it.
 
     Taking a row at squared distance d out of a cluster of n rows lowers its inertia by d n / (n − 1); joining one of
     n rows raises it by d n / (n + 1) (Hartigan 1975; Telgarsky and Vattani, AISTATS 2010).
     """
-    least[:] = np.inf
+    for p in range(len(square)):
+        least[p] = np.inf
     for cluster in range(len(c.size)):
         n = c.size[cluster]
         sums = c.sums[cluster]
@@ -174,7 +184,7 @@ def _gains(square: NDArray[Any], c: Clustering, least: NDArray[Any], leaving: ND
             least[p] = joining if better else least[p]
 
 
-@compiled
+@inner
 def _settle(gram: NDArray[Any], square: NDArray[Any], c: Clustering, noise: float, passes: int) -> bool:
     """Moves single rows while that lowers the inertia by more than `noise`; True once no row gains by it."""
     least, leaving = np.empty_like(square), np.empty_like(square)
@@ -194,7 +204,9 @@ def _settle(gram: NDArray[Any], square: NDArray[Any], c: Clustering, noise: floa
                 n = c.size[cluster]
                 if cluster == old:
                     continue
-                price = 0.0 if n == 0 else (square[i] - 2 * c.sums[cluster, i] / n + c.norm[cluster] / n**2) * n / (n + 1)
+                price = (
+                    0.0 if n == 0 else (square[i] - 2 * c.sums[cluster, i] / n + c.norm[cluster] / n**2) * n / (n + 1)
+                )
                 if price < cheapest:
                     target, cheapest = cluster, price
             if target >= 0:
@@ -205,11 +217,12 @@ def _settle(gram: NDArray[Any], square: NDArray[Any], c: Clustering, noise: floa
     return False
 
 
-@compiled
+@inner
 def _look(square: NDArray[Any], c: Clustering, near: Near, running: NDArray[np.float64]) -> None:
     """The nearest two means of every row, and the running sums of distances to the nearest."""
-    near.to_first[:] = np.inf
-    near.to_second[:] = np.inf
+    for p in range(len(square)):
+        near.to_first[p] = np.inf
+        near.to_second[p] = np.inf
     for cluster in range(len(c.size)):
         if c.size[cluster] == 0:
             continue
@@ -231,9 +244,14 @@ def _look(square: NDArray[Any], c: Clustering, near: Near, running: NDArray[np.f
         running[p] = total
 
 
-@compiled
+@inner
 def _exchange(
-    gram: NDArray[Any], square: NDArray[Any], near: Near, running: NDArray[np.float64], state: NDArray[np.uint64], k: int
+    gram: NDArray[Any],
+    square: NDArray[Any],
+    near: Near,
+    running: NDArray[np.float64],
+    state: NDArray[np.uint64],
+    k: int,
 ) -> tuple[int, int]:
     """(row, cluster): the best of a few drawn rows to be a centre, and the cluster whose mean it replaces best."""
     loss = np.empty(k, np.float64)
@@ -241,7 +259,8 @@ def _exchange(
     for _ in range(CANDIDATES):
         drawn = _draw(running, state)
         products, own = gram[drawn], square[drawn]
-        loss[:] = 0
+        for cluster in range(k):
+            loss[cluster] = 0.0
         kept = 0.0
         for p in range(len(square)):
             away = max(square[p] + own - 2 * products[p], 0)
@@ -254,16 +273,19 @@ def _exchange(
     return row, replaced
 
 
-@compiled
+@inner
 def _swapped(
     gram: NDArray[Any], square: NDArray[Any], near: Near, c: Clustering, trial: Clustering, swap: tuple[int, int]
 ) -> None:
     """Writes into `trial` the clusters of c with the mean of one of them replaced by a row."""
     row, replaced = swap
-    trial.sums[:] = c.sums
-    trial.norm[:] = c.norm
-    trial.size[:] = c.size
-    trial.label[:] = c.label
+    for cluster in range(len(c.size)):
+        trial.norm[cluster], trial.size[cluster] = c.norm[cluster], c.size[cluster]
+        old, new = c.sums[cluster], trial.sums[cluster]
+        for p in range(len(square)):
+            new[p] = old[p]
+    for p in range(len(square)):
+        trial.label[p] = c.label[p]
     products, own = gram[row], square[row]
     for p in range(len(square)):
         away = square[p] + own - 2 * products[p]
@@ -275,57 +297,66 @@ def _swapped(
             _move(gram, trial, p, label)
 
 
-@compiled
+@inner
 def _improve(
-    gram: NDArray[Any], square: NDArray[Any], c: Clustering, trial: Clustering, near: Near, state: NDArray[np.uint64], noise: float, patience: int
-) -> float:
-    """Swaps centres until `patience` swaps in a row led nowhere; the inertia where that ends.
+    gram: NDArray[Any], square: NDArray[Any], c: Clustering, trial: Clustering, state: NDArray[np.uint64], noise: float
+) -> None:
+    """Swaps centres until `PATIENCE` swaps in a row led nowhere.
 
     A swap exchanges a mean for a row drawn in proportion to its squared distance (Lattanzi and Sohler, ICML 2019;
     Fränti 2018), lets single moves settle and is kept if the inertia fell.
     """
-    total = square.astype(np.float64).sum()
-    running = np.empty(len(square), np.float64)
+    count, k = len(square), len(c.size)
+    near = Near(np.empty(count, np.int32), np.empty(count, np.int32), np.empty_like(square), np.empty_like(square))
+    total = 0.0
+    for p in range(count):
+        total += square[p]
+    running = np.empty(count, np.float64)
     least, failed = _inertia(total, c), 0
     _look(square, c, near, running)
-    while failed < patience:
-        _swapped(gram, square, near, c, trial, _exchange(gram, square, near, running, state, len(c.size)))
+    while failed < PATIENCE and running[count - 1] > 0:
+        _swapped(gram, square, near, c, trial, _exchange(gram, square, near, running, state, k))
         _settle(gram, square, trial, noise, PASSES)
-        found = _inertia(total, trial)
-        if found < least - noise:
-            c.label[:] = trial.label
+        failed += 1
+        if _inertia(total, trial) < least - noise:
+            for p in range(count):
+                c.label[p] = trial.label[p]
             _build(gram, c)
             _settle(gram, square, c, noise, MAX_PASSES)
             least, failed = _inertia(total, c), 0
             _look(square, c, near, running)
-        else:
-            failed += 1
-    return least
 
 
 @compiled
-def search(gram: NDArray[Any], k: int, seed: int, n_init: int, labels: NDArray[np.int32], patience: int, limit: int, hits: int) -> tuple[float, int]:
-    """n_init 0: auto."""
+def search(gram: NDArray[Any], k: int, seed: int, n_init: int, labels: NDArray[np.uint8]) -> tuple[float, float, int]:
+    """(inertia, that of one cluster, found) of a Gram matrix [P, P]; labels [P] are numbered by first appearance.
+
+    n_init starts of single moves, the best of which counts; 0 stands for `auto`: starts improved by swaps, until the
+    lowest inertia was found `FOUND_AGAIN` times or after `MAX_STARTS`. `found` is how many starts ended at the lowest
+    inertia; −1 (and no labels) where rows are too alike to be told apart in the matrix's precision.
+    """
     count = len(gram)
-    square = np.diag(gram).copy()
-    total = square.astype(np.float64).sum()
-    most = square.max()
-    noise = most * EPS32 if gram.itemsize == 4 else most * EPS64
+    square = np.empty(count, gram.dtype)
+    total, most = 0.0, 0.0
+    for p in range(count):
+        square[p] = gram[p, p]
+        total += square[p]
+        most = max(most, square[p])
+    noise = most * (1e-6 if gram.itemsize == 4 else 1e-13)
     c = Clustering(np.empty(count, np.int32), np.empty((k, count), gram.dtype), np.empty(k), np.empty(k, np.int64))
     trial = Clustering(np.empty(count, np.int32), np.empty((k, count), gram.dtype), np.empty(k), np.empty(k, np.int64))
-    near = Near(np.empty(count, np.int32), np.empty(count, np.int32), np.empty_like(square), np.empty_like(square))
     state = np.zeros(1, np.uint64)
+    best = np.zeros(count, np.int32)
     least, found = np.inf, 0
-    for start in range(n_init if n_init > 0 else limit):
+    for start in range(n_init if n_init > 0 else MAX_STARTS):
         _seed(state, seed, start)
-        if _start(gram, square, c, state, noise):
-            return 0.0, -1
+        if _start(gram, square, c, state, 10 * noise):
+            return 0.0, total, -1
         _build(gram, c)
         _settle(gram, square, c, noise, MAX_PASSES)
-        inertia = _inertia(total, c)
         if n_init == 0:
-            inertia = _improve(gram, square, c, trial, near, state, noise, patience)
-        _build(gram, c)
+            _improve(gram, square, c, trial, state, noise)
+        _build(gram, c)  # the sums afresh: equal clusters have equal inertia
         inertia = _inertia(total, c)
         if abs(inertia - least) <= least * SAME:
             found += 1
@@ -333,7 +364,17 @@ def search(gram: NDArray[Any], k: int, seed: int, n_init: int, labels: NDArray[n
             found = 1
         if inertia < least:
             least = inertia
-            labels[:] = c.label
-        if n_init == 0 and found >= hits:
+            for p in range(count):
+                best[p] = c.label[p]
+        if n_init == 0 and found >= FOUND_AGAIN:
             break
-    return least, found
+    number = np.empty(k, np.int64)
+    for cluster in range(k):
+        number[cluster] = -1
+    numbers = 0
+    for p in range(count):
+        if number[best[p]] < 0:
+            number[best[p]] = numbers
+            numbers += 1
+        labels[p] = number[best[p]]
+    return max(least, 0.0), total, found

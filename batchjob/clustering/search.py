@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from batchjob.codes import NO_LABEL
-from batchjob.config import MAX_K
 
 AUTO = 0  # as n_init: search until the best inertia was found again from an independent start
 CHUNK = 8  # problems that a thread takes at a time
@@ -171,7 +170,7 @@ def _solve_as(
     factor = centred.centre(rows, keep, packed)
     if np.isnan(factor):
         return None
-    if factor == 0 or k == 1 and False:
+    if factor == 0:
         return np.zeros(count, np.uint8), 0.0, True
     gram = np.empty((count, count), dtype)
     centred.multiply(packed, depth, gram)
