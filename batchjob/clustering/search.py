@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from batchjob.codes import NO_LABEL
 
 AUTO = 0  # as n_init: search until the best inertia was found again from an independent start
+MAX_STARTS = 8  # of `AUTO`
 CHUNK = 8  # problems that a thread takes at a time
 CANCELLED = 1e-3  # an inertia below this share of the total has lost digits to it in float32
 
@@ -146,8 +147,7 @@ def _solve(
     rows: NDArray[Any], keep: NDArray[np.int64], k: int, seed: int, n_init: int
 ) -> tuple[NDArray[np.uint8], float, bool] | None:
     """(labels, inertia, settled) of the rows `keep`; None where they hold NaN or infinity."""
-    doubtful = rows.dtype == np.float64
-    if not doubtful:
+    if rows.dtype == np.float32:
         answer = _solve_as(np.float32, rows, keep, min(k, len(keep)), seed, n_init)
         if answer is None or answer[1] >= 0:
             return answer
@@ -163,7 +163,7 @@ def _solve_as(
     dtype: type[np.floating[Any]], rows: NDArray[Any], keep: NDArray[np.int64], k: int, seed: int, n_init: int
 ) -> tuple[NDArray[np.uint8], float, bool] | None:
     """As `_solve`, with the Gram matrix in `dtype`; the inertia is −1 where its rounding leaves doubt."""
-    from batchjob.clustering import centred, moves  # numba takes a moment to import
+    from batchjob.clustering import centred, moves, starts  # numba takes a moment to import
 
     count, depth = len(keep), rows.shape[1]
     packed = np.empty(-(-count // centred.LANES) * centred.LANES * depth, dtype)
@@ -175,8 +175,12 @@ def _solve_as(
     gram = np.empty((count, count), dtype)
     centred.multiply(packed, depth, gram)
     labels = np.empty(count, np.uint8)
-    inertia, total, found = moves.search(gram, k, seed, n_init, labels)
-    if dtype == np.float32 and (found < 0 or inertia < CANCELLED * total):
+    drawn = np.empty((n_init or MAX_STARTS, count), np.int32)
+    told_apart = starts.draw_starts(gram, k, seed, drawn)
+    if dtype == np.float32 and not told_apart:
+        return labels, -1.0, False
+    inertia, total, found = moves.search(gram, k, seed, drawn, n_init == AUTO, labels)
+    if dtype == np.float32 and inertia < CANCELLED * total:
         return labels, -1.0, False
     return labels, max(inertia, 0.0) / factor**2, found > 1
 
