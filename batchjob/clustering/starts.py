@@ -60,7 +60,8 @@ def _start(
 def draw_starts(gram: NDArray[Any], k: int, seed: int, labels: NDArray[np.int32]) -> bool:
     """Writes R starts into labels [R, P]; the first ones are the same, however many there are.
 
-    False where one ran out of rows and has fewer clusters: all are, to the rounding of gram [P, P], equal to centres already drawn.
+    False where one ran out of rows and has fewer clusters: each row is, to the rounding of gram [P, P], equal to a
+    centre already drawn.
     """
     square, state = np.empty(len(gram), gram.dtype), np.zeros(1, np.uint64)
     for p in range(len(gram)):
