@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from batchjob.clustering.search import NotFiniteError
+
 _WORD = (1 << 64) - 1
 
 
@@ -37,15 +39,6 @@ class Engine(Protocol):
         NotFiniteError.
         """
         ...
-
-
-class NotFiniteError(ValueError):
-    """Problems hold NaN or infinity, which no distance can be told from: `problems` are their indices."""
-
-    def __init__(self, problems: Sequence[int]) -> None:
-        self.problems = tuple(problems)
-        shown = ", ".join(map(str, self.problems[:10])) + (", …" if len(self.problems) > 10 else "")
-        super().__init__(f"{len(self.problems)} clustering problems hold NaN or infinity: {shown}")
 
 
 def check_shapes(x: Tensor, k: Tensor, seeds: Tensor, mask: Tensor | None) -> None:

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from batchjob.clustering import affinity, gram, lloyd, prepare, prepare_vectors
+from batchjob.clustering import gram, lloyd
+from batchjob.clustering.algorithms import affinity, prepare, prepare_vectors
 from batchjob.clustering.base import check_finite
 from batchjob.clustering.spectral import decompose
 from batchjob.errors import UserError, nearest

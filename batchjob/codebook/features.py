@@ -6,7 +6,8 @@ Letters beside the README's: R rows of an image (its P patches, or 1 for CLS), M
 import torch
 from torch import Tensor
 
-from batchjob.clustering import Clusters, prepare, prepare_vectors
+from batchjob.clustering.algorithms import prepare, prepare_vectors
+from batchjob.clustering.base import Clusters
 from batchjob.codebook.nearest import assign
 from batchjob.codebook.rows import RowKind, offset_cells
 from batchjob.codes import NO_LABEL

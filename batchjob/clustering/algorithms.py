@@ -1,0 +1,128 @@
+"""What `--engine`, `--algorithm` and `--distance` stand for: engines behind one protocol, algorithms on top."""
+
+import importlib.util
+import os
+
+import torch
+from torch import Tensor
+
+from batchjob.clustering.base import Clusters, Engine
+from batchjob.config import ALGORITHMS
+from batchjob.errors import UserError, nearest
+
+DISTANCES = ("euclidean", "cosine", "hellinger")
+ENGINES = ("batched", "triton", "cuml", "sklearn")
+
+
+def choose_engine(name: str, device: torch.device) -> tuple[str, str]:
+    """(engine, why): what `auto` stands for on this device, or the name itself. Raises UserError if it can't run."""
+    if name == "auto":
+        if device.type == "cuda" and importlib.util.find_spec("cuml") is not None:
+            return (
+                "batched",
+                "thousands of small problems at once on the device; cuml solves one a call",
+            )
+        return "batched", "thousands of small problems at once, on any device"
+    if name not in ENGINES:
+        raise UserError(f"--engine {name!r} is unknown; {nearest(name, ['auto', *ENGINES])}")
+    if name == "triton" and device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise UserError(f"engine 'triton' needs an NVIDIA GPU, this is device {device.type}; use --engine batched")
+    if name == "triton" and importlib.util.find_spec("triton") is None:
+        raise UserError("engine 'triton' needs triton, which is not installed; use --engine batched")
+    if name == "cuml":
+        if device.type != "cuda":
+            raise UserError(f"engine 'cuml' needs an NVIDIA GPU, this is device {device.type}; use --engine batched")
+        if importlib.util.find_spec("cuml") is None:
+            raise UserError(
+                "engine 'cuml' needs cuml, which is not installed; use --engine batched, or: make env GPU=1"
+            )
+    return name, "asked for"
+
+
+def open_engine(name: str, device: torch.device) -> Engine:
+    """The engine, ready for work on `device`; imported only now. Raises UserError where it can't run."""
+    name = choose_engine(name, device)[0]
+    if name == "batched":
+        from batchjob.clustering.batched import BatchedEngine
+
+        return BatchedEngine(device)
+    if name == "triton":
+        from batchjob.clustering.triton_engine import TritonEngine
+
+        return TritonEngine(device)
+    if name == "cuml":
+        from batchjob.clustering.rapids import CumlEngine
+
+        return CumlEngine(device)
+    from batchjob.clustering.reference import ReferenceEngine
+
+    return ReferenceEngine()
+
+
+def prepare(rows: Tensor, distance: str, mask: Tensor | None) -> Tensor:
+    """float32 [N, P, P]: attention rows such that Euclidean distance between them is the wanted one.
+
+    rows [N, P, P] are distributions over the patches. Columns outside the mask are dropped and the rest renormalised.
+    `hellinger`: square roots (Hellinger 1909); `cosine`: rows of length 1.
+    """
+    x = rows.float()
+    if mask is not None:
+        x = torch.where(mask[:, None, :], x, 0)
+        x = x / x.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    if distance == "hellinger":
+        return x.clamp_min(0).sqrt()
+    if distance == "cosine":
+        return torch.nn.functional.normalize(x, dim=-1, eps=torch.finfo(torch.float32).tiny)
+    if distance != "euclidean":
+        raise UserError(
+            f"--distance {distance!r} is unknown; {nearest(distance, ['euclidean', 'cosine', 'hellinger'])}"
+        )
+    return x
+
+
+def prepare_vectors(vectors: Tensor, distance: str) -> Tensor:
+    """float32 [N, P, D]: vectors such that Euclidean distance between them is the wanted one; `cosine`: of length 1."""
+    if distance not in ("euclidean", "cosine"):
+        raise UserError(f"--distance {distance!r} is not for vectors; {nearest(distance, ['euclidean', 'cosine'])}")
+    x = vectors.float()
+    return torch.nn.functional.normalize(x, dim=-1, eps=torch.finfo(torch.float32).tiny) if distance == "cosine" else x
+
+
+def affinity(vectors: Tensor) -> Tensor:
+    """float32 [N, P, P]: the cosine of each two vectors, 0 where it is negative (TokenCut, 2022, thresholds it)."""
+    unit = prepare_vectors(vectors, "cosine")
+    return (unit @ unit.mT).clamp_min(0)
+
+
+def cluster(
+    algorithm: str,
+    rows: Tensor,
+    k: Tensor | int,
+    seeds: Tensor,
+    *,
+    engine: Engine,
+    distance: str = "euclidean",
+    n_init: int = 4,
+    mask: Tensor | None = None,
+    are_vectors: bool = False,
+) -> Clusters:
+    """The clusters of each problem by `algorithm`; labels on the device of `rows`.
+
+    rows float [N, P, P]: attention rows that sum to 1, or any vectors [N, P, D] with `are_vectors`; k int or int64 [N];
+    seeds int64 [N]; mask bool [N, P]. `spectral` takes attention as the affinity, of vectors `affinity`.
+    Raises NotFiniteError, UserError.
+    """
+    k = torch.full((rows.shape[0],), k, dtype=torch.int64) if isinstance(k, int) else k
+    if algorithm == "kmeans":
+        x = prepare_vectors(rows, distance) if are_vectors else prepare(rows, distance, mask)
+        return engine.kmeans(x, k, seeds, n_init=n_init, mask=mask)
+    if algorithm == "spectral":
+        from batchjob.clustering.spectral import spectral
+
+        return spectral(affinity(rows) if are_vectors else rows, k, seeds, engine=engine, n_init=n_init, mask=mask)
+    if algorithm in ("agglomerative", "hdbscan"):
+        from batchjob.clustering.pools import solve_each
+
+        x = prepare_vectors(rows, distance) if are_vectors else prepare(rows, distance, mask)
+        return solve_each(algorithm, x, k, mask=mask)
+    raise UserError(f"--algorithm {algorithm!r} is unknown; {nearest(algorithm, list(ALGORITHMS))}")

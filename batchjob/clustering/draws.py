@@ -1,0 +1,39 @@
+"""Random numbers for compiled code: a stream for each seed and purpose, the same on every machine."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batchjob.clustering.jit import inner
+
+
+@inner
+def uniform(state: NDArray[np.uint64]) -> float:
+    """The next number in [0, 1) of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014)."""
+    state[0] += np.uint64(0x9E3779B97F4A7C15)
+    word = state[0]
+    word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    word = word ^ (word >> np.uint64(31))
+    return float(word >> np.uint64(11)) * 2.0**-53
+
+
+@inner
+def seed_stream(state: NDArray[np.uint64], seed: int, stream: int) -> None:
+    """Sets `state` [1] to a stream of its own for every pair of numbers."""
+    state[0] = np.uint64(seed) + np.uint64(stream) * np.uint64(0xD1342543DE82EF95)
+    uniform(state)
+    state[0] ^= np.uint64(uniform(state) * 2.0**53)
+
+
+@inner
+def draw(running: NDArray[np.float64], state: NDArray[np.uint64]) -> int:
+    """An index, drawn in proportion to the weights whose running sums are given."""
+    low, high = 0, len(running) - 1
+    target = uniform(state) * running[high]
+    while low < high:
+        middle = (low + high) // 2
+        if running[middle] > target:
+            high = middle
+        else:
+            low = middle + 1
+    return low

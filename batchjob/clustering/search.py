@@ -1,0 +1,191 @@
+"""Near-optimal k-means of many small problems on a CPU, from NumPy arrays and without torch.
+
+Every problem is one sequential program on its own Gram matrix: its answer is the same bits in any batch, beside any
+other k, and for any number of threads.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from batchjob.codes import NO_LABEL
+
+AUTO = 0  # as n_init: search until the best inertia was found again from an independent start
+MAX_STARTS = 8  # of `AUTO`
+CHUNK = 8  # problems that a thread takes at a time
+CANCELLED = 1e-3  # an inertia below this share of the total has lost digits to it in float32
+
+
+class NotFiniteError(ValueError):
+    """Problems hold NaN or infinity, which no distance can be told from: `problems` are their indices."""
+
+    def __init__(self, problems: Sequence[int]) -> None:
+        self.problems = tuple(problems)
+        shown = ", ".join(map(str, self.problems[:10])) + (", …" if len(self.problems) > 10 else "")
+        super().__init__(f"{len(self.problems)} clustering problems hold NaN or infinity: {shown}")
+
+
+@dataclass(frozen=True, slots=True)
+class Partitions:
+    """The clusters of N problems of P rows.
+
+    `labels` uint8 [N, P]: numbered by first appearance, so that equal partitions are equal arrays; 255 outside the
+    mask. `inertia` float64 [N]: the sum of squared distances to the own mean, in the rows' own units. `settled`
+    bool [N]: the lowest inertia was found from two independent starts at least.
+    """
+
+    labels: NDArray[np.uint8]
+    inertia: NDArray[np.float64]
+    settled: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """The clusters of one problem: `labels` uint8 [P], its `inertia`, and whether the search `settled`."""
+
+    labels: NDArray[np.uint8]
+    inertia: float
+    settled: bool
+
+
+def best_partition(
+    rows: ArrayLike, k: int, *, seed: int = 0, n_init: int = AUTO, mask: NDArray[np.bool_] | None = None
+) -> Partition:
+    """Cluster the rows of one problem by k-means, near-optimally.
+
+    Parameters
+    ----------
+    rows : [P, D]
+        Any real numbers in any unit. float32 (the precision of all inputs but float64).
+    k : int
+        1 to 254. Clipped to the number of different rows.
+    seed : int
+        Of everything drawn: equal input and seed, equal bits.
+    n_init : int
+        `AUTO`, or a number of plain starts.
+    mask : bool [P], optional
+        Rows where it is False take no part and get the label 255.
+
+    Returns
+    -------
+    Partition
+
+    Raises
+    ------
+    NotFiniteError
+        Rows hold NaN or infinity.
+    ValueError
+        Shapes don't fit, or k is out of range.
+
+    Examples
+    --------
+    >>> y, x = np.divmod(np.arange(36), 6)
+    >>> found = best_partition(np.stack([y, x], axis=1), 4)
+    >>> found.labels.reshape(6, 6)[[0, -1]].tolist()
+    [[0, 0, 0, 1, 1, 1], [2, 2, 2, 3, 3, 3]]
+    >>> found.inertia, found.settled
+    (48.0, True)
+    """
+    rows = np.asarray(rows)
+    mask = None if mask is None else mask[None]
+    found = best_partitions(rows[None], np.array([k]), np.array([seed]), n_init=n_init, mask=mask)
+    return Partition(found.labels[0], float(found.inertia[0]), bool(found.settled[0]))
+
+
+def best_partitions(
+    rows: NDArray[Any],
+    k: NDArray[np.int64],
+    seeds: NDArray[np.int64],
+    *,
+    n_init: int = AUTO,
+    mask: NDArray[np.bool_] | None = None,
+    threads: int = 1,
+) -> Partitions:
+    """Cluster N problems; see `best_partition`.
+
+    rows [N, P, D], k int [N] (each problem its own), seeds int64 [N], mask bool [N, P]. Beside the results a thread
+    holds the Gram matrix of one problem and 4 K P numbers.
+    """
+    n, p, _ = rows.shape
+    if k.shape != (n,) or seeds.shape != (n,) or (mask is not None and mask.shape != (n, p)):
+        found = f"k {k.shape}, seeds {seeds.shape}, mask {None if mask is None else mask.shape}"
+        raise ValueError(f"{n} problems of {p} rows need k [{n}], seeds [{n}], mask [{n}, {p}]; found {found}")
+    if n and not 1 <= int(k.min()) <= int(k.max()):
+        raise ValueError(f"k is at least 1; found {int(k.min())}")
+    rows = np.ascontiguousarray(rows, np.float64 if rows.dtype == np.float64 else np.float32)
+    result = Partitions(np.full((n, p), NO_LABEL, np.uint8), np.zeros(n), np.ones(n, np.bool_))
+    bad: list[int] = []
+
+    def solve(first: int) -> None:
+        for i in range(first, min(first + CHUNK, n)):
+            keep = np.arange(p) if mask is None else np.flatnonzero(mask[i])
+            if len(keep) == 0:
+                continue
+            answer = _solve(rows[i], keep, int(k[i]), int(seeds[i]), n_init)
+            if answer is None:
+                bad.append(i)
+                continue
+            result.labels[i, keep], result.inertia[i], result.settled[i] = answer
+
+    starts = range(0, n, CHUNK)
+    if threads > 1 and len(starts) > 1:
+        with ThreadPoolExecutor(min(threads, len(starts))) as pool:  # the compiled code lets go of the lock
+            list(pool.map(solve, starts))
+    else:
+        for first in starts:
+            solve(first)
+    if bad:
+        raise NotFiniteError(sorted(bad))
+    return result
+
+
+def _solve(
+    rows: NDArray[Any], keep: NDArray[np.int64], k: int, seed: int, n_init: int
+) -> tuple[NDArray[np.uint8], float, bool] | None:
+    """(labels, inertia, settled) of the rows `keep`; None where they hold NaN or infinity."""
+    if rows.dtype == np.float32:
+        answer = _solve_as(np.float32, rows, keep, min(k, len(keep)), seed, n_init)
+        if answer is None or answer[1] >= 0:
+            return answer
+    if not np.isfinite(rows[keep]).all():
+        return None
+    different, inverse = np.unique(rows[keep] + 0.0, axis=0, return_inverse=True)
+    if len(different) <= k:
+        return _number(inverse.ravel()), 0.0, True
+    return _solve_as(np.float64, rows, keep, k, seed, n_init)
+
+
+def _solve_as(
+    dtype: type[np.floating[Any]], rows: NDArray[Any], keep: NDArray[np.int64], k: int, seed: int, n_init: int
+) -> tuple[NDArray[np.uint8], float, bool] | None:
+    """As `_solve`, with the Gram matrix in `dtype`; the inertia is −1 where its rounding leaves doubt."""
+    from batchjob.clustering import centred, moves, starts  # numba takes a moment to import
+
+    count, depth = len(keep), rows.shape[1]
+    packed = np.empty(-(-count // centred.LANES) * centred.LANES * depth, dtype)
+    factor = centred.centre(rows, keep, packed)
+    if np.isnan(factor):
+        return None
+    if factor == 0:
+        return np.zeros(count, np.uint8), 0.0, True
+    gram = np.empty((count, count), dtype)
+    centred.multiply(packed, depth, gram)
+    labels = np.empty(count, np.uint8)
+    drawn = np.empty((n_init or MAX_STARTS, count), np.int32)
+    told_apart = starts.draw_starts(gram, k, seed, drawn)
+    if dtype == np.float32 and not told_apart:
+        return labels, -1.0, False
+    inertia, total, found = moves.search(gram, k, seed, drawn, n_init == AUTO, labels)
+    if dtype == np.float32 and inertia < CANCELLED * total:
+        return labels, -1.0, False
+    return labels, max(inertia, 0.0) / factor**2, found > 1
+
+
+def _number(labels: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """The clusters renumbered by first appearance."""
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[inverse].astype(np.uint8)
