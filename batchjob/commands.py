@@ -87,7 +87,8 @@ def show(args: Namespace) -> int:
     from batchjob.store import lifecycle as store
 
     folder = Path(args.run)
-    found = plans.load(folder)
+    found = plans.load(folder, checks_index=False)
+    changed = _changed(folder, found, everything=args.verify)
     missing = set(store.missing(folder, found))
     print(f"run       {folder}")
     print(f"data      {found.data} ({found.row_count:,} images)")
@@ -105,10 +106,12 @@ def show(args: Namespace) -> int:
         print(f"speed     {line}")
     for cause, images in store.failures(folder).most_common():
         print(f"failed    {images} images: {cause}")
-    if clipped := _clipped(folder, found, missing):
+    for sentence in changed:
+        print(f"changed   {sentence}")
+    if not changed and (clipped := _clipped(folder, found, missing)):
         print(f"clipped   {clipped:,} problems have fewer different rows than k; their own k is stored")
     if not args.verify:
-        return 0
+        return 2 if changed else 0
     damages = store.verify(folder)
     for damage in damages:
         print(f"damaged   {damage}")
@@ -116,7 +119,7 @@ def show(args: Namespace) -> int:
         store.forget(folder, damages)
         print(f"repair    batchjob run {found.data} {folder}")
     print(f"verified  {'every published shard is as it was written' if not damages else f'{len(damages)} damaged'}")
-    return 1 if damages else 0
+    return 2 if changed else 1 if damages else 0
 
 
 def stats(args: Namespace) -> int:
@@ -198,6 +201,20 @@ def _finish(folder: Path, max_failures: float) -> int:
         )
         return 1
     return 0
+
+
+def _changed(folder: Path, plan: Any, *, everything: bool) -> list[str]:
+    """What is not as it was planned: of the index, and with `everything` of annotations and weights."""
+    from batchjob import inputs
+    from batchjob.model.weights import Weights, raise_for_changes
+
+    found = inputs.differences(folder, plan.inputs, annotations=everything)
+    try:
+        if everything:
+            raise_for_changes(Weights(**plan.weights))
+    except UserError as error:
+        found.append(str(error))
+    return found
 
 
 def _clipped(folder: Path, plan: Any, missing: set[int]) -> int:

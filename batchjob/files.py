@@ -5,10 +5,13 @@ The order is: written aside on the same file system, fsynced, renamed over, the 
 
 import contextlib
 import errno
+import fcntl
+import hashlib
 import json
 import os
 import shutil
 import socket
+import sys
 import time
 import uuid
 import zlib
@@ -20,7 +23,9 @@ from batchjob.errors import UserError, WorkLeft
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 _LEFT_AFTER_S = 3600
+LOCK = "done/lock"  # below RUN; that it is there says that RUN is ours, also before plan.json is
 
 
 @contextlib.contextmanager
@@ -41,6 +46,32 @@ def clear_disk_errors(run: Path, doing: str) -> Iterator[None]:
         if error.errno in _FORBIDDEN:
             raise UserError(f"{what}; {run} must be writable: choose another RUN or change its permissions") from error
         raise
+
+
+@contextlib.contextmanager
+def only_one(run: Path) -> Iterator[None]:
+    """While inside, no other process plans, fits or finishes RUN: the next one waits, and goes on if this one dies."""
+    (run / LOCK).parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(run / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that plans or finishes {run}", file=sys.stderr, flush=True)
+            fcntl.lockf(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            print("this file system has no locks: start no second command on the same RUN", file=sys.stderr)
+        yield
+    finally:
+        os.close(handle)
+
+
+def sha256_of(path: Path) -> str:
+    """The file's sha256 in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def work_folder(run: Path, name: str) -> Path:

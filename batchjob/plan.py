@@ -16,6 +16,7 @@ from batchjob.codes import SCHEMA, VERSION
 from batchjob.config import Options, difference, options_from_json, to_json
 from batchjob.errors import UserError
 from batchjob.geometry import Geometry
+from batchjob.inputs import raise_for_changes
 from batchjob.metrics import catalogue
 
 _CHUNK_ROWS = 1024  # images of one inner chunk: 512 cost a sixth more to write, and no less to read one image
@@ -103,7 +104,7 @@ class Plan:
     row_count: int
     rows_per_partition: int
     kept_rows: tuple[int, ...]  # images whose attention rows are stored
-    index_sha256: str
+    inputs: dict[str, str]  # path -> sha256 of what is read again: RUN/index, annotations
     versions: dict[str, str]
 
     @property
@@ -216,8 +217,12 @@ def save(plan: Plan, run: Path) -> None:
     part.replace(run / "plan.json")
 
 
-def load(run: Path) -> Plan:
-    """The plan of a run; equal to the one saved. Raises UserError where RUN is none, or of another schema version."""
+def load(run: Path, *, checks_index: bool = True) -> Plan:
+    """The plan of a run; equal to the one saved.
+
+    Raises UserError where RUN is not a run, is of another schema version, or (with `checks_index`) its index is not the
+    one that was planned.
+    """
     path = run / "plan.json"
     try:
         values = json.loads(path.read_text())
@@ -236,6 +241,8 @@ def load(run: Path) -> Plan:
     plan = Plan(**fields)
     if plan.digest != values["digest"]:
         raise UserError(f"{path} was changed by hand: its hash is not its content's; restore it or plan again")
+    if checks_index:
+        raise_for_changes(run, plan.inputs)
     return plan
 
 

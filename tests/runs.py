@@ -48,7 +48,7 @@ def made_up_plan(**changes: Any) -> Plan:
         "row_count": 20,
         "rows_per_partition": 8,
         "kept_rows": (),
-        "index_sha256": "",
+        "inputs": {},
         "versions": {},
     }
     return Plan(**fields | changes)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchjob.errors import UserError
+from batchjob.files import sha256_of
 from batchjob.model import wheels as registry
 
 if TYPE_CHECKING:
@@ -59,12 +60,12 @@ def locate(model: str, weights: str, *, say: Callable[[str], None] = lambda line
         path = Path(weights).expanduser().resolve()
         if not path.is_file():
             raise UserError(f"--weights {weights} is no file; give a safetensors or pth file, or 'random'")
-        return Weights(model, "file", str(path), registry.sha256_of(path))
+        return Weights(model, "file", str(path), sha256_of(path))
     tagged = _with_tag(model)
     cached = cache_folder() / f"{tagged.replace('/', '_')}.safetensors"
     if not cached.exists():
         _fill_cache(tagged, cached, say)
-    return Weights(model, "cache", str(cached), registry.sha256_of(cached), _origin(cached))
+    return Weights(model, "cache", str(cached), sha256_of(cached), _origin(cached))
 
 
 def fetch_from_registry(model: str) -> Path:
@@ -81,10 +82,12 @@ def fetch_from_registry(model: str) -> Path:
 def state_dict(weights: Weights) -> "dict[str, torch.Tensor] | None":
     """The tensors by name on the CPU, wrappers such as `model` or `state_dict` taken off; None if random.
 
-    Reads safetensors, or pth with `weights_only=True`: no code of the file runs. Raises UserError where it is neither.
+    Reads safetensors, or pth with `weights_only=True`: no code of the file runs. Raises UserError where it is neither,
+    or not the file whose sha256 `weights` holds.
     """
     if weights.source == "random":
         return None
+    raise_for_changes(weights)
     import pickle
 
     import torch
@@ -110,6 +113,21 @@ def state_dict(weights: Weights) -> "dict[str, torch.Tensor] | None":
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
+
+
+def raise_for_changes(weights: Weights) -> None:
+    """Raises UserError where the file is not the one whose sha256 `weights` holds."""
+    if weights.source == "random":
+        return
+    try:
+        found = sha256_of(Path(weights.path))
+    except OSError as error:
+        raise UserError(f"the weights {weights.path} can't be read: {error.strerror}; bring the file back") from error
+    if found != weights.sha256:
+        raise UserError(
+            f"the weights {weights.path} have changed: sha256 {weights.sha256[:12]}… was planned, {found[:12]}… is "
+            "there; bring the file back as it was, or plan anew into another RUN"
+        )
 
 
 def _fill_cache(model: str, target: Path, say: Callable[[str], None]) -> None:

@@ -8,6 +8,7 @@ import pandas as pd
 
 from batchjob.data.annotations import Annotations, open_annotations
 from batchjob.errors import UserError
+from batchjob.inputs import raise_for_changes
 from batchjob.stats import codebook, differences, text
 from batchjob.stats.compare import comparable, compare
 from batchjob.stats.modifiers import describe as describe_modifiers
@@ -32,7 +33,7 @@ def run_stats(
     random null of the others of their architecture. `jobs` 0: as many processes as pay. Raises UserError where a run is
     none, or no image is in the annotations.
     """
-    views = [Run(run) for run in runs]
+    views = [Run(run).check() for run in runs]
     if len({v.folder.resolve() for v in views}) < len(views):
         raise UserError("one RUN is named twice; name each once")
     if jobs < 0:
@@ -64,6 +65,8 @@ def _open_each(views: Sequence[Run], annotations: str, say: Callable[[str], None
         source = annotations or view.annotations
         if source and source not in opened:
             say(f"reading {source}")
+            if not annotations:
+                raise_for_changes(view.folder, view.plan["inputs"], index=False, annotations=True)
             opened[source] = open_annotations(source)
         found[view.folder] = opened[source] if source else None
         if source:

@@ -1,6 +1,5 @@
 """A run as everything behind `finish` reads it: what it is, its arrays, and the tables that `stats` wrote."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ from batchjob.codes import OK
 from batchjob.errors import UserError
 from batchjob.geometry import Geometry
 from batchjob.metrics import catalogue
+from batchjob.plan import load as load_plan
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,14 +54,14 @@ class Run:
 
     @cached_property
     def plan(self) -> dict[str, Any]:
-        """The content of plan.json. Raises UserError where it can't be read."""
-        try:
-            content: dict[str, Any] = json.loads((self.folder / "plan.json").read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{self.folder}/plan.json can't be read ({error}); make the run with: batchjob run DATA RUN"
-            ) from None
-        return content
+        """The content of plan.json. Raises UserError where it can't be read, or the index is not the planned one."""
+        return load_plan(self.folder).to_json()
+
+    def check(self) -> "Run":
+        """The run itself. Raises UserError where it is not what was planned; labels.zarr by itself can be read too."""
+        if (self.folder / "plan.json").exists():
+            assert self.plan
+        return self
 
     @property
     def annotations(self) -> str:
