@@ -51,7 +51,10 @@ def clear_disk_errors(run: Path, doing: str) -> Iterator[None]:
 @contextlib.contextmanager
 def only_one(run: Path) -> Iterator[None]:
     """While inside, no other process plans, fits or finishes RUN: the next one waits, and goes on if this one dies."""
-    (run / LOCK).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        (run / LOCK).parent.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # below /proc, say
+        raise UserError(f"RUN {run} can't be made: {error.strerror}; give another RUN") from error
     handle = os.open(run / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         try:

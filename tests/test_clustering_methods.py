@@ -1,15 +1,11 @@
 """The algorithms beside k-means, and the rules for k, against scikit-learn and known answers."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
 from sklearn.cluster import HDBSCAN, AgglomerativeClustering, KMeans, SpectralClustering
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
-from batchjob import inputs
-from batchjob import plan as plans
 from batchjob.clustering import cluster, lloyd, open_engine, pools
 from batchjob.clustering.choose_k import choose_k, silhouette
 from batchjob.clustering.gram import centred_gram
@@ -17,6 +13,7 @@ from batchjob.clustering.spectral import decompose
 from batchjob.codes import NOISE
 from batchjob.errors import UserError
 from tests.conftest import SAMPLE, TINY
+from tests.runs import plan_what_is_there
 from tests.test_clustering import grouped
 
 CPU = torch.device("cpu")
@@ -124,8 +121,7 @@ def test_a_run_tells_the_cost_beforehand_and_how_many_problems_had_too_few_rows_
     assert "clipped" not in batchjob("show", tmp_path / "run").out
     run = tmp_path / "run"
     np.save(run / "index" / "k.npy", np.array([3, 5], np.uint8))  # as if the second had asked for 5
-    plan = plans.load(run, checks_index=False)
-    plans.save(dataclasses.replace(plan, inputs=inputs.hashes(run, plan.annotations)), run)
+    plan_what_is_there(run)
     assert "clipped   6 problems have fewer different rows than k" in batchjob("show", tmp_path / "run").out
 
 

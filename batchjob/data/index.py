@@ -18,6 +18,7 @@ from batchjob.errors import UserError
 
 VERSION = 2
 _STATS_AT_ONCE = 16  # file systems of clusters are slow one by one
+_STATS_PENDING = 1024  # the pool holds a future for each
 OPEN_TARS = 64  # file descriptors a process keeps: a thousand shards would meet the usual limit of 1024
 
 # What `size` says of a member that has no bytes of its own in the tar.
@@ -266,8 +267,8 @@ def _stamps(root: bytes, names: Texts) -> NDArray[np.int64]:
 
     found = np.empty((len(names), 2), np.int64)
     with ThreadPoolExecutor(_STATS_AT_ONCE) as pool:
-        for start in range(0, len(names), 65536):  # the pool holds a future for each
-            rows = range(start, min(start + 65536, len(names)))
+        for start in range(0, len(names), _STATS_PENDING):
+            rows = range(start, min(start + _STATS_PENDING, len(names)))
             found[rows.start : rows.stop] = list(pool.map(stamp, rows))
     return found
 

@@ -86,7 +86,7 @@ def prepare(data: str, run: Path, options: Options, *, say: Callable[[str], None
         )
         store.create(run, plan, index)
         plans.save(plan, run)
-    return plan
+        return plan
 
 
 def check_input(data: str, options: Options) -> None:
