@@ -54,7 +54,7 @@ def only_one(run: Path) -> Iterator[None]:
     try:
         (run / LOCK).parent.mkdir(parents=True, exist_ok=True)
     except FileNotFoundError as error:  # below /proc, say
-        raise UserError(f"RUN {run} can't be made: {error.strerror}; give another RUN") from error
+        raise UserError(f"RUN {run} can't be written: {error.strerror}; give another RUN") from error
     handle = os.open(run / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         try:
