@@ -124,10 +124,10 @@ def seal_file(path: Path, body: Mapping[str, Any], scratch: Path) -> None:
 
 
 def unseal_file(path: Path) -> dict[str, Any] | None:
-    """The inverse of `seal_file`; None if it is missing or damaged."""
+    """The inverse of `seal_file`; None if it is missing, damaged or can't be read."""
     try:
         return unseal(path.read_bytes())
-    except FileNotFoundError:
+    except OSError:
         return None
 
 
@@ -157,7 +157,7 @@ def unseal(data: bytes) -> dict[str, Any] | None:
         sealed = json.loads(data)
         body = sealed["body"]
         whole = zlib.crc32(json.dumps(body, sort_keys=True).encode()) == sealed["crc32"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return body if whole and isinstance(body, dict) else None
 

@@ -6,7 +6,6 @@ import io
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from batchjob import inputs
 from batchjob import plan as plans
+from batchjob.children import ChildPool
 from batchjob.codebook import rows as sample_rows
 from batchjob.config import K_RULES, MAX_K, Options
 from batchjob.data import sources
@@ -23,6 +23,7 @@ from batchjob.errors import UserError
 from batchjob.files import LOCK, clear_disk_errors, new_scratch, only_one
 from batchjob.geometry import Geometry
 from batchjob.model import names
+from batchjob.machine import usable_cores
 from batchjob.plan import Plan
 
 if TYPE_CHECKING:
@@ -249,7 +250,7 @@ def count_instances(annotations: "Annotations", ids: Sequence[str], geometry: Ge
         return np.array([work(image) for image in images], np.uint8)
     from tqdm import tqdm
 
-    with ProcessPoolExecutor() as pool:
+    with ChildPool(usable_cores(), method="fork") as pool:
         counts = pool.map(work, images, chunksize=64)
         return np.array(list(tqdm(counts, total=len(images), desc="instances", unit="image")), np.uint8)
 

