@@ -100,7 +100,7 @@ class _Header(tarfile.TarInfo):
     """A member's header. A negative size would lead back to the header itself, for ever (CVE-2025-8194)."""
 
     def _block(self, count: int) -> int:
-        if count < 0:
+        if not 0 <= count < 2**62:
             raise tarfile.InvalidHeaderError(f"a size of {count}")  # type: ignore[attr-defined]
         return int(super()._block(count))  # type: ignore[misc]
 
