@@ -15,7 +15,7 @@ import sys
 import time
 import uuid
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,18 +49,18 @@ def clear_disk_errors(run: Path, doing: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def only_one(run: Path) -> Iterator[None]:
-    """While inside, no other process plans, fits or finishes RUN: the next one waits, and goes on if this one dies."""
+def only_one(run: Path, name: str = LOCK) -> Iterator[None]:
+    """While inside, no other process holds this lock of RUN: the next one waits until this one ends or dies."""
     try:
-        (run / LOCK).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
     except FileNotFoundError as error:  # below /proc, say
         raise UserError(f"RUN {run} can't be written: {error.strerror}; give another RUN") from error
-    handle = os.open(run / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    handle = os.open(run / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"waiting for another process that plans or finishes {run}", file=sys.stderr, flush=True)
+            print(f"waiting for another command that writes {run}", file=sys.stderr, flush=True)
             fcntl.lockf(handle, fcntl.LOCK_EX)
         except OSError as error:
             if error.errno not in _NO_LOCKS:
@@ -105,6 +105,12 @@ def write_file(path: Path, data: bytes, scratch: Path) -> None:
         raise
 
 
+def checks_of(run: Path, paths: Iterable[str]) -> dict[str, list[int]]:
+    """Path relative to RUN -> [size, crc32], of files that are there."""
+    contents = {path: (run / path).read_bytes() for path in paths}
+    return {path: [len(data), zlib.crc32(data)] for path, data in contents.items()}
+
+
 def sync_folder(folder: Path) -> None:
     """The names in `folder` are on the disk, as far as its file system can promise it."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -131,6 +137,22 @@ def unseal_file(path: Path) -> dict[str, Any] | None:
         return None
 
 
+def clear_work(run: Path) -> None:
+    """Removes RUN/work of a run that is finished; what other processes still use stays."""
+    drop_scratch(run)
+    for name in ("attempts", "progress"):
+        shutil.rmtree(run / "work" / name, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        handle = os.open(run / "work" / "claims", os.O_RDWR)
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # all of it: nobody has a claim
+            os.unlink(run / "work" / "claims")
+        finally:
+            os.close(handle)
+    with contextlib.suppress(OSError):
+        (run / "work").rmdir()
+
+
 def drop_scratch(run: Path) -> None:
     """Removes what killed processes left: those of this machine that are gone, others' after an hour."""
     for folder in work_folder(run, "scratch").iterdir():
@@ -143,6 +165,7 @@ def drop_scratch(run: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):
         (run / "work" / "scratch").rmdir()  # stays while another job writes
+        (run / "work").rmdir()
 
 
 def seal(body: Mapping[str, Any]) -> bytes:

@@ -22,8 +22,8 @@ from batchjob.data.index import escape
 from batchjob.errors import UserError
 from batchjob.files import LOCK, clear_disk_errors, new_scratch, only_one
 from batchjob.geometry import Geometry
-from batchjob.model import names
 from batchjob.machine import usable_cores
+from batchjob.model import names
 from batchjob.plan import Plan
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +17,7 @@ from batchjob.stats.modifiers import modifier_table
 from batchjob.stats.stream import Pool, choose_jobs, gather, score_run
 from batchjob.stats.summary import agreement_table, select_heads, summarise
 from batchjob.stats.tables import Tables
+from batchjob.store.outputs import writing_stats
 from batchjob.store.run import Run
 
 
@@ -33,7 +35,7 @@ def run_stats(
     random null of the others of their architecture. `jobs` 0: as many processes as pay. Raises UserError where a run is
     none, or no image is in the annotations.
     """
-    views = [Run(run).check() for run in runs]
+    views = [Run.checked(run, stats=False) for run in runs]
     if len({v.folder.resolve() for v in views}) < len(views):
         raise UserError("one RUN is named twice; name each once")
     if jobs < 0:
@@ -42,7 +44,10 @@ def run_stats(
         raise UserError(f"{empty[0]} has no labelled image to score; go on with: batchjob run DATA {empty[0]}")
     known = _open_each(views, annotations, say)
     lines: list[str] = []
-    with Pool(jobs or max(choose_jobs(v.rows) for v in views)) as pool:
+    with ExitStack() as stack:
+        for view in views:
+            stack.enter_context(writing_stats(view.folder))
+        pool = stack.enter_context(Pool(jobs or max(choose_jobs(v.rows) for v in views)))
         names = {}
         for view in views:
             say(f"{view.folder}: scoring {view.rows:,} images with {pool.jobs} processes")

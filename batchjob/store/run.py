@@ -16,6 +16,7 @@ from batchjob.errors import UserError
 from batchjob.geometry import Geometry
 from batchjob.metrics import catalogue
 from batchjob.plan import load as load_plan
+from batchjob.store.outputs import raise_for_damage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,11 +58,18 @@ class Run:
         """The content of plan.json. Raises UserError where it can't be read, or the index is not the planned one."""
         return load_plan(self.folder).to_json()
 
-    def check(self) -> "Run":
-        """The run itself. Raises UserError where it is not what was planned; labels.zarr by itself can be read too."""
-        if (self.folder / "plan.json").exists():
-            assert self.plan
-        return self
+    @classmethod
+    def checked(cls, folder: str | PathLike[str], *, stats: bool = True) -> "Run":
+        """A run that is what was planned and published. Raises UserError where anything of it changed or is damaged.
+
+        With `stats`, its statistics too. labels.zarr by itself, without a plan, is read as it is.
+        """
+        from batchjob.store.lifecycle import check_static
+
+        if (Path(folder) / "plan.json").exists():
+            load_plan(Path(folder))
+            raise_for_damage(Path(folder), check_static(Path(folder), contents=True), stats=stats)
+        return cls(folder)
 
     @property
     def annotations(self) -> str:
