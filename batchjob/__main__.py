@@ -2,15 +2,13 @@
 
 import argparse
 import dataclasses
-import errno
 import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from batchjob import __version__
+from batchjob import __version__, ends
 from batchjob.config import Options, Runtime
-from batchjob.errors import UserError, WorkLeft
 
 VERBS = {
     "run": "plan, fit where it is needed, label all that is missing, finish; again on the same RUN it goes on",
@@ -73,30 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # and 25 s in place of 7 (two pairs of runs, two busy cores). Read when torch is imported, so it is set before.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     args = make_parser().parse_args(arguments)
-    try:
+
+    def work() -> int:
         from batchjob import commands as verbs
 
         return int(getattr(verbs, args.verb)(args) or 0)
-    except UserError as error:
-        return _say(error, 2)
-    except WorkLeft as error:
-        return _say(error, 75)
-    except KeyboardInterrupt:
-        return _say("interrupted; the same command goes on where it stopped", 75)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away: nothing left to tell it
-        return 0
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            return _say(f"{error.strerror}: {error.filename}; what is published is safe, the same command goes on", 1)
-        raise
 
-
-def _say(message: object, code: int) -> int:
-    # one line, whatever a file's name holds
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in str(message))
-    print(f"batchjob: {line}", file=sys.stderr)
-    return code
+    return ends.code_of(work, only_shows=args.verb == "show")
 
 
 def _add_look(parser: argparse.ArgumentParser) -> None:
@@ -127,4 +108,5 @@ def _add_options(parser: argparse.ArgumentParser, kind: type[Any], title: str) -
 
 
 if __name__ == "__main__":
+    ends.at_once()
     sys.exit(main())

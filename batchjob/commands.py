@@ -87,7 +87,8 @@ def show(args: Namespace) -> int:
     from batchjob.store import lifecycle as store
 
     folder = Path(args.run)
-    found = plans.load(folder)
+    found = plans.load(folder, checks_index=False)
+    changed = _changed(folder, found, everything=args.verify)
     missing = set(store.missing(folder, found))
     print(f"run       {folder}")
     print(f"data      {found.data} ({found.row_count:,} images)")
@@ -98,25 +99,30 @@ def show(args: Namespace) -> int:
     if found.options.scope == "dataset":
         from batchjob.store import centroids
 
-        print(f"fit       {centroids.describe(folder)}")
+        try:
+            print(f"fit       {centroids.describe(folder)}")
+        except (UserError, LookupError) as error:
+            print(f"damaged   {error}")
     count = len(found.partitions)
     print(f"progress  {count - len(missing)} of {count} partitions published")
+    damages = store.verify(folder) if args.verify else []
     for line in _throughput(folder):
         print(f"speed     {line}")
     for cause, images in store.failures(folder).most_common():
         print(f"failed    {images} images: {cause}")
-    if clipped := _clipped(folder, found, missing):
+    for sentence in changed:
+        print(f"changed   {sentence}")
+    if not changed and not damages and (clipped := _clipped(folder, found, missing)):
         print(f"clipped   {clipped:,} problems have fewer different rows than k; their own k is stored")
     if not args.verify:
-        return 0
-    damages = store.verify(folder)
+        return 2 if changed else 0
     for damage in damages:
         print(f"damaged   {damage}")
     if damages:
         store.forget(folder, damages)
         print(f"repair    batchjob run {found.data} {folder}")
     print(f"verified  {'every published shard is as it was written' if not damages else f'{len(damages)} damaged'}")
-    return 1 if damages else 0
+    return 2 if changed else 1 if damages else 0
 
 
 def stats(args: Namespace) -> int:
@@ -200,18 +206,39 @@ def _finish(folder: Path, max_failures: float) -> int:
     return 0
 
 
+def _changed(folder: Path, plan: Any, *, everything: bool) -> list[str]:
+    """What is not as it was planned: of the index, and with `everything` of annotations and weights."""
+    from batchjob import inputs
+    from batchjob.model.weights import Weights, raise_for_changes
+
+    found = inputs.differences(folder, plan.inputs, annotations=everything)
+    try:
+        if everything:
+            raise_for_changes(Weights(**plan.weights))
+    except UserError as error:
+        found.append(str(error))
+    return found
+
+
 def _clipped(folder: Path, plan: Any, missing: set[int]) -> int:
     """How many problems of the published partitions got fewer clusters than the plan asked for."""
     import numpy as np
     import zarr
 
+    from batchjob.store import lifecycle as store
+    from batchjob.store.partitions import check_partition
+
     options = plan.options
     algorithms = [i for i, name in enumerate(options.algorithms) if name != "hdbscan"]  # it takes no k
     if options.scope != "image" or options.k in ("silhouette", "eigengap") or not algorithms:
         return 0
+    if store.check_static(folder, contents=True):
+        return 0  # `show --verify` says what is wrong
     asked, store_path = np.load(folder / "index" / "k.npy"), folder / "labels.zarr"
     count = 0
     for partition in set(range(len(plan.partitions))) - missing:
+        if check_partition(folder, partition, contents=True):
+            continue
         rows = slice(*plan.partitions[partition])
         found = np.asarray(zarr.open_array(store_path / "k", mode="r")[rows])[
             :, algorithms
@@ -224,10 +251,13 @@ def _clipped(folder: Path, plan: Any, missing: set[int]) -> int:
 def _throughput(folder: Path) -> list[str]:
     lines = []
     for path in sorted((folder / "logs").glob("timing-*.json")):
-        facts = json.loads(path.read_text())
-        shares = ", ".join(f"{name} {seconds / facts['seconds']:.0%}" for name, seconds in facts["stages"].items())
-        rate = facts["images"] / facts["seconds"]
-        lines.append(f"{facts['images']:,} images at {rate:.1f} images/s on {facts['device']}: {shares}")
+        try:
+            facts = json.loads(path.read_text())
+            shares = ", ".join(f"{name} {seconds / facts['seconds']:.0%}" for name, seconds in facts["stages"].items())
+            rate = facts["images"] / facts["seconds"]
+            lines.append(f"{facts['images']:,} images at {rate:.1f} images/s on {facts['device']}: {shares}")
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
+            lines.append(f"{path} is damaged; no result depends on it")
     return lines
 
 

@@ -5,14 +5,17 @@ The order is: written aside on the same file system, fsynced, renamed over, the 
 
 import contextlib
 import errno
+import fcntl
+import hashlib
 import json
 import os
 import shutil
 import socket
+import sys
 import time
 import uuid
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,9 @@ from batchjob.errors import UserError, WorkLeft
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 _LEFT_AFTER_S = 3600
+LOCK = "done/lock"  # below RUN; that it is there says that RUN is ours, also before plan.json is
 
 
 @contextlib.contextmanager
@@ -41,6 +46,35 @@ def clear_disk_errors(run: Path, doing: str) -> Iterator[None]:
         if error.errno in _FORBIDDEN:
             raise UserError(f"{what}; {run} must be writable: choose another RUN or change its permissions") from error
         raise
+
+
+@contextlib.contextmanager
+def only_one(run: Path, name: str = LOCK) -> Iterator[None]:
+    """While inside, no other process holds this lock of RUN: the next one waits until this one ends or dies."""
+    try:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # below /proc, say
+        raise UserError(f"RUN {run} can't be written: {error.strerror}; give another RUN") from error
+    handle = os.open(run / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another command that writes {run}", file=sys.stderr, flush=True)
+            fcntl.lockf(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            print("this file system has no locks: start no second command on the same RUN", file=sys.stderr)
+        yield
+    finally:
+        os.close(handle)
+
+
+def sha256_of(path: Path) -> str:
+    """The file's sha256 in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def work_folder(run: Path, name: str) -> Path:
@@ -71,6 +105,12 @@ def write_file(path: Path, data: bytes, scratch: Path) -> None:
         raise
 
 
+def checks_of(run: Path, paths: Iterable[str]) -> dict[str, list[int]]:
+    """Path relative to RUN -> [size, crc32], of files that are there."""
+    contents = {path: (run / path).read_bytes() for path in paths}
+    return {path: [len(data), zlib.crc32(data)] for path, data in contents.items()}
+
+
 def sync_folder(folder: Path) -> None:
     """The names in `folder` are on the disk, as far as its file system can promise it."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -90,11 +130,27 @@ def seal_file(path: Path, body: Mapping[str, Any], scratch: Path) -> None:
 
 
 def unseal_file(path: Path) -> dict[str, Any] | None:
-    """The inverse of `seal_file`; None if it is missing or damaged."""
+    """The inverse of `seal_file`; None if it is missing, damaged or can't be read."""
     try:
         return unseal(path.read_bytes())
-    except FileNotFoundError:
+    except OSError:
         return None
+
+
+def clear_work(run: Path) -> None:
+    """Removes RUN/work of a run that is finished; what other processes still use stays."""
+    drop_scratch(run)
+    for name in ("attempts", "progress"):
+        shutil.rmtree(run / "work" / name, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        handle = os.open(run / "work" / "claims", os.O_RDWR)
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # all of it: nobody has a claim
+            os.unlink(run / "work" / "claims")
+        finally:
+            os.close(handle)
+    with contextlib.suppress(OSError):
+        (run / "work").rmdir()
 
 
 def drop_scratch(run: Path) -> None:
@@ -109,6 +165,7 @@ def drop_scratch(run: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):
         (run / "work" / "scratch").rmdir()  # stays while another job writes
+        (run / "work").rmdir()
 
 
 def seal(body: Mapping[str, Any]) -> bytes:
@@ -123,7 +180,7 @@ def unseal(data: bytes) -> dict[str, Any] | None:
         sealed = json.loads(data)
         body = sealed["body"]
         whole = zlib.crc32(json.dumps(body, sort_keys=True).encode()) == sealed["crc32"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return body if whole and isinstance(body, dict) else None
 

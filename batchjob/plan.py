@@ -16,6 +16,7 @@ from batchjob.codes import SCHEMA, VERSION
 from batchjob.config import Options, difference, options_from_json, to_json
 from batchjob.errors import UserError
 from batchjob.geometry import Geometry
+from batchjob.inputs import raise_for_changes
 from batchjob.metrics import catalogue
 
 _CHUNK_ROWS = 1024  # images of one inner chunk: 512 cost a sixth more to write, and no less to read one image
@@ -104,7 +105,7 @@ class Plan:
     row_count: int
     rows_per_partition: int
     kept_rows: tuple[int, ...]  # images whose attention rows are stored
-    index_sha256: str
+    inputs: dict[str, str]  # path -> sha256 of what is read again: RUN/index, annotations
     versions: dict[str, str]
 
     @property
@@ -148,13 +149,16 @@ class Plan:
         values: dict[str, Any] = {"schema": SCHEMA} | {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         values |= {"options": to_json(self.options), "model": self.model.to_json(), "geometry": self.geometry.to_json()}
         values = json.loads(json.dumps(values))
-        decisive = {name: value for name, value in values.items() if name != "versions"}
-        return values | {"digest": hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()}
+        return values | {"digest": _digest({name: value for name, value in values.items() if name != "versions"})}
 
     @property
     def digest(self) -> str:
         """sha256 (hex) of all that decides the result."""
         return str(self.to_json()["digest"])
+
+
+def _digest(decisive: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 def geometry_of(model: ModelSpec, options: Options) -> Geometry:
@@ -228,8 +232,12 @@ def save(plan: Plan, run: Path) -> None:
     part.replace(run / "plan.json")
 
 
-def load(run: Path) -> Plan:
-    """The plan of a run; equal to the one saved. Raises UserError where RUN is none, or of another schema version."""
+def load(run: Path, *, checks_index: bool = True) -> Plan:
+    """The plan of a run; equal to the one saved.
+
+    Raises UserError where RUN is not a run, is of another schema version, or (with `checks_index`) its index is not the
+    one that was planned.
+    """
     path = run / "plan.json"
     try:
         values = json.loads(path.read_text())
@@ -242,12 +250,15 @@ def load(run: Path) -> Plan:
     if not isinstance(values, dict) or values.get("schema") != SCHEMA:
         found = values.get("schema") if isinstance(values, dict) else None
         raise UserError(f"{path} has schema {found}, this version reads {SCHEMA}; use the version that wrote it")
-    fields = {f.name: values[f.name] for f in dataclasses.fields(Plan)}
+    decisive = {name: value for name, value in values.items() if name not in ("versions", "digest")}
+    if _digest(decisive) != values.get("digest"):
+        raise UserError(f"{path} was changed by hand: its hash is not its content's; restore it or plan again")
+    fields = {f.name: values.get(f.name, {}) for f in dataclasses.fields(Plan)}
     fields |= {"options": options_from_json(values["options"]), "model": ModelSpec.from_json(values["model"])}
     fields |= {name: tuple(values[name]) for name in ("layers", "heads", "kept_rows")}
     plan = Plan(**fields)
-    if plan.digest != values["digest"]:
-        raise UserError(f"{path} was changed by hand: its hash is not its content's; restore it or plan again")
+    if checks_index:
+        raise_for_changes(run, plan.inputs)
     return plan
 
 

@@ -1,5 +1,6 @@
 """A made-up plan and its arrays, for the tests of the store: no model, no images."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -7,6 +8,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from batchjob import inputs
+from batchjob import plan as plans
 from batchjob.config import Options
 from batchjob.plan import ModelSpec, Plan
 from batchjob.store import arrays as layout
@@ -49,10 +52,16 @@ def made_up_plan(**changes: Any) -> Plan:
         "row_count": 20,
         "rows_per_partition": 8,
         "kept_rows": (),
-        "index_sha256": "",
+        "inputs": {},
         "versions": {},
     }
     return Plan(**fields | changes)
+
+
+def plan_what_is_there(run: Path) -> None:
+    """The run's index, changed by a test, becomes what was planned."""
+    plan = plans.load(run, checks_index=False)
+    plans.save(dataclasses.replace(plan, inputs=inputs.hashes(run, plan.annotations)), run)
 
 
 class Ids:

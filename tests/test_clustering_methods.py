@@ -13,6 +13,7 @@ from batchjob.clustering.spectral import decompose
 from batchjob.codes import NOISE
 from batchjob.errors import UserError
 from tests.conftest import SAMPLE, TINY
+from tests.runs import plan_what_is_there
 from tests.test_clustering import grouped
 
 CPU = torch.device("cpu")
@@ -118,7 +119,9 @@ def test_a_run_tells_the_cost_beforehand_and_how_many_problems_had_too_few_rows_
     assert ended.code == 0, ended.err
     assert "agglomerative solves one problem after the other" in ended.err
     assert "clipped" not in batchjob("show", tmp_path / "run").out
-    np.save(tmp_path / "run" / "index" / "k.npy", np.array([3, 5], np.uint8))  # as if the second had asked for 5
+    run = tmp_path / "run"
+    np.save(run / "index" / "k.npy", np.array([3, 5], np.uint8))  # as if the second had asked for 5
+    plan_what_is_there(run)
     assert "clipped   6 problems have fewer different rows than k" in batchjob("show", tmp_path / "run").out
 
 

@@ -20,6 +20,7 @@ from batchjob.report import browser as packing
 from batchjob.report import codebook, write_report
 from batchjob.report import page as report_page
 from tests.conftest import ROOT, TINY
+from tests.runs import plan_what_is_there
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
@@ -375,6 +376,7 @@ def test_a_photo_that_is_gone_is_grey_and_the_rest_of_the_page_stays(runs: list[
     shutil.copytree(runs[0], tmp_path / "run")
     index = json.loads((tmp_path / "run" / "index" / "index.json").read_text())
     (tmp_path / "run" / "index" / "index.json").write_text(json.dumps(index | {"root": str(tmp_path / "gone")}))
+    plan_what_is_there(tmp_path / "run")
     view = open_run(tmp_path / "run")
     photo = photo_of(view, int(view.ok_rows[0]))
     assert not photo.found

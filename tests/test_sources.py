@@ -356,7 +356,8 @@ def test_a_row_costs_its_name_and_a_few_dozen_bytes(tmp_path):
     assert peak / count < 150
     assert kept / count < 80  # 26 of them are the name's
     index.save(tmp_path / "index")
-    assert sum(p.stat().st_size for p in (tmp_path / "index").iterdir()) / count < 40
+    written = sum(p.stat().st_size for p in (tmp_path / "index").iterdir())
+    assert written / count < 60  # 16 of them are the size and the time of change that `plan` saw
 
 
 @pytest.mark.slow

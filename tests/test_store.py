@@ -141,11 +141,11 @@ def test_creating_again_keeps_what_is_there_and_refuses_another_plan(run: Path) 
     store.create(run, PLAN, Ids(20))
     assert store.missing(run, PLAN) == [0, 2]
     with pytest.raises(UserError, match="labels of another plan; choose another RUN"):
-        store.create(run, made_up_plan(index_sha256="d2"), Ids(20))
+        store.create(run, made_up_plan(inputs={"index/k.npy": "d2"}), Ids(20))
 
 
 def test_a_store_whose_plan_was_never_saved_gives_way(run: Path) -> None:
-    other = made_up_plan(index_sha256="d2", row_count=5)
+    other = made_up_plan(inputs={"index/k.npy": "d2"}, row_count=5)
     store.create(run, other, Ids(5))
     with store.open_labels(run) as labels:
         assert labels.sizes["image"] == 5

@@ -2,16 +2,14 @@
 
 import atexit
 import functools
-import signal
 import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from batchjob.children import ChildPool
 from batchjob.clustering.base import Clusters, check_finite, number_by_appearance
 from batchjob.codes import NO_LABEL, NOISE
 from batchjob.machine import usable_cores
@@ -65,16 +63,13 @@ def forecast(algorithm: str, problems: int, patches: int) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _pool(processes: int) -> ProcessPoolExecutor:
-    # spawned, not forked: the parent may hold a CUDA context and threads
-    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_start_worker)
+def _pool(processes: int) -> ChildPool:
+    pool = ChildPool(processes, start=_start_worker)
     atexit.register(pool.shutdown, cancel_futures=True)
     return pool
 
 
 def _start_worker() -> None:
-    for name in (signal.SIGTERM, signal.SIGUSR1):  # Slurm sends them to every process of a step; the parent decides
-        signal.signal(name, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 

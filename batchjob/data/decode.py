@@ -141,10 +141,13 @@ def resize(image: Image.Image, place: Placing, interpolation: str) -> NDArray[np
     return np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1))
 
 
-def read_file(path: bytes) -> bytes:
-    """The file's bytes; raises ReadFailure. Looks before it opens: opening a FIFO would block for ever."""
+def read_file(path: bytes, planned: tuple[int, int] | None = None) -> bytes:
+    """The file's bytes; raises ReadFailure, also where size and time of change (ns) are not the `planned` ones.
+
+    Looks before it opens: opening a FIFO would block for ever.
+    """
     try:
-        return _read_file(path)
+        return _read_file(path, planned)
     except OSError as error:
         raise ReadFailure(_cause_of(error, path), one_line(error.strerror or error)) from None
 
@@ -155,13 +158,27 @@ def one_line(what: object) -> str:
     return text if len(text) <= 300 else text[:299] + "…"
 
 
-def _read_file(path: bytes) -> bytes:
+def _read_file(path: bytes, planned: tuple[int, int] | None) -> bytes:
     _check_regular(os.stat(path))
     # O_NONBLOCK: should a FIFO have taken the file's place since, opening it returns at once
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(fd, "rb", buffering=0) as file:
         _check_regular(os.fstat(fd))
-        return file.readall()
+        data = file.readall()
+        found = os.fstat(fd)  # after reading: it may be written meanwhile
+    if planned is not None:
+        raise_for_change(found, planned)
+    return data
+
+
+def raise_for_change(found: os.stat_result, planned: tuple[int, int], what: str = "the file") -> None:
+    """Raises ReadFailure where size and time of change (ns) are not the `planned` ones."""
+    if (found.st_size, found.st_mtime_ns) == planned:
+        return
+    if planned[0] < 0:
+        raise ReadFailure("changed", f"{what} could not be seen when the run was planned")
+    how = f"had {planned[0]} bytes, has {found.st_size}" if found.st_size != planned[0] else "was written again"
+    raise ReadFailure("changed", f"{what} {how} since the run was planned")
 
 
 def _check_regular(found: os.stat_result) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 from array import array
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -12,10 +13,12 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from batchjob.data.decode import MAX_FILE_BYTES, ReadFailure, one_line, read_file
+from batchjob.data.decode import MAX_FILE_BYTES, ReadFailure, one_line, raise_for_change, read_file
 from batchjob.errors import UserError
 
-VERSION = 1
+VERSION = 2
+_STATS_AT_ONCE = 16  # file systems of clusters are slow one by one
+_STATS_PENDING = 1024  # the pool holds a future for each
 OPEN_TARS = 64  # file descriptors a process keeps: a thousand shards would meet the usual limit of 1024
 
 # What `size` says of a member that has no bytes of its own in the tar.
@@ -57,7 +60,14 @@ class ImageIndex:
     `save` writes it as a folder and `load` maps that folder, so that handing it to a worker costs the folder's name.
     """
 
-    def __init__(self, meta: dict[str, Any], names: Texts, ids: Texts | None, places: NDArray[np.int64] | None) -> None:
+    def __init__(
+        self,
+        meta: dict[str, Any],
+        names: Texts,
+        ids: Texts | None,
+        places: NDArray[np.int64] | None,
+        stamps: NDArray[np.int64] | None,
+    ) -> None:
         self.meta = meta
         self.root = os.fsencode(meta["root"])
         self.annotations: str = meta["annotations"]
@@ -66,6 +76,7 @@ class ImageIndex:
         self._names = names
         self._ids = ids
         self._places = places  # [rows, 3]: tar, first byte, size
+        self._stamps = stamps  # of files, [rows, 2]: size and time of change in ns when planned; -1 if it wasn't seen
         self._folder: Path | None = None
         self._open_tars: OrderedDict[int, int] = OrderedDict()
 
@@ -75,7 +86,7 @@ class ImageIndex:
     def __reduce__(self) -> tuple[Any, ...]:
         if self._folder is not None:
             return ImageIndex.load, (self._folder,)
-        return ImageIndex, (self.meta, self._names, self._ids, self._places)
+        return ImageIndex, (self.meta, self._names, self._ids, self._places, self._stamps)
 
     def id(self, i: int) -> str:
         """The row's original id: the path below the root, or the tar's name and key, or what a list or JSON gives."""
@@ -104,7 +115,8 @@ class ImageIndex:
     def read(self, i: int) -> bytes:
         """The image's bytes; raises ReadFailure, and nothing else for whatever the disk holds."""
         if self._places is None:
-            return read_file(os.path.join(self.root, self._names[i]))
+            planned = None if self._stamps is None else (int(self._stamps[i, 0]), int(self._stamps[i, 1]))
+            return read_file(os.path.join(self.root, self._names[i]), planned)
         number, start, size = (int(v) for v in self._places[i])
         tar = self.tars[number]
         if size in _NO_BYTES:
@@ -114,6 +126,7 @@ class ImageIndex:
             raise ReadFailure("too_large", f"{size} bytes; at most {MAX_FILE_BYTES} are read")
         try:
             data = _read_at(self._descriptor(number), start, size)
+            raise_for_change(os.fstat(self._descriptor(number)), (tar.size, tar.mtime_ns), tar.path)
         except FileNotFoundError:
             raise ReadFailure("missing", f"{tar.path} is gone") from None
         except OSError as error:
@@ -146,6 +159,8 @@ class ImageIndex:
                 np.save(folder / f"{name}.npy", texts.offsets)
         if self._places is not None:
             np.save(folder / "places.npy", self._places)
+        if self._stamps is not None:
+            np.save(folder / "stamps.npy", self._stamps)
         (folder / "index.json").write_text(json.dumps(self.meta, indent=1))
 
     @classmethod
@@ -159,6 +174,7 @@ class ImageIndex:
             _load_texts(folder, "names"),
             _load_texts(folder, "ids") if meta["has_ids"] else None,
             np.load(folder / "places.npy", mmap_mode="r") if meta["tars"] else None,
+            None if meta["tars"] else np.load(folder / "stamps.npy", mmap_mode="r"),
         )
         index._folder = folder
         return index
@@ -205,13 +221,15 @@ class IndexBuilder:
             "tars": [asdict(tar) for tar in self.tars],
             "has_ids": bool(self._ids),
         }
+        names = Texts(np.frombuffer(self._names, np.uint8), np.frombuffer(self._name_offsets, np.uint64))
         index = ImageIndex(
             meta,
-            Texts(np.frombuffer(self._names, np.uint8), np.frombuffer(self._name_offsets, np.uint64)),
+            names,
             Texts(np.frombuffer(self._ids, np.uint8), np.frombuffer(self._id_offsets, np.uint64))
             if self._ids
             else None,
             np.frombuffer(self._places, np.int64).reshape(-1, 3) if self.tars else None,
+            None if self.tars else _stamps(root, names),
         )
         _refuse_duplicates(index, np.frombuffer(self._hashes, np.int64))
         return index
@@ -235,6 +253,24 @@ def _refuse_duplicates(index: ImageIndex, hashes: NDArray[np.int64]) -> None:
             f"id {index.id(a)!r} is given to two images, {first} and {second}{raw if first == second else ''}"
             f" ({len(equal)} such pairs); every image needs an id of its own: rename one, or leave it out"
         )
+
+
+def _stamps(root: bytes, names: Texts) -> NDArray[np.int64]:
+    """[rows, 2]: size and time of change (ns) of each file, -1 for what can't be seen."""
+
+    def stamp(i: int) -> tuple[int, int]:
+        try:
+            found = os.stat(os.path.join(root, names[i]))
+        except (OSError, ValueError):
+            return -1, -1
+        return found.st_size, found.st_mtime_ns
+
+    found = np.empty((len(names), 2), np.int64)
+    with ThreadPoolExecutor(_STATS_AT_ONCE) as pool:
+        for start in range(0, len(names), _STATS_PENDING):
+            rows = range(start, min(start + _STATS_PENDING, len(names)))
+            found[rows.start : rows.stop] = list(pool.map(stamp, rows))
+    return found
 
 
 def _texts(data: bytearray, offsets: "array[int]") -> Texts:

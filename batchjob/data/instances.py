@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from batchjob.children import ChildPool
 from batchjob.data.annotations import Annotations, ImageAnnotations, instances_on_grid
 from batchjob.geometry import Geometry
+from batchjob.machine import usable_cores
 
 _FEW_IMAGES = 1000  # below, starting processes costs more than the work
 
@@ -45,7 +46,7 @@ def find_instances(annotations: Annotations, ids: Sequence[str], geometry: Geome
     else:
         from tqdm import tqdm
 
-        with ProcessPoolExecutor() as pool:
+        with ChildPool(usable_cores(), method="fork") as pool:
             mapped = pool.map(work, images, chunksize=64)
             found = list(tqdm(mapped, total=len(images), desc="instances", unit="image"))
     counts = [len(category) for _, category, _ in found]

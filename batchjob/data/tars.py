@@ -16,6 +16,8 @@ MAX_JSON_BYTES = 2**20
 ID_FIELDS = ("id", "image_id")  # of a sample's JSON, the first that is there
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _BLOCK = 512
+# what tarfile raises, beside its own errors, for numbers, maps and names that no writer makes
+_BAD_HEADER = (ValueError, LookupError, OverflowError, MemoryError, RecursionError, OSError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,15 @@ def _add_sample(
             builder.add(os.path.splitext(m.name)[0], place=(number, m.start, m.size))
 
 
+class _Header(tarfile.TarInfo):
+    """A member's header. A negative size would lead back to the header itself, for ever (CVE-2025-8194)."""
+
+    def _block(self, count: int) -> int:
+        if not 0 <= count < 2**62:
+            raise tarfile.InvalidHeaderError(f"a size of {count}")  # type: ignore[attr-defined]
+        return int(super()._block(count))  # type: ignore[misc]
+
+
 def _members(path: str, reading: Reading) -> Iterator[Member]:
     """The files and links of a tar, in order; `reading.cut` tells in the end whether it ends as a tar ends."""
     size = os.path.getsize(path)
@@ -101,8 +112,8 @@ def _members(path: str, reading: Reading) -> Iterator[Member]:
         reading.cut = "is empty"
         return
     try:
-        tar = tarfile.open(path, "r:", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
-    except tarfile.ReadError as error:
+        tar = tarfile.open(path, "r:", tarinfo=_Header, encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
+    except (tarfile.ReadError, *_BAD_HEADER) as error:
         with open(path, "rb") as file:
             zipped = file.read(2) == b"\x1f\x8b"
         remedy = "unzip it: a compressed tar has no offsets" if zipped else "make it one, or leave it out"
@@ -121,6 +132,9 @@ def _members(path: str, reading: Reading) -> Iterator[Member]:
                     yield Member(name, 0, SPARSE) if info.issparse() else reading.last
         except tarfile.ReadError:
             reading.cut = f"is cut off after {size} bytes"
+            return
+        except _BAD_HEADER:
+            reading.cut = f"is damaged at byte {tar.offset}"
             return
         with open(path, "rb") as file:
             file.seek(tar.offset)

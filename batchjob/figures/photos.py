@@ -27,7 +27,7 @@ class Photo:
 
 def open_run(folder: Path) -> Run:
     """A run that has something to show. Raises UserError where the folder is not a run, or no image is labelled."""
-    run = Run(folder)
+    run = Run.checked(folder)
     if not len(run.ok_rows):
         raise UserError(f"{folder} has no labelled image to show; go on with: batchjob run {run.plan['data']} {folder}")
     return run

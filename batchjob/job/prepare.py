@@ -2,30 +2,33 @@
 
 import csv
 import functools
-import hashlib
 import io
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from batchjob import inputs
 from batchjob import plan as plans
+from batchjob.children import ChildPool
 from batchjob.codebook import rows as sample_rows
 from batchjob.config import K_RULES, MAX_K, Options
 from batchjob.data import sources
 from batchjob.data.index import escape
 from batchjob.errors import UserError
+from batchjob.files import LOCK, clear_disk_errors, new_scratch, only_one
 from batchjob.geometry import Geometry
+from batchjob.machine import usable_cores
 from batchjob.model import names
-from batchjob.model.wheels import sha256_of
 from batchjob.plan import Plan
 
 if TYPE_CHECKING:
     from batchjob.data.annotations import Annotations
+    from batchjob.data.instances import GridInstances
     from batchjob.data.sources import ImageIndex
 
 
@@ -35,13 +38,9 @@ def prepare(data: str, run: Path, options: Options, *, say: Callable[[str], None
     `say` gets a line for every choice made by itself. Raises UserError before anything is written.
     """
     if (run / "plan.json").exists():
-        plan = plans.load(run)
-        plans.check_same(plan, run, data, options)
-        return plan
+        return _planned(data, run, options, say)
     check_input(data, options)
     _check_folder(run)
-    from batchjob.data import annotations as coco
-    from batchjob.data.instances import find_instances
     from batchjob.model import describe as model
     from batchjob.model import weights
     from batchjob.model.precision import choose_half
@@ -70,39 +69,31 @@ def prepare(data: str, run: Path, options: Options, *, say: Callable[[str], None
     geometry = plans.geometry_of(spec, options)
     if options.scope == "dataset":
         sample_rows.check_rows(options, geometry.grid, len(index))
-    known = coco.open_annotations(annotations) if annotations else None
-    k, kept = read_k(options, index, known, geometry), kept_rows(options.keep_maps, index)
-    instances = None
-    if "pairs" in options.score_groups:
-        if known is None:
-            raise UserError("--scores pairs needs masks, and the data has none; give --annotations FILE")
-        instances = find_instances(known, [index.id(row) for row in range(len(index))], geometry)
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        index.save(run / "index")
-        np.save(run / "index" / "k.npy", k)
-        if instances is not None:
-            instances.save(run / "index")
+    k, instances = _known(options, index, annotations, geometry)
+    kept = kept_rows(options.keep_maps, index)
+    with clear_disk_errors(run, f"RUN {run} can't be written"), only_one(run):
+        if (run / "plan.json").exists():  # another process was first
+            return _planned(data, run, options, say)
+        _put_index(run, index, k, instances)
+        annotations = ",".join(os.path.abspath(path) for path in annotations.split(",") if path)
         plan = Plan(
             options=options,
             data=os.path.abspath(data),
             model=spec,
             weights=found.to_json(),
-            annotations=",".join(os.path.abspath(path) for path in annotations.split(",") if path),
+            annotations=annotations,
             layers=layers,
             heads=heads,
             precision=precision,
             row_count=len(index),
             rows_per_partition=rows,
             kept_rows=kept,
-            index_sha256=_sha256_of_folder(run / "index"),
+            inputs=inputs.hashes(run, annotations),
             versions=plans.versions(),
         )
         store.create(run, plan, index)
         plans.save(plan, run)
-    except OSError as error:
-        raise UserError(f"RUN {run} can't be written: {error.strerror} ({error.filename}); give another RUN") from error
-    return plan
+        return plan
 
 
 def check_input(data: str, options: Options) -> None:
@@ -115,12 +106,56 @@ def check_input(data: str, options: Options) -> None:
         )
 
 
-def _sha256_of_folder(folder: Path) -> str:
-    """Of the files' names and contents: row i is image i, with its k, as long as this holds."""
-    whole = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        whole.update(path.name.encode() + b"\0" + bytes.fromhex(sha256_of(path)))
-    return whole.hexdigest()
+def _planned(data: str, run: Path, options: Options, say: Callable[[str], None]) -> Plan:
+    """The plan that is there, if it asks for the same; a damaged index is made again, from data that did not change."""
+    plan = plans.load(run, checks_index=False)
+    plans.check_same(plan, run, data, options)
+    if damaged := inputs.differences(run, plan.inputs):
+        index = sources.index_images(plan.data, split=options.split, limit=options.limit)
+        k, instances = _known(options, index, plan.annotations, plan.geometry)
+        with clear_disk_errors(run, f"RUN {run} can't be written"), only_one(run):
+            if inputs.differences(run, plan.inputs):  # no other process was first
+                _put_index(run, index, k, instances, plan.inputs)
+        inputs.raise_for_changes(run, plan.inputs)
+        say(f"the index is made again: {damaged[0]}")
+    return plan
+
+
+def _known(
+    options: Options, index: "ImageIndex", annotations: str, geometry: Geometry
+) -> "tuple[NDArray[np.uint8], GridInstances | None]":
+    """k of every image; the instances of every image where scores need them. Raises UserError for what is missing."""
+    from batchjob.data import annotations as coco
+    from batchjob.data.instances import find_instances
+
+    known = coco.open_annotations(annotations) if annotations else None
+    k = read_k(options, index, known, geometry)
+    if "pairs" not in options.score_groups:
+        return k, None
+    if known is None:
+        raise UserError("--scores pairs needs masks, and the data has none; give --annotations FILE")
+    return k, find_instances(known, [index.id(row) for row in range(len(index))], geometry)
+
+
+def _put_index(
+    run: Path,
+    index: "ImageIndex",
+    k: NDArray[np.uint8],
+    instances: "GridInstances | None",
+    planned: Mapping[str, str] | None = None,
+) -> None:
+    """Puts RUN/index in place, in place of what is there; with `planned`, only if it is what these hashes say."""
+    scratch = new_scratch(run)
+    try:
+        index.save(scratch / "index")
+        np.save(scratch / "index" / "k.npy", k)
+        if instances is not None:
+            instances.save(scratch / "index")
+        if planned is None or not inputs.differences(scratch, planned):
+            shutil.rmtree(run / "index", ignore_errors=True)
+            (scratch / "index").rename(run / "index")
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def choose_precision(asked: str) -> tuple[str, str, bool]:
@@ -149,15 +184,15 @@ def _check_folder(run: Path) -> None:
         raise UserError(
             f"RUN {escape(os.fsencode(run))!r} has bytes that are not UTF-8, or no print; give another name"
         )
-    if run.is_dir() and any(run.iterdir()):
-        # A plan that was interrupted left an index and no plan.json; anything else belongs to somebody.
-        strange = sorted(
-            p.name for p in run.iterdir() if p.name not in ("index", "labels.zarr", "scores.zarr", "done", "logs")
-        )
-        if strange and not all(name.startswith("plan.json.part") for name in strange):
-            raise UserError(
-                f"RUN {run} holds something else ({', '.join(strange[:3])}); give a folder that is new or empty"
-            )
+    if run.is_dir():
+        # what a plan that was interrupted left has our lock beside it; anything else belongs to somebody
+        ours = {"done", "logs"}
+        if (run / LOCK).exists():
+            ours |= {"index", "labels.zarr", "scores.zarr", "work"}
+        strange = sorted(p.name for p in run.iterdir() if p.name not in ours and not p.name.startswith("plan.json"))
+        if strange:
+            names = escape(os.fsencode(", ".join(strange[:3])))
+            raise UserError(f"RUN {run} holds something else ({names}); give a folder that is new or empty")
     parent = run.absolute()
     while not parent.exists():
         parent = parent.parent
@@ -221,7 +256,7 @@ def count_instances(annotations: "Annotations", ids: Sequence[str], geometry: Ge
         return np.array([work(image) for image in images], np.uint8)
     from tqdm import tqdm
 
-    with ProcessPoolExecutor() as pool:
+    with ChildPool(usable_cores(), method="fork") as pool:
         counts = pool.map(work, images, chunksize=64)
         return np.array(list(tqdm(counts, total=len(images), desc="instances", unit="image")), np.uint8)
 

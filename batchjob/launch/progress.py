@@ -44,9 +44,12 @@ class SharedProgress:
         self._count += images
         if time.monotonic() - self._last > 1:
             self._last = time.monotonic()
+            self._folder.mkdir(parents=True, exist_ok=True)  # another process may have finished the run
             self._own.write_text(f"{self._count}\n")
             self._said = self._count
-            counts = [path.read_text().strip() for path in self._folder.iterdir() if path.name.isdigit()]
+            counts = [
+                path.read_text(errors="replace").strip() for path in self._folder.iterdir() if path.name.isdigit()
+            ]
             self._known = self._before + sum(int(count) for count in counts if count.isdigit())
         self.done = self._known + self._count - self._said
         return self.done

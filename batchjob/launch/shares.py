@@ -196,7 +196,10 @@ def _publish_list(run: Path, path: Path, partitions: list[int]) -> list[int]:
             os.link(scratch / path.name, path)  # fails if another process was first, and never shows half a list
             sync_folder(path.parent)
         except FileExistsError:
-            partitions = _read_list(path) or []
+            found = _read_list(path)
+            if found is None:  # torn: whoever comes next publishes another
+                path.unlink(missing_ok=True)
+            partitions = partitions if found is None else found
         (scratch / path.name).unlink()
     finally:
         scratch.rmdir()

@@ -1,5 +1,6 @@
 """Whether somebody wants this process to end: a signal came, or the process that started it is gone."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -44,4 +45,5 @@ class Stop:
         if self.reason and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.reason = _NAMES[signal.Signals(number)]
-        os.write(sys.stderr.fileno(), f"batchjob: {self.reason}: stopping after this batch\n".encode())
+        with contextlib.suppress(OSError):  # whoever read it may be gone
+            os.write(sys.stderr.fileno(), f"batchjob: {self.reason}: stopping after this batch\n".encode())

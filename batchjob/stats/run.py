@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import pandas as pd
 
 from batchjob.data.annotations import Annotations, open_annotations
 from batchjob.errors import UserError
+from batchjob.inputs import raise_for_changes
 from batchjob.stats import codebook, differences, text
 from batchjob.stats.compare import comparable, compare
 from batchjob.stats.modifiers import describe as describe_modifiers
@@ -15,6 +17,7 @@ from batchjob.stats.modifiers import modifier_table
 from batchjob.stats.stream import Pool, choose_jobs, gather, score_run
 from batchjob.stats.summary import agreement_table, select_heads, summarise
 from batchjob.stats.tables import Tables
+from batchjob.store.outputs import writing_stats
 from batchjob.store.run import Run
 
 
@@ -32,7 +35,7 @@ def run_stats(
     random null of the others of their architecture. `jobs` 0: as many processes as pay. Raises UserError where a run is
     none, or no image is in the annotations.
     """
-    views = [Run(run) for run in runs]
+    views = [Run.checked(run, stats=False) for run in runs]
     if len({v.folder.resolve() for v in views}) < len(views):
         raise UserError("one RUN is named twice; name each once")
     if jobs < 0:
@@ -41,7 +44,10 @@ def run_stats(
         raise UserError(f"{empty[0]} has no labelled image to score; go on with: batchjob run DATA {empty[0]}")
     known = _open_each(views, annotations, say)
     lines: list[str] = []
-    with Pool(jobs or max(choose_jobs(v.rows) for v in views)) as pool:
+    with ExitStack() as stack:
+        for view in views:
+            stack.enter_context(writing_stats(view.folder))
+        pool = stack.enter_context(Pool(jobs or max(choose_jobs(v.rows) for v in views)))
         names = {}
         for view in views:
             say(f"{view.folder}: scoring {view.rows:,} images with {pool.jobs} processes")
@@ -64,6 +70,8 @@ def _open_each(views: Sequence[Run], annotations: str, say: Callable[[str], None
         source = annotations or view.annotations
         if source and source not in opened:
             say(f"reading {source}")
+            if not annotations:
+                raise_for_changes(view.folder, view.plan["inputs"], index=False, annotations=True)
             opened[source] = open_annotations(source)
         found[view.folder] = opened[source] if source else None
         if source:

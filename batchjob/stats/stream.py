@@ -2,13 +2,12 @@
 
 import functools
 import math
-import multiprocessing
 import os
 import pickle
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -16,6 +15,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from batchjob.children import ChildPool
 from batchjob.codes import OK, PENDING
 from batchjob.data.annotations import Annotations, ImageAnnotations, PatchInstances, instances_on_grid
 from batchjob.metrics import nulls
@@ -45,9 +45,8 @@ class Pool:
 
     def __init__(self, jobs: int) -> None:
         self.jobs = jobs
-        # spawn: zarr's own threads do not survive a fork
-        context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_one_thread) if jobs > 1 else None
+        # spawned: zarr's own threads do not survive a fork
+        self._pool = ChildPool(jobs, start=_one_thread) if jobs > 1 else None
 
     def map(self, work: Callable[[Item], Result], items: Iterator[Item] | Sequence[Item]) -> Iterator[Result]:
         """Results in order; only a few items are taken from `items` ahead of them, so that memory stays bounded."""
@@ -70,7 +69,7 @@ class Pool:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._limit.restore_original_limits()
         if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+            self._pool.__exit__(kind, error, tb)
 
 
 def choose_jobs(rows: int) -> int:

@@ -3,6 +3,7 @@ labels.zarr. No torch."""
 
 import os
 import zipfile
+import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from batchjob.errors import UserError
+from batchjob.store.partitions import Damage
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +108,29 @@ def describe(run: Path) -> str:
 
 
 def is_fitted(run: Path) -> bool:
-    """Whether RUN has its centroids."""
-    return (run / "fit" / "centroids.npz").exists()
+    """Whether RUN has its centroids; what can't be read counts as not there, and is fitted again."""
+    return (run / "fit" / "centroids.npz").exists() and not any("centroids" in d.path for d in check(run))
+
+
+def check(run: Path) -> list[Damage]:
+    """What of RUN/fit can't be read; `run` fits again what is removed."""
+    damages = []
+    for name in ("centroids", "checkpoint"):
+        try:
+            arrays = _read(run / "fit" / f"{name}.npz")
+            if arrays is not None:
+                _from_arrays(arrays)
+        except (UserError, KeyError, ValueError) as error:
+            damages.append(Damage(-1, f"fit/{name}.npz", str(error)))
+    return damages
 
 
 def load_checkpoint(run: Path, wanted: Centroids) -> Checkpoint | None:
     """The state to go on from, if it is of the same plan, sample and engine as `wanted`; else None."""
-    arrays = _read(run / "fit" / "checkpoint.npz")
+    try:
+        arrays = _read(run / "fit" / "checkpoint.npz")
+    except UserError:
+        return None  # torn: the fit begins again
     if arrays is None:
         return None
     finished = _from_arrays(arrays)
@@ -171,5 +189,13 @@ def _read(path: Path) -> dict[str, Any] | None:
             return dict(arrays)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, zipfile.BadZipFile) as error:  # the archive checks each array's CRC
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        EOFError,
+        NotImplementedError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:  # the archive checks each array's CRC
         raise UserError(f"{path} is damaged ({error}); delete it and fit again") from error

@@ -20,12 +20,20 @@ class Claims:
 
     def __init__(self, folder: Path) -> None:
         """`folder`: RUN/work, for the claims of partitions."""
-        self._file = os.open(folder / "claims", os.O_RDWR | os.O_CREAT, 0o666)
+        self._path = folder / "claims"
+        self._file = self._open()
         self._works = True
+
+    def _open(self) -> int:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
     def take(self, partition: int) -> bool:
         """True if the partition is ours now; False while another process has it."""
         try:
+            if self._works and not os.fstat(self._file).st_nlink:  # `finish` removed it, and others have a new one
+                os.close(self._file)
+                self._file = self._open()
             if self._works:
                 fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, partition)
         except OSError as error:

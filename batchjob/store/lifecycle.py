@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from batchjob.errors import UserError, WorkLeft
 from batchjob.files import (
     clear_disk_errors,
-    drop_scratch,
+    clear_work,
     new_scratch,
+    only_one,
     seal_file,
     sync_folder,
     unseal_file,
@@ -28,6 +29,7 @@ from batchjob.plan import Plan
 from batchjob.store import centroids
 from batchjob.store.arrays import layout
 from batchjob.store.encode import DamagedRoot, IndexLike, consolidated_root, read_root, static_files
+from batchjob.store.outputs import check_stats
 from batchjob.store.partitions import Damage, check_all, check_files, marker_path, published, read_marker, unpublish
 from batchjob.store.writer import Failure, Writer
 
@@ -49,7 +51,7 @@ __all__ = [
 ]
 
 # what `finish` writes again, whatever is there: the roots, and all of the centroids
-_REWRITTEN = ("labels.zarr/zarr.json", "scores.zarr/zarr.json", "labels.zarr/centroid")
+_REWRITTEN = ("failures.csv", "labels.zarr/zarr.json", "scores.zarr/zarr.json", "labels.zarr/centroid")
 _NO_CHECKSUMS = Damage(-1, "done/store.json", "the checksums of the metadata are unreadable")
 
 
@@ -99,7 +101,7 @@ def mend(run: Path, plan: Plan, index: IndexLike) -> list[Damage]:
 
     Sizes decide here, as in `missing`; `verify` and `forget` find and remove what has the right size only.
     """
-    if damages := _check_static(run, contents=False):
+    if damages := check_static(run, contents=False):
         with clear_disk_errors(run, f"cannot mend the store in {run}"):
             files, scratch = static_files(plan, index), new_scratch(run)
             for path, data in files.items():
@@ -132,9 +134,11 @@ def failures(run: Path) -> Counter[str]:
 def verify(run: Path) -> list[Damage]:
     """Everything that is not as it was published, by size and checksum; reads every byte of the run."""
     run = Path(run)
-    with contextlib.suppress(DamagedRoot):  # it is in the list
-        read_root(run)
-    return _check_static(run, contents=True) + check_all(run, published(run), contents=True)
+    if (run / "labels.zarr").is_dir():
+        with contextlib.suppress(DamagedRoot):  # it is in the list
+            read_root(run)
+    parts = check_all(run, published(run), contents=True)
+    return check_static(run, contents=True) + parts + centroids.check(run) + check_stats(run, contents=True)
 
 
 def forget(run: Path, damages: Sequence[Damage]) -> None:
@@ -146,7 +150,7 @@ def forget(run: Path, damages: Sequence[Damage]) -> None:
         for partition in sorted({d.partition for d in damages if d.partition >= 0}):
             unpublish(run, partition)
         for damage in damages:
-            if damage.partition < 0:
+            if damage.partition < 0 and not (run / damage.path).is_dir():
                 (run / damage.path).unlink(missing_ok=True)
 
 
@@ -172,14 +176,15 @@ def finish(run: Path) -> Finished:
         raise WorkLeft(
             f"{len(holes)} of {count} partitions are not labelled: {shown}; go on with: batchjob label {run}"
         )
-    with clear_disk_errors(run, f"cannot finish {run}"):
-        causes = _write_failures(run, count)
-        files = centroids.store_files(run)
+    with clear_disk_errors(run, f"cannot finish {run}"), only_one(run):
+        static = unseal_file(run / "done" / "store.json") or static  # another process may have finished meanwhile
+        causes, failed = _failures(run, count)
+        files = centroids.store_files(run) | {"failures.csv": failed}
         for name in ("scores.zarr", "labels.zarr"):
             if (run / name).exists():
                 files[f"{name}/zarr.json"] = consolidated_root(run, name, files)
         _replace(run, others, files)
-        drop_scratch(run)
+        clear_work(run)
     return Finished(int(attributes["rows"]), causes)
 
 
@@ -215,7 +220,7 @@ def _check(data: bytes) -> list[int]:
     return [len(data), zlib.crc32(data)]
 
 
-def _check_static(run: Path, *, contents: bool) -> list[Damage]:
+def check_static(run: Path, *, contents: bool) -> list[Damage]:
     """What is wrong with the files that belong to the whole store; without `contents` only sizes are looked at."""
     static = unseal_file(run / "done" / "store.json")
     if static is None:
@@ -266,7 +271,8 @@ def _seal_static(run: Path, files: Mapping[str, bytes], scratch: Path) -> None:
     seal_file(run / "done" / "store.json", {"files": checks}, scratch)
 
 
-def _write_failures(run: Path, partitions: int) -> Counter[str]:
+def _failures(run: Path, partitions: int) -> tuple[Counter[str], bytes]:
+    """Failed images by cause, and the content of failures.csv."""
     causes: Counter[str] = Counter()
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -276,7 +282,4 @@ def _write_failures(run: Path, partitions: int) -> Counter[str]:
         for failure in marker["failures"] if marker else ():
             writer.writerow(failure)
             causes[failure[1]] += 1
-    scratch = new_scratch(run)
-    write_file(run / "failures.csv", text.getvalue().encode(), scratch)
-    scratch.rmdir()
-    return causes
+    return causes, text.getvalue().encode()

@@ -6,6 +6,7 @@ and renamed over; the folders are fsynced; the done-marker, with size and checks
 
 import contextlib
 import os
+import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from batchjob.files import seal, sync_folder, unseal, write_file
+from batchjob.files import seal, sync_folder, unseal_file, write_file
+
+_MARKER = re.compile(r"[0-9]{6,}\.json")  # not what people or tools leave beside: copies, hidden files
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +59,14 @@ def published(run: Path) -> list[int]:
     """The partitions that have a done-marker, ascending; reads names only."""
     with contextlib.suppress(FileNotFoundError), os.scandir(run / "done") as entries:
         names = [entry.name for entry in entries]
-        return sorted(int(n.removesuffix(".json")) for n in names if n.endswith(".json") and n[0].isdigit())
+        return sorted(int(n.removesuffix(".json")) for n in names if _MARKER.fullmatch(n))
     return []
 
 
 def read_marker(run: Path, partition: int) -> dict[str, Any] | None:
-    """What the done-marker says, None if it is missing or damaged."""
-    try:
-        return unseal(marker_path(run, partition).read_bytes())
-    except FileNotFoundError:
-        return None
+    """What the done-marker says, None if it is missing, damaged or another partition's."""
+    body = unseal_file(marker_path(run, partition))
+    return body if body is not None and body.get("partition") == partition else None
 
 
 def check_partition(run: Path, partition: int, *, contents: bool) -> list[Damage]:

@@ -1,6 +1,5 @@
 """A run as everything behind `finish` reads it: what it is, its arrays, and the tables that `stats` wrote."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,8 @@ from batchjob.codes import OK
 from batchjob.errors import UserError
 from batchjob.geometry import Geometry
 from batchjob.metrics import catalogue
+from batchjob.plan import load as load_plan
+from batchjob.store.outputs import raise_for_damage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,14 +55,21 @@ class Run:
 
     @cached_property
     def plan(self) -> dict[str, Any]:
-        """The content of plan.json. Raises UserError where it can't be read."""
-        try:
-            content: dict[str, Any] = json.loads((self.folder / "plan.json").read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{self.folder}/plan.json can't be read ({error}); make the run with: batchjob run DATA RUN"
-            ) from None
-        return content
+        """The content of plan.json. Raises UserError where it can't be read, or the index is not the planned one."""
+        return load_plan(self.folder).to_json()
+
+    @classmethod
+    def checked(cls, folder: str | PathLike[str], *, stats: bool = True) -> "Run":
+        """A run that is what was planned and published. Raises UserError where anything of it changed or is damaged.
+
+        With `stats`, its statistics too. labels.zarr by itself, without a plan, is read as it is.
+        """
+        from batchjob.store.lifecycle import check_static
+
+        if (Path(folder) / "plan.json").exists():
+            load_plan(Path(folder))
+            raise_for_damage(Path(folder), check_static(Path(folder), contents=True), stats=stats)
+        return cls(folder)
 
     @property
     def annotations(self) -> str:

@@ -1,0 +1,113 @@
+"""How a command ends: its exit code, and one line for what is not a defect of the program."""
+
+import contextlib
+import errno
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import NoReturn
+
+from batchjob.errors import UserError, WorkLeft
+
+WORK_LEFT = 75
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_ENDS = {
+    number: end
+    for numbers, end in (
+        (
+            (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+            (WORK_LEFT, "free some space or quota; what is published is safe, the same command goes on"),
+        ),
+        (
+            (errno.EROFS, errno.EACCES, errno.EPERM),
+            (2, "it must be writable, and DATA readable: change its permissions, or give another RUN"),
+        ),
+        ((errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP), (2, "give another name")),
+        ((errno.EMFILE, errno.ENFILE), (WORK_LEFT, "allow more open files (ulimit -n), or give fewer --workers")),
+        ((errno.EIO, errno.ESTALE, errno.ENODEV), (WORK_LEFT, "look after the disk; the same command goes on")),
+    )
+    for number in numbers
+}
+
+
+def at_once() -> None:
+    """Signals end the process with 75 and nothing else, until `code_of` takes them over."""
+    for number in _SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _exit)
+
+
+def code_of(work: Callable[[], int], *, only_shows: bool = False) -> int:
+    """The exit code of a command: what `work` returns, 2 where the input is wrong, 75 where work is left.
+
+    A signal, a full disk and a reader that went away leave work, but for a command that `only_shows`. Other errors are
+    defects and pass.
+    """
+    code = WORK_LEFT
+    try:
+        with _interruptible():
+            code = work()
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            return code
+    except UserError as error:
+        return _say(error, 2)
+    except WorkLeft as error:
+        return _say(error, WORK_LEFT)
+    except KeyboardInterrupt as error:
+        return _say(f"interrupted ({error or 'SIGINT'}); the same command goes on where it stopped", WORK_LEFT)
+    except BrokenPipeError:
+        _mute()
+        return 0 if only_shows else code
+    except OSError as error:
+        if error.errno not in _ENDS:
+            raise
+        code, remedy = _ENDS[error.errno]
+        file = f": {os.fsdecode(error.filename)}" if error.filename else ""
+        return _say(f"{os.strerror(error.errno)}{file}; {remedy}", code)
+
+
+def _exit(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(WORK_LEFT)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM, SIGINT and SIGUSR1 are a KeyboardInterrupt inside, unless whoever started us wants them ignored."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _mute() -> None:
+    """Whatever is still buffered goes nowhere, so that Python's own last flush finds no closed pipe."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            os.dup2(nowhere, stream.fileno())
+
+
+def _say(message: object, code: int) -> int:
+    # one line, whatever a file's name holds
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in str(message))
+    try:
+        print(f"batchjob: {line}", file=sys.stderr, flush=True)
+    except OSError:
+        _mute()
+    return code

@@ -1,0 +1,77 @@
+"""The tables and scores that `stats` writes: sealed when it ends, checked before they are read."""
+
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from batchjob.errors import UserError
+from batchjob.files import checks_of, clear_disk_errors, drop_scratch, new_scratch, only_one, seal_file, unseal_file
+from batchjob.store.partitions import Damage, check_all, check_files, published, read_marker
+
+_SEAL = "done/stats.json"
+_AGAIN = "make it again with: batchjob stats"
+
+
+@contextmanager
+def writing_stats(run: Path) -> Iterator[None]:
+    """What is written inside counts as the statistics of RUN once the block ends; one process at a time."""
+    with clear_disk_errors(run, f"cannot write the statistics of {run}"), only_one(run, "done/stats.lock"):
+        labels = _checks_of_labels(run)
+        _seal(run, {"ended": False, "labels": labels, "files": {}})
+        yield
+        _seal(run, {"ended": True, "labels": labels, "files": checks_of(run, _written(run))})
+        drop_scratch(run)
+
+
+def check_stats(run: Path, *, contents: bool) -> list[Damage]:
+    """What is wrong with the statistics of RUN; nothing where there are none, or they were not written by `stats`."""
+    if not (run / _SEAL).exists():
+        return []
+    sealed = unseal_file(run / _SEAL)
+    if sealed is None:
+        return [Damage(-1, _SEAL, f"the checksums of the statistics are unreadable; {_AGAIN} {run}")]
+    if not sealed["ended"]:
+        return [Damage(-1, "stats", f"`stats` was stopped while it wrote them; {_AGAIN} {run}")]
+    if sealed["labels"] != _checks_of_labels(run):
+        return [Damage(-1, "stats", f"images were labelled since `stats` wrote them; {_AGAIN} {run}")]
+    found = check_files(run, -1, sealed["files"], contents=contents)
+    return [Damage(-1, damage.path, f"{damage.reason}; {_AGAIN} {run}") for damage in found]
+
+
+def raise_for_damage(run: Path, static: list[Damage], *, stats: bool) -> None:
+    """Raises UserError where anything published in RUN (with `stats`, its statistics too) is not as it was written.
+
+    Reads every byte of the run: a flipped bit in a map is another result.
+    """
+    damages = static + check_all(run, published(run), contents=True)
+    if stats:
+        damages += check_stats(run, contents=True)
+    if damages:
+        more = f" (and {len(damages) - 1} more)" if len(damages) > 1 else ""
+        raise UserError(
+            f"{run} is damaged: {damages[0]}{more}; find and mend all with: batchjob show {run} --verify, then "
+            f"batchjob run DATA {run}"
+        )
+
+
+def _checks_of_labels(run: Path) -> int:
+    """A checksum of all checksums of what is published: what the statistics are of."""
+    markers = [read_marker(run, partition) for partition in published(run)]
+    return zlib.crc32(json.dumps([marker and marker["files"] for marker in markers], sort_keys=True).encode())
+
+
+def _seal(run: Path, body: dict[str, Any]) -> None:
+    scratch = new_scratch(run)
+    seal_file(run / _SEAL, body, scratch)
+    scratch.rmdir()
+
+
+def _written(run: Path) -> list[str]:
+    """The files that `stats` writes, relative to RUN: its folder, and the arrays of scores that labelling does not."""
+    known = {path for static in (unseal_file(run / "done" / "store.json"),) if static for path in static["files"]}
+    arrays = {path.split("/")[1] for path in known if path.startswith("scores.zarr/")}
+    own = [p for p in (run / "scores.zarr").glob("*/*") if p.parent.name not in arrays]
+    return sorted(str(p.relative_to(run)) for p in [*(run / "stats").rglob("*"), *own] if p.is_file())

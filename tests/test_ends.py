@@ -1,0 +1,248 @@
+"""How commands end: codes and one line for signals, pipes, disks and limits; nothing runs on, nothing runs for ever."""
+
+import errno
+import io
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from batchjob import ends
+from batchjob.data.sources import index_images
+from batchjob.errors import UserError
+from batchjob.model.weights import Weights, state_dict
+from batchjob.store import lifecycle as store
+from batchjob.store.partitions import marker_path, published
+from tests.conftest import ROOT, TINY, Command
+from tests.runs import Ids, label, made_up_plan
+from tests.test_job import make_photos
+
+COMMAND = [sys.executable, "-m", "batchjob"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_leaves_work_and_handlers_are_as_before(number: signal.Signals, capfd) -> None:  # type: ignore[no-untyped-def]
+    before = signal.getsignal(number)
+
+    def work() -> int:
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+        return 0
+
+    assert ends.code_of(work) == 75
+    assert number.name in capfd.readouterr().err
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(errno.ENOSPC, 75), (errno.EDQUOT, 75), (errno.EROFS, 2), (errno.EACCES, 2), (errno.EMFILE, 75), (errno.EIO, 75)],
+)
+def test_what_the_system_refuses_is_one_line_with_the_file(number: int, code: int, capfd) -> None:  # type: ignore[no-untyped-def]
+    def work() -> int:
+        raise OSError(number, os.strerror(number), "/runs/a\x1b[31m\nb/stats")
+
+    assert ends.code_of(work) == code
+    said = capfd.readouterr().err
+    assert "/runs/a\\x1b[31m\\nb/stats" in said
+    assert said.count("\n") == 1
+
+
+def test_a_defect_is_not_hidden() -> None:
+    def work() -> int:
+        raise FileNotFoundError(errno.ENOENT, "gone")
+
+    with pytest.raises(FileNotFoundError):
+        ends.code_of(work)
+
+
+@pytest.mark.parametrize("delay_s", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_plan_that_gets_a_signal_ends_75_without_a_traceback(
+    tmp_path: Path, number: signal.Signals, delay_s: float
+) -> None:
+    photos = make_photos(tmp_path / "photos", 2)
+    arguments = ["plan", str(photos), str(tmp_path / "run"), *TINY]
+    process = subprocess.Popen([*COMMAND, *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    time.sleep(delay_s)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 75, said
+    assert "Traceback" not in said
+
+
+def test_a_run_whose_reader_goes_away_leaves_work_and_goes_on(tmp_path: Path) -> None:
+    photos, run = make_photos(tmp_path / "photos", 2), tmp_path / "run"
+    arguments = ["run", str(photos), str(run), *TINY, "--workers", "0"]
+    reading, writing = os.pipe()
+    process = subprocess.Popen([*COMMAND, *arguments], cwd=ROOT, stdout=writing, stderr=writing)
+    os.close(writing)
+    os.read(reading, 1)
+    os.close(reading)
+    assert process.wait(120) == 75
+    assert subprocess.run([*COMMAND, *arguments], cwd=ROOT, check=False, capture_output=True).returncode == 0
+
+
+def test_a_full_stdout_is_one_line(tmp_path: Path) -> None:
+    photos, run = make_photos(tmp_path / "photos", 2), tmp_path / "run"
+    with open("/dev/full", "wb") as full:
+        arguments = ["plan", str(photos), str(run), *TINY]
+        done = subprocess.run(
+            [*COMMAND, *arguments], cwd=ROOT, check=False, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 75, done.stderr
+    assert "batchjob: No space left on device; free some space" in done.stderr
+
+
+def children_of(process: int) -> list[int]:
+    return [int(p) for p in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def is_running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+POOL = """
+import sys, time
+from batchjob.children import ChildPool
+if __name__ == "__main__":
+    with ChildPool(2, method=sys.argv[1]) as pool:
+        found = [pool.submit(time.sleep, 600) for _ in range(2)]
+        print("begun", flush=True)
+        found[0].result()
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_the_processes_of_a_pool_end_with_their_parent(tmp_path: Path, method: str, number: signal.Signals) -> None:
+    script = tmp_path / "pool.py"
+    script.write_text(POOL)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, script, method], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"begun\n"
+    time.sleep(2)
+    born = children_of(process.pid)
+    assert len(born) >= 2
+    process.send_signal(number)
+    process.communicate(timeout=20)
+    until = time.monotonic() + 10
+    while any(is_running(child) for child in born) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not any(is_running(child) for child in born)
+
+
+# ---- what never ended, or ended in a traceback ----
+
+
+def tar_with(header: bytes, path: Path) -> Path:
+    """A tar of a good photo, a member with `header` in place of its own, and a good one."""
+    parts = []
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        info = tarfile.TarInfo(name)
+        info.size = 4
+        parts.append(info.tobuf() + b"\xff\xd8\xff\xe0".ljust(512, b"\0"))
+    parts[1] = header + parts[1][512:]
+    path.write_bytes(b"".join(parts) + bytes(1024))
+    return path
+
+
+def header(**changes: bytes) -> bytes:
+    """A member's header with other bytes in these fields, its checksum right."""
+    info = tarfile.TarInfo("b.jpg")
+    info.size = 4
+    data = bytearray(info.tobuf())
+    for name, value in changes.items():
+        at = {"size": 124, "type": 156, "magic": 257, "sparse": 386}[name]
+        data[at : at + len(value)] = value
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data)
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        header(size=b"\xff" + b"\xff" * 9 + b"\xfc\x00"),  # -1024
+        header(size=b"\x80" + (1 << 62).to_bytes(11, "big")),
+        header(size=b"\x80" + (1 << 80).to_bytes(11, "big")),
+        header(type=b"S", sparse=b"\xff" * 100),
+        header(type=b"S", sparse=b"zz"),
+        header(type=b"L", size=b"\x80" + (1 << 62).to_bytes(11, "big")),
+        header(type=b"x"),
+        header(size=b"zzzzzzzzzzz\0"),
+    ],
+    ids=["negative", "2^62", "2^80", "sparse ones", "sparse text", "long name", "pax", "no number"],
+)
+def test_a_tar_of_mad_headers_ends_and_keeps_what_came_before(tmp_path: Path, bad: bytes) -> None:
+    def too_long(number: int, frame: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(20)
+    try:
+        index = index_images(str(tar_with(bad, tmp_path / "mad.tar")))
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    assert index.id(0) == "mad.tar/a"
+    assert index.read(0) == b"\xff\xd8\xff\xe0"
+    assert 2 <= len(index) <= 3
+
+
+def test_a_checkpoint_that_unpacks_to_a_thousand_times_its_size_is_refused(tmp_path: Path) -> None:
+    plain, bomb = tmp_path / "plain.pth", tmp_path / "bomb.pth"
+    torch.save({"w": torch.zeros(4_000_000)}, plain)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as target:
+        for entry in source.infolist():
+            target.writestr(entry.filename, source.read(entry))
+    from batchjob.files import sha256_of
+
+    assert state_dict(Weights("m", "file", str(plain), sha256_of(plain))) is not None
+    with pytest.raises(UserError, match="bytes that unpack to"):
+        state_dict(Weights("m", "file", str(bomb), sha256_of(bomb)))
+
+
+def test_files_that_people_leave_in_done_are_not_markers(tmp_path: Path) -> None:
+    run, plan = tmp_path / "run", made_up_plan()
+    store.create(run, plan, Ids(plan.row_count))
+    label(run, plan, [0, 1, 2])
+    data = marker_path(run, 1).read_bytes()
+    for name in ("000001 (copy).json", ".000001.json", "000001.json~", "1.json", "notes.json"):
+        (run / "done" / name).write_bytes(data)
+    assert published(run) == [0, 1, 2]
+    assert store.verify(run) == []
+    marker_path(run, 2).write_bytes(data)  # another partition's
+    assert store.missing(run, plan) == [2]
+
+
+def test_a_run_of_three_hundred_characters_is_one_line(tmp_path: Path, batchjob: Command) -> None:
+    photos = make_photos(tmp_path / "photos", 2)
+    for arguments in (("plan", photos, tmp_path / ("r" * 300), *TINY), ("show", tmp_path / ("r" * 300))):
+        ended = batchjob(*arguments)
+        assert ended.code == 2
+        assert ended.err.splitlines()[-1].startswith("batchjob: ")
+        assert "Traceback" not in ended.err
+
+
+def test_too_few_open_files_are_one_line(tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "photos", 2)
+    arguments = " ".join(map(str, ["run", photos, tmp_path / "run", *TINY]))
+    command = f"ulimit -n 20; exec {sys.executable} -m batchjob {arguments}"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, check=False, capture_output=True, text=True, timeout=100)
+    assert done.returncode in (0, 75), done.stderr
+    assert "Traceback" not in done.stderr
+    assert io.StringIO(done.stderr).readlines()

@@ -1,0 +1,217 @@
+"""What changes after `plan`: found by every command that uses it, refused with what differs, never another result."""
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+import batchjob as package
+from batchjob import inputs
+from batchjob import plan as plans
+from batchjob.codes import STATUS
+from batchjob.store import lifecycle as store
+from tests.conftest import ROOT, SAMPLE, TINY, Command
+from tests.runs import contents
+from tests.test_job import make_photos
+
+RUNTIME = ["--workers", "0", "--device", "cpu"]
+SHARDS = ["--rows-per-partition", "2"]
+
+
+def weights_file(path: Path, seed: int) -> Path:
+    torch.manual_seed(seed)
+    state = timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict()
+    save_file({name: value.contiguous() for name, value in state.items()}, path)
+    return path
+
+
+def flip(path: Path, at: int = -1) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def test_weights_that_are_overwritten_when_a_run_is_half_done_are_refused(tmp_path: Path, batchjob: Command) -> None:
+    photos, run = make_photos(tmp_path / "photos", 4), tmp_path / "run"
+    file = weights_file(tmp_path / "last.safetensors", 1)
+    options = ["--model", "vit_tiny_patch16_224", "--image-size", 64, "--k", 3, "--weights", file, *SHARDS]
+    assert batchjob("plan", photos, run, *options).code == 0
+    assert batchjob("label", run, *RUNTIME, "--partition", 0).code == 0
+    weights_file(file, 2)
+    for command in (("run", photos, run, *options, *RUNTIME), ("label", run, *RUNTIME)):
+        ended = batchjob(*command)
+        assert ended.code == 2
+        assert f"the weights {file} have changed" in ended.err
+    assert store.missing(run, plans.load(run)) == [1]
+    shown = batchjob("show", run, "--verify")
+    assert shown.code == 2
+    assert f"changed   the weights {file} have changed" in shown.out
+    weights_file(file, 1)
+    assert batchjob("run", photos, run, *options, *RUNTIME).code == 0
+
+
+@pytest.fixture(scope="module")
+def annotated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of four images of the sample, with k and scores from annotations of its own."""
+    folder = tmp_path_factory.mktemp("annotated")
+    (folder / "instances.json").write_bytes(next((SAMPLE / "annotations").glob("instances_*.json")).read_bytes())
+    command = [sys.executable, "-m", "batchjob", "run", str(SAMPLE), str(folder / "run"), *TINY[:-1], "instances"]
+    command += ["--annotations", str(folder / "instances.json"), "--scores", "pairs", *SHARDS, "--limit", "4", *RUNTIME]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=300, capture_output=True)
+    return folder / "run"
+
+
+@pytest.mark.parametrize("name", ["k.npy", "names.bin", "stamps.npy", "index.json", "instances_owner.npy"])
+def test_a_bit_flipped_in_the_index_is_refused_by_every_command_and_mended_by_run(
+    annotated: Path, batchjob: Command, name: str
+) -> None:
+    before = contents(annotated)
+    flip(annotated / "index" / name)
+    said = f"{annotated / 'index' / name} has changed since it was planned"
+    for verb in ("label", "stats", "figures", "report"):
+        ended = batchjob(verb, annotated)
+        assert (ended.code, ended.out) == (2, "")
+        assert said in ended.err
+        assert ended.err.count("\n") == 1
+    shown = batchjob("show", annotated, "--verify")
+    assert shown.code == 2
+    assert f"changed   {said}" in shown.out
+    options = plans.load(annotated, checks_index=False).options
+    mended = batchjob(
+        *("run", SAMPLE, annotated, *TINY[:-1], "instances", "--annotations", options.annotations),
+        *("--scores", "pairs", *SHARDS, "--limit", "4", *RUNTIME),
+    )
+    assert mended.code == 0, mended.err
+    assert "the index is made again" in mended.err
+    assert contents(annotated) == before
+
+
+def test_annotations_that_changed_are_not_scored_against(annotated: Path, batchjob: Command) -> None:
+    file = annotated.parent / "instances.json"
+    before = file.read_bytes()
+    values = json.loads(before)
+    values["annotations"][0]["iscrowd"] = 1
+    file.write_text(json.dumps(values))
+    try:
+        ended = batchjob("stats", annotated)
+        assert ended.code == 2
+        assert f"{file} has changed since it was planned" in ended.err
+    finally:
+        file.write_bytes(before)
+
+
+def test_the_masks_of_a_folder_are_part_of_what_is_planned(tmp_path: Path) -> None:
+    masks = tmp_path / "voc" / "SegmentationObject"
+    masks.mkdir(parents=True)
+    (masks / "a.png").write_bytes(b"mask")
+    (tmp_path / "run" / "index").mkdir(parents=True)
+    planned = inputs.hashes(tmp_path / "run", str(tmp_path / "voc"))
+    assert inputs.differences(tmp_path / "run", planned, annotations=True) == []
+    (masks / "a.png").write_bytes(b"Mask")
+    assert len(inputs.differences(tmp_path / "run", planned, annotations=True)) == 1
+
+
+def test_a_photo_that_changed_after_plan_has_its_own_status(tmp_path: Path, batchjob: Command) -> None:
+    photos, run = make_photos(tmp_path / "photos", 6), tmp_path / "run"
+    assert batchjob("plan", photos, run, *TINY, *SHARDS).code == 0
+    replaced, touched = photos / "photo-001.jpg", photos / "photo-002.jpg"
+    replaced.write_bytes((photos / "photo-000.jpg").read_bytes() + b"\0")
+    os.utime(touched, ns=(0, touched.stat().st_mtime_ns + 1))
+    ended = batchjob("run", photos, run, *TINY, *SHARDS, *RUNTIME, "--max-failures", 1)
+    assert ended.code == 0, ended.err
+    status = package.open(run).status.values
+    assert status.tolist() == [0, STATUS["changed"], STATUS["changed"], 0, 0, 0]
+    assert 'photo-001.jpg,changed,"the file had' in (run / "failures.csv").read_text()
+
+
+def test_a_list_names_a_photo_that_comes_later_and_it_counts_as_changed(tmp_path: Path, batchjob: Command) -> None:
+    photos, run = make_photos(tmp_path / "photos", 2), tmp_path / "run"
+    names = photos / "all.txt"
+    names.write_text("photo-000.jpg\nlater.jpg\nphoto-001.jpg\n")
+    assert batchjob("plan", names, run, *TINY).code == 0
+    (photos / "later.jpg").write_bytes((photos / "photo-000.jpg").read_bytes())
+    assert batchjob("run", names, run, *TINY, *RUNTIME, "--max-failures", 1).code == 0
+    assert package.open(run).status.values.tolist() == [0, STATUS["changed"], 0]
+
+
+def test_a_tar_that_changed_after_plan_is_refused(tmp_path: Path, batchjob: Command) -> None:
+    photos, tar, run = make_photos(tmp_path / "photos", 3), tmp_path / "photos.tar", tmp_path / "run"
+    for _ in range(2):
+        with tarfile.open(tar, "w") as file:
+            file.add(photos, ".")
+        if not run.exists():
+            assert batchjob("plan", tar, run, *TINY).code == 0
+    ended = batchjob("label", run, *RUNTIME)
+    assert ended.code == 2
+    assert f"{tar} has changed since it was planned" in ended.err
+
+
+def test_a_tar_that_is_replaced_under_a_run_gives_no_pixels(tmp_path: Path) -> None:
+    from batchjob.data.decode import ReadFailure
+    from batchjob.data.sources import index_images
+
+    tar = tmp_path / "photos.tar"
+    with tarfile.open(tar, "w") as file:
+        file.add(make_photos(tmp_path / "photos", 2), ".")
+    index = index_images(str(tar))
+    assert index.read(0)[:2] == b"\xff\xd8"
+    with tar.open("r+b") as raw:
+        raw.seek(600)
+        raw.write(b"x")
+    os.utime(tar, ns=(0, time.time_ns() + 10**9))
+    with pytest.raises(ReadFailure) as failure:
+        index.read(1)
+    assert failure.value.cause == "changed"
+
+
+def started(*arguments: object) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "batchjob", *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_equal_commands_on_one_new_run_all_end_0_and_one_with_other_options_is_refused(tmp_path: Path) -> None:
+    photos, run = make_photos(tmp_path / "photos", 6), tmp_path / "run"
+    equal = [started("run", photos, run, *TINY, *SHARDS, *RUNTIME) for _ in range(3)]
+    other = started("run", photos, run, *TINY[:-1], 4, *SHARDS, *RUNTIME)
+    ended = [(p, *p.communicate(timeout=300)) for p in [*equal, other]]
+    k = int(plans.load(run).options.k)
+    refused = [p for p, _, _ in ended if p.returncode == 2]
+    assert {p.returncode for p, _, _ in ended} <= {0, 2}, [err for *_, err in ended]
+    assert refused == ([other] if k == 3 else equal)
+    assert all("planned with other options: k" in err for p, _, err in ended if p in refused)
+    assert set(np.unique(package.open(run).k.values)) == {k}
+    assert store.verify(run) == []
+
+
+@pytest.mark.parametrize("left", ["work", "done", "index", "labels.zarr"])
+def test_a_plan_that_was_stopped_at_any_step_goes_on(tmp_path: Path, batchjob: Command, left: str) -> None:
+    photos, run = make_photos(tmp_path / "photos", 2), tmp_path / "run"
+    assert batchjob("plan", photos, run, *TINY).code == 0
+    planned = plans.load(run)
+    (run / "plan.json").rename(run / "plan.json.part12")
+    for name in [p.name for p in run.iterdir() if p.is_dir() and p.name not in ("done", left)]:
+        (run / name).rename(tmp_path / name)
+    (run / "index").mkdir(exist_ok=True)
+    (run / "index" / "ids.bin").write_bytes(b"half")
+    ended = batchjob("plan", photos, run, *TINY)
+    assert ended.code == 0, ended.err
+    assert plans.load(run) == planned
+
+
+def test_a_folder_of_somebody_else_is_refused_whatever_its_folders_are_called(
+    tmp_path: Path, batchjob: Command
+) -> None:
+    photos, run = make_photos(tmp_path / "photos", 2), tmp_path / "run"
+    (run / "work").mkdir(parents=True)
+    ended = batchjob("plan", photos, run, *TINY)
+    assert ended.code == 2
+    assert "holds something else (work)" in ended.err
