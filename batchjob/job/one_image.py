@@ -112,7 +112,7 @@ def _arrays(layers: list[LayerMaps], name: str) -> tuple[NDArray[np.float32], ..
     """Rows [L, H, P, P], CLS rows [L, H, P] and prefix mass [L, H] of one image."""
     if not all(bool(layer.finite.all()) for layer in layers):
         raise UserError(f"image {name}: the network overflowed, so its attention means nothing; check its weights")
-    rows = torch.cat([layer.rows for layer in layers])
+    rows = torch.cat([layer.rows for layer in layers if layer.rows is not None])
     cls = torch.cat([layer.cls for layer in layers])
     mass = torch.cat([layer.prefix_mass for layer in layers])
     return tuple(x.float().cpu().numpy() for x in (rows, cls, mass))
@@ -178,6 +178,7 @@ def _labels(
         engine=clustering.open_engine("auto", device),
         distance=options.distance,
         mask=mask,
+        are_vectors=x.shape[1] != x.shape[2],
     )
     return found.labels.cpu().numpy()
 
