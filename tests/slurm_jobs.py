@@ -129,7 +129,7 @@ class Job:
         return "\n".join(p.read_text() for p in sorted((self.run / "logs").glob(f"{name}-*.log")))
 
     def done(self) -> int:
-        return len(list((self.run / "done").glob("*.json")))
+        return len(list((self.run / "done").glob("[0-9]*.json")))
 
     def processes(self, **variables: str) -> list[int]:
         """Process ids of the label command of this run, those with the given environment."""
