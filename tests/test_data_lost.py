@@ -2,14 +2,23 @@
 
 import os
 import shutil
+import signal
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from batchjob import plan as plans
 from batchjob.data.decode import ReadFailure
 from batchjob.data.index import ImageIndex
+from batchjob.job.fit import SampledRows
 from batchjob.job.presence import is_a_loss_of_data
+from batchjob.job.read_rows import ReadRows
+from batchjob.loader.loader import Batch
+from batchjob.model.attention import LayerMaps
+from batchjob.store import centroids
 from batchjob.store import lifecycle as store
 from tests.conftest import TINY, Command
 from tests.runs import contents
@@ -114,3 +123,52 @@ def test_a_few_missing_photos_are_failures_and_many_are_a_loss_of_data(
 ) -> None:
     failures = [("a.jpg", "missing", "No such file")] * missing + [("b.jpg", "truncated", "cut off")] * 100
     assert is_a_loss_of_data(failures, count, max_failures) == is_lost
+
+
+FIT = ["--scope", "dataset", "--rows-per-partition", "4"]
+
+
+def test_a_fit_that_is_stopped_while_it_reads_goes_on_after_the_last_whole_partition(
+    tmp_path: Path, photos: Path, batchjob: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calm, run = tmp_path / "calm", tmp_path / "run"
+    for folder in (calm, run):
+        assert batchjob("plan", photos, folder, *TINY, *FIT).code == 0
+    runtime = ["--workers", "0", "--device", "cpu", "--batch-size", "2"]
+    assert batchjob("fit", calm, *runtime).code == 0
+    add, seen = SampledRows.add, list[int]()
+
+    def add_and_signal(rows: SampledRows, batch: Batch, layers: Iterable[LayerMaps]) -> None:
+        add(rows, batch, layers)
+        seen.extend(batch.rows.tolist())
+        if seen[-1] == 9:  # in the middle of the third partition
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(SampledRows, "add", add_and_signal)
+    ended = batchjob("fit", run, *runtime)
+    assert ended.code == 75, ended.err
+    assert (run / "fit" / "rows-0-of-1.bin").exists()
+    seen.clear()
+    monkeypatch.setattr(SampledRows, "add", lambda *given: (seen.extend(given[1].rows.tolist()), add(*given)))
+    ended = batchjob("fit", run, *runtime)
+    assert ended.code == 0, ended.err
+    assert "going on after 2 of 3 partitions" in ended.err
+    assert seen == [8, 9, 10, 11]
+    assert not (run / "fit" / "rows-0-of-1.bin").exists()
+    one, two = (centroids.load(folder, plans.load(folder).digest) for folder in (calm, run))
+    np.testing.assert_array_equal(one.centroids, two.centroids)
+
+
+def test_kept_rows_that_are_damaged_or_of_another_plan_are_read_again(tmp_path: Path) -> None:
+    x, numbers = torch.arange(24.0).reshape(1, 2, 4, 3), torch.arange(4)
+    ReadRows(tmp_path, "plan", 1, 2).save(x, numbers, 7)
+    into = torch.zeros(1, 2, 6, 3), torch.zeros(6, dtype=torch.int64)
+    kept = ReadRows(tmp_path, "plan", 1, 2)
+    assert kept.load_into(*into) == (7, 4)
+    assert torch.equal(into[0][:, :, :4], x)
+    assert torch.equal(into[1][:4], numbers)
+    assert ReadRows(tmp_path, "other", 1, 2).load_into(*into) == (0, 0)
+    whole = kept.path.read_bytes()
+    for broken in (whole[:-200], whole[:-300] + b"\xff" + whole[-299:], b""):
+        kept.path.write_bytes(broken)
+        assert kept.load_into(*into) == (0, 0)
