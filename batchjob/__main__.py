@@ -45,6 +45,9 @@ def make_parser() -> Parser:
     for name in ("run", "plan"):
         made[name].add_argument("data", metavar="DATA", help="folder, COCO root, .tar, shard-{000..041}.tar, or a list")
         made[name].add_argument("run", metavar="RUN", nargs="?", help="folder of the run [runs/DATA-MODEL-HASH]")
+        made[name].add_argument(
+            "--retry-failed", action="store_true", help="what was missing or unreadable counts as not labelled"
+        )
         _add_options(made[name], Options, "result options (they change the result; frozen in RUN/plan.json)")
     for name in ("fit", "label", "finish", "show"):
         made[name].add_argument("run", metavar="RUN", help="folder of the run")

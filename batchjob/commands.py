@@ -6,6 +6,7 @@ import os
 import sys
 from argparse import Namespace
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -110,6 +111,7 @@ def show(args: Namespace) -> int:
         print(f"speed     {line}")
     for cause, images in store.failures(folder).most_common():
         print(f"failed    {images} images: {cause}")
+    _tell_retry(folder, store.failures(folder))
     for sentence in changed:
         print(f"changed   {sentence}")
     if not changed and not damages and (clipped := _clipped(folder, found, missing)):
@@ -175,6 +177,12 @@ def plan_run(args: Namespace, folder: Path) -> None:
     from batchjob.job.prepare import prepare
 
     prepare(args.data, folder, _pick(Options, args), say=_note)
+    if args.retry_failed:
+        from batchjob.job.presence import MAY_PASS
+        from batchjob.store import lifecycle as store
+
+        count = store.forget_failures(folder, MAY_PASS)
+        _note(f"--retry-failed: {count} images that were {' or '.join(MAY_PASS)} are tried again")
 
 
 def _start_workers(runtime: Runtime) -> None:
@@ -197,6 +205,7 @@ def _finish(folder: Path, max_failures: float) -> int:
     done = store.finish(folder)
     causes = ", ".join(f"{count} {cause}" for cause, count in Counter(done.causes).most_common())
     print(f"{done.images:,} images, {done.failed} failed{': ' + causes if causes else ''}")
+    _tell_retry(folder, done.causes)
     if done.failed > max_failures * done.images:
         _note(
             f"{done.failed} of {done.images} images failed ({causes}), more than --max-failures {max_failures:g}; "
@@ -218,6 +227,16 @@ def _changed(folder: Path, plan: Any, *, everything: bool) -> list[str]:
     except UserError as error:
         found.append(str(error))
     return found
+
+
+def _tell_retry(folder: Path, causes: Mapping[str, int]) -> None:
+    """Says how failed images are tried again, where their cause may pass."""
+    from batchjob import plan as plans
+    from batchjob.job.presence import MAY_PASS
+
+    if again := sum(causes.get(cause, 0) for cause in MAY_PASS):
+        data = plans.load(folder).data
+        _note(f"{again} images were {' or '.join(MAY_PASS)}; try again: batchjob run {data} {folder} --retry-failed")
 
 
 def _clipped(folder: Path, plan: Any, missing: set[int]) -> int:

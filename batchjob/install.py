@@ -34,7 +34,9 @@ def main() -> int:
     target = f".[{','.join(extras)}]" if extras else "."
     print(f"installing {target} (torch with CUDA's libraries: about 6 GB, some minutes the first time)", flush=True)
     command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "-e", target]
-    if subprocess.run(command, check=False).returncode != 0:
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)  # told if it fails
+    if done.returncode != 0:
+        sys.stderr.write(done.stdout.decode(errors="replace"))
         free = shutil.disk_usage(args.env).free / 2**30
         return _fail(
             f"pip could not install {target} (its reason is above; {free:.0f} GB are free, 8 are needed, "

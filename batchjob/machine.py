@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from batchjob.errors import UserError
+from batchjob.errors import UserError, WorkLeft
 
 if TYPE_CHECKING:
     import torch
@@ -15,10 +15,15 @@ _MOST_WORKERS = 16
 
 
 def choose_device(asked: str) -> "torch.device":
-    """The device that `--device` means; each process of a node gets its own GPU. Raises UserError without a GPU."""
+    """The device that `--device` means; each process of a node gets its own GPU.
+
+    Raises UserError without a GPU, WorkLeft in a Slurm job: there it is the node that is wrong, and another may do.
+    """
     import torch
 
     if asked == "cuda" and not torch.cuda.is_available():
+        if node := os.environ.get("SLURMD_NODENAME"):
+            raise WorkLeft(f"--device cuda: torch sees no GPU on {node}; check nvidia-smi and the driver there")
         raise UserError("--device cuda: torch sees no GPU; check nvidia-smi and the driver, or use --device cpu")
     if asked == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")

@@ -95,8 +95,8 @@ refused() {
   local lines hint
   lines=$(cat "$scratch/error")
   case $(tr A-Z a-z <<<"$lines") in
+    *policy* | *qos*limit* | *submit*limit* | *assoc*) hint="how many jobs you have queued (squeue --me), or BATCHJOB_EXTRA" ;;
     *account*) hint="BATCHJOB_ACCOUNT (now '$BATCHJOB_ACCOUNT')" ;;
-    *qos*limit* | *submit*limit* | *assoc*) hint="how many jobs you have queued (squeue --me), or BATCHJOB_EXTRA" ;;
     *qos*) hint="--qos in BATCHJOB_EXTRA (now '${BATCHJOB_EXTRA[*]-}')" ;;
     *partition*) hint="BATCHJOB_PARTITION (now '$BATCHJOB_PARTITION'; here are: $(sinfo -h -o %R | sort -u | paste -sd' '))" ;;
     *gres* | *gpu*) hint="BATCHJOB_GPU_TYPE (now '$BATCHJOB_GPU_TYPE'), BATCHJOB_GPU_FLAG, or GPUS=$gpus" ;;

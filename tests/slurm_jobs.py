@@ -9,8 +9,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 LIMIT_S = 240  # for a machine that has much else to do; alone, no test takes more than two minutes
@@ -113,6 +116,12 @@ class Job:
         line = sh("scontrol", "show", "job", "-o", job or self.label, check=False)
         return dict(word.split("=", 1) for word in line.split() if "=" in word)
 
+    def ended(self, job: str) -> str:
+        """The state of a job of this run at its end."""
+        over = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL"}
+        wait_until(f"the end of job {job}", lambda: self.state(job) in over)
+        return self.state(job)
+
     def state(self, job: str = "") -> str:
         return self.facts(job).get("JobState", "")
 
@@ -120,7 +129,7 @@ class Job:
         return "\n".join(p.read_text() for p in sorted((self.run / "logs").glob(f"{name}-*.log")))
 
     def done(self) -> int:
-        return len(list((self.run / "done").glob("*.json")))
+        return len(list((self.run / "done").glob("[0-9]*.json")))
 
     def processes(self, **variables: str) -> list[int]:
         """Process ids of the label command of this run, those with the given environment."""
@@ -164,3 +173,36 @@ class Job:
         from tests.runs import contents
 
         assert contents(self.run) == contents(calm)
+
+
+@pytest.fixture(scope="session")
+def slurm_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(3)
+    for i in range(2 * PARTITIONS - 1):
+        Image.fromarray(rng.integers(0, 256, (40, 48, 3), np.uint8)).save(folder / f"{i:03d}.png")
+    (folder / "010.png").write_bytes(b"no image")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def calm(slurm_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing happened to: one process, no Slurm."""
+    run = tmp_path_factory.mktemp("calm") / "run"
+    sh(sys.executable, "-m", "batchjob", "run", slurm_photos, run, *OPTIONS, *FLAGS)
+    return run
+
+
+@pytest.fixture
+def submit(cluster: Path, slurm_photos: Path, tmp_path: Path) -> Iterator[Callable[..., Job]]:
+    jobs: list[Job] = []
+
+    def call(*, name: str = "run", **settings: Any) -> Job:
+        jobs.append(Job(slurm_photos, tmp_path / name, **settings))
+        return jobs[-1]
+
+    yield call
+    for job in jobs:
+        sh("scancel", *job.ids.values(), check=False)
+        job.send(signal.SIGCONT)
+    wait_until("an empty queue", lambda: not sh("squeue", "-h"), 30)

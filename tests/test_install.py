@@ -58,10 +58,25 @@ def test_a_torch_that_cannot_use_the_gpu_is_an_error_with_the_way_out(
 def test_a_failed_installation_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fake_program(tmp_path / "bin", "python", "exit 1")
+    fake_program(tmp_path / "bin", "python", "echo collecting; echo no space left >&2; exit 1")
     monkeypatch.setattr(sys, "argv", ["install", str(tmp_path)])
     assert install.main() == 1
-    assert "run the same command again" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "collecting\nno space left\n" in told
+    assert "run the same command again" in told
+
+
+def test_pip_is_quiet_unless_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fake_program(tmp_path / "bin", "python", "echo collecting; echo a warning >&2")
+    monkeypatch.setattr(install, "driver_cuda_version", lambda: "")
+    monkeypatch.setattr(sys, "argv", ["install", str(tmp_path)])
+    assert install.main() == 0
+    out, err = capfd.readouterr()
+    assert out.startswith("installing .")
+    assert out.count("\n") == 1
+    assert err == ""
 
 
 def test_the_installer_needs_nothing_that_it_installs() -> None:

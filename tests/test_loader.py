@@ -3,6 +3,7 @@ import multiprocessing
 import pickle
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,20 @@ from hypothesis import strategies as st
 from batchjob.codes import STATUS
 from batchjob.data.sources import ImageIndex, index_images
 from batchjob.errors import UserError
+from batchjob.loader import chunks
 from batchjob.loader.loader import bottleneck
 from batchjob.loader.workers import sizing
 from batchjob.machine import choose_workers
 from tests.pictures import jpeg
 from tests.poison import good_rows, make_files, open_loader, read_alone, rows_of
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_waits() -> Iterator[None]:
+    """Files that are missing stay missing here: reading them again need not wait."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks, "RETRY_AFTER_S", (0.0, 0.0))
+        yield
 
 
 @pytest.fixture(scope="module")

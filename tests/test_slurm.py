@@ -9,53 +9,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import xarray
-from PIL import Image
 
 from batchjob.store import lifecycle as store
 from tests.conftest import ROOT
 from tests.slurm_jobs import CLUSTER, FLAGS, OPTIONS, PARTITIONS, Job, on_slurm, sh, wait_until
 
 pytestmark = on_slurm
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(3)
-    for i in range(2 * PARTITIONS - 1):
-        Image.fromarray(rng.integers(0, 256, (40, 48, 3), np.uint8)).save(folder / f"{i:03d}.png")
-    (folder / "010.png").write_bytes(b"no image")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def calm(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that nothing happened to: one process, no Slurm."""
-    run = tmp_path_factory.mktemp("calm") / "run"
-    sh(sys.executable, "-m", "batchjob", "run", photos, run, *OPTIONS, *FLAGS)
-    return run
-
-
-@pytest.fixture
-def submit(cluster: Path, photos: Path, tmp_path: Path) -> Iterator[Callable[..., Job]]:
-    jobs: list[Job] = []
-
-    def call(**settings: Any) -> Job:
-        jobs.append(Job(photos, tmp_path / "run", **settings))
-        return jobs[-1]
-
-    yield call
-    for job in jobs:
-        sh("scancel", *job.ids.values(), check=False)
-        job.send(signal.SIGCONT)
-    wait_until("an empty queue", lambda: not sh("squeue", "-h"), 30)
 
 
 def test_four_tasks_on_two_nodes_give_the_store_of_one_process(submit: Callable[..., Job], calm: Path) -> None:
@@ -85,8 +50,14 @@ def test_a_wrong_option_fails_at_once_and_is_never_requeued(submit: Callable[...
     facts = job.facts()
     assert (facts["ExitCode"], facts["Restarts"]) == ("2:0", "0")
     assert "--batch-size 'many' is no count" in job.log()
-    assert "not tried again" in job.log()
+    assert "the input is wrong (exit 2 on node1,node2), see above: not tried again" in job.log()
     wait_until("the report job to be dropped", lambda: job.state(job.report) == "CANCELLED")
+    status = sh(ROOT / "slurm" / "jobs.sh", "status", job.run, BATCHJOB_PYTHON=sys.executable)
+    assert f"label job {job.label}: FAILED (exit 2)" in status
+    dropped = (
+        f"report job {job.report}: dropped, since label (job {job.label}) ended FAILED; mend that and submit again"
+    )
+    assert dropped in status
 
 
 def test_submit_refuses_wrong_input_before_anything_is_queued(cluster: Path, tmp_path: Path) -> None:
@@ -136,7 +107,8 @@ def test_a_job_at_its_time_limit_saves_requeues_and_goes_on(submit: Callable[...
     wait_until("the requeue", lambda: job.facts()["Restarts"] == "1")
     sh("scontrol", "update", f"JobId={job.label}", "TimeLimit=10")
     job.check_equal(calm)
-    assert "back into the queue" in job.log()
+    assert "stopped with work left: back into the queue; what is published stays" in job.log()
+    assert "submit again" not in job.log()
 
 
 @pytest.mark.slow
@@ -216,10 +188,10 @@ def test_the_holes_of_a_dead_array_task_are_listed_and_filled_by_submitting_agai
 
 @pytest.mark.slow
 def test_fit_label_and_report_of_a_whole_dataset_follow_each_other_and_give_what_one_process_gives(
-    submit: Callable[..., Job], photos: Path, tmp_path: Path
+    submit: Callable[..., Job], slurm_photos: Path, tmp_path: Path
 ) -> None:
     scope = ["--scope", "dataset"]
-    sh(sys.executable, "-m", "batchjob", "run", photos, tmp_path / "calm", *OPTIONS, *scope, *FLAGS)
+    sh(sys.executable, "-m", "batchjob", "run", slurm_photos, tmp_path / "calm", *OPTIONS, *scope, *FLAGS)
     job = submit(options=scope, BATCHJOB_REPORT_VERBS="finish stats report")
     wait_until("the end of the fit", lambda: job.state(job.ids["fit"]) in {"COMPLETED", "FAILED", "CANCELLED"})
     assert job.state(job.ids["fit"]) == "COMPLETED", job.log("fit")

@@ -28,6 +28,7 @@ from batchjob.config import Runtime
 from batchjob.errors import UserError, WorkLeft
 from batchjob.job.opening import open_job
 from batchjob.job.progress import Progress
+from batchjob.job.read_rows import ReadRows
 from batchjob.loader.chunks import Range
 from batchjob.loader.loader import Batch
 from batchjob.machine import choose_device, total_memory_bytes
@@ -87,6 +88,15 @@ class SampledRows:
         own = maps.cls[source] if self._kind.queries == "cls" else maps.rows[source, :, place]
         return renormalise(own[:, :, None], None if mask is None else mask[source])[:, :, 0]
 
+    def take(self, kept: ReadRows) -> int:
+        """Takes the rows that an earlier attempt kept; of how many partitions they are."""
+        done, self._filled = kept.load_into(self._x, self._numbers)
+        return done
+
+    def keep(self, kept: ReadRows, count: int, partitions: int) -> None:
+        """Keeps the first `count` rows, all of the first `partitions` partitions."""
+        kept.save(self._x[:, :, :count], self._numbers[:count], partitions)
+
     def problem(self, layer: int, head: int, group: Group) -> dataset.Problem:
         """The k-means of one layer and head, counted as in the plan; its rows are a view."""
         options, plan = self._plan.options, self._plan
@@ -127,7 +137,8 @@ def fit(
         tell(sentence)
         tell(f"fitting on {world} × {device}; engine {refiner.name}: {reason}")
         rows = SampledRows(plan, kind, sample, shares, device)
-        stopped = collect(run, plan, runtime, rows, shares, device=device, should_stop=should_stop, say=tell)
+        kept = ReadRows(run, f"{plan.digest} {sample}", rank, world)
+        stopped = collect(run, plan, runtime, rows, shares, kept=kept, device=device, should_stop=should_stop, say=tell)
         if group.largest(float(stopped)):
             raise WorkLeft(f"told to stop while {run} was read for the fit; go on with the same command")
         seen = int(sum(group.all(float(len(rows)))))
@@ -139,6 +150,7 @@ def fit(
         if rank == 0:
             stored.save(run, found)
             stored.drop_checkpoint(run)
+        kept.drop()
         group.barrier()  # nobody labels before the centroids are there
     return found
 
@@ -150,21 +162,35 @@ def collect(
     rows: SampledRows,
     shares: Sequence[Range],
     *,
+    kept: ReadRows,
     device: torch.device,
     should_stop: Callable[[], bool],
     say: Callable[[str], None],
 ) -> bool:
-    """Streams this process's images through the model into `rows`; True where it was told to stop before the end."""
-    progress = Progress(sum(stop - start for start, stop in shares), what="rows for the fit")
-    with open_job(
-        run, plan, runtime, shares, device=device, progress=progress, should_stop=should_stop, say=say
-    ) as job:
+    """Streams this process's images through the model into `rows`; True where it was told to stop before the end.
+
+    What an earlier attempt read and `kept` is not read again.
+    """
+    done = rows.take(kept)
+    if done:
+        say(f"going on after {done} of {len(shares)} partitions of the first process, read by an earlier attempt")
+    if done == len(shares):
+        return False
+    left = shares[done:]
+    progress = Progress(sum(stop - start for start, stop in left), what="rows for the fit")
+    whole = len(rows)  # up to the end of a partition
+    with open_job(run, plan, runtime, left, device=device, progress=progress, should_stop=should_stop, say=say) as job:
         try:
-            for share in shares:
+            for share in left:
                 for batch in job.batches(share):
                     rows.add(batch, job.extract(batch.pixels))
+                done, whole = done + 1, len(rows)
+                if kept.is_due():
+                    rows.keep(kept, whole, done)
         except WorkLeft:
+            rows.keep(kept, whole, done)
             return True
+    rows.keep(kept, whole, done)
     return False
 
 

@@ -3,6 +3,7 @@
 import os
 import socket
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from batchjob.errors import WorkLeft
 from batchjob.job.buffers import Buffers, Failure
 from batchjob.job.clusters import FindClusters, choose_engine, forecast, open_clusterer
 from batchjob.job.opening import Job, open_job
+from batchjob.job.presence import describe_failures, is_a_loss_of_data, may_pass, raise_for_absence
 from batchjob.job.progress import Progress
 from batchjob.job.scores import Scorer
 from batchjob.launch.progress import SharedProgress
@@ -45,6 +47,7 @@ def label(
     score = Scorer(plan, run, device)
     progress = Progress(plan.row_count, shared.done if shared else 0, shared=shared)
     ranges = [plan.rows_of(partition) for partition in partitions]
+    failed, lost = Counter[str](), dict[int, str]()
     with (
         Writer(run, plan) as writer,
         open_job(
@@ -57,6 +60,13 @@ def label(
             except WorkLeft:
                 writer.release(partition)
                 raise
+            start, stop = plan.rows_of(partition)
+            if is_a_loss_of_data(failures, stop - start, runtime.max_failures):
+                writer.release(partition)
+                raise_for_absence(job.index)
+                lost[partition] = f"{may_pass(failures)} of {stop - start} images of partition {partition}"
+                continue
+            failed.update(cause for _, cause, _ in failures)
             with job.stages("store"):
                 writer.write(partition, arrays, failures)
     say(job.stages.summary())
@@ -69,6 +79,13 @@ def label(
         engine=engine,
         start_s=job.start_s,
     )
+    if failed:
+        say(describe_failures(failed, job.stages.images, retry=f"batchjob run {plan.data} {run} --retry-failed"))
+    if lost:
+        raise WorkLeft(
+            f"not published: {'; '.join(list(lost.values())[:3])} can't be read now ({len(lost)} partitions); bring "
+            "DATA back and run the same command again, or, if they are gone for good, with a greater --max-failures"
+        )
 
 
 def compute(

@@ -13,6 +13,7 @@ from batchjob.config import Runtime
 from batchjob.data.index import ImageIndex
 from batchjob.errors import WorkLeft
 from batchjob.job.memory import HalvingGuard, choose_batch_size
+from batchjob.job.presence import raise_for_absence
 from batchjob.job.progress import Progress, Stages
 from batchjob.loader.chunks import Range
 from batchjob.loader.loader import Batch, Loader
@@ -68,10 +69,12 @@ def open_job(
 ) -> Iterator[Job]:
     """Opens the images, in these `ranges` of rows, and the model; closes the workers at the end.
 
-    `say` gets a line for each choice. Raises UserError where DATA or the weights are gone, or nothing fits the device.
+    `say` gets a line for each choice. Raises UserError where the weights are gone or nothing fits the device, WorkLeft
+    where DATA can't be seen.
     """
     began = time.monotonic()
     index = ImageIndex.load(run / "index")
+    raise_for_absence(index)
     batch_size, reason = choose_batch_size(runtime.batch_size, plan, device)
     say(f"batch size {batch_size}: {reason}")
     with _open_loader(plan, index, runtime, batch_size, device) as loader:

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,8 @@ from batchjob.loader import jpeg
 from batchjob.loader.shared_pixels import PixelPool
 
 Range = tuple[int, int]  # rows [start, stop)
+RETRIED = ("missing", "unreadable")  # causes that a network disk may take back
+RETRY_AFTER_S = (0.05, 0.25)
 
 
 @dataclass(slots=True)
@@ -61,16 +64,29 @@ class Rows(Dataset[Chunk]):
             np.zeros(count, np.int32),
             np.zeros(count, np.int32),
         )
-        for i in range(count):
-            try:
-                self._mark(start + i)
-                self._fill(chunk, i)
-            except ReadFailure as failure:
-                self._pool.pixels[slot, i] = 0
-                chunk.status[i] = STATUS[failure.cause]
-                chunk.failures.append((start + i, failure.cause, failure.message))
+        failed = self._fill_all(chunk, range(count))
+        for wait_s in RETRY_AFTER_S:  # a network disk that is gone for a moment; all of a chunk wait together
+            again = [i for i, failure in failed.items() if failure.cause in RETRIED and start + i not in self._given_up]
+            if again:
+                time.sleep(wait_s)
+                failed = {i: f for i, f in failed.items() if i not in again} | self._fill_all(chunk, again)
+        for i, failure in sorted(failed.items()):
+            self._pool.pixels[slot, i] = 0
+            chunk.status[i] = STATUS[failure.cause]
+            chunk.failures.append((start + i, failure.cause, failure.message))
         self._mark(-1)
         return chunk
+
+    def _fill_all(self, chunk: Chunk, places: Iterable[int]) -> dict[int, ReadFailure]:
+        """Fills these places of a chunk; the failures by place."""
+        failed = {}
+        for i in places:
+            try:
+                self._mark(chunk.start + i)
+                self._fill(chunk, i)
+            except ReadFailure as failure:
+                failed[i] = failure
+        return failed
 
     def _fill(self, chunk: Chunk, i: int) -> None:
         recipe, row = self._recipe, chunk.start + i

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from batchjob.errors import UserError
-from batchjob.model import network, probe, weights, wheels
+from batchjob.files import sha256_of
+from batchjob.model import network, probe, weights
 from batchjob.model import sdpa_tap as taps
 from batchjob.model.describe import DEFAULT_PX, Model, choose_input_px
 from batchjob.plan import ModelSpec
@@ -35,7 +36,7 @@ def name_and_weights(net: nn.Module) -> tuple[str, str]:
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{name}.part{os.getpid()}"
     save_file({key: value.detach().cpu().contiguous().clone() for key, value in net.state_dict().items()}, part)
-    path = folder / f"{name}-{wheels.sha256_of(part)[:16]}.safetensors"
+    path = folder / f"{name}-{sha256_of(part)[:16]}.safetensors"
     part.replace(path)
     tag = known.get("tag") or ""
     return (f"{name}.{tag}" if tag else name), str(path)

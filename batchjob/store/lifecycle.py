@@ -8,7 +8,7 @@ import os
 import shutil
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -152,6 +152,19 @@ def forget(run: Path, damages: Sequence[Damage]) -> None:
         for damage in damages:
             if damage.partition < 0 and not (run / damage.path).is_dir():
                 (run / damage.path).unlink(missing_ok=True)
+
+
+def forget_failures(run: Path, causes: Collection[str]) -> int:
+    """The partitions with an image that failed for one of `causes` count as missing from now on; how many images."""
+    found = 0
+    with clear_disk_errors(run, f"cannot mark failed images in {run}"):
+        for partition in published(run):
+            marker = read_marker(run, partition)
+            own = sum(cause in causes for _, cause, _ in marker["failures"]) if marker else 0
+            if own:
+                unpublish(run, partition)
+            found += own
+    return found
 
 
 def finish(run: Path) -> Finished:

@@ -1,0 +1,84 @@
+"""RUN/fit/rows-RANK-of-WORLD.bin: the rows that a process of a fit has read, so that another attempt need not."""
+
+import os
+import time
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from batchjob.errors import UserError
+
+EVERY_S = 120.0
+MOST_SHARE = 0.05  # of the time may go into writing
+
+
+@dataclass(slots=True)
+class ReadRows:
+    """Keeps rows [L, H, n, D] and their numbers [n] on disk, with how many of a process's partitions they are of.
+
+    `key` says what they depend on; rows of another key are not taken.
+    """
+
+    run: Path
+    key: str
+    rank: int
+    world: int
+    _last: float = field(default_factory=time.monotonic)
+    _cost_s: float = 0.0
+
+    @property
+    def path(self) -> Path:
+        return self.run / "fit" / f"rows-{self.rank}-of-{self.world}.bin"
+
+    def is_due(self) -> bool:
+        """Whether it is time to save: every two minutes, more seldom where that takes long."""
+        return time.monotonic() - self._last > max(EVERY_S, self._cost_s / MOST_SHARE)
+
+    def save(self, x: torch.Tensor, numbers: torch.Tensor, partitions: int) -> None:
+        """Writes the file whole or not at all. Raises UserError where it can't."""
+        began = time.monotonic()
+        part = self.path.with_suffix(f".part{os.getpid()}")
+        try:
+            part.parent.mkdir(exist_ok=True)
+            with part.open("wb") as file:
+                np.save(file, np.array([self.key, str(partitions), str(x.shape[2])]))
+                checksum = 0
+                for values in (numbers, *x.flatten(0, 1)):  # one head at a time: a copy of all may not fit the host
+                    on_host = np.ascontiguousarray(values.cpu().numpy())
+                    checksum = zlib.crc32(on_host.data, checksum)
+                    np.save(file, on_host)
+                np.save(file, np.array(checksum, np.uint32))
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(self.path)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise UserError(f"{part} can't be written: {error.strerror}; make room, or give another RUN") from error
+        self._last = time.monotonic()
+        self._cost_s = self._last - began
+
+    def load_into(self, x: torch.Tensor, numbers: torch.Tensor) -> tuple[int, int]:
+        """(partitions, rows) that were read before and now are in `x` and `numbers`; (0, 0) where none were."""
+        try:
+            with self.path.open("rb") as file:
+                key, partitions, count = (str(v) for v in np.load(file))
+                if key != self.key or int(count) > x.shape[2]:
+                    return 0, 0
+                checksum = 0
+                for target in (numbers, *x.flatten(0, 1)):
+                    values = np.load(file)
+                    checksum = zlib.crc32(values.data, checksum)
+                    target[: int(count)] = torch.from_numpy(values)
+                is_whole = int(np.load(file)) == checksum
+        except FileNotFoundError:
+            return 0, 0
+        except (OSError, ValueError, EOFError):  # read again
+            return 0, 0
+        return (int(partitions), int(count)) if is_whole else (0, 0)
+
+    def drop(self) -> None:
+        """Removes the rows of a fit that is finished."""
+        self.path.unlink(missing_ok=True)
