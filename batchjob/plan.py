@@ -105,6 +105,7 @@ class Plan:
     kept_rows: tuple[int, ...]  # images whose attention rows are stored
     index_sha256: str
     versions: dict[str, str]
+    categories: dict[str, str] = dataclasses.field(default_factory=dict)  # names by number, of the annotations
 
     @property
     def geometry(self) -> Geometry:

@@ -79,7 +79,7 @@ def compute(
     out, stages = Buffers(job.plan, partition), job.stages
     score.partition_sums()  # of a call that ran out of memory
     for batch in job.batches(job.plan.rows_of(partition)):
-        out.put_images(batch)
+        out.put_images(batch, job.instances)
         for layer, maps in enumerate(stages.timed("model", job.extract(batch.pixels))):
             rows = renormalise(maps.rows, batch.mask)  # float32 [B, H, P, P]
             with stages("clustering"):

@@ -11,6 +11,7 @@ import torch
 
 from batchjob.config import Runtime
 from batchjob.data.index import ImageIndex
+from batchjob.data.instances import GridInstances
 from batchjob.errors import WorkLeft
 from batchjob.job.memory import HalvingGuard, choose_batch_size
 from batchjob.job.progress import Progress, Stages
@@ -30,6 +31,7 @@ class Job:
     plan: Plan
     device: torch.device
     index: ImageIndex
+    instances: GridInstances | None  # with annotations
     batch_size: int  # images of one forward pass
     loader: Loader
     extract: Extractor
@@ -72,6 +74,7 @@ def open_job(
     """
     began = time.monotonic()
     index = ImageIndex.load(run / "index")
+    instances = GridInstances.load(run / "index") if plan.annotations else None
     batch_size, reason = choose_batch_size(runtime.batch_size, plan, device)
     say(f"batch size {batch_size}: {reason}")
     with _open_loader(plan, index, runtime, batch_size, device) as loader:
@@ -85,7 +88,7 @@ def open_job(
         guard = HalvingGuard(say)
         with progress:
             yield Job(
-                plan, device, index, batch_size, loader, extract, progress, guard, should_stop, start_s
+                plan, device, index, instances, batch_size, loader, extract, progress, guard, should_stop, start_s
             )  # fmt: skip
 
 

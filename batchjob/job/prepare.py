@@ -1,14 +1,12 @@
 """DATA and options → a planned run on disk: everything is looked up and checked before any work."""
 
 import csv
-import functools
 import hashlib
 import io
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +23,7 @@ from batchjob.model.wheels import sha256_of
 from batchjob.plan import Plan
 
 if TYPE_CHECKING:
-    from batchjob.data.annotations import Annotations
+    from batchjob.data.instances import GridInstances
     from batchjob.data.sources import ImageIndex
 
 
@@ -64,13 +62,17 @@ def prepare(data: str, run: Path, options: Options, *, say: Callable[[str], None
     geometry = plans.geometry_of(spec, options)
     if options.scope == "dataset":
         sample_rows.check_rows(options, geometry.grid, len(index))
-    known = coco.open_annotations(annotations) if annotations else None
-    k, kept = read_k(options, index, known, geometry), kept_rows(options.keep_maps, index)
-    instances = None
-    if "pairs" in options.score_groups:
-        if known is None:
-            raise UserError("--scores pairs needs masks, and the data has none; give --annotations FILE")
-        instances = find_instances(known, [index.id(row) for row in range(len(index))], geometry)
+    needs = ["--k instances"] * (options.k == "instances") + ["--scores pairs"] * ("pairs" in options.score_groups)
+    if needs and not annotations:
+        raise UserError(f"{needs[0]} needs masks, and the data has none; give --annotations FILE")
+    instances, categories = None, {}
+    if annotations:
+        known = coco.open_annotations(annotations).join(index.ids(), data)
+        for line in known.remarks():
+            say(line)
+        categories = {str(number): name for number, name in sorted(known.categories.items())}
+        instances = find_instances(known, index.ids(), geometry, needs_sizes=bool(needs))
+    k, kept = read_k(options, index, instances, geometry), kept_rows(options.keep_maps, index)
     try:
         run.mkdir(parents=True, exist_ok=True)
         index.save(run / "index")
@@ -91,6 +93,7 @@ def prepare(data: str, run: Path, options: Options, *, say: Callable[[str], None
             kept_rows=kept,
             index_sha256=_sha256_of_folder(run / "index"),
             versions=plans.versions(),
+            categories=categories,
         )
         store.create(run, plan, index)
         plans.save(plan, run)
@@ -184,11 +187,11 @@ def kept_rows(asked: str, index: "ImageIndex") -> tuple[int, ...]:
 
 
 def read_k(
-    options: Options, index: "ImageIndex", annotations: "Annotations | None", geometry: Geometry
+    options: Options, index: "ImageIndex", instances: "GridInstances | None", geometry: Geometry
 ) -> NDArray[np.uint8]:
     """uint8 [rows]: k of every image for a number, `instances` or a CSV; 0 where a rule finds it while labelling.
 
-    Raises UserError for a k above the number of patches, a bad CSV, or `instances` without annotations.
+    Raises UserError for a k above the number of patches, or a bad CSV.
     """
     patches = geometry.grid[0] * geometry.grid[1]
     if options.k.lstrip("+-").isdigit():
@@ -196,41 +199,13 @@ def read_k(
             raise UserError(f"--k {options.k} is more than the {patches} patches of an image; give 1 to {patches}")
         return np.full(len(index), int(options.k), np.uint8)
     if options.k == "instances":
-        if annotations is None:
-            raise UserError("--k instances needs masks, and the data has none; give --annotations FILE")
-        return count_instances(annotations, [index.id(row) for row in range(len(index))], geometry)
+        from batchjob.data.annotations import k_instances
+
+        assert instances is not None
+        return np.array([k_instances(owner) for owner in instances.owner], np.uint8)
     if options.k in K_RULES:
         return np.zeros(len(index), np.uint8)
     return _k_from_csv(options.k, index, patches)
-
-
-def count_instances(annotations: "Annotations", ids: Sequence[str], geometry: Geometry) -> NDArray[np.uint8]:
-    """uint8 [images]: 1 + the instances that own at least 2 patches, clipped to [2, 16]; 2 without annotations.
-
-    The sizes are the annotations' own: no image is opened. Above a thousand images all cores share the work.
-    """
-    work = functools.partial(_count_one, geometry=geometry)
-    images = [annotations.image(name) for name in ids]
-    if len(images) < 1000:
-        return np.array([work(image) for image in images], np.uint8)
-    from tqdm import tqdm
-
-    with ProcessPoolExecutor() as pool:
-        counts = pool.map(work, images, chunksize=64)
-        return np.array(list(tqdm(counts, total=len(images), desc="instances", unit="image")), np.uint8)
-
-
-def _count_one(image: Any, geometry: Geometry) -> int:
-    from batchjob.data.annotations import instances_on_grid, k_instances
-
-    if image is None or (not image.instances and not image.voc_objects):
-        return 2
-    height, width = image.height, image.width
-    if not height or not width:
-        raise UserError(
-            f"--k instances: the annotations do not say how large {image.key!r} is; add its width and height"
-        )
-    return k_instances(instances_on_grid(image, geometry, height, width).owner)
 
 
 def _k_from_csv(path_text: str, index: "ImageIndex", patches: int) -> NDArray[np.uint8]:
