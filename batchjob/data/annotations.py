@@ -288,9 +288,7 @@ def _pool(
     return np.rint(covered.ravel() / area * COVERAGE_STEPS) / COVERAGE_STEPS, box
 
 
-def _to_input(
-    box: Box, geometry: Geometry, height: int, width: int
-) -> Box:
+def _to_input(box: Box, geometry: Geometry, height: int, width: int) -> Box:
     left, top, right, bottom = geometry.source_box(height, width)
     content_height, content_width = geometry.content_size(height, width)
     x = (np.array([box[0], box[2]]) - left) * content_width / (right - left)
@@ -299,9 +297,7 @@ def _to_input(
     return float(x[0]), float(y[0]), float(x[1]), float(y[1])
 
 
-def _masks(
-    ann: ImageAnnotations, height: int, width: int
-) -> Iterator[tuple[int, int, Box | None, NDArray[np.uint8]]]:
+def _masks(ann: ImageAnnotations, height: int, width: int) -> Iterator[tuple[int, int, Box | None, NDArray[np.uint8]]]:
     """(number in the image, category, box, mask uint8 [height, width]) of those that cover a pixel, without crowds."""
     if ann.voc_objects:
         for number, (category, mask) in enumerate(voc.masks(ann.voc_objects, ann.voc_classes)):

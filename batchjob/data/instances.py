@@ -36,7 +36,6 @@ class GridInstances:
         """What `save` wrote, mapped rather than read."""
         return cls(**{name: np.load(folder / f"instances_{name}.npy", mmap_mode="r") for name in cls.__slots__})
 
-
     def owners(self, row: int, size: tuple[int, int]) -> tuple[NDArray[np.int16], NDArray[np.int32]]:
         """int16 [P] and int32 [P]: which annotation owns each patch of an image, and its category; −1 = none.
 

@@ -91,13 +91,14 @@ def _match(
 
 def _refuse(own: list[int], others: list[int], names: tuple[Sequence[str], Sequence[str], str]) -> None:
     rows, keys, source = names
+    first, key = rows[own[0]], keys[others[0]]
     if len(others) > 1:
         raise UserError(
-            f"--annotations {source}: the image {rows[own[0]]!r} could be {keys[others[0]]!r} or {keys[others[1]]!r}; "
+            f"--annotations {source}: the image {first!r} could be {key!r} or {keys[others[1]]!r}; "
             "give every image one entry whose file_name says its folder"
         )
     raise UserError(
-        f"--annotations {source}: the entry {keys[others[0]]!r} could be the image {rows[own[0]]!r} or {rows[own[1]]!r}; "
+        f"--annotations {source}: the entry {key!r} could be the image {first!r} or {rows[own[1]]!r}; "
         "give file names with folders"
     )
 

@@ -54,7 +54,7 @@ Segment = Polygon | Rle | Painted
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One annotated object; it has no `segments` where its mask is missing or was left out, −1 where its category is."""
+    """One annotated object; without `segments` where its mask is left out, category −1 where that is."""
 
     category: int
     crowd: bool
