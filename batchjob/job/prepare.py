@@ -48,7 +48,9 @@ def prepare(data: str, run: Path, options: Options, *, say: Callable[[str], None
     spec = model.describe(options)
     layers, heads = model.resolve_layers(options.layers, spec), model.resolve_heads(options.heads, spec)
     found = weights.locate(options.model, options.weights, say=say)
-    trial = model.load_model(spec, weights.state_dict(found), precision="fp32", device="cpu")  # refuses wrong weights
+    trial = model.load_model(
+        spec, weights.state_dict(found, say=say), precision="fp32", device="cpu"
+    )  # refuses wrong weights
     index = sources.index_images(data, split=options.split, limit=options.limit, progress=True)
     precision, reason, is_for_gpu = choose_precision(options.precision)
     if options.precision == "auto":
