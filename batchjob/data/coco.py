@@ -47,6 +47,7 @@ class CocoFile:
     _offsets: Any = None  # bytes into the file
     _lengths: Any = None
     _stuff: frozenset[int] = frozenset()
+    _has_odd_numbers: bool = False
     _stamp: tuple[int, int] = (0, 0)
 
     def size(self, i: int) -> tuple[int, int]:
@@ -60,7 +61,10 @@ class CocoFile:
             return ()
         with open(self.path, "rb") as file:
             self._check_stamp(file.fileno())
-            parts = [os.pread(file.fileno(), int(self._lengths[s]), int(self._offsets[s])) for s in spans]
+            parts = [bytearray(os.pread(file.fileno(), int(self._lengths[s]), int(self._offsets[s]))) for s in spans]
+        if self._has_odd_numbers:  # as when the file was scanned
+            for part in parts:
+                _replace_numbers(part)
         return tuple(one for part in parts for one in self._read(part, i, Counter()))
 
     def _check_stamp(self, fd: int) -> None:
@@ -142,7 +146,7 @@ def scan(path: str, *, prefix: str = "") -> CocoFile:
 
 
 def _fill(into: CocoFile, data: mmap.mmap, prefix: str) -> None:
-    content = _parse(into.path, data)
+    content, into._has_odd_numbers = _parse(into.path, data)
     _read_categories(into, content.categories or [])
     entries = _read_images(into, content.images, prefix)
     base = np.frombuffer(data, np.uint8).__array_interface__["data"][0]
@@ -181,13 +185,16 @@ def _fill(into: CocoFile, data: mmap.mmap, prefix: str) -> None:
 _NOTHING = msgspec.Raw(b"null")
 
 
-def _parse(path: str, data: mmap.mmap) -> _Content:
-    """The three lists, their members still bytes. NaN and Infinity, which Python writes and JSON forbids, become texts
-    of the same length in this process's copy of the page: the annotation is then left out, not the file."""
+def _parse(path: str, data: mmap.mmap) -> tuple[_Content, bool]:
+    """The three lists, their members still bytes, and whether there was NaN.
+
+    NaN and Infinity, which Python writes and JSON forbids, become texts of the same length in this process's copy of
+    the page: the annotation is then left out, not the file.
+    """
     for retry in (True, False):
         try:
             start = len(_BOM) if data[:3] == _BOM else 0
-            return msgspec.json.decode(memoryview(data)[start:], type=_Content)
+            return msgspec.json.decode(memoryview(data)[start:], type=_Content), not retry
         except msgspec.ValidationError as error:
             name = next((n for n in ("images", "annotations") if n in str(error)), "images")
             raise UserError(f"--annotations {path} has no list of `{name}`; give a COCO instances JSON") from None
@@ -199,7 +206,7 @@ def _parse(path: str, data: mmap.mmap) -> _Content:
     raise AssertionError("two tries end in one of the above")
 
 
-def _replace_numbers(data: mmap.mmap) -> bool:
+def _replace_numbers(data: mmap.mmap | bytearray) -> bool:
     spans = [m.span() for m in _NOT_JSON.finditer(data) if m[0][:1] != b'"']
     for start, stop in spans:
         data[start:stop] = b'""'.ljust(stop - start)
@@ -269,8 +276,6 @@ def _decode(raw: Any) -> Annotation:
         return msgspec.json.decode(raw, type=Annotation)
     except msgspec.ValidationError:
         return read_loosely(msgspec.json.decode(raw))
-    except msgspec.DecodeError:  # NaN, when it is read again
-        raise Broken("a number that is not finite") from None
 
 
 def _segments(found: Any, height: int, width: int) -> tuple[Segment, ...]:
