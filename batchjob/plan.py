@@ -107,6 +107,7 @@ class Plan:
     kept_rows: tuple[int, ...]  # images whose attention rows are stored
     inputs: dict[str, str]  # path -> sha256 of what is read again: RUN/index, annotations
     versions: dict[str, str]
+    categories: dict[str, str] = dataclasses.field(default_factory=dict)  # names by number, of the annotations
 
     @property
     def geometry(self) -> Geometry:

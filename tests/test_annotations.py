@@ -200,7 +200,10 @@ def test_an_annotation_of_another_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="annotated at 4x4, the image is 5x4"):
         coco.instances_on_grid(image, GRID, 5, 4)
     odd = [{"segmentation": {"size": [4, 5], "counts": [0, 20]}}]
-    assert not only(write_coco(tmp_path / "b.json", odd)).fits(4, 4)  # the RLE's own size counts too
+    unsized = [{"id": 1, "file_name": "a.jpg"}]
+    assert not only(write_coco(tmp_path / "b.json", odd, unsized)).fits(4, 4)  # then the RLE's own size counts
+    other = coco.open_annotations(write_coco(tmp_path / "c.json", odd))
+    assert dict(other.left_out) == {"an RLE of another size than its image": 1}
 
 
 def test_a_size_that_no_file_says_is_an_error(tmp_path: Path) -> None:
@@ -210,20 +213,22 @@ def test_a_size_that_no_file_says_is_an_error(tmp_path: Path) -> None:
         _ = only(write_coco(tmp_path / "b.json", [{"segmentation": segmentation("polygon")}], images)).size
 
 
-def test_images_are_found_by_path_file_name_stem_and_id(tmp_path: Path) -> None:
+def test_images_are_found_by_path_file_name_and_stem_but_not_by_id(tmp_path: Path) -> None:
     images = [
         {"id": "seven", "file_name": "val2017/000007.jpg", "height": 4, "width": 4},
         {"id": 8, "file_name": "x/same.jpg", "height": 4, "width": 4},
         {"id": 9, "file_name": "y/same.jpg", "height": 4, "width": 4},
     ]
     found = coco.open_annotations(write_coco(tmp_path / "a.json", [{"image_id": "seven"}], images))
-    for name in ("val2017/000007.jpg", "root/val2017/000007.jpg", "elsewhere/000007.png", "shard.tar/000007", "seven"):
+    for name in ("val2017/000007.jpg", "root/val2017/000007.jpg", "elsewhere/000007.png", "shard.tar/000007"):
         image = found.image(name)
         assert image is not None, name
         assert len(image.instances) == 1
     assert found.image("x/same.jpg") is not None
-    assert found.image("z/same.jpg") is None  # two have that name: neither is taken
+    assert found.image("seven") is None  # an id is nobody's name
     assert found.image("000008.jpg") is None
+    with pytest.raises(UserError, match=r"'z/same.jpg' could be 'x/same.jpg' or 'y/same.jpg'"):
+        found.image("z/same.jpg")
     assert found.categories == {1: "cat", 2: "empty"}
 
 
@@ -239,7 +244,8 @@ def test_annotations_without_a_mask_are_instances_that_own_nothing(tmp_path: Pat
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is no JSON"),
+        ("{", "is not JSON"),
+        ("", "is not JSON"),
         ("[]", "has no list of `images`"),
         ('{"images": []}', "has no list of `annotations`"),
         ('{"images": [], "annotations": []}', "annotates no image"),

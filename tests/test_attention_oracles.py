@@ -3,7 +3,7 @@
 import functools
 import re
 import sys
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -15,131 +15,33 @@ from torch import Tensor, nn
 
 from batchjob.config import Options
 from batchjob.model.attention import Extractor
+from batchjob.model.checkpoints import read_checkpoint
 from batchjob.model.describe import Model, describe, load_model, resolve_heads, resolve_layers
 from tests.networks import make_pixels
 
 DEPTH, WIDTH, HEADS = 3, 192, 3
 SMALL = {"hidden_size": WIDTH, "num_hidden_layers": DEPTH, "num_attention_heads": HEADS, "intermediate_size": 768}
-BLOCK = re.compile(r"^(?:model\.|encoder\.)?layers?\.(\d+)\.(.*)$")
-INSIDE = {
-    "layernorm_before": "norm1",
-    "layernorm_after": "norm2",
-    "layer_norm1": "norm1",
-    "layer_norm2": "norm2",
-    "attention.o_proj": "attn.proj",
-    "self_attn.out_proj": "attn.proj",
-    "mlp.up_proj": "mlp.fc1",
-    "mlp.down_proj": "mlp.fc2",
-}
-
-
-def in_timms_names(theirs: nn.Module) -> dict[str, Tensor]:
-    """The weights of a Hugging Face vision transformer as timm names them: q, k, v stacked, embeddings renamed."""
-    state = dict(theirs.state_dict())
-    ours: dict[str, Tensor] = {}
-    stacked: dict[tuple[str, str], dict[str, Tensor]] = {}
-    for name, value in state.items():
-        match = BLOCK.match(name)
-        if not match:
-            continue
-        prefix, inside = f"blocks.{match[1]}", match[2]
-        if part := re.search(r"([qkv])_proj\.(weight|bias)$", inside):
-            stacked.setdefault((prefix, part[2]), {})[part[1]] = value
-            continue
-        for theirs_inside, ours_inside in INSIDE.items():
-            inside = inside.replace(theirs_inside, ours_inside)
-        ours[f"{prefix}.{inside}"] = value
-    for (prefix, kind), parts in stacked.items():
-        if len(parts) == 3:
-            ours[f"{prefix}.attn.qkv.{kind}"] = torch.cat([parts["q"], parts["k"], parts["v"]])
-        else:  # DINOv3 has no bias on its keys
-            ours |= {f"{prefix}.attn.{letter}_bias": value for letter, value in parts.items()}
-    return ours
-
-
-def vit_names(theirs: nn.Module) -> dict[str, Tensor]:
-    state, ours = theirs.state_dict(), in_timms_names(theirs)
-    ours["cls_token"] = state["embeddings.cls_token"]
-    ours["pos_embed"] = state["embeddings.position_embeddings"]
-    for kind in ("weight", "bias"):
-        ours[f"patch_embed.proj.{kind}"] = state[f"embeddings.patch_embeddings.projection.{kind}"]
-        ours[f"norm.{kind}"] = state[f"layernorm.{kind}"]
-    return ours
-
-
-def dinov2_names(theirs: nn.Module) -> dict[str, Tensor]:
-    ours = vit_names(theirs)
-    return {re.sub(r"layer_scale(\d)\.lambda1", r"ls\1.gamma", name): value for name, value in ours.items()}
-
-
-def register_names(theirs: nn.Module) -> dict[str, Tensor]:
-    ours = dinov2_names(theirs)  # timm keeps the CLS token's position in the token, registers have none
-    ours["cls_token"] = ours["cls_token"] + ours["pos_embed"][:, :1]
-    ours["pos_embed"] = ours["pos_embed"][:, 1:]
-    ours["reg_token"] = theirs.state_dict()["embeddings.register_tokens"]
-    return ours
-
-
-def dinov3_names(theirs: nn.Module) -> dict[str, Tensor]:
-    state, ours = theirs.state_dict(), in_timms_names(theirs)
-    ours = {re.sub(r"layer_scale(\d)\.lambda1", r"gamma_\1", name): value for name, value in ours.items()}
-    ours["cls_token"], ours["reg_token"] = state["embeddings.cls_token"], state["embeddings.register_tokens"]
-    for kind in ("weight", "bias"):
-        ours[f"patch_embed.proj.{kind}"] = state[f"embeddings.patch_embeddings.{kind}"]
-        ours[f"norm.{kind}"] = state[f"norm.{kind}"]
-    return ours
-
-
-def clip_names(theirs: nn.Module) -> dict[str, Tensor]:
-    state, ours = theirs.state_dict(), in_timms_names(theirs)
-    ours["cls_token"] = state["embeddings.class_embedding"].view(1, 1, -1)
-    ours["pos_embed"] = state["embeddings.position_embedding.weight"][None]
-    ours["patch_embed.proj.weight"] = state["embeddings.patch_embedding.weight"]
-    for kind in ("weight", "bias"):
-        ours[f"norm_pre.{kind}"] = state[f"pre_layrnorm.{kind}"]
-        ours[f"norm.{kind}"] = state[f"post_layernorm.{kind}"]
-    return ours
-
-
-def siglip_names(theirs: nn.Module) -> dict[str, Tensor]:
-    state, ours = theirs.state_dict(), in_timms_names(theirs)
-    ours["pos_embed"] = state["embeddings.position_embedding.weight"][None]
-    for kind in ("weight", "bias"):
-        ours[f"patch_embed.proj.{kind}"] = state[f"embeddings.patch_embedding.{kind}"]
-        ours[f"norm.{kind}"] = state[f"post_layernorm.{kind}"]
-    return ours
-
-
-Names = Callable[[nn.Module], dict[str, Tensor]]
-# family, timm name, configuration, rename, image size, patch size
-ORACLES: dict[str, tuple[str, str, str, Names, tuple[int, int], int]] = {
-    "vit": ("vit_tiny_patch16_224", "ViTConfig", "ViTModel", vit_names, (64, 64), 16),
-    "vit_mae": ("vit_base_patch16_224.mae", "ViTMAEConfig", "ViTMAEModel", vit_names, (64, 64), 16),
-    "dinov2": ("vit_small_patch14_dinov2", "Dinov2Config", "Dinov2Model", dinov2_names, (56, 56), 14),
+# family, timm name, configuration, network, image size, patch size
+ORACLES: dict[str, tuple[str, str, str, tuple[int, int], int]] = {
+    "vit": ("vit_tiny_patch16_224", "ViTConfig", "ViTModel", (64, 64), 16),
+    "vit_mae": ("vit_base_patch16_224.mae", "ViTMAEConfig", "ViTMAEModel", (64, 64), 16),
+    "dinov2": ("vit_small_patch14_dinov2", "Dinov2Config", "Dinov2Model", (56, 56), 14),
     "dinov2_registers": (
         "vit_small_patch14_reg4_dinov2",
         "Dinov2WithRegistersConfig",
         "Dinov2WithRegistersModel",
-        register_names,
         (56, 56),
         14,
     ),
-    "dinov3": ("vit_small_patch16_dinov3_qkvb", "DINOv3ViTConfig", "DINOv3ViTModel", dinov3_names, (64, 96), 16),
-    "siglip": (
-        "vit_base_patch16_siglip_gap_224",
-        "SiglipVisionConfig",
-        "SiglipVisionModel",
-        siglip_names,
-        (64, 64),
-        16,
-    ),
-    "clip": ("vit_base_patch16_clip_224", "CLIPVisionConfig", "CLIPVisionModel", clip_names, (64, 64), 16),
+    "dinov3": ("vit_small_patch16_dinov3_qkvb", "DINOv3ViTConfig", "DINOv3ViTModel", (64, 96), 16),
+    "siglip": ("vit_base_patch16_siglip_gap_224", "SiglipVisionConfig", "SiglipVisionModel", (64, 64), 16),
+    "clip": ("vit_base_patch16_clip_224", "CLIPVisionConfig", "CLIPVisionModel", (64, 64), 16),
 }
 
 
 def their_model(family: str) -> nn.Module:
     """The Hugging Face model with eager attention and random weights, of which none is at a value it starts from."""
-    name, config, network, _, size, patch = ORACLES[family]
+    name, config, network, size, patch = ORACLES[family]
     extra: dict[str, Any] = {"mask_ratio": 0.0} if family == "vit_mae" else {}
     extra |= {"num_register_tokens": 4} if family in ("dinov3", "dinov2_registers") else {}
     extra |= {"hidden_act": "gelu"} if family == "clip" else {}
@@ -157,18 +59,21 @@ def their_model(family: str) -> nn.Module:
     return theirs
 
 
-def our_model(family: str, theirs: nn.Module) -> Model:
-    name, _, _, rename, size, _ = ORACLES[family]
+def our_model(family: str, theirs: Any, folder: Path) -> Model:
+    """Ours with the weights as they published them: saved by their code, read by ours."""
+    theirs.save_pretrained(folder)
+    state, _ = read_checkpoint(folder / "model.safetensors")
+    name, _, _, size, _ = ORACLES[family]
     create = functools.partial(timm.create_model, depth=DEPTH, embed_dim=WIDTH, num_heads=HEADS)
     with mock.patch.object(timm, "create_model", create):
         spec = describe(Options(model=name, image_size="{}x{}".format(*size)))
-        return load_model(spec, rename(theirs), precision="fp32", device="cpu")
+        return load_model(spec, state, precision="fp32", device="cpu")
 
 
 @pytest.mark.parametrize("family", ORACLES)
-def test_maps_equal_those_of_transformers_with_the_same_weights(family: str) -> None:
+def test_maps_equal_those_of_transformers_with_the_same_weights(family: str, tmp_path: Path) -> None:
     theirs = their_model(family)
-    ours = our_model(family, theirs)
+    ours = our_model(family, theirs, tmp_path)
     pixels = make_pixels(ours)
     spec = ours.spec
     inputs: dict[str, Any] = {"pixel_values": ours.normalise(pixels)}
@@ -228,9 +133,9 @@ def their_vectors(theirs: nn.Module, inputs: dict[str, Any]) -> dict[str, list[T
 
 
 @pytest.mark.parametrize("family", ["vit", "dinov2_registers", "dinov3", "clip", "siglip"])
-def test_queries_keys_values_and_tokens_equal_those_of_transformers(family: str) -> None:
+def test_queries_keys_values_and_tokens_equal_those_of_transformers(family: str, tmp_path: Path) -> None:
     theirs = their_model(family)
-    ours = our_model(family, theirs)
+    ours = our_model(family, theirs, tmp_path)
     pixels, spec = make_pixels(ours), ours.spec
     expected = their_vectors(theirs, {"pixel_values": ours.normalise(pixels)})
     layers, heads = resolve_layers("all", spec), resolve_heads("all", spec)

@@ -404,3 +404,13 @@ def test_a_photo_above_the_kept_memory_is_decoded_all_the_same(monkeypatch):
     data = jpeg(80, 60)
     apart = decode(data, SQUARE, FILL).pixels.astype(int) - decode(data, SQUARE, FILL, accelerate=fast_jpeg).pixels
     assert np.abs(apart).max() <= 2
+
+
+def test_a_kind_of_image_that_is_not_read_is_not_called_damaged() -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (40, 40)).save(file, "BMP")
+    data = bytearray(file.getvalue())
+    data[30:34] = (9).to_bytes(4, "little")  # a compression that no reader knows
+    with pytest.raises(ReadFailure, match="format that is not read: Unsupported BMP compression") as error:
+        decode(bytes(data), Geometry(32, 32, 16, 16), (0, 0, 0))
+    assert error.value.cause == "not_an_image"

@@ -269,7 +269,7 @@ def test_equal_names_in_other_folders_are_rows_of_their_own_and_equal_ids_are_re
     with pytest.raises(UserError, match=r"in one of them .xNN are the characters, in the other a byte"):
         index_images(str(tmp_path / "raw"))
     (tmp_path / "l.txt").write_text("a/x.png\na/x.png\n")
-    with pytest.raises(UserError, match="given to two images"):
+    with pytest.raises(UserError, match="is named twice"):
         index_images(str(tmp_path / "l.txt"))
 
 
@@ -374,3 +374,66 @@ def test_a_million_files_are_planned_in_little_memory(tmp_path):
     assert len(index) == 1_000_000
     assert peak < 150e6
     assert index.id(999_999) == "0999/000000000999.jpg"
+
+
+def write_list(folder: Path, name: str, text: str, encoding: str = "utf-8") -> str:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_bytes(text.encode(encoding))
+    return str(folder / name)
+
+
+def test_a_list_that_is_not_utf_8_text_is_one_line_with_the_place(tmp_path: Path) -> None:
+    for name, encoding in (("utf16.txt", "utf-16"), ("utf16.csv", "utf-16-le")):
+        with pytest.raises(UserError, match=r"line 1 of .* holds NUL: it is not UTF-8 text"):
+            index_images(write_list(tmp_path, name, "path\nimgs/0.jpg\n", encoding))
+    with pytest.raises(UserError, match=r"line 3 of .*nul.csv' holds NUL"):
+        index_images(write_list(tmp_path, "nul.csv", "path\na.jpg\nb\0.jpg\n"))
+
+
+def test_long_fields_beside_the_path_are_read_over(tmp_path: Path) -> None:
+    rows = 'path,rle\na.jpg,"' + "1 2 " * 22000 + '"\nb.jpg,"' + "1 2 " * 34000 + '"\n'
+    assert index_images(write_list(tmp_path, "big.csv", rows)).ids() == ["a.jpg", "b.jpg"]
+
+
+def test_a_quote_that_is_left_open_is_refused_with_its_line(tmp_path: Path) -> None:
+    rows = 'path,note\nimgs/0.jpg,"5 inch\nimgs/1.jpg,x\nimgs/2.jpg,y\n'
+    with pytest.raises(UserError, match=r"line 2 of .*unclosed.csv' opens a quote that nothing closes"):
+        index_images(write_list(tmp_path, "unclosed.csv", rows))
+    with pytest.raises(UserError, match=r"line 2 of .*amid.csv' is not CSV"):
+        index_images(write_list(tmp_path, "amid.csv", 'path,note\na.jpg,"5" inch\n'))
+
+
+def test_a_path_that_a_list_names_twice_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"imgs/0.jpg is named twice \(1 such pairs\), in rows 1 and 3 of the data"):
+        index_images(write_list(tmp_path, "twice.csv", "path,label\nimgs/0.jpg,1\nimgs/1.jpg,1\nimgs/0.jpg,2\n"))
+    with pytest.raises(UserError, match=r"id '7' is given to two images"):
+        index_images(write_list(tmp_path, "ids.csv", "path,id\n0.jpg,7\n1.jpg,7\n"))
+
+
+def test_tars_written_one_after_another_are_read_on_and_what_is_no_tar_is_told(tmp_path: Path) -> None:
+    for name, members in (("a.tar", ["a0.jpg", "a1.jpg"]), ("b.tar", ["b0.jpg", "b1.jpg"])):
+        with tarfile.open(tmp_path / name, "w") as tar:
+            for member in members:
+                info = tarfile.TarInfo(member)
+                info.size = 3
+                tar.addfile(info, io.BytesIO(member[:2].encode() + b"!"))
+    both = (tmp_path / "a.tar").read_bytes() + (tmp_path / "b.tar").read_bytes()
+    (tmp_path / "cat.tar").write_bytes(both)
+    index = index_images(str(tmp_path / "cat.tar"))
+    assert index.ids() == [f"cat.tar/{name}" for name in ("a0", "a1", "b0", "b1")]
+    assert [index.read(i) for i in range(4)] == [b"a0!", b"a1!", b"b0!", b"b1!"]
+    assert index.remarks == []
+    (tmp_path / "junk.tar").write_bytes(both + b"x" * 700)
+    index = index_images(str(tmp_path / "junk.tar"))
+    assert len(index) == 4
+    assert index.remarks == [f"{tmp_path / 'junk.tar'}: 700 bytes behind its end mark are not a tar; left out"]
+
+
+def test_tars_are_known_in_any_letter_case_and_by_a_pattern(tmp_path: Path) -> None:
+    for name in ("s-1.TAR", "s-0.tar"):
+        with tarfile.open(tmp_path / name, "w") as tar:
+            tar.addfile(tarfile.TarInfo("x.jpg"), io.BytesIO())
+    assert index_images(str(tmp_path / "s-1.TAR")).ids() == ["s-1.TAR/x"]
+    assert index_images(str(tmp_path / "s-*.[tT]*")).ids() == ["s-0.tar/x", "s-1.TAR/x"]
+    with pytest.raises(UserError, match="is not a file or a folder"):
+        index_images(str(tmp_path / "t-*.tar"))

@@ -252,7 +252,9 @@ def test_wrong_input_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
         run_stats([run], annotations=str(tmp_path / "missing.json"))
     others = tmp_path / "others.json"
     others.write_text(json.dumps({"images": [{"id": 7, "file_name": "other.jpg"}], "annotations": []}))
-    with pytest.raises(UserError, match=r"annotates none of the 2 images .* 'other.jpg', the run has .*'val/0000.jpg'"):
+    with pytest.raises(
+        UserError, match=r"annotates none of the 2 images .* 'other.jpg', the data has .*'val/0000.jpg'"
+    ):
         run_stats([run], annotations=str(others))
 
 

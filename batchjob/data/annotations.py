@@ -1,34 +1,24 @@
-"""Annotations to patches: COCO JSON (polygons, both kinds of RLE) or VOC folders, through the image's own geometry."""
+"""Annotations of a data set, COCO's or VOC's: which image is which, and its instances on the patch grid."""
 
 import glob
-import json
 import os
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 
-from batchjob.data import voc
+from batchjob.data import coco, voc
+from batchjob.data.joining import have_same_folders, join_ids, join_names
+from batchjob.data.masks import Box, Instance, Rle, read_masks
 from batchjob.errors import UserError
 from batchjob.geometry import Geometry
 
 MIN_PATCHES = 2  # an instance that owns fewer is left out: the grid is too coarse for it
 COVERAGE_STEPS = 100_000  # coverage is rounded to 5 decimals before it is compared
-
-
-@dataclass(frozen=True, slots=True)
-class Instance:
-    """One annotated object. `segments` holds polygons (flat x, y arrays), or one compressed RLE, or nothing."""
-
-    category: int
-    crowd: bool
-    box: tuple[float, float, float, float] | None  # left, top, right, bottom in source pixels
-    segments: tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +39,18 @@ class ImageAnnotations:
             return sizes[0]
         raise UserError(f"the annotations of {self.key} have neither height nor width; add them to `images`")
 
+    @property
+    def has_size(self) -> bool:
+        """Whether the file says the image's size."""
+        return bool(self._sizes())
+
     def fits(self, height: int, width: int) -> bool:
         """Whether the annotation was drawn on an image of this size (after the EXIF rotation)."""
         return all(size == (height, width) for size in self._sizes())
 
     def _sizes(self) -> list[tuple[int, int]]:
         said = [(self.height, self.width)] if self.height and self.width else []
-        rles = [s for instance in self.instances for s in instance.segments if isinstance(s, dict)]
-        return said + [(int(rle["size"][0]), int(rle["size"][1])) for rle in rles]
+        return said + [(s.height, s.width) for i in self.instances for s in i.segments if isinstance(s, Rle)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,71 +85,137 @@ class PatchInstances:
 
 
 @dataclass(slots=True)
-class Annotations:
-    """All annotations of a data set, found by an image's id: `image("val2017/000000000139.jpg")`."""
+class AnnotationFiles:
+    """All annotations of one or several files, entry after entry; `left_out` counts those without a usable mask."""
 
     source: str
-    categories: dict[int, str]
-    _images: dict[str, ImageAnnotations] = field(default_factory=dict)
-    _by_name: dict[str, str | None] = field(default_factory=dict)  # base name, stem, id -> key; None: not unique
+    categories: dict[int, str] = field(default_factory=dict)
+    left_out: Counter[str] = field(default_factory=Counter)
+    keys: list[str] = field(default_factory=list)  # file names; ids where no entry has one
+    has_names: bool = True
+    _coco: list[tuple[int, coco.CocoFile]] = field(default_factory=list)  # the number of its first entry, ascending
+    _voc: list[voc.File] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self.keys)
 
     def __iter__(self) -> Iterator[ImageAnnotations]:
-        return iter(self._images.values())
+        return (self.at(i) for i in range(len(self)))
 
-    def add(self, image: ImageAnnotations, *aliases: str) -> None:
-        """Files one image under its key (its path) and, where no other has them, under shorter names."""
-        if image.key in self._images:
-            raise UserError(f"{self.source} names the image {image.key!r} twice; give every image one entry")
-        self._images[image.key] = image
-        path = PurePosixPath(image.key)
-        for name in {path.name, path.stem, *aliases} - {image.key}:
-            self._by_name[name] = None if name in self._by_name else image.key
+    def at(self, i: int) -> ImageAnnotations:
+        """Entry i, read from its file now."""
+        if self._voc:
+            one = self._voc[i]
+            return ImageAnnotations(one.stem, one.height, one.width, voc_objects=one.objects, voc_classes=one.classes)
+        first, file = next((first, file) for first, file in reversed(self._coco) if first <= i)
+        height, width = file.size(i - first)
+        return ImageAnnotations(self.keys[i], height, width, file.instances(i - first))
 
     def image(self, image_id: str) -> ImageAnnotations | None:
-        """The annotations of a row, by its path or the end of it, its file name, its stem or its COCO id; else None.
+        """The annotations of an image by itself; `join` says more about a whole data set."""
+        entry = int(self._find([image_id])[0])
+        return self.at(entry) if entry >= 0 else None
 
-        A shorter name that two annotated images share joins neither.
+    def join(self, ids: Sequence[str], data: str) -> "Annotations":
+        """The annotations of the images of these ids; `data` is what the message calls them.
+
+        Raises
+        ------
+        UserError
+            None of them is annotated, or which is which can't be told.
         """
-        parts = PurePosixPath(image_id).parts
-        for start in range(len(parts)):
-            found = self._images.get("/".join(parts[start:]))
-            if found is not None:
-                return found
-        path = PurePosixPath(image_id)
-        for name in (path.name, path.stem):
-            key = self._by_name.get(name) or (name if name in self._images else None)
-            if key is not None:
-                return self._images[key]
-        return None
+        found = self._find(ids)
+        if (found < 0).all():
+            known = next((key for key in self.keys if key), "(no name)")
+            raise UserError(
+                f"{self.source} annotates none of the {len(ids)} images of {data}: it knows images such as "
+                f"{known!r}, the data has such as {ids[0]!r}; give the annotations of these images"
+            )
+        return Annotations(self, {ids[i]: int(found[i]) for i in np.flatnonzero(found >= 0).tolist()}, len(ids))
+
+    def _find(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        return (join_names if self.has_names else join_ids)(ids, self.keys, self.source)
 
 
-def open_annotations(path: str | os.PathLike[str]) -> Annotations:
+@dataclass(slots=True)
+class Annotations:
+    """The annotations of a data set, by its images' ids: `image("val2017/000000000139.jpg")`."""
+
+    files: AnnotationFiles
+    entries: dict[str, int]  # of the annotated images
+    image_count: int
+
+    @property
+    def source(self) -> str:
+        """The file, the files or the folder that was given."""
+        return self.files.source
+
+    @property
+    def categories(self) -> dict[int, str]:
+        """Names by number."""
+        return self.files.categories
+
+    @property
+    def left_out(self) -> Counter[str]:
+        """How many annotations of the files have no usable mask, by cause."""
+        return self.files.left_out
+
+    def image(self, image_id: str) -> ImageAnnotations | None:
+        """The annotations of one of the data's images; None where it has none."""
+        entry = self.entries.get(image_id)
+        return None if entry is None else self.files.at(entry)
+
+    def remarks(self) -> list[str]:
+        """What a user should know before any work: how many images are annotated, and what was left out."""
+        lines = [f"annotations: {len(self.entries):,} of {self.image_count:,} images are annotated"]
+        pairs = ((row, self.files.keys[entry]) for row, entry in self.entries.items())
+        apart = [pair for pair in pairs if self.files.has_names and not have_same_folders(*pair)]
+        if apart:
+            lines.append(
+                f"annotations: the folders of {len(apart):,} of them have other names than the entry's: "
+                f"{apart[0][0]!r} was taken for {apart[0][1]!r}"
+            )
+        return lines + [f"annotations: {n:,} left out: {cause}" for cause, n in self.left_out.most_common()]
+
+
+def open_annotations(path: str | os.PathLike[str]) -> AnnotationFiles:
     """The annotations of a COCO JSON, several of them (joined by commas), a COCO root or a VOC folder.
 
     Raises UserError where there are none, or the file is not what it should be.
     """
     text = os.fspath(path)
-    files = [text] if os.path.exists(text) else [p for p in text.split(",") if p]
-    if len(files) == 1 and os.path.isdir(files[0]):
-        root = voc.find_root(Path(files[0]))
+    paths = [text] if os.path.exists(text) else [p for p in text.split(",") if p]
+    if len(paths) == 1 and os.path.isdir(paths[0]):
+        root = voc.find_root(Path(paths[0]))
         if root is not None:
-            return _open_voc(root)
-        found = glob.glob(os.path.join(glob.escape(files[0]), "**", "instances_*.json"), recursive=True)
+            files = voc.list_files(root)
+            names = dict(enumerate(voc.CLASSES, start=1))
+            return AnnotationFiles(str(root), names, keys=[file.stem for file in files], _voc=files)
+        found = glob.glob(os.path.join(glob.escape(paths[0]), "**", "instances_*.json"), recursive=True)
+        found += glob.glob(os.path.join(glob.escape(paths[0]), "**", "panoptic_*.json"), recursive=True) * (not found)
         if not found:
             raise UserError(
                 f"the folder {text} holds neither SegmentationObject/ (VOC) nor instances_*.json (COCO); "
                 "name the JSON file"
             )
-        files = sorted(found)
-    annotations = Annotations(source=text, categories={})
-    for file in files:
-        _read_coco(file, annotations)
-    if not len(annotations):
+        paths = sorted(found)
+    files_of = AnnotationFiles(text)
+    opened = [coco.scan(p, prefix=_split_of(p) if len(paths) > 1 else "") for p in paths]
+    files_of.has_names = any(file.has_names for file in opened)
+    for file in opened:
+        files_of._coco.append((len(files_of.keys), file))
+        files_of.keys += file.keys if file.has_names or not files_of.has_names else [""] * len(file.keys)
+        files_of.categories |= file.categories
+        files_of.left_out += file.left_out
+    if not len(files_of):
         raise UserError(f"{text} annotates no image; give a file with `images` and `annotations`")
-    return annotations
+    return files_of
+
+
+def _split_of(path: str) -> str:
+    """`val2017/` of instances_val2017.json: two splits may hold files of one name."""
+    name = os.path.splitext(os.path.basename(path))[0]
+    return name.partition("_")[2] + "/" if name.startswith(("instances_", "panoptic_")) else ""
 
 
 def instances_on_grid(ann: ImageAnnotations, geometry: Geometry, height: int, width: int) -> PatchInstances:
@@ -163,7 +223,7 @@ def instances_on_grid(ann: ImageAnnotations, geometry: Geometry, height: int, wi
 
     Of instances that cover a patch equally, to 5 decimals, the one of the smaller mask (in pixels of the image) owns
     it, since it lies in front; then the earlier one. Coverage is a quotient of whole numbers, so the owners are the
-    same on every machine. Crowds are no instances; those that own fewer than `MIN_PATCHES` patches are left out.
+    same on every machine. Crowds are not instances; those that own fewer than `MIN_PATCHES` patches are left out.
 
     Raises
     ------
@@ -174,23 +234,23 @@ def instances_on_grid(ann: ImageAnnotations, geometry: Geometry, height: int, wi
         raise ValueError(f"{ann.key}: annotated at {ann.height}x{ann.width}, the image is {height}x{width}")
     lengths = geometry.patch_lengths(height, width)
     patches = geometry.grid[0] * geometry.grid[1]
-    found = [(c, box, m) for c, box, m in _masks(ann, height, width) if m.any()]
+    found = list(_masks(ann, height, width))
     coverage = np.zeros((len(found), patches), np.float32)
     boxes = np.zeros((len(found), 4), np.float32)
-    for i, (_, box, mask) in enumerate(found):
+    for i, (_, _, box, mask) in enumerate(found):
         coverage[i], extent = _pool(mask, lengths)
         boxes[i] = _to_input(box or extent, geometry, height, width)
-    owner = find_owners(coverage, np.array([np.count_nonzero(mask) for _, _, mask in found], np.int64))
+    owner = find_owners(coverage, np.array([np.count_nonzero(mask) for *_, mask in found], np.int64))
     owned = np.bincount(owner[owner >= 0], minlength=len(found))
     everything = PatchInstances(
         owner=owner,
-        category=np.array([category for category, _, _ in found], np.int32),
+        category=np.array([category for _, category, _, _ in found], np.int32),
         coverage=coverage,
         boxes=boxes,
         total=sum(not i.crowd for i in ann.instances) if not ann.voc_objects else len(found),
-        index=np.arange(len(found), dtype=np.int32),
+        index=np.array([number for number, *_ in found], np.int32),
     )
-    return everything.only(np.flatnonzero(owned >= MIN_PATCHES))
+    return everything.only(everything.index[owned >= MIN_PATCHES])
 
 
 def find_owners(coverage: NDArray[np.floating[Any]], area: NDArray[np.integer[Any]]) -> NDArray[np.int16]:
@@ -228,9 +288,7 @@ def _pool(
     return np.rint(covered.ravel() / area * COVERAGE_STEPS) / COVERAGE_STEPS, box
 
 
-def _to_input(
-    box: tuple[float, float, float, float], geometry: Geometry, height: int, width: int
-) -> tuple[float, float, float, float]:
+def _to_input(box: Box, geometry: Geometry, height: int, width: int) -> Box:
     left, top, right, bottom = geometry.source_box(height, width)
     content_height, content_width = geometry.content_size(height, width)
     x = (np.array([box[0], box[2]]) - left) * content_width / (right - left)
@@ -239,90 +297,11 @@ def _to_input(
     return float(x[0]), float(y[0]), float(x[1]), float(y[1])
 
 
-def _masks(
-    ann: ImageAnnotations, height: int, width: int
-) -> Iterator[tuple[int, tuple[float, float, float, float] | None, NDArray[np.uint8]]]:
-    """(category, box, mask uint8 [height, width]) of every instance that is no crowd and has a mask."""
+def _masks(ann: ImageAnnotations, height: int, width: int) -> Iterator[tuple[int, int, Box | None, NDArray[np.uint8]]]:
+    """(number in the image, category, box, mask uint8 [height, width]) of those that cover a pixel, without crowds."""
     if ann.voc_objects:
-        yield from ((category, None, mask) for category, mask in voc.masks(ann.voc_objects, ann.voc_classes))
+        for number, (category, mask) in enumerate(voc.masks(ann.voc_objects, ann.voc_classes)):
+            yield number, category, None, mask
         return
-    for instance in ann.instances:
-        if instance.crowd or not instance.segments:
-            continue
-        first = instance.segments[0]
-        rle: Any = first if isinstance(first, dict) else _polygons_rle(instance.segments, height, width)
-        yield instance.category, instance.box, coco_mask.decode(rle)
-
-
-def _polygons_rle(polygons: Sequence[NDArray[np.float64]], height: int, width: int) -> Any:
-    return coco_mask.merge(coco_mask.frPyObjects([p.tolist() for p in polygons], height, width))
-
-
-def _read_coco(path: str, into: Annotations) -> None:
-    try:
-        with open(path, "rb") as file:
-            content = json.load(file, object_hook=_shrink)
-    except OSError as error:
-        raise UserError(f"--annotations {path}: {error.strerror}; give a COCO JSON or a VOC folder") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"--annotations {path} is no JSON ({error}); give a COCO JSON or a VOC folder") from error
-    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
-        raise UserError(f"--annotations {path} has no list of `images`; give a COCO instances JSON")
-    if not isinstance(content.get("annotations"), list):
-        raise UserError(f"--annotations {path} has no list of `annotations`; give a COCO instances JSON")
-    for category in content.get("categories") or ():
-        into.categories[int(category["id"])] = str(category.get("name", category["id"]))
-    by_image: dict[str, list[Instance]] = defaultdict(list)
-    for annotation in content["annotations"]:
-        if not isinstance(annotation, tuple):
-            raise UserError(
-                f"--annotations {path}: an annotation lacks image_id or category_id; give instances, not captions"
-            )
-        by_image[annotation[0]].append(annotation[1])
-    for image in content["images"]:
-        image_id = str(image.get("id", ""))
-        key = str(image.get("file_name") or image_id)
-        into.add(
-            ImageAnnotations(
-                key=PurePosixPath(key).as_posix(),
-                height=int(image.get("height") or 0),
-                width=int(image.get("width") or 0),
-                instances=tuple(by_image.pop(image_id, ())),
-            ),
-            image_id,
-        )
-
-
-def _shrink(value: dict[str, Any]) -> Any:
-    """One JSON object while it is parsed; an annotation becomes (image id, Instance): no lists of floats pile up."""
-    if "image_id" not in value or "category_id" not in value:
-        return value
-    box = value.get("bbox")
-    return str(value["image_id"]), Instance(
-        category=int(value["category_id"]),
-        crowd=bool(value.get("iscrowd", 0)),
-        box=(box[0], box[1], box[0] + box[2], box[1] + box[3]) if isinstance(box, list) and len(box) == 4 else None,
-        segments=_segments(value.get("segmentation")),
-    )
-
-
-def _segments(value: Any) -> tuple[Any, ...]:
-    if isinstance(value, dict) and "counts" in value and "size" in value:
-        if isinstance(value["counts"], list):
-            uncompressed: Any = value
-            return (coco_mask.frPyObjects(uncompressed, *value["size"]),)
-        return ({"size": value["size"], "counts": value["counts"]},)
-    if not isinstance(value, list):
-        return ()
-    polygons = [value] if value and not isinstance(value[0], list) else value
-    # three points at least: pycocotools takes a polygon of four numbers for a box
-    return tuple(np.array(p, np.float64) for p in polygons if len(p) >= 6 and len(p) % 2 == 0)
-
-
-def _open_voc(root: Path) -> Annotations:
-    annotations = Annotations(source=str(root), categories=dict(enumerate(voc.CLASSES, start=1)))
-    for file in voc.list_files(root):
-        annotations.add(
-            ImageAnnotations(file.stem, file.height, file.width, voc_objects=file.objects, voc_classes=file.classes)
-        )
-    return annotations
+    for number, mask in read_masks(ann.instances, height, width):
+        yield number, ann.instances[number].category, ann.instances[number].box, mask

@@ -116,6 +116,8 @@ def decode(
     except Exception as error:  # a decoder fed with anything raises anything
         if "MAX_TEXT_" in str(error):  # Pillow's guards against text chunks that unpack to gigabytes
             raise ReadFailure("too_large", one_line(error)) from None
+        if any(words in str(error).lower() for words in ("unsupported", "not supported", "unknown compression")):
+            raise ReadFailure("not_an_image", f"a kind of its format that is not read: {one_line(error)}") from None
         raise ReadFailure("truncated", f"cut off or damaged: {one_line(error)}") from None
 
 

@@ -248,6 +248,11 @@ def _refuse_duplicates(index: ImageIndex, hashes: NDArray[np.int64]) -> None:
     if equal:
         a, b = equal[0]
         first, second = one_line(index.where(a)), one_line(index.where(b))
+        if index._names[a] == index._names[b] and index._places is None:
+            raise UserError(
+                f"{first} is named twice ({len(equal)} such pairs), in rows {a + 1} and {b + 1} of the data; "
+                "leave one of them out"
+            )
         raw = " (in one of them \\xNN are the characters, in the other a byte that is not UTF-8)"
         raise UserError(
             f"id {index.id(a)!r} is given to two images, {first} and {second}{raw if first == second else ''}"

@@ -1,13 +1,15 @@
 """DATA to an index of rows: a folder, a COCO root, tars, a list. Nothing is decoded, nothing but tars is opened."""
 
 import csv
+import glob
+import itertools
 import os
 import resource
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Never
+from typing import Any, Never
 
 from tqdm import tqdm
 
@@ -34,6 +36,8 @@ def index_images(data: str, *, split: str = "", limit: int = 0, progress: bool =
     raise_for_missing(data)
     if not os.path.lexists(data) and "{" in data:
         return _index_tars(data, expand(data), limit=limit, progress=progress)
+    if not os.path.lexists(data) and (matches := sorted(glob.glob(data, recursive=True))):
+        return _index_tars(data, matches, limit=limit, progress=progress)
     if os.path.isdir(data):
         return _index_folder(os.fsencode(os.path.abspath(data)), split=split, limit=limit, progress=progress)
     if split:
@@ -56,7 +60,8 @@ def index_images(data: str, *, split: str = "", limit: int = 0, progress: bool =
 
 def raise_for_missing(data: str) -> None:
     """Raises UserError where there is nothing at DATA, which may be a pattern of tars."""
-    if not os.path.exists(data) and not ("{" in data and not os.path.lexists(data)):
+    is_pattern = not os.path.lexists(data) and ("{" in data or glob.glob(data, recursive=True))
+    if not os.path.exists(data) and not is_pattern:
         raise UserError(f"DATA {data!r} is not a file or a folder; give a folder, a COCO root, a .tar or a list")
 
 
@@ -83,7 +88,7 @@ def _index_folder(root: bytes, *, split: str, limit: int, progress: bool) -> Ima
 
 def _index_tars(data: str, paths: list[str], *, limit: int, progress: bool) -> ImageIndex:
     paths = [os.path.abspath(path) for path in paths]
-    if not all(path.endswith(".tar") for path in paths):
+    if not all(path.lower().endswith(".tar") for path in paths):
         raise UserError(f"DATA {data!r} is a range of other than .tar files; give a folder, a list or .tar files")
     absent = [path for path in paths if not os.path.isfile(path)]
     if absent:
@@ -105,7 +110,8 @@ def _index_tars(data: str, paths: list[str], *, limit: int, progress: bool) -> I
 def _index_list(path: Path, *, limit: int, progress: bool) -> ImageIndex:
     builder = IndexBuilder()
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file, _bar(progress) as bar:
-        rows = _lines(file) if path.suffix.lower() not in (".csv", ".tsv") else _table(path, file)
+        lines = _check_text(path, file)
+        rows = _lines(lines) if path.suffix.lower() not in (".csv", ".tsv") else _table(path, lines)
         for name, own in rows:
             builder.add(os.fsencode(name), id=own)
             _tick(bar, builder)
@@ -123,9 +129,18 @@ def _lines(file: Iterator[str]) -> Iterator[tuple[str, str]]:
             yield name, ""
 
 
+def _check_text(path: Path, file: Iterator[str]) -> Iterator[str]:
+    """The lines; raises UserError at one with NUL, which UTF-16 has at every other place and no path has."""
+    for number, line in enumerate(file, start=1):
+        if "\0" in line:
+            raise UserError(f"line {number} of {str(path)!r} holds NUL: it is not UTF-8 text; save the list as UTF-8")
+        yield line
+
+
 def _table(path: Path, file: Iterator[str]) -> Iterator[tuple[str, str]]:
-    reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-    header = [name.strip().lower() for name in next(reader, [])]
+    csv.field_size_limit(sys.maxsize)  # a run-length mask in a column beside the path may be long
+    reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+    header = [name.strip().lower() for _, row in itertools.islice(_rows(path, reader), 1) for name in row]
     column = next((header.index(name) for name in PATH_COLUMNS if name in header), -1)
     if column < 0:
         raise UserError(
@@ -133,11 +148,26 @@ def _table(path: Path, file: Iterator[str]) -> Iterator[tuple[str, str]]:
             f"one of them must be named {', '.join(PATH_COLUMNS)}"
         )
     own = next((header.index(name) for name in ID_COLUMNS if name in header), -1)
-    for row in reader:
+    for first_line, row in _rows(path, reader):
         if row:
             if len(row) <= max(column, own):
-                raise UserError(f"line {reader.line_num} of {str(path)!r} has {len(row)} of {len(header)} columns")
+                raise UserError(f"line {first_line} of {str(path)!r} has {len(row)} of {len(header)} columns")
             yield row[column], row[own] if own >= 0 else ""
+
+
+def _rows(path: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:
+    """(first line, fields) of each row. Raises UserError where a quote is left open or stands amid a field."""
+    while True:
+        first_line = reader.line_num + 1
+        try:
+            yield first_line, next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            reason = "opens a quote that nothing closes" if "end of data" in str(error) else f"is not CSV ({error})"
+            raise UserError(
+                f"line {first_line} of {str(path)!r} {reason}; correct it: quotes around whole fields, doubled inside"
+            ) from None
 
 
 def _walk(root: bytes, below: bytes, *, skip: bytes, others: Counter[str]) -> Iterator[bytes]:

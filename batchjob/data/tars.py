@@ -6,8 +6,9 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
+from typing import BinaryIO
 
 from batchjob.data.index import LINK, LOST, SPARSE, IndexBuilder, Tar
 from batchjob.errors import UserError
@@ -46,6 +47,7 @@ class Reading:
 
     cut: str = ""  # how it ends where it should not
     second_pictures: int = 0
+    behind: int = 0  # bytes behind the end mark that are not another tar
     last: Member | None = field(default=None)
 
 
@@ -74,6 +76,8 @@ def add_tars(builder: IndexBuilder, paths: list[str], extensions: frozenset[byte
                 yield ""
         if reading.second_pictures:
             yield f"{path}: {reading.second_pictures} pictures left out, each the second of its sample (equal stem)"
+        if reading.behind:
+            yield f"{path}: {reading.behind} bytes behind its end mark are not a tar; left out"
         if reading.cut:
             yield f"{path} {reading.cut}"
             inside = reading.last is not None and reading.last.start + reading.last.size > found.st_size
@@ -106,16 +110,29 @@ class _Header(tarfile.TarInfo):
 
 
 def _members(path: str, reading: Reading) -> Iterator[Member]:
-    """The files and links of a tar, in order; `reading.cut` tells in the end whether it ends as a tar ends."""
-    size = os.path.getsize(path)
-    if size == 0:
+    """The files and links of a tar, in order; `reading.cut` tells in the end whether it ends as a tar ends.
+
+    Tars that were written one after another into one file are read on, as `tar --ignore-zeros` does.
+    """
+    if os.path.getsize(path) == 0:
         reading.cut = "is empty"
         return
+    with open(path, "rb") as file:
+        start: int | None = 0
+        while start is not None and not reading.cut:
+            end = yield from _members_of_one(path, file, start, reading)
+            start = None if reading.cut else _after_zeros(file, end)
+
+
+def _members_of_one(path: str, file: BinaryIO, start: int, reading: Reading) -> Generator[Member, None, int]:
+    """The members of the tar that begins at byte `start`, and where its end mark begins."""
+    size = os.fstat(file.fileno()).st_size
+    file.seek(start)
     try:
-        tar = tarfile.open(path, "r:", tarinfo=_Header, encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
+        tar = tarfile.open(fileobj=file, mode="r:", tarinfo=_Header, encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
     except (tarfile.ReadError, *_BAD_HEADER) as error:
-        with open(path, "rb") as file:
-            zipped = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        zipped = file.read(2) == b"\x1f\x8b"
         remedy = "unzip it: a compressed tar has no offsets" if zipped else "make it one, or leave it out"
         raise UserError(f"{path} is asked for as a tar and is none ({error}); {remedy}") from None
     with tar:
@@ -132,17 +149,31 @@ def _members(path: str, reading: Reading) -> Iterator[Member]:
                     yield Member(name, 0, SPARSE) if info.issparse() else reading.last
         except tarfile.ReadError:
             reading.cut = f"is cut off after {size} bytes"
-            return
+            return size
         except _BAD_HEADER:
             reading.cut = f"is damaged at byte {tar.offset}"
-            return
-        with open(path, "rb") as file:
-            file.seek(tar.offset)
-            end = file.read(_BLOCK)
-    if len(end) < _BLOCK:
+            return size
+        end: int = tar.offset
+    file.seek(end)
+    mark = file.read(_BLOCK)
+    if len(mark) < _BLOCK:
         reading.cut = f"is cut off after {size} bytes: it has no end mark"
-    elif end.count(0) != len(end):
-        reading.cut = f"is damaged at byte {tar.offset}"
+    elif mark.count(0) != len(mark) and start and end == start:  # not one member of another tar
+        reading.behind = size - start
+        return size
+    elif mark.count(0) != len(mark):
+        reading.cut = f"is damaged at byte {end}"
+    return end
+
+
+def _after_zeros(file: BinaryIO, start: int) -> int | None:
+    """Where the first block behind `start` begins that is not all zeros; None where there is none."""
+    file.seek(start)
+    while block := file.read(_BLOCK):
+        if block.count(0) != len(block):
+            return start
+        start += _BLOCK
+    return None
 
 
 def _json_id(member: Member, fd: int) -> str:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from batchjob.clustering import Clusters
 from batchjob.codes import STATUS
 from batchjob.data.index import ImageIndex
+from batchjob.data.instances import GridInstances
 from batchjob.loader.loader import Batch
 from batchjob.model.attention import LayerMaps
 from batchjob.plan import Plan
@@ -43,12 +44,17 @@ class Buffers:
         start, stop = self.plan.rows_of(self.partition)
         return [row for row in self.plan.kept_rows if start <= row < stop]
 
-    def put_images(self, batch: Batch) -> None:
-        """What the loader knows: status and size."""
+    def put_images(self, batch: Batch, instances: GridInstances | None = None) -> None:
+        """What is known before the model sees them: status, size, and which instance owns each patch."""
         rows = self.rows(batch)
         self.arrays["status"][rows] = batch.status
         self.arrays["height"][rows] = batch.heights
         self.arrays["width"][rows] = batch.widths
+        if instances is not None:
+            sizes = zip(batch.heights.tolist(), batch.widths.tolist(), strict=True)
+            owned = [instances.owners(int(row), size) for row, size in zip(batch.rows, sizes, strict=True)]
+            for name, values in zip(("instance", "category"), zip(*owned, strict=True), strict=True):
+                self.arrays[name][rows] = np.reshape(values, (-1, *self.arrays[name].shape[1:]))
 
     def put(
         self,

@@ -95,7 +95,7 @@ def compute(
     out, stages = Buffers(job.plan, partition), job.stages
     score.partition_sums()  # of a call that ran out of memory
     for batch in job.batches(job.plan.rows_of(partition)):
-        out.put_images(batch)
+        out.put_images(batch, job.instances)
         for layer, maps in enumerate(stages.timed("model", job.extract(batch.pixels))):
             rows = maps.to_cluster(batch.mask)  # float32 [B, H, P, P], or [B, H, P, D] of other vectors
             with stages("clustering"):

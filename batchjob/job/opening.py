@@ -11,6 +11,7 @@ import torch
 
 from batchjob.config import Runtime
 from batchjob.data.index import ImageIndex
+from batchjob.data.instances import GridInstances
 from batchjob.errors import WorkLeft
 from batchjob.job.memory import HalvingGuard, choose_batch_size
 from batchjob.job.presence import raise_for_absence
@@ -31,6 +32,7 @@ class Job:
     plan: Plan
     device: torch.device
     index: ImageIndex
+    instances: GridInstances | None  # with annotations
     batch_size: int  # images of one forward pass
     loader: Loader
     extract: Extractor
@@ -75,6 +77,7 @@ def open_job(
     began = time.monotonic()
     index = ImageIndex.load(run / "index")
     raise_for_absence(index)
+    instances = GridInstances.load(run / "index") if plan.annotations else None
     batch_size, reason = choose_batch_size(runtime.batch_size, plan, device)
     say(f"batch size {batch_size}: {reason}")
     with _open_loader(plan, index, runtime, batch_size, device) as loader:
@@ -88,7 +91,7 @@ def open_job(
         guard = HalvingGuard(say)
         with progress:
             yield Job(
-                plan, device, index, batch_size, loader, extract, progress, guard, should_stop, start_s
+                plan, device, index, instances, batch_size, loader, extract, progress, guard, should_stop, start_s
             )  # fmt: skip
 
 

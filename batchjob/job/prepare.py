@@ -1,20 +1,18 @@
 """DATA and options → a planned run on disk: everything is looked up and checked before any work."""
 
 import csv
-import functools
 import io
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from batchjob import inputs
 from batchjob import plan as plans
-from batchjob.children import ChildPool
 from batchjob.codebook import rows as sample_rows
 from batchjob.config import K_RULES, MAX_K, Options
 from batchjob.data import sources
@@ -22,12 +20,12 @@ from batchjob.data.index import escape
 from batchjob.errors import UserError
 from batchjob.files import LOCK, clear_disk_errors, new_scratch, only_one
 from batchjob.geometry import Geometry
-from batchjob.machine import usable_cores
 from batchjob.model import names
 from batchjob.plan import Plan
 
+Say = Callable[[str], None]
+
 if TYPE_CHECKING:
-    from batchjob.data.annotations import Annotations
     from batchjob.data.instances import GridInstances
     from batchjob.data.sources import ImageIndex
 
@@ -55,7 +53,9 @@ def prepare(data: str, run: Path, options: Options, *, say: Callable[[str], None
             f"--cluster-on {options.cluster_on}: {spec.name} computes no attention; give token for its features"
         )
     found = weights.locate(options.model, options.weights, say=say)
-    trial = model.load_model(spec, weights.state_dict(found), precision="fp32", device="cpu")  # refuses wrong weights
+    trial = model.load_model(
+        spec, weights.state_dict(found, say=say), precision="fp32", device="cpu"
+    )  # refuses wrong weights
     index = sources.index_images(data, split=options.split, limit=options.limit, progress=True)
     precision, reason, is_for_gpu = choose_precision(options.precision)
     if options.precision == "auto":
@@ -69,7 +69,7 @@ def prepare(data: str, run: Path, options: Options, *, say: Callable[[str], None
     geometry = plans.geometry_of(spec, options)
     if options.scope == "dataset":
         sample_rows.check_rows(options, geometry.grid, len(index))
-    k, instances = _known(options, index, annotations, geometry)
+    k, instances, categories = _known(data, options, index, annotations, geometry, say=say)
     kept = kept_rows(options.keep_maps, index)
     with clear_disk_errors(run, f"RUN {run} can't be written"), only_one(run):
         if (run / "plan.json").exists():  # another process was first
@@ -90,6 +90,7 @@ def prepare(data: str, run: Path, options: Options, *, say: Callable[[str], None
             kept_rows=kept,
             inputs=inputs.hashes(run, annotations),
             versions=plans.versions(),
+            categories=categories,
         )
         store.create(run, plan, index)
         plans.save(plan, run)
@@ -112,7 +113,7 @@ def _planned(data: str, run: Path, options: Options, say: Callable[[str], None])
     plans.check_same(plan, run, data, options)
     if damaged := inputs.differences(run, plan.inputs):
         index = sources.index_images(plan.data, split=options.split, limit=options.limit)
-        k, instances = _known(options, index, plan.annotations, plan.geometry)
+        k, instances, _ = _known(data, options, index, plan.annotations, plan.geometry, say=lambda line: None)
         with clear_disk_errors(run, f"RUN {run} can't be written"), only_one(run):
             if inputs.differences(run, plan.inputs):  # no other process was first
                 _put_index(run, index, k, instances, plan.inputs)
@@ -122,19 +123,27 @@ def _planned(data: str, run: Path, options: Options, say: Callable[[str], None])
 
 
 def _known(
-    options: Options, index: "ImageIndex", annotations: str, geometry: Geometry
-) -> "tuple[NDArray[np.uint8], GridInstances | None]":
-    """k of every image; the instances of every image where scores need them. Raises UserError for what is missing."""
+    data: str, options: Options, index: "ImageIndex", annotations: str, geometry: Geometry, *, say: Say
+) -> "tuple[NDArray[np.uint8], GridInstances | None, dict[str, str]]":
+    """k of every image, the instances of every image and the names of their categories, of annotations.
+
+    Raises UserError where an option needs annotations and there are none.
+    """
     from batchjob.data import annotations as coco
     from batchjob.data.instances import find_instances
 
-    known = coco.open_annotations(annotations) if annotations else None
-    k = read_k(options, index, known, geometry)
-    if "pairs" not in options.score_groups:
-        return k, None
-    if known is None:
-        raise UserError("--scores pairs needs masks, and the data has none; give --annotations FILE")
-    return k, find_instances(known, [index.id(row) for row in range(len(index))], geometry)
+    needs = ["--k instances"] * (options.k == "instances") + ["--scores pairs"] * ("pairs" in options.score_groups)
+    if needs and not annotations:
+        raise UserError(f"{needs[0]} needs masks, and the data has none; give --annotations FILE")
+    instances: GridInstances | None = None
+    categories: dict[str, str] = {}
+    if annotations:
+        known = coco.open_annotations(annotations).join(index.ids(), data)
+        for line in known.remarks():
+            say(line)
+        categories = {str(number): name for number, name in sorted(known.categories.items())}
+        instances = find_instances(known, index.ids(), geometry, needs_sizes=bool(needs))
+    return read_k(options, index, instances, geometry), instances, categories
 
 
 def _put_index(
@@ -225,11 +234,11 @@ def kept_rows(asked: str, index: "ImageIndex") -> tuple[int, ...]:
 
 
 def read_k(
-    options: Options, index: "ImageIndex", annotations: "Annotations | None", geometry: Geometry
+    options: Options, index: "ImageIndex", instances: "GridInstances | None", geometry: Geometry
 ) -> NDArray[np.uint8]:
     """uint8 [rows]: k of every image for a number, `instances` or a CSV; 0 where a rule finds it while labelling.
 
-    Raises UserError for a k above the number of patches, a bad CSV, or `instances` without annotations.
+    Raises UserError for a k above the number of patches, or a bad CSV.
     """
     patches = geometry.grid[0] * geometry.grid[1]
     if options.k.lstrip("+-").isdigit():
@@ -237,41 +246,13 @@ def read_k(
             raise UserError(f"--k {options.k} is more than the {patches} patches of an image; give 1 to {patches}")
         return np.full(len(index), int(options.k), np.uint8)
     if options.k == "instances":
-        if annotations is None:
-            raise UserError("--k instances needs masks, and the data has none; give --annotations FILE")
-        return count_instances(annotations, [index.id(row) for row in range(len(index))], geometry)
+        from batchjob.data.annotations import k_instances
+
+        assert instances is not None
+        return np.array([k_instances(owner) for owner in instances.owner], np.uint8)
     if options.k in K_RULES:
         return np.zeros(len(index), np.uint8)
     return _k_from_csv(options.k, index, patches)
-
-
-def count_instances(annotations: "Annotations", ids: Sequence[str], geometry: Geometry) -> NDArray[np.uint8]:
-    """uint8 [images]: 1 + the instances that own at least 2 patches, clipped to [2, 16]; 2 without annotations.
-
-    The sizes are the annotations' own: no image is opened. Above a thousand images all cores share the work.
-    """
-    work = functools.partial(_count_one, geometry=geometry)
-    images = [annotations.image(name) for name in ids]
-    if len(images) < 1000:
-        return np.array([work(image) for image in images], np.uint8)
-    from tqdm import tqdm
-
-    with ChildPool(usable_cores(), method="fork") as pool:
-        counts = pool.map(work, images, chunksize=64)
-        return np.array(list(tqdm(counts, total=len(images), desc="instances", unit="image")), np.uint8)
-
-
-def _count_one(image: Any, geometry: Geometry) -> int:
-    from batchjob.data.annotations import instances_on_grid, k_instances
-
-    if image is None or (not image.instances and not image.voc_objects):
-        return 2
-    height, width = image.height, image.width
-    if not height or not width:
-        raise UserError(
-            f"--k instances: the annotations do not say how large {image.key!r} is; add its width and height"
-        )
-    return k_instances(instances_on_grid(image, geometry, height, width).owner)
 
 
 def _k_from_csv(path_text: str, index: "ImageIndex", patches: int) -> NDArray[np.uint8]:

@@ -61,6 +61,7 @@ def trained_network(name: str, input_px: tuple[int, int], state: dict[str, Tenso
     if not state or broken:
         found = f"NaN or Inf in {_some(broken)}" if broken else "no tensors"
         raise UserError(f"the weights for {name} hold {found}; give another file with --weights")
+    _check_patches(name, state)
     overlay = {"state_dict": _without_classifier(name, state), "num_classes": 0, "label_offset": 0}
     arguments = _arguments(stage)
     if stage is None and _has_other_positions(name, state):
@@ -84,6 +85,19 @@ def _finish(net: nn.Module, input_px: tuple[int, int], stage: int | None) -> nn.
         resize(net, input_px)
     taps.fuse_attention(net)
     return net.eval()
+
+
+def _check_patches(name: str, state: dict[str, Tensor]) -> None:
+    """Raises UserError where the weights are of other patches: timm would resample the first layer in silence."""
+    own = build(name, num_classes=0).state_dict().get("patch_embed.proj.weight")
+    theirs = state.get("patch_embed.proj.weight")
+    if own is None or theirs is None or own.ndim != 4 or theirs.ndim != 4 or own.shape[2:] == theirs.shape[2:]:
+        return
+    found, wanted = ("{}x{}".format(*shape) for shape in (theirs.shape[2:], own.shape[2:]))
+    raise UserError(
+        f"the weights are not those of {name}: their patches are {found} pixels, the model's {wanted}; "
+        "give others with --weights, or their --model"
+    )
 
 
 def _has_other_positions(name: str, state: dict[str, Tensor]) -> bool:

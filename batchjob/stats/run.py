@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from batchjob.data.annotations import Annotations, open_annotations
+from batchjob.data.annotations import AnnotationFiles, Annotations, open_annotations
 from batchjob.errors import UserError
 from batchjob.inputs import raise_for_changes
 from batchjob.stats import codebook, differences, text
@@ -64,7 +64,7 @@ def run_stats(
 
 def _open_each(views: Sequence[Run], annotations: str, say: Callable[[str], None]) -> dict[Path, Annotations | None]:
     """The annotations of each run; one file is read once."""
-    opened: dict[str, Annotations] = {}
+    opened: dict[str, AnnotationFiles] = {}
     found: dict[Path, Annotations | None] = {}
     for view in views:
         source = annotations or view.annotations
@@ -73,15 +73,7 @@ def _open_each(views: Sequence[Run], annotations: str, say: Callable[[str], None
             if not annotations:
                 raise_for_changes(view.folder, view.plan["inputs"], index=False, annotations=True)
             opened[source] = open_annotations(source)
-        found[view.folder] = opened[source] if source else None
-        if source:
-            ids = view.ids
-            if not any(opened[source].image(i) for i in ids):
-                known = next(iter(opened[source])).key
-                raise UserError(
-                    f"{source} annotates none of the {len(ids)} images of {view.folder}: it knows images such as "
-                    f"{known!r}, the run has such as {ids[0]!r}; give the annotations of these images"
-                )
+        found[view.folder] = opened[source].join(view.ids, str(view.folder)) if source else None
     return found
 
 

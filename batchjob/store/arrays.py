@@ -97,6 +97,10 @@ def layout(plan: Plan) -> dict[str, ArraySpec]:
     arrays["status"] = whole("image", "uint8", 255, "0 = ok; the other codes are in the attribute 'codes'")
     arrays["height"] = whole("image", "int32", 0, "pixels, after the EXIF rotation; 0 = unknown")
     arrays["width"] = whole("image", "int32", 0, "pixels, after the EXIF rotation; 0 = unknown")
+    if plan.annotations:
+        owner = "which of the image's annotations owns the patch, counted from 0; -1 = none"
+        arrays["instance"] = by_head("image y x", "int16", -1, owner)
+        arrays["category"] = by_head("image y x", "int32", -1, "its category, named in 'categories'; -1 = none")
     kept = len(plan.kept_rows)
     if kept:
         shape = (kept, sizes["layer"], sizes["head"], patches, patches)

@@ -60,8 +60,8 @@ class Encoder:
         return files
 
 
-def _make_array(store: MemoryStore, name: str, spec: ArraySpec, codes: Mapping[str, int] | None = None) -> Any:
-    attributes: dict[str, Any] = {"meaning": spec.meaning} | ({"codes": dict(codes)} if codes else {})
+def _make_array(store: MemoryStore, name: str, spec: ArraySpec, notes: Mapping[str, Any] | None = None) -> Any:
+    attributes: dict[str, Any] = {"meaning": spec.meaning, **(notes or {})}
     return zarr.create_array(
         store,
         name=name,
@@ -81,6 +81,7 @@ def _make_array(store: MemoryStore, name: str, spec: ArraySpec, codes: Mapping[s
 def static_files(plan: Plan, index: IndexLike) -> dict[str, bytes]:
     """Everything of the stores that is known before labelling: metadata, coordinates, image ids."""
     specs = layout(plan)
+    notes: dict[str, dict[str, Any]] = {"status": {"codes": dict(STATUS)}, "category": {"categories": plan.categories}}
     files: dict[str, bytes] = {}
     for store_name in sorted({spec.store for spec in specs.values()}):
         held: dict[str, Buffer] = {}
@@ -88,7 +89,7 @@ def static_files(plan: Plan, index: IndexLike) -> dict[str, bytes]:
         group = zarr.create_group(store, zarr_format=3, attributes=_attributes(plan))
         for name, spec in specs.items():
             if spec.store == store_name:
-                _make_array(store, name, spec, STATUS if name == "status" else None)
+                _make_array(store, name, spec, notes.get(name, {}))
         _coordinate(group, "layer", "layer", np.asarray(plan.layers, "int16"))
         _coordinate(group, "head", "head", np.asarray(plan.heads, "int16"))
         _coordinate(group, "algorithm", "algorithm", np.asarray(plan.options.algorithms, object))

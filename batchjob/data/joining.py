@@ -1,0 +1,115 @@
+"""Which annotated image each row of the data is: the longest common end of both paths decides."""
+
+import os
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batchjob.data.sources import EXTENSIONS
+from batchjob.errors import UserError
+
+Parts = tuple[str, ...]
+
+
+def join_names(rows: Sequence[str], keys: Sequence[str], source: str) -> NDArray[np.int64]:
+    """int64 [rows]: the number of each row's file name among `keys`, −1 where it has none.
+
+    Equal paths are joined first; then, of what is left, those with the longest common end, in whole folder names; last
+    the same without extensions, since rows of tars have none. Separators may be of either kind. An empty key is
+    nobody's, and a key belongs to one row at most.
+
+    Raises
+    ------
+    UserError
+        Two keys fit one row equally well, or two rows one key; `source` is what the message calls the annotations.
+    """
+    found = np.full(len(rows), -1, np.int64)
+    row_parts, key_parts = [path_parts(name) for name in rows], [path_parts(name) for name in keys]
+    open_keys = {j for j, parts in enumerate(key_parts) if parts}
+    forms: tuple[Callable[[Parts], Parts], ...] = (lambda parts: parts, _without_extension)
+    for form in forms:
+        groups: dict[str, tuple[list[tuple[int, Parts]], list[tuple[int, Parts]]]] = defaultdict(lambda: ([], []))
+        for i in np.flatnonzero(found < 0).tolist():
+            parts = form(row_parts[i])
+            groups[parts[-1] if parts else ""][0].append((i, parts))
+        for j in sorted(open_keys):
+            parts = form(key_parts[j])
+            if parts[-1] in groups:
+                groups[parts[-1]][1].append((j, parts))
+        for own, others in groups.values():
+            for i, j in _match(own, others, (rows, keys, source)) if others else ():
+                found[i] = j
+                open_keys.discard(j)
+    return found
+
+
+def join_ids(rows: Sequence[str], ids: Sequence[str], source: str) -> NDArray[np.int64]:
+    """The same for annotations without any file name: a row is the id that it is named by, zeros in front left out."""
+    return join_names([_bare(row) for row in rows], [_bare(key) for key in ids], source)
+
+
+def path_parts(name: str) -> Parts:
+    """Folder names and the file's, whichever way they are separated; letters with accents in one spelling."""
+    text = unicodedata.normalize("NFC", name).replace("\\", "/")
+    return tuple(part for part in text.split("/") if part not in ("", "."))
+
+
+def have_same_folders(row: str, key: str) -> bool:
+    """Whether one of two joined paths is the end of the other; else they lie in folders of different names."""
+    a, b = _without_extension(path_parts(row)), _without_extension(path_parts(key))
+    shared = min(len(a), len(b))
+    return a[-shared:] == b[-shared:]
+
+
+def _match(
+    rows: list[tuple[int, Parts]], keys: list[tuple[int, Parts]], names: tuple[Sequence[str], Sequence[str], str]
+) -> list[tuple[int, int]]:
+    """(row, key) of those that share their last part, from whole paths to ever shorter ends."""
+    pairs: list[tuple[int, int]] = []
+    deepest = max(min(max(len(p) for _, p in rows), max(len(p) for _, p in keys)), 1)
+    for length in (0, *range(deepest, 0, -1)):  # 0: the whole path
+        by_end: dict[Parts, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
+        for side, members in enumerate((rows, keys)):
+            for number, parts in members:
+                if len(parts) >= length:
+                    by_end[parts[-length:]][side].append(number)
+        for own, others in by_end.values():
+            if own and others:
+                if len(own) > 1 or len(others) > 1:
+                    _refuse(own, others, names)
+                pairs.append((own[0], others[0]))
+        done_rows, done_keys = {i for i, _ in pairs}, {j for _, j in pairs}
+        rows = [(i, p) for i, p in rows if i not in done_rows]
+        keys = [(j, p) for j, p in keys if j not in done_keys]
+        if not rows or not keys:
+            break
+    return pairs
+
+
+def _refuse(own: list[int], others: list[int], names: tuple[Sequence[str], Sequence[str], str]) -> None:
+    rows, keys, source = names
+    first, key = rows[own[0]], keys[others[0]]
+    if len(others) > 1:
+        raise UserError(
+            f"--annotations {source}: the image {first!r} could be {key!r} or {keys[others[1]]!r}; "
+            "give every image one entry whose file_name says its folder"
+        )
+    raise UserError(
+        f"--annotations {source}: the entry {key!r} could be the image {first!r} or {rows[own[1]]!r}; "
+        "give file names with folders"
+    )
+
+
+def _without_extension(parts: Parts) -> Parts:
+    if not parts:
+        return parts
+    stem, suffix = os.path.splitext(parts[-1])
+    return (*parts[:-1], stem) if suffix.lower().encode("utf-8", "replace") in EXTENSIONS else parts
+
+
+def _bare(name: str) -> str:
+    parts = _without_extension(path_parts(name))
+    return (parts[-1].lstrip("0") or "0" if parts[-1].isdigit() else parts[-1]) if parts else ""
