@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from batchjob import __version__, ends
+from batchjob import ends
 from batchjob.config import Options, Runtime
 
 VERBS = {
@@ -37,7 +37,7 @@ def make_parser() -> Parser:
     parser = Parser(
         prog="batchjob", allow_abbrev=False, description="Cluster the attention of vision transformers, head by head."
     )
-    parser.add_argument("--version", action="version", version=f"batchjob {__version__}")
+    parser.add_argument("--version", action="version", version=f"batchjob {VERSION}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
     made = {
         name: verbs.add_parser(name, help=text, description=text, allow_abbrev=False) for name, text in VERBS.items()

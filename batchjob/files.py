@@ -6,7 +6,6 @@ The order is: written aside on the same file system, fsynced, renamed over, the 
 import contextlib
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -69,12 +68,6 @@ def only_one(run: Path, name: str = LOCK) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def sha256_of(path: Path) -> str:
-    """The file's sha256 in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def work_folder(run: Path, name: str) -> Path:

@@ -6,10 +6,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from batchjob.errors import UserError
-from batchjob.files import sha256_of
 
 INDEX = "index/"  # how keys of files below RUN begin; all others are absolute paths of annotations
 _MASK_FOLDERS = {"SegmentationObject", "SegmentationClass"}
+
+
+def sha256_of(path: Path) -> str:
+    """The file's sha256 in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hashes(run: Path, annotations: str) -> dict[str, str]:

@@ -209,7 +209,7 @@ def test_a_checkpoint_that_unpacks_to_a_thousand_times_its_size_is_refused(tmp_p
     with zipfile.ZipFile(plain) as source, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as target:
         for entry in source.infolist():
             target.writestr(entry.filename, source.read(entry))
-    from batchjob.files import sha256_of
+    from batchjob.inputs import sha256_of
 
     assert state_dict(Weights("m", "file", str(plain), sha256_of(plain))) is not None
     with pytest.raises(UserError, match="bytes that unpack to"):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchjob.errors import UserError
-from batchjob.files import sha256_of
+from batchjob.inputs import sha256_of
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from batchjob.errors import UserError
-from batchjob.files import sha256_of
+from batchjob.inputs import sha256_of
 from batchjob.model import network, probe, weights
 from batchjob.model import sdpa_tap as taps
 from batchjob.model.describe import DEFAULT_PX, Model, choose_input_px

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchjob.errors import UserError
-from batchjob.files import sha256_of
+from batchjob.inputs import sha256_of
 from batchjob.model import wheels as registry
 from batchjob.model.checkpoints import read_checkpoint, sha256_of_weights
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchjob.errors import UserError
-from batchjob.files import sha256_of
+from batchjob.inputs import sha256_of
 
 if TYPE_CHECKING:
     import torch
