@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from batchjob import ends
+from batchjob.codes import VERSION
 from batchjob.config import Options, Runtime
 
 VERBS = {
