@@ -162,7 +162,7 @@ def test_a_store_of_another_schema_is_recognised(run: Path) -> None:
 
 
 def test_a_folder_that_is_no_run_is_said_to_be_none(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds no labels.zarr; make it with: batchjob plan DATA"):
+    with pytest.raises(UserError, match=r"is not a run: it has no labels.zarr; make one with: batchjob run DATA"):
         batchjob.open(tmp_path)
 
 

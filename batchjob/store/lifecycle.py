@@ -284,6 +284,13 @@ def _seal_static(run: Path, files: Mapping[str, bytes], scratch: Path) -> None:
     seal_file(run / "done" / "store.json", {"files": checks}, scratch)
 
 
+def _without_controls(text: str) -> str:
+    r"""The text with control characters as \x1b: a file's name must not steer the terminal that shows the CSV."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape", "replace").decode() for c in text
+    )
+
+
 def _failures(run: Path, partitions: int) -> tuple[Counter[str], bytes]:
     """Failed images by cause, and the content of failures.csv."""
     causes: Counter[str] = Counter()
@@ -293,6 +300,6 @@ def _failures(run: Path, partitions: int) -> tuple[Counter[str], bytes]:
     for partition in range(partitions):
         marker = read_marker(run, partition)
         for failure in marker["failures"] if marker else ():
-            writer.writerow(failure)
+            writer.writerow(_without_controls(text) for text in failure)
             causes[failure[1]] += 1
     return causes, text.getvalue().encode()
