@@ -65,6 +65,8 @@ nodes_of() { cat "$ends"/* 2>/dev/null | grep -Ex "($1) .*" | cut -d' ' -f2 | so
 end_if_hopeless() {
   local nodes
   if [ -z "$(ls "$ends" 2>/dev/null)" ]; then
+    sleep 2 & wait $! # srun may be refused by a cancel a moment before its signal is here
+    [ -z "$stopped" ] || requeue_or_end
     say "srun could not start the tasks (its exit $1, its line is above): not tried again; does every node see" \
       "$BATCHJOB_HOME and $RUN?"
     exit 1
