@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -150,6 +150,16 @@ def split_list(text: str) -> list[str]:
 def to_json(options: Options | Runtime) -> dict[str, Any]:
     """The options as plain JSON values, in the order of their declaration."""
     return dataclasses.asdict(options)
+
+
+def as_arguments(options: Mapping[str, Any], *, without: Sequence[str] = ()) -> list[str]:
+    """The command line's words for those options that are not the defaults; `without` those named."""
+    words = []
+    for f in dataclasses.fields(Options):
+        value = options.get(f.name, f.default)
+        if value != f.default and f.name not in without:
+            words += [f"--{f.name.replace('_', '-')}", str(value)]
+    return words
 
 
 def options_from_json(values: dict[str, Any]) -> Options:

@@ -55,6 +55,13 @@ class Geometry:
         columns = _share_inside(content[1], self.width, self.patch_width)
         return np.asarray(np.outer(rows, columns) >= 0.5)
 
+    def content_shape(self, height: int, width: int) -> int:
+        """A number that is equal for images of which the same patches are image rather than padding; 0 if unpadded."""
+        if self.resize != "pad" or not (height and width):
+            return 0
+        content = self.content_patches(height, width)
+        return int(content.any(axis=1).sum()) * (self.grid[1] + 1) + int(content.any(axis=0).sum())
+
     def patch_lengths(self, height: int, width: int) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
         """How far each pixel reaches into each patch: rows [R, height], columns [C, width], and a patch's area.
 

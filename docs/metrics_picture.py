@@ -1,6 +1,7 @@
 """Draws the pictures of docs/metrics.md, their figures computed by batchjob.stats: python docs/metrics_picture.py.
 
-Run it at the root. The scenes are those of tests/scenes.py, whose answer is known.
+Run it at the root, with the names of pictures to draw only those.
+The scenes are those of tests/scenes.py, whose answer is known.
 """
 
 import io
@@ -16,11 +17,9 @@ from matplotlib.patches import Circle, Rectangle
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from batchjob.stats.attention import patch_distances
-from batchjob.stats.nulls import offset_sums
-from batchjob.stats.saliency import component_boxes
-
 from batchjob import stats
+from batchjob.metrics.attention import patch_distances
+from batchjob.metrics.saliency import component_boxes
 from docs.metrics_panels import (
     DIFFERENT,
     GRID,
@@ -41,7 +40,10 @@ from tests import scenes
 
 
 def main() -> None:
+    wanted = sys.argv[1:] or PICTURES
     for name, draw in PICTURES.items():
+        if name not in wanted:
+            continue
         figure = draw()
         figure.savefig(buffer := io.BytesIO(), dpi=100, facecolor="white", bbox_inches="tight", pad_inches=0.06)
         picture = Image.open(buffer).convert("RGB").quantize(128, dither=Image.Dither.NONE)
@@ -56,7 +58,7 @@ def draw_scenes() -> Any:
     top, bottom = axes[:6], axes[6:]
     show(top[0], owner >= 0, "three objects of\none class", cmap="gray_r")
     show(bottom[0], owner + 1, "", "instance_ari 1.00\nimage_ari 1.00", owner=owner, cmap="labels")
-    null = stats.position_labels(GRID, 4, n_init=4)
+    null = stats.position_labels(GRID, 4)
     panels = [(n, scenes.k_means(a, 4, 0), a[query]) for n, a in zip(names, rules.values(), strict=True)]
     panels.append(("position null:\nonly where a patch is", null, None))
     for upper, lower, (name, labels, row) in zip(top[1:], bottom[1:], panels, strict=True):
@@ -167,7 +169,7 @@ def draw_coherence(axis: Any) -> None:
 
 def draw_pairs() -> Any:
     owner, _, rules = scene()
-    figure, axes = sheet(1, 4, gap=0.3)
+    figure, axes = sheet(1, 3, gap=0.3)
     rows = rules["local"]
     pairs = stats.draw_pairs(owner, np.zeros(3, int), row=0, seed=0)
     found = {k: figure_of(float(v[0])) for k, v in stats.pair_scores(rows[None], pairs, GRID).items()}
@@ -185,28 +187,19 @@ def draw_pairs() -> Any:
     axes[1].set(title=f"pair_auc {found['pair_auc']}\nits null, distance: {found['pair_auc.distance']}")
     axes[1].set(xlabel="attention both ways, × 1,000", yticks=[], ylabel="share of the pairs")
     axes[1].legend(fontsize=8, frameon=False)
-    # the bins where both kinds are frequent
     squares = np.rint(distance**2).astype(int)
-    exact = np.sqrt(max(np.unique(squares), key=lambda v: both_kinds(pairs.same[squares == v])))
-    bins = np.rint(distance).astype(int)
-    rounded = max(np.unique(bins), key=lambda v: both_kinds(pairs.same[bins == v]))
-    for axis, score in zip(axes[2:], ("pair_auc_matched", "pair_auc_exact"), strict=True):
-        middle, width = (rounded, 0.5) if axis is axes[2] else (exact, 1e-6)
-        near = np.abs(distance - middle) <= width
-        jitter = np.random.default_rng(0).uniform(-0.12, 0.12, len(near)) * (axis is axes[3])
-        for kind, colour in ((True, SAME), (False, DIFFERENT)):
-            chosen = near & (pairs.same == kind)
-            # kinds beside each other, not over each other
-            shift = (
-                jitter + (0.25 if kind else -0.25) if axis is axes[3] else np.full(len(near), 0.012 * (2 * kind - 1))
-            )
-            axis.plot(distance[chosen] + shift[chosen], strength[chosen], ".", color=colour, markersize=4, alpha=0.6)
-        axis.set(yticks=[], ylabel="attention both ways")
-        what = "rounded" if axis is axes[2] else "equal"
-        axis.set_title(f"{score} {found[score]}\nin bins of {what} distance")
-    axes[2].set_xlabel(f"distance, the bin of {rounded}")
-    axes[3].set(xlim=(exact - 0.6, exact + 0.6), xlabel=f"all at distance {exact:.2f}")
-    axes[3].set_xticks([exact - 0.25, exact + 0.25], ["two", "one instance"])
+    # the bin where both kinds are frequent
+    equal = np.sqrt(max(np.unique(squares), key=lambda v: both_kinds(pairs.same[squares == v])))
+    near = np.abs(distance - equal) <= 1e-6
+    jitter = np.random.default_rng(0).uniform(-0.12, 0.12, len(near))
+    for kind, colour in ((True, SAME), (False, DIFFERENT)):
+        chosen = near & (pairs.same == kind)
+        shift = jitter + (0.25 if kind else -0.25)  # kinds beside each other, not over each other
+        axes[2].plot(distance[chosen] + shift[chosen], strength[chosen], ".", color=colour, markersize=4, alpha=0.6)
+    axes[2].set(yticks=[], ylabel="attention both ways")
+    axes[2].set_title(f"pair_auc_matched {found['pair_auc_matched']}\nin bins of equal distance")
+    axes[2].set(xlim=(equal - 0.6, equal + 0.6), xlabel=f"all at distance {equal:.2f}")
+    axes[2].set_xticks([equal - 0.25, equal + 0.25], ["two", "one instance"])
     return figure
 
 
@@ -307,38 +300,29 @@ def draw_cls() -> Any:
 def draw_nulls() -> Any:
     owner, query, rules = scene()
     figure, axes = sheet(2, 4)
+    random = np.random.default_rng(4)
+    others = [scenes.disks(3, random) for _ in range(20)]
+    kinds = ((axes[:2], rules["local"], "by distance"), (axes[4:6], rules["instance"], "by instance"))
+    for (own, other), rows, name in kinds:
+        labels = scenes.k_means(rows, 4, 0)
+        lent = [indices(labels, o)[0] for o in others]
+        show(own, labels[0] + 1, f"attention {name}:\nthe photo's own objects", owner=owner, cmap="labels")
+        own.set_xlabel(f"instance_ari {figure_of(indices(labels, owner)[0])}")
+        show(other, labels[0] + 1, "swap: the same clusters,\nanother photo's objects", owner=others[0], cmap="labels")
+        other.set_xlabel(f"instance_ari {figure_of(lent[0])}\n(mean of 20 photos {figure_of(float(np.mean(lent)))})")
     beside = np.select([(Y - 6.5) ** 2 + (X - c) ** 2 <= 2.6**2 for c in (3, 10)], [0, 1], -1)
-    null = stats.position_labels(GRID, 2, n_init=4)
+    null = stats.position_labels(GRID, 2)
     each = [indices(labels, beside)[0] for labels in null]
-    for axis, i, name in ((axes[0], int(np.argmin(each)), "worst"), (axes[1], int(np.argmax(each)), "best")):
+    for axis, i, name in ((axes[2], int(np.argmin(each)), "worst"), (axes[3], int(np.argmax(each)), "best")):
         below = f"instance_ari {figure_of(each[i])}\n(mean of 20 seeds {figure_of(float(np.mean(each)))})"
         title = f"position: k-means of\n(y, x), {name} seed"
         show(axis, null[i] + 1, title, below, owner=beside, cmap="labels")
     distances = patch_distances(GRID)[query]
-    show(axes[2], distances.max() - distances, "distance: nearer is\nstronger, always", "for pair_auc", owner=owner)
-    mark(axes[2], query)
-    mixed = (0.5 * rules["local"] + 0.5 * rules["instance"])[None]
-    local = stats.locality_rows(offset_sums(mixed, GRID), offset_sums(np.ones_like(mixed), GRID), GRID)[0]
-    show(axes[3], local[query], "locality: the head's\nmean by offset", "content gone, reach kept", owner=owner)
-    mark(axes[3], query)
-    random = np.random.default_rng(5)
-    total = sum(cls_maps(scenes.disks(3, random), random)[0] for _ in range(300))
-    show(axes[4], total, "centre: mean CLS map\nof 300 scenes", "laid on every image", owner=owner)
-    value = np.linspace(-3, 3, 100)
-    for shift, colour, style in ((0, SAME, "-"), (0, DIFFERENT, "--")):
-        axes[5].plot(value, np.exp(-((value - shift) ** 2) / 2), style, color=colour, linewidth=2)
-    axes[5].set(
-        xticks=[], yticks=[], title="half: same and different\npairs alike", xlabel="attention both ways\nAUC 0.50"
-    )
-    show(
-        axes[6], rules["random"][query], "random: an untrained\nnetwork (drawn: noise)", "for every score", owner=owner
-    )
+    show(axes[6], distances.max() - distances, "distance: nearer is\nstronger, always", "for pair_auc", owner=owner)
     mark(axes[6], query)
-    perfect = (owner + 1)[None].astype(np.uint8)
-    permuted = [stats.shuffle(perfect, row=i, seed=0)[0] for i in range(200)]
-    mean = figure_of(indices(np.stack(permuted), owner)[0])
-    show(axes[7], permuted[0], "shuffled: the same labels\nin other places", f"instance_ari {mean}\n(mean of 200)",
-         owner=owner, cmap="labels")  # fmt: skip
+    drawn = "random: an untrained\nnetwork (drawn: noise)"
+    show(axes[7], rules["random"][query], drawn, "for every score", owner=owner)
+    mark(axes[7], query)
     return figure
 
 

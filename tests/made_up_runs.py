@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from batchjob.metrics import attention, nulls
+from batchjob.metrics.uncertainty import mean_known
 from tests import scenes
 
 KINDS = ("class", "instance", "local", "random")
@@ -28,6 +29,7 @@ def write_run(
     kinds: Sequence[str] = KINDS,
     grid: tuple[int, int] = scenes.GRID,
     weights: str = "",
+    k: str = "instances",
     with_scores: bool = True,
     failed: Sequence[int] = (),
     pending: Sequence[int] = (),
@@ -40,26 +42,31 @@ def write_run(
     random = np.random.default_rng(seed)
     labels = np.full((count, 1, 1, heads, patches), 255, np.uint8)
     maps = np.full((count, 1, heads, patches), np.nan, np.float32)
-    k = np.zeros((count, 1, 1, heads), np.uint8)
+    found_k = np.zeros((count, 1, 1, heads), np.uint8)
     scored: dict[str, NDArray[np.float32]] = {}
-    sums = np.zeros((1, heads, 2 * grid[0] - 1, 2 * grid[1] - 1))
-    pairs_of_patches = np.zeros((1, 2 * grid[0] - 1, 2 * grid[1] - 1))
-    for i, owner in enumerate(owners):
+    steps = scenes.GRID[0] // grid[0], scenes.GRID[1] // grid[1]
+    owners = [owner.reshape(scenes.GRID)[:: steps[0], :: steps[1]].ravel() for owner in owners]
+    counts = np.array([int(owner.max()) + 1 for owner in owners])
+    drawn = [
+        attention.draw_pairs(o, np.zeros(n, int), row=i, seed=seed)
+        for i, (o, n) in enumerate(zip(owners, counts, strict=True))
+    ]
+    donors = nulls.Donors(counts, counts > 1, seed=seed)
+    for i, own in enumerate(owners):
         if i in failed:
             continue
-        own = owner.reshape(scenes.GRID)[:: scenes.GRID[0] // grid[0], :: scenes.GRID[1] // grid[1]].ravel()
         rows = np.stack([scenes.attention(kind, own, random, grid) for kind in kinds])
-        instances = int(owner.max()) + 1
-        k[i] = instances + 1
+        instances = int(counts[i])
+        found_k[i] = instances + 1
         labels[i, 0, 0] = [scenes.k_means(r, instances + 1, seed + i)[0] for r in rows]
         maps[i, 0] = rows.mean(axis=1)
-        pairs = attention.draw_pairs(own, np.zeros(instances, int), row=i, seed=seed)
-        found = attention.attention_scores(rows, grid) | attention.pair_scores(rows, pairs, grid)
+        found = attention.attention_scores(rows, grid) | attention.pair_scores(rows, drawn[i], grid)
+        lent = [attention.pair_scores(rows, drawn[j], grid) for j in donors.of(i)]
+        for name in ("pair_auc", "pair_auc_matched") if lent else ():
+            found[f"{name}.swap"] = mean_known(np.stack([one[name] for one in lent]), axis=0)
         for name, values in found.items():
             scored.setdefault(name, np.full((count, 1, heads), np.nan, np.float32))[i, 0] = values
-        sums[0] += nulls.offset_sums(rows, grid)
-        pairs_of_patches[0] += nulls.offset_sums(np.ones((1, patches, patches)), grid)[0]
-    options = {"resize": "squash", "n_init": 4, "seed": seed, "k": "instances", "weights": weights}
+    options = {"resize": "squash", "n_init": 4, "seed": seed, "k": k, "weights": weights}
     model = {
         "name": "made_up",
         "input_px": [grid[0] * PATCH_PX, grid[1] * PATCH_PX],
@@ -72,7 +79,7 @@ def write_run(
     shape = (count, 1, 1, heads, *grid)
     _put(group, "labels", labels.reshape(shape), "image algorithm layer head y x")
     _put(group, "cls_attention", maps.reshape(count, 1, heads, *grid).astype(np.float16), "image layer head y x")
-    _put(group, "k", k, "image algorithm layer head")
+    _put(group, "k", found_k, "image algorithm layer head")
     _put(group, "prefix_mass", np.full((count, 1, heads), 0.25, np.float16), "image layer head")
     for name, values in (("status", status), ("height", size), ("width", size)):
         _put(group, name, values, "image")
@@ -81,8 +88,6 @@ def write_run(
         group = zarr.open_group(str(folder / "scores.zarr"), mode="w", zarr_format=3)
         for name, values in scored.items():
             _put(group, name, values, "image layer head")
-        _put(group, "locality_sum", sums[None], "partition layer head dy dx", repeat=-(-count // 8))
-        _put(group, "locality_count", pairs_of_patches[None], "partition layer dy dx", repeat=-(-count // 8))
         _coordinates(group, heads, count)
     return folder
 
@@ -121,9 +126,7 @@ def write_annotations(
     return path
 
 
-def _put(group: zarr.Group, name: str, values: NDArray[Any], dims: str, *, repeat: int = 1) -> None:
-    if repeat > 1:  # all that was summed is in the first partition
-        values = np.concatenate([values, *[np.zeros_like(values)] * (repeat - 1)])
+def _put(group: zarr.Group, name: str, values: NDArray[Any], dims: str) -> None:
     fill = np.nan if values.dtype.kind == "f" else 0
     array = group.create_array(
         name, shape=values.shape, dtype=values.dtype, dimension_names=dims.split(), fill_value=fill

@@ -26,14 +26,16 @@ def disks(count: int, random: np.random.Generator, grid: tuple[int, int] = GRID)
 
 
 def attention(kind: str, owner: NDArray[Any], random: np.random.Generator, grid: tuple[int, int] = GRID) -> Floats:
-    """[P, P], rows of sum 1: uniform over the class or the instance, Gaussian of the distance, or random rows."""
+    """[P, P], rows of sum 1: uniform over the class or the instance, Gaussian of the distance (with noise), random."""
     patches = grid[0] * grid[1]
     if kind == "random":
         rows = random.random((patches, patches))
-    elif kind == "local":
+    elif kind.startswith("local"):
         y, x = np.divmod(np.arange(patches), grid[1])
         distance = np.hypot(y[:, None] - y, x[:, None] - x)
         rows = np.exp(-(distance**2) / (2 * 3.0**2))
+        if kind == "local × noise":  # nothing of the objects, but a head's habit and noise of its own in every image
+            rows = rows * np.exp(random.normal(0, 1.5, rows.shape))
     else:
         group = owner if kind == "instance" else np.minimum(owner, 0)
         rows = (group[:, None] == group[None, :]).astype(np.float64)
@@ -43,8 +45,8 @@ def attention(kind: str, owner: NDArray[Any], random: np.random.Generator, grid:
     return np.asarray(rows / rows.sum(axis=1, keepdims=True))
 
 
-def k_means(rows: Floats, k: int, seed: int) -> NDArray[np.uint8]:
+def k_means(rows: Floats, k: int, seed: int, starts: int = 4) -> NDArray[np.uint8]:
     """[1, P]: scikit-learn's labels of the rows."""
     from sklearn.cluster import KMeans
 
-    return np.asarray(KMeans(k, n_init=4, random_state=seed).fit(rows).labels_[None], np.uint8)
+    return np.asarray(KMeans(k, n_init=starts, random_state=seed).fit(rows).labels_[None], np.uint8)

@@ -1,11 +1,15 @@
 """Scores computed on the device while labelling are those of the NumPy specification."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 
-from batchjob.metrics import attention, nulls
+from batchjob.data.instances import GridInstances
+from batchjob.geometry import Geometry
+from batchjob.job import scores
+from batchjob.metrics import attention
 from batchjob.metrics import on_device as map_scores
 
 GRID = (4, 5)
@@ -63,7 +67,7 @@ def test_an_image_scores_the_same_bit_for_bit_whatever_else_is_in_the_batch() ->
     together = map_scores.pair_scores(rows, pairs, GRID)
     for i in range(5):
         alone = map_scores.pair_scores(rows[i : i + 1], pairs[i : i + 1], GRID)
-        for name in map_scores.PAIR_SCORES:
+        for name in map_scores.PAIR_NAMES:
             assert torch.equal(alone[name][0], together[name][i]), name
 
 
@@ -74,31 +78,34 @@ def test_no_pairs_at_all_score_nothing() -> None:
     assert all(torch.isnan(v).all() and v.shape == (2, 3) for v in ours.values())
 
 
-def test_locality_sums_hold_each_offsets_attention_and_leave_padding_and_failures_out() -> None:
-    rows = random_rows(4, 2, patches=4)
-    keep = np.array([[1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0], [1, 0, 1, 0]], bool)
-    rows[2] = np.nan  # a failed image
-    sums = map_scores.LocalitySums(1, 2, (2, 2), torch.device("cpu"))
-    sums.add(0, torch.as_tensor(rows[:2]), torch.as_tensor(keep[:2]))
-    sums.add(0, torch.as_tensor(rows[2:]), torch.as_tensor(keep[2:]))
-    found = sums.arrays()
-    expected, count = np.zeros((2, 3, 3)), np.zeros((3, 3))
-    for image in range(4):
-        for q in range(4):
-            for k in range(4):
-                if keep[image, q] and keep[image, k]:
-                    offset = (k // 2 - q // 2 + 1, k % 2 - q % 2 + 1)
-                    expected[:, *offset] += rows[image, :, q, k]
-                    count[offset] += 1
-    np.testing.assert_allclose(found["locality_sum"][0], expected)
-    np.testing.assert_allclose(found["locality_count"][0], count)
+def test_a_drawing_scores_the_same_on_whichever_image_it_is_lent_to() -> None:
+    rows = random_rows(3, 2)
+    pairs = [drawn(i) for i in range(4)]
+    image = [2, 0, 2, 1]
+    ours = map_scores.pair_scores(torch.as_tensor(rows, dtype=torch.float32), pairs, GRID, image)
+    for i, of_image in enumerate(image):
+        expected = attention.pair_scores(rows[of_image].astype(np.float32), pairs[i], GRID)
+        for name in map_scores.PAIR_NAMES:
+            np.testing.assert_allclose(ours[name][i].numpy(), expected[name], rtol=1e-6, err_msg=f"{name} {i}")
 
 
-def test_attention_that_depends_on_the_offset_alone_is_its_own_locality_null() -> None:
-    index = nulls.offset_index(GRID)
-    kernel = np.random.default_rng(0).random(index.max() + 1)
-    rows = kernel[index][None]
-    sums = nulls.offset_sums(rows, GRID)
-    counts = nulls.offset_sums(np.ones_like(rows), GRID)
-    expected = rows / rows.sum(axis=-1, keepdims=True)
-    np.testing.assert_allclose(nulls.locality_rows(sums, counts, GRID), expected)
+def test_the_swap_null_on_the_device_is_the_mean_over_other_photos_objects_without_padding() -> None:
+    random = np.random.default_rng(0)
+    owner = random.integers(-1, 3, (6, PATCHES)).astype(np.int16)
+    owner[:, :9] = np.arange(9) % 3
+    instances = GridInstances(owner, np.zeros(18, np.int32), np.arange(7) * 3, np.full((6, 2), 32, np.int32))
+    lends = scores.DrawnPairs(instances, Geometry(32, 40, 8, 8), seed=0)
+    keep = np.ones(PATCHES, bool)
+    keep[-5:] = False  # the last row of patches is padding
+    rows = random_rows(1, 2)
+    lent = lends.lent(0, keep)
+    assert len(lent) == 5  # everyone but the image itself
+    assert all(keep[p.first].all() and keep[p.second].all() for p in lent)
+    batch = SimpleNamespace(rows=np.array([0]), heights=[32], widths=[32], mask=torch.as_tensor(keep[None]))
+    scorer = scores.Scorer.__new__(scores.Scorer)
+    scorer._plan = SimpleNamespace(model=SimpleNamespace(grid=GRID))
+    found = scorer._score_pairs(lends, torch.as_tensor(rows, dtype=torch.float32), batch)
+    for name in ("pair_auc", "pair_auc_matched"):
+        each = [attention.pair_scores(rows[0].astype(np.float32), p, GRID)[name] for p in lent]
+        np.testing.assert_allclose(found[f"{name}.swap"][0].numpy(), np.mean(each, axis=0), rtol=1e-6)
+    assert set(found) == {*map_scores.PAIR_NAMES, "pair_auc.swap", "pair_auc_matched.swap"}

@@ -14,6 +14,9 @@ from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, mut
 from batchjob.metrics import agreement as partitions
 from batchjob.metrics import attention, catalogue, nulls, saliency
 from batchjob.metrics import clusters as scores
+from batchjob.metrics.objects import Mapped, Objects
+from batchjob.stats.image import stability
+from batchjob.stats.position import position_labels
 from tests import scenes
 from tests.conftest import ROOT
 
@@ -213,13 +216,13 @@ def test_pairs_are_drawn_by_kind_up_to_the_limit_and_always_the_same() -> None:
     assert not (some.first == other.first).all()
 
 
-def test_attention_by_distance_alone_has_the_distance_nulls_auc_and_one_half_when_matched() -> None:
+def test_attention_by_distance_alone_has_the_distance_nulls_auc_and_one_half_at_equal_distance() -> None:
     random = np.random.default_rng(0)
     owner = scenes.disks(2, random)
     pairs = attention.draw_pairs(owner, np.zeros(2, int), row=0, seed=0)
-    near = np.exp(-np.round(attention.patch_distances(scenes.GRID)))[None]
+    near = np.exp(-attention.patch_distances(scenes.GRID))[None]
     found = attention.pair_scores(near, pairs, scenes.GRID)
-    assert found["pair_auc"][0] == pytest.approx(found["pair_auc.distance"][0], abs=0.02)
+    assert found["pair_auc"][0] == pytest.approx(found["pair_auc.distance"][0], abs=1e-9)
     assert found["pair_auc.distance"][0] > 0.9
     assert found["pair_auc_matched"][0] == pytest.approx(0.5)  # all ties within a distance
 
@@ -254,14 +257,64 @@ def test_corloc_takes_the_box_of_the_largest_four_connected_part() -> None:
     assert saliency.component_boxes(np.zeros((1, 16), bool), (4, 4)).tolist() == [[0, 0, 0, 0]]
 
 
-def test_saliency_scores_are_means_over_instances_and_perfect_for_a_perfect_map() -> None:
+def test_map_scores_are_means_over_instances_and_perfect_for_a_perfect_map() -> None:
     coverage = np.array([[1, 1, 0, 0], [0, 0, 1, 0]], float)
     maps = saliency.normalise(np.array([[5, 5, 0, 0], [0, 0, 3, 0]]))
-    found, by_instance = saliency.saliency_scores(maps, coverage, np.array([[0, 0, 2, 1], [2, 0, 3, 1]]), (1, 4))
+    objects = Objects(np.array([0, 0, 1, -1]), np.array([4, 4]), np.array([[0, 0, 2, 1], [2, 0, 3, 1]]), coverage)
+    own = Mapped(maps, (1, 4), 2, objects)
+    found = {s.name: s.compute(own) for s in catalogue.SCORES if s.source in ("maps", "oracle") and s.compute}
     assert found["jaccard_60"].tolist() == [0.5, 0.5]
-    assert by_instance["jaccard_90"].tolist() == [[1, 0], [0, 1]]
-    assert by_instance["jaccard_90"].max(axis=0).mean() == 1  # the oracle head
+    assert found["jaccard_90"].tolist() == [0.5, 0.5]
+    assert found["jaccard_oracle_90"].tolist() == [1]
     assert found["corloc"].tolist() == [1, 1]
+    nothing = own.beside(Objects(np.full(4, -1), np.zeros(0, int), np.zeros((0, 4)), np.zeros((0, 4))))
+    assert all(
+        np.isnan(s.compute(nothing)).all() for s in catalogue.SCORES if s.source in ("maps", "oracle") and s.compute
+    )
+
+
+# ---- other photos' objects ----
+
+
+def test_photos_of_as_many_objects_lend_them_and_never_the_image_itself() -> None:
+    counts = np.array([2] * 30 + [3] * 2 + [5] * 3 + [0])
+    donors = nulls.Donors(counts, counts > 0, seed=1)
+    for row in range(30):
+        lent = donors.of(row)
+        assert len(set(lent.tolist())) == nulls.SWAPS
+        assert row not in lent
+        assert (counts[lent] == 2).all()
+    lent = donors.of(31)  # one is alike: photos of the nearest number, two, join it
+    assert (np.sort(counts[lent])[::-1][:1] == 3).all()
+    assert (counts[lent] == 2).sum() == nulls.SWAPS - 1
+    assert len(donors.of(len(counts) - 1)) == 0  # no objects, no null
+    assert (donors.of(7) == nulls.Donors(counts, counts > 0, seed=1).of(7)).all()
+    assert sorted(donors.of(7)) != sorted(nulls.Donors(counts, counts > 0, seed=2).of(7))
+
+
+def test_padded_photos_of_the_same_shape_lend_first() -> None:
+    counts, shapes = np.resize([2, 3], 40), np.arange(40) // 20
+    donors = nulls.Donors(counts, counts > 0, shapes, seed=0)
+    assert set(donors.of(3)) == set(range(1, 20, 2)) - {3}  # nine of the same number and shape are enough
+
+
+def test_an_image_with_two_of_a_kind_gets_photos_with_two_of_a_kind() -> None:
+    counts, twins = np.full(20, 2), np.arange(20) % 2 == 0
+    donors = nulls.Donors(counts, twins, seed=0)
+    assert twins[donors.of(4)].all()
+    assert len(donors.of(4)) == 9
+    assert len(donors.of(3)) == 19
+
+
+def test_objects_that_fall_into_padding_are_left_out() -> None:
+    owner = np.array([0, 0, 1, 1, 2, 2, -1, 1])
+    objects = Objects(owner, np.array([7, 8, 7]), np.zeros((3, 4)), np.eye(3, 8))
+    inside = objects.inside(np.array([1, 1, 1, 0, 1, 0, 1, 1], bool))
+    assert inside.owner.tolist() == [0, 0, 1, -1, -1, -1, -1, 1]
+    assert inside.category.tolist() == [7, 8]
+    assert objects.has_twins
+    assert not inside.has_twins
+    assert objects.inside(None) is objects
 
 
 # ---- the four scenes ----
@@ -292,7 +345,7 @@ def test_local_attention_is_no_better_than_the_position_null_and_instance_attent
     for i in range(18):
         count = (2, 3, 6)[i % 3]
         owner = scenes.disks(count, random)
-        null = nulls.position_labels(scenes.GRID, count + 1, n_init=4)
+        null = position_labels(scenes.GRID, count + 1)
         by_position = scores.instance_scores(null, owner, np.zeros(count, int))["instance_ari"].mean()
         for kind, into in gains.items():
             labels = scenes.k_means(scenes.attention(kind, owner, random), count + 1, i)
@@ -311,6 +364,12 @@ def test_shuffled_labels_score_nothing_within_their_error() -> None:
         assert (np.sort(shuffled) == np.sort(labels)).all()
         found.append(scores.instance_scores(shuffled, owner, np.zeros(3, int))["instance_ari"][0])
     assert abs(np.mean(found)) < 3 * np.std(found) / np.sqrt(60)
+
+
+def test_repeats_that_agree_are_stable() -> None:
+    repeats = np.array([[[0, 0, 1, 1], [1, 1, 0, 0]], [[0, 0, 1, 1], [0, 1, 0, 1]]], np.uint8)
+    np.testing.assert_allclose(stability(repeats), [1, -0.5])
+    assert np.isnan(stability(repeats[:, :1])).all()
 
 
 def test_the_page_of_metrics_explains_every_score_and_null_with_small_pictures() -> None:

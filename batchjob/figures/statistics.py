@@ -14,13 +14,12 @@ from batchjob.metrics import catalogue
 
 BLUE, RED = "#0072b2", "#d55e00"
 _NULLS = {  # null -> marker and name
+    "swap": ("o", "other photos' objects"),
     "position": ("D", "position alone"),
-    "locality": ("s", "the head's mean locality"),
-    "random": ("^", "untrained"),
-    "centre": ("P", "mean map"),
     "distance": ("v", "distance alone"),
-    "half": ("X", "chance"),
+    "random": ("^", "untrained"),
 }
+_SURE = 0.05  # of a p-value by Holm
 _MOST_HEADS = 30  # of a forest: the best and the worst of more
 
 
@@ -40,10 +39,10 @@ def of_score(summary: pd.DataFrame, score: str, *, null: str = "", algorithm: st
     return found[found["algorithm"] == algorithm] if algorithm in algorithms else found
 
 
-def gain_map(rows: pd.DataFrame, *, heading: str, null: str = "position") -> Figure:
-    """A heat map, layers × heads, of the gain over a null; a dot where the 95 % interval leaves out zero.
+def gain_map(rows: pd.DataFrame, *, heading: str, null: str = "swap") -> Figure:
+    """A heat map, layers × heads, of the gain over a null; a dot where it is sure after Holm's correction.
 
-    rows: one for each layer and head, with `layer`, `head`, `gain`, `gain_low`, `gain_high`.
+    rows: one for each layer and head, with `layer`, `head`, `gain`, `p_holm`.
     """
     table = rows.pivot(index="layer", columns="head", values="gain").sort_index(ascending=False)
     values = table.to_numpy(dtype=np.float64)
@@ -64,9 +63,9 @@ def gain_map(rows: pd.DataFrame, *, heading: str, null: str = "position") -> Fig
             for j, head in enumerate(table.columns):
                 _gain_cell(axes, (j, i), place.get((int(layer), int(head))), limit, cell)
         bar = figure.add_axes(_fraction(figure, 0.75 + size[0] + 0.15, 0.55, 0.1, size[1]))
-        figure.colorbar(image, cax=bar).set_label(f"gain over {null}", size=6.5)
+        figure.colorbar(image, cax=bar).set_label(f"gain over {_NULLS[null][1]}", size=6.5)
         bar.tick_params(length=2)
-        canvas.note(figure, 0.14, size[1] + 0.95, "● the 95 % interval leaves out zero")
+        canvas.note(figure, 0.14, size[1] + 0.95, f"● p ≤ {_SURE} after Holm's correction over all heads")
     return figure
 
 
@@ -75,54 +74,67 @@ def _gain_cell(axes: Axes, at: tuple[int, int], row: Any, limit: float, cell: fl
         axes.text(*at, "–", ha="center", va="center", size=6, color=canvas.QUIET)
         return
     ink = "#fefefe" if abs(row["gain"]) > 0.62 * limit else "#111111"
-    clear = row["gain_low"] > 0 or row["gain_high"] < 0
     if cell >= 0.36:
         axes.text(
             *at, f"{round(row['gain'], 2) + 0.0:+.2f}".replace("-", "−"), ha="center", va="center", size=5.6, color=ink
         )
         at = (at[0], at[1] + 0.33)  # type: ignore[assignment]
-    if clear:
+    if row["p_holm"] <= _SURE:
         axes.plot(*at, "o", ms=2.0, color=ink)
 
 
 def forest(summary: pd.DataFrame, *, score: str, heading: str, algorithm: str = "") -> Figure:
-    """Heads with the 95 % intervals of their score, the best first, and what each null model scores beside them."""
+    """Heads with their gains over each null model, image by image, and the gains' 95 % intervals; the best first.
+
+    The gain is what is tested: a filled mark stays clear of zero after Holm's correction. The mean score is in words.
+    """
     found = of_score(summary, score, algorithm=algorithm)
-    heads = found.drop_duplicates(["layer", "head"]).sort_values(
-        ["mean", "layer", "head"], ascending=[False, True, True]
-    )
+    nulls = [n for n in _NULLS if n in set(found["null"])]
+    main = found[found["null"] == nulls[0]] if nulls else found.drop_duplicates(["layer", "head"])
+    heads = main.sort_values(["gain", "mean", "layer", "head"], ascending=[False, False, True, True])
     cut = len(heads) > _MOST_HEADS
     if cut:
         heads = pd.concat([heads.head(_MOST_HEADS // 2), heads.tail(_MOST_HEADS // 2)])
     several = heads["layer"].nunique() > 1
-    height = 0.19 * len(heads) + 0.1
+    height = 0.24 * len(heads) + 0.1
     with canvas.style():
-        figure, axes = _chart((6.2, height + 1.35), heading, (1.05, 0.5, 4.9, height))
+        figure, axes = _chart((6.2, height + 1.35), heading, (1.45, 0.5, 4.5, height))
         y = np.arange(len(heads))
-        nulls = [n for n in dict.fromkeys(found["null"]) if n in _NULLS]
         for number, null in enumerate(nulls):
-            against = found[found["null"] == null].set_index(["layer", "head"])["null_mean"]
-            at = [against.get((r.layer, r.head), np.nan) for r in heads.itertuples()]
-            marker, name = _NULLS[null]
-            shade = (canvas.QUIET, RED, "#8a929c")[min(number, 2)]
-            axes.plot(at, y, marker, ms=3.6, mfc="none", mec=shade, mew=0.8, ls="none", label=f"null: {name}")
-        axes.hlines(y, heads["low"], heads["high"], color=BLUE, lw=1.4)
-        axes.plot(heads["mean"], y, "o", ms=4, color=BLUE, label="head, with its 95 % interval")
+            against = found[found["null"] == null].set_index(["layer", "head"])
+            mine = against.reindex(list(zip(heads["layer"], heads["head"], strict=True)))
+            _gains(axes, mine, y + 0.24 * (number - (len(nulls) - 1) / 2), null, (BLUE, canvas.QUIET, RED)[number % 3])
+        if not nulls:
+            axes.hlines(y, heads["low"], heads["high"], color=BLUE, lw=1.4)
+            axes.plot(heads["mean"], y, "o", ms=4, color=BLUE, label="mean, with its 95 % interval")
         names = [f"layer {r.layer} head {r.head}" if several else f"head {r.head}" for r in heads.itertuples()]
-        axes.set_yticks(y, names)
+        means = [f"{m:.2f}".replace("-", "−") for m in heads["mean"]]
+        axes.set_yticks(y, [f"{n}   {m}" if nulls else n for n, m in zip(names, means, strict=True)])
         axes.set_ylim(len(heads) - 0.4, -0.6)
-        axes.axvline(0, color=canvas.RULE, lw=0.8, zorder=0)
-        axes.set_xlabel(f"{score_name(score)}, mean over {_count(heads['n'])} images")
+        axes.axvline(0, color=canvas.QUIET, lw=0.8, zorder=0)
+        what = f"{score_name(score)}: {'gain' if nulls else 'mean'}"
+        axes.set_xlabel(f"{what}, over {_count(heads['n'])} images" + (" (left: the mean score)" if nulls else ""))
         if cut:
             axes.axhline(_MOST_HEADS // 2 - 0.5, color=canvas.RULE, lw=0.8, ls=(0, (4, 3)))
         _legend(figure, axes, 0.14, height + 1.0)
     return figure
 
 
+def _gains(axes: Axes, rows: pd.DataFrame, y: Any, null: str, colour: str) -> None:
+    """One null's gains as marks with intervals, filled where the corrected p-value is sure."""
+    marker, name = _NULLS[null]
+    axes.hlines(y, rows["gain_low"], rows["gain_high"], color=colour, lw=1.2)
+    sure = rows["p_holm"].to_numpy(dtype=float) <= _SURE
+    marks: dict[str, Any] = {"ms": 4, "mec": colour, "mew": 0.9, "ls": "none"}
+    axes.plot(rows["gain"][~sure], y[~sure], marker, mfc="white", **marks)
+    axes.plot(rows["gain"][sure], y[sure], marker, mfc=colour, **marks)
+    axes.plot([], [], marker, mfc=colour, label=f"over {name} (open: p > {_SURE})", **marks)
+
+
 def corners(summary: pd.DataFrame, *, heading: str, algorithm: str = "") -> Figure:
-    """Each head's whole-image ARI against its within-category gain over position, the four corners named."""
-    image = of_score(summary, "image_ari", null="position", algorithm=algorithm)
-    gain = of_score(summary, "instance_ari", null="position", algorithm=algorithm)
+    """Each head's whole-image ARI against its within-category gain over other photos' objects, three corners named."""
+    image = of_score(summary, "image_ari", null="swap", algorithm=algorithm)
+    gain = of_score(summary, "instance_ari", null="swap", algorithm=algorithm)
     both = image.merge(gain, on=["layer", "head"], suffixes=("_image", "_gain"))
     layers = both["layer"].to_numpy(dtype=int)
     x, y = both["mean_image"].to_numpy(float), both["gain_gain"].to_numpy(float)
@@ -140,14 +152,13 @@ def corners(summary: pd.DataFrame, *, heading: str, algorithm: str = "") -> Figu
             layer, head = both["layer"].iloc[i], both["head"].iloc[i]
             name = f"{layer}/{head}" if several else f"head {head}"
             axes.annotate(name, (x[i], y[i]), (4, 4), textcoords="offset points", size=6)
-        # wide enough for the corners to mean what they say: a perfect class head is near (0.66, −0.7)
+        # wide enough for the corners to mean what they say: a perfect class head is near (0.66, 0)
         axes.set_xlim(min(-0.1, float(x.min()) - 0.05), max(0.7, float(x.max()) + 0.05))
-        axes.set_ylim(min(-0.45, float(y.min()) - 0.1), max(0.45, float(y.max()) + 0.1))
+        axes.set_ylim(min(-0.15, float(y.min()) - 0.1), max(0.6, float(y.max()) + 0.1))
         for (u, v), name in {
             (0.99, 0.99): "instance head",
             (0.99, 0.01): "class head",
-            (0.01, 0.99): "local head",
-            (0.01, 0.01): "noise",
+            (0.01, 0.01): "local, or noise",
         }.items():
             axes.text(
                 u,
@@ -161,7 +172,7 @@ def corners(summary: pd.DataFrame, *, heading: str, algorithm: str = "") -> Figu
                 color=canvas.QUIET,
             )
         axes.set_xlabel("ARI of the whole image")
-        axes.set_ylabel("ARI within categories: gain over position")
+        axes.set_ylabel("ARI within categories: gain over other photos' objects")
         if several:
             bar = figure.add_axes(_fraction(figure, 4.58, 0.55, 0.1, 3.45))
             figure.colorbar(points, cax=bar).set_label("layer", size=6.5)

@@ -290,10 +290,10 @@ def charts(view: Run) -> Iterator[tuple[str, Figure]]:
     scored = [s for s in catalogue.leading() if len(statistics.of_score(summary, s))]
     if scored:
         yield "stats-forest", statistics.forest(summary, score=scored[0], heading=name)
-    gains = statistics.of_score(summary, "instance_ari", null="position")
+    gains = statistics.of_score(summary, "instance_ari", null="swap")
     if len(gains) and len(view.layers) > 1:
         yield "stats-gain", statistics.gain_map(gains, heading=f"{name}: within-category gain")
-    if len(gains) and len(statistics.of_score(summary, "image_ari", null="position")):
+    if len(gains) and len(statistics.of_score(summary, "image_ari", null="swap")):
         yield "stats-corners", statistics.corners(summary, heading=name)
     if len(statistics.of_score(summary, "attention_distance")):
         yield "stats-distance", statistics.distance_by_layer(summary, heading=name, rows_name=view.rows_name)
@@ -303,5 +303,5 @@ def charts(view: Run) -> Iterator[tuple[str, Figure]]:
         mine = mine[(mine["modifier"] == "distance") & (mine["pairs"] > 0)]
         mine = mine[mine["algorithm"] == mine["algorithm"].iloc[0]] if len(mine) else mine
         if len(mine):
-            where = f"{name}, layer {view.best[0]}, head {view.best[1]}"
+            where = f"{name}, layer {view.best[0]}, head {view.best[1]}: the images that did not choose it"
             yield "stats-instances", statistics.by_modifier(mine, heading=where)

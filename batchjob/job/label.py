@@ -93,7 +93,6 @@ def compute(
 ) -> tuple[dict[str, NDArray[Any]], list[Failure]]:
     """All arrays of a partition, and its failures. Starts from nothing, so that it may be called again."""
     out, stages = Buffers(job.plan, partition), job.stages
-    score.partition_sums()  # of a call that ran out of memory
     for batch in job.batches(job.plan.rows_of(partition)):
         out.put_images(batch, job.instances)
         for layer, maps in enumerate(stages.timed("model", job.extract(batch.pixels))):
@@ -105,4 +104,4 @@ def compute(
             with stages("results"):
                 out.put(layer, maps, found, scores, batch)
         out.drop_failed(batch, job.index)
-    return out.arrays | score.partition_sums(), out.failures
+    return out.arrays, out.failures

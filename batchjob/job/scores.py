@@ -1,7 +1,7 @@
 """From one layer's attention to the scores of `--scores`: failures and instances of each image looked up."""
 
+import functools
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -9,59 +9,100 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from batchjob.data.instances import GridInstances
+from batchjob.geometry import Geometry
 from batchjob.loader.loader import Batch
 from batchjob.metrics.attention import PatchPairs, draw_pairs
-from batchjob.metrics.on_device import LocalitySums, attention_scores, pair_scores
+from batchjob.metrics.nulls import Donors
+from batchjob.metrics.on_device import attention_scores, pair_scores
 from batchjob.plan import Plan
+
+_CACHED_DRAWINGS = 8192  # of photos that lend their objects: some 60 kB each
 
 
 class Scorer:
-    """Scores batches on the device, and sums each partition's attention by offset; does nothing if none were asked."""
+    """Scores batches on the device; does nothing if no scores were asked."""
 
     def __init__(self, plan: Plan, run: Path, device: torch.device) -> None:
         self._plan, self._device = plan, device
-        self._instances = GridInstances.load(run / "index") if "pairs" in plan.options.score_groups else None
-        self._sums = self._new_sums()
+        self._pairs: DrawnPairs | None = None
+        if "pairs" in plan.options.score_groups:
+            self._pairs = DrawnPairs(GridInstances.load(run / "index"), plan.geometry, plan.options.seed)
 
     def __call__(self, layer: int, rows: Tensor, finite: Tensor, batch: Batch) -> dict[str, NDArray[np.float32]]:
         """name -> [B, H] of rows [B, H, P, P] that sum to 1; `layer` is a position. Failed images score anything."""
-        groups, grid = self._plan.options.score_groups, self._plan.model.grid
-        if self._sums is None:
-            return {}
-        good = torch.from_numpy(batch.status == 0).to(self._device) & finite
-        keep = torch.ones(rows.shape[0], rows.shape[2], dtype=torch.bool, device=self._device)
-        self._sums.add(layer, rows, (keep if batch.mask is None else batch.mask) & good[:, None])
         found: dict[str, Tensor] = {}
-        if "attention" in groups:
-            found |= attention_scores(rows, grid, batch.mask)
-        if self._instances is not None:
-            sizes = zip(batch.heights, batch.widths, strict=True)
-            pairs = [
-                pairs_of(self._instances, int(row), (int(h), int(w)), seed=self._plan.options.seed)
-                for row, (h, w) in zip(batch.rows, sizes, strict=True)
-            ]
-            found |= pair_scores(rows, pairs, grid)
+        if "attention" in self._plan.options.score_groups:
+            found |= attention_scores(rows, self._plan.model.grid, batch.mask)
+        if self._pairs is not None:
+            found |= self._score_pairs(self._pairs, rows, batch)
+        if not found:
+            return {}
         values = torch.stack(list(found.values())).cpu().numpy()  # one copy for all
         return dict(zip(found, values, strict=True))
 
-    def partition_sums(self) -> dict[str, NDArray[Any]]:
-        """`locality_sum` and `locality_count` of what was scored since the last call, [1, L, …] each."""
-        if self._sums is None:
-            return {}
-        arrays = self._sums.arrays()
-        self._sums = self._new_sums()
-        return {name: values[None] for name, values in arrays.items()}
+    def _score_pairs(self, drawn: "DrawnPairs", rows: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """The scores over each image's own pairs, and as `.swap` their mean over the pairs of other photos."""
+        keep = None if batch.mask is None else batch.mask.cpu().numpy()
+        pairs: list[PatchPairs] = []
+        lent: list[PatchPairs] = []
+        image: list[int] = []
+        for i, row in enumerate(int(r) for r in batch.rows):
+            inside = None if keep is None else keep[i]
+            pairs.append(drawn.own(row, (int(batch.heights[i]), int(batch.widths[i])), inside))
+            others = drawn.lent(row, inside) if len(pairs[-1].group) else []
+            lent += others
+            image += [i] * len(others)
+        found = pair_scores(rows, pairs, self._plan.model.grid)
+        swapped = pair_scores(rows, lent, self._plan.model.grid, image)
+        where = torch.as_tensor(image, device=rows.device, dtype=torch.long)
+        for name in ("pair_auc", "pair_auc_matched"):
+            found[f"{name}.swap"] = _mean_known_by(swapped[name], where, len(pairs))
+        return found
 
-    def _new_sums(self) -> LocalitySums | None:
-        plan = self._plan
-        if not plan.options.score_groups:
-            return None
-        return LocalitySums(len(plan.layers), len(plan.heads), plan.model.grid, self._device)
+
+class DrawnPairs:
+    """The pairs of patches that each image, and the photos that lend their objects to it, are scored on."""
+
+    def __init__(self, instances: GridInstances, geometry: Geometry, seed: int) -> None:
+        self._instances, self._seed = instances, seed
+        counts = np.diff(instances.start)
+        twins = [len(np.unique(c)) < len(c) for c in np.split(instances.category, instances.start[1:-1])]
+        shapes = [geometry.content_shape(int(h), int(w)) for h, w in instances.size]
+        self._donors = Donors(counts, np.array(twins, bool), np.array(shapes, np.int64), seed=seed)
+        self._of = functools.lru_cache(_CACHED_DRAWINGS)(self._draw)
+
+    def own(self, row: int, size: tuple[int, int], keep: NDArray[np.bool_] | None) -> PatchPairs:
+        """The pairs of an image; none where its (height, width) is not the one that was annotated."""
+        if tuple(self._instances.size[row]) != size:
+            return draw_pairs(self._instances.owner[row], self._instances.category[:0], row=row, seed=self._seed)
+        return _within(self._of(row), keep)
+
+    def lent(self, row: int, keep: NDArray[np.bool_] | None) -> list[PatchPairs]:
+        """The pairs of each photo that lends its objects to an image."""
+        return [_within(self._of(int(other)), keep) for other in self._donors.of(row)]
+
+    def _draw(self, row: int) -> PatchPairs:
+        category = self._instances.category[self._instances.start[row] : self._instances.start[row + 1]]
+        return draw_pairs(self._instances.owner[row], category, row=row, seed=self._seed)
 
 
-def pairs_of(instances: GridInstances, row: int, size: tuple[int, int], *, seed: int) -> PatchPairs:
-    """The drawn pairs of patches of an image; none where its (height, width) is not the one that was annotated."""
-    category = instances.category[instances.start[row] : instances.start[row + 1]]
-    if tuple(instances.size[row]) != size:
-        category = category[:0]
-    return draw_pairs(instances.owner[row], category, row=row, seed=seed)
+def _within(pairs: PatchPairs, keep: NDArray[np.bool_] | None) -> PatchPairs:
+    """The pairs whose patches are both in `keep`: those of padding take part in nothing."""
+    if keep is None:
+        return pairs
+    inside = keep[pairs.first] & keep[pairs.second]
+    kept = [g for g in np.unique(pairs.group) if len(np.unique(pairs.same[inside & (pairs.group == g)])) == 2]
+    inside &= np.isin(pairs.group, kept)
+    group = np.searchsorted(kept, pairs.group[inside])
+    return PatchPairs(pairs.first[inside], pairs.second[inside], pairs.same[inside], group)
+
+
+def _mean_known_by(values: Tensor, image: Tensor, count: int) -> Tensor:
+    """[count, H]: mean of the finite values [n, H] of each image; NaN where it has none."""
+    known = torch.isfinite(values)
+    shape = (count, values.shape[1])
+    # in float64, in the drawings' own order on a CPU: one image's sum does not depend on what else is in the batch
+    total = torch.zeros(shape, dtype=torch.float64, device=values.device)
+    total.index_add_(0, image, torch.where(known, values, 0.0).double())
+    number = torch.zeros_like(total).index_add_(0, image, known.double())
+    return torch.where(number > 0, total / number.clamp_min(1), torch.nan).float()

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammaln
 
 from batchjob.codes import NOISE
 
@@ -77,6 +76,8 @@ def _entropy(counts: Floats) -> Floats:
 
 @functools.lru_cache(maxsize=8)
 def _log_factorials(limit: int) -> Floats:
+    from scipy.special import gammaln  # a quarter of a second that labelling does not need
+
     return np.asarray(gammaln(np.arange(limit + 1) + 1.0))
 
 

@@ -100,29 +100,19 @@ def draw_pairs(
 def pair_scores(rows: NDArray[np.floating[Any]], pairs: PatchPairs, grid: tuple[int, int]) -> dict[str, Floats]:
     """Is attention within an instance larger than between two of a category? [C] each, NaN without such pairs.
 
-    `pair_auc` over all pairs, `pair_auc_matched` inside bins of rounded distance, `pair_auc_exact` of equal distance;
-    `pair_auc.distance` and `pair_auc_matched.distance` are the same of −distance in place of attention.
+    `pair_auc` over all pairs, `pair_auc_matched` inside bins of equal distance; `pair_auc.distance` is the first of
+    −distance in place of attention.
     """
-    distance = patch_distances(grid)[pairs.first, pairs.second]
-    strength = rows[:, pairs.first, pairs.second] + rows[:, pairs.second, pairs.first]
-    return pair_scores_of(np.asarray(strength, np.float64), distance, pairs)
-
-
-def pair_scores_of(strength: Floats, distance: Floats, pairs: PatchPairs) -> dict[str, Floats]:
-    """`pair_scores` from the pairs' own strengths [C, N] and distances [N]."""
-    heads = len(strength)
+    heads = len(rows)
     if not len(pairs.group):
-        names = ("pair_auc", "pair_auc_matched", "pair_auc_exact", "pair_auc.distance", "pair_auc_matched.distance")
-        return {name: np.full(heads, np.nan) for name in names}
-    values = np.concatenate([strength, -distance[None, :]])
-    auc = group_auc(values, pairs.same, pairs.group)[0].mean(axis=1)
-    matched = _binned_auc(values, pairs, np.rint(distance).astype(np.int64))
+        return {name: np.full(heads, np.nan) for name in ("pair_auc", "pair_auc_matched", "pair_auc.distance")}
+    distance = patch_distances(grid)[pairs.first, pairs.second]
+    strength = np.asarray(rows[:, pairs.first, pairs.second] + rows[:, pairs.second, pairs.first], np.float64)
+    auc = group_auc(np.concatenate([strength, -distance[None, :]]), pairs.same, pairs.group)[0].mean(axis=1)
     return {
         "pair_auc": auc[:-1],
-        "pair_auc_matched": matched[:-1],
-        "pair_auc_exact": _binned_auc(strength, pairs, np.rint(distance**2).astype(np.int64)),
+        "pair_auc_matched": _binned_auc(strength, pairs, np.rint(distance**2).astype(np.int64)),
         "pair_auc.distance": np.full(heads, auc[-1]),
-        "pair_auc_matched.distance": np.full(heads, matched[-1]),
     }
 
 

@@ -1,16 +1,32 @@
-"""Every score in one table: what it is computed from, its words, its null models, and what it is used for."""
+"""Every score in one table: its function, its words, its null models, and what it is used for.
 
+To add a score is to write a function and a row. A score of labels, maps or an oracle is computed by `stats` from one
+image at a time; one of attention, pairs or truth is computed while labelling (`metrics.on_device`), and its row says
+what its arrays are.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-Source = Literal["labels", "maps", "oracle", "attention", "pairs", "prefix"]
+import numpy as np
+from numpy.typing import NDArray
+
+from batchjob.metrics import clusters, saliency
+from batchjob.metrics.agreement import ami, ari
+from batchjob.metrics.objects import Labelled, Mapped
+
+Floats = NDArray[np.float64]
+Source = Literal["labels", "repeats", "maps", "oracle", "attention", "pairs", "truth", "prefix"]
 # The dimensions of a score's array beside the image, by what it is computed from.
 DIMS: dict[Source, tuple[str, ...]] = {
     "labels": ("algorithm", "layer", "head"),
+    "repeats": ("algorithm", "layer", "head"),
     "maps": ("layer", "head"),
     "oracle": ("layer",),
     "attention": ("layer", "head"),
     "pairs": ("layer", "head"),
+    "truth": ("layer", "head"),
     "prefix": ("layer", "head"),
 }
 LABELLING: tuple[Source, ...] = ("attention", "pairs")  # computed while labelling, by --scores
@@ -25,6 +41,10 @@ class Score:
     words: str  # on an axis or over a column
     hint: str = ""  # a sentence, for whoever hovers over the column
     claim: str = ""  # what a head with a high score does
+    short: str = ""  # the index by itself, in a sentence
+    # of one image, [C] values: of `labels` from Labelled, of `maps` and `oracle` from Mapped
+    compute: Callable[[Any], Floats] | None = None
+    needs_objects: bool = True
     nulls: tuple[str, ...] = ()  # the first decides whether the score means anything; `random` meets all of them
     lead: int = 0  # 1: the score that images, heads and tables go by where it is known; 2: the next; 0: never
     is_chosen: bool = False  # whether a head is chosen by it
@@ -37,19 +57,71 @@ class Score:
         return DIMS[self.source]
 
 
-_LABEL_NULLS = ("position", "locality", "shuffled")
+QUESTION = "instance_ari"  # the one score that is tested; the others are exploratory
+
+
+def _instance_ari(own: Labelled) -> Floats:
+    return clusters.within_categories(ari, own.table[:, :, 1:], own.objects.category)
+
+
+def _instance_ami(own: Labelled) -> Floats:
+    return clusters.within_categories(ami, own.table[:, :, 1:], own.objects.category)
+
+
+def _image_ari(own: Labelled) -> Floats:
+    return ari(own.table) if len(own.objects.category) else np.full(len(own.labels), np.nan)
+
+
+def _pair_ari(own: Labelled) -> Floats:
+    if not len(own.pairs.first):
+        return np.full(len(own.labels), np.nan)
+    return np.asarray(clusters.pair_ari_of(own.table[:, :, 1:], own.pairs).mean(axis=1))
+
+
+def _jaccard(share: float) -> Callable[[Mapped], Floats]:
+    def score(own: Mapped) -> Floats:
+        found = saliency.jaccard(own.mask(share), own.objects.coverage)
+        return found.mean(axis=1) if found.shape[1] else np.full(len(found), np.nan)
+
+    return score
+
+
+def _jaccard_oracle(share: float) -> Callable[[Mapped], Floats]:
+    def score(own: Mapped) -> Floats:
+        found = saliency.jaccard(own.mask(share), own.objects.coverage)
+        best = found.reshape(len(found) // own.heads, own.heads, found.shape[1]).max(axis=1)
+        return best.mean(axis=1) if best.shape[1] else np.full(len(best), np.nan)
+
+    return score
+
+
+def _corloc(own: Mapped) -> Floats:
+    return saliency.corloc(own.mask(saliency.MASSES[0]), own.grid, own.objects.boxes)
+
+
+def _coherence(own: Labelled) -> Floats:
+    return clusters.coherence(own.labels, own.grid)
+
+
+def _size(name: str) -> Callable[[Labelled], Floats]:
+    return lambda own: clusters.cluster_sizes(own.labels)[name]
+
+
+_LABEL_NULLS = ("swap", "position")
 _SEPARATES = "separates objects of one class"
 _ATTENDS = "attends within objects rather than between objects of one class"
 _COVERS = "covers objects"
 
 SCORES: list[Score] = [
     Score(
-        "instance_ari",
+        QUESTION,
         "labels",
         "ARI within categories",
         "adjusted Rand index between clusters and instances, within categories",
         _SEPARATES,
-        _LABEL_NULLS,
+        "ARI",
+        _instance_ari,
+        nulls=_LABEL_NULLS,
         lead=1,
         is_chosen=True,
         is_compared=True,
@@ -60,7 +132,9 @@ SCORES: list[Score] = [
         "AMI within categories",
         "adjusted mutual information of clusters and instances, within categories",
         _SEPARATES,
-        _LABEL_NULLS,
+        "AMI",
+        _instance_ami,
+        nulls=_LABEL_NULLS,
         is_chosen=True,
         is_compared=True,
     ),
@@ -70,7 +144,9 @@ SCORES: list[Score] = [
         "ARI of the whole image",
         "adjusted Rand index over the whole image",
         "finds the objects of an image",
-        _LABEL_NULLS,
+        "ARI",
+        _image_ari,
+        nulls=_LABEL_NULLS,
         lead=2,
         is_chosen=True,
         is_compared=True,
@@ -82,47 +158,70 @@ SCORES: list[Score] = [
         "ARI of pairs",
         "adjusted Rand index of each pair of instances of a category",
         "separates two objects of one class",
-        _LABEL_NULLS,
+        "ARI",
+        _pair_ari,
+        nulls=_LABEL_NULLS,
         is_chosen=True,
         is_compared=True,
     ),
-    Score("pair_auc", "pairs", "pair AUC", claim=_ATTENDS, nulls=("distance", "locality"), is_chosen=True),
+    Score("pair_auc", "pairs", "pair AUC", claim=_ATTENDS, short="AUC", nulls=("swap", "distance"), is_chosen=True),
     Score(
         "pair_auc_matched",
         "pairs",
         "pair AUC at equal distance",
-        "AUC of attention within against between instances, at equal patch distance; chance is 0.5",
+        "AUC of attention within against between instances, at equal patch distance",
         _ATTENDS,
-        # at equal distance local attention still is stronger near the edges, and an AUC sees any difference
-        ("locality", "distance"),
+        "AUC",
+        nulls=("swap",),
         lead=3,
         is_chosen=True,
         is_column=True,
     ),
-    Score("pair_auc_exact", "pairs", "pair AUC, exact", claim=_ATTENDS, nulls=("locality", "half"), is_chosen=True),
     Score(
         "jaccard_60",
         "maps",
         "Jaccard at 60 %",
         "IoU of the patches that hold 60 % of the CLS attention with the instances",
         _COVERS,
-        ("centre",),
+        "IoU",
+        _jaccard(0.6),
+        nulls=("swap",),
         lead=4,
         is_chosen=True,
         is_compared=True,
         is_column=True,
     ),
-    Score("jaccard_80", "maps", "Jaccard at 80 %", claim=_COVERS, nulls=("centre",), is_compared=True),
-    Score("jaccard_90", "maps", "Jaccard at 90 %", claim=_COVERS, nulls=("centre",), is_compared=True),
-    Score("jaccard_oracle_60", "oracle", "Jaccard at 60 %, best head of each object", nulls=("centre",)),
-    Score("jaccard_oracle_80", "oracle", "Jaccard at 80 %, best head of each object", nulls=("centre",)),
-    Score("jaccard_oracle_90", "oracle", "Jaccard at 90 %, best head of each object", nulls=("centre",)),
+    *(
+        Score(
+            f"jaccard_{share}",
+            "maps",
+            f"Jaccard at {share} %",
+            claim=_COVERS,
+            short="IoU",
+            compute=_jaccard(share / 100),
+            nulls=("swap",),
+            is_compared=True,
+        )
+        for share in (80, 90)
+    ),
+    *(
+        Score(
+            f"jaccard_oracle_{share}",
+            "oracle",
+            f"Jaccard at {share} %, best head of each object",
+            compute=_jaccard_oracle(share / 100),
+            nulls=("swap",),
+        )
+        for share in (60, 80, 90)
+    ),
     Score(
         "corloc",
         "maps",
         "CorLoc",
         claim="finds an object's box",
-        nulls=("centre",),
+        short="CorLoc",
+        compute=_corloc,
+        nulls=("swap",),
         is_chosen=True,
         is_compared=True,
     ),
@@ -131,33 +230,29 @@ SCORES: list[Score] = [
         "labels",
         "coherence",
         "share of neighbouring patches with equal labels",
-        nulls=("position", "locality"),
+        compute=_coherence,
+        needs_objects=False,
         lead=5,
         is_column=True,
     ),
-    Score("clusters", "labels", "clusters"),
-    Score("largest_cluster", "labels", "largest cluster"),
-    Score("smallest_cluster", "labels", "smallest cluster"),
+    *(
+        Score(name, "labels", name.replace("_", " "), compute=_size(name), needs_objects=False)
+        for name in ("clusters", "largest_cluster", "smallest_cluster")
+    ),
+    Score("stability", "repeats", "stability", "mean ARI between repeats of the clustering", is_column=True),
     Score(
         "attention_distance",
         "attention",
         "attention distance",
         "mean distance of attention, in patches",
-        nulls=("locality",),
         is_column=True,
     ),
-    Score("attention_distance_relative", "attention", "attention distance, relative", nulls=("locality",)),
-    Score("entropy", "attention", "entropy", nulls=("locality",)),
-    Score("effective_patches", "attention", "effective patches", nulls=("locality",)),
-    Score("query_key_nmi", "attention", "query key NMI", nulls=("locality",)),
-    Score("sink", "attention", "sink", nulls=("locality",)),
-    Score(
-        "prefix_mass",
-        "prefix",
-        "prefix mass",
-        "attention of patches on CLS and registers",
-        is_column=True,
-    ),
+    Score("attention_distance_relative", "attention", "attention distance, relative"),
+    Score("entropy", "attention", "entropy"),
+    Score("effective_patches", "attention", "effective patches"),
+    Score("query_key_nmi", "attention", "query key NMI"),
+    Score("sink", "attention", "sink"),
+    Score("prefix_mass", "prefix", "prefix mass", "attention of patches on CLS and registers", is_column=True),
 ]
 
 
@@ -200,5 +295,9 @@ def names(*sources: Source) -> list[str]:
 
 def labelling_arrays() -> dict[str, tuple[str, ...]]:
     """group of --scores -> the arrays of scores.zarr that labelling fills, nulls as `SCORE.NULL`."""
-    held = ("pair_auc.distance", "pair_auc_matched.distance")
-    return {group: (*names(group), *(held if group == "pairs" else ())) for group in LABELLING}
+    return {
+        group: tuple(
+            array for s in SCORES if s.source == group for array in (s.name, *(f"{s.name}.{n}" for n in s.nulls))
+        )
+        for group in LABELLING
+    }

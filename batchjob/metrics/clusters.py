@@ -4,6 +4,7 @@ Labels are uint8 [C, P]: 255 where there is none, 254 for noise, which counts as
 instance of each patch, −1 for none; `category` [m] the class of each instance. See docs/metrics.md for what they mean.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,20 +32,20 @@ class Pairs:
 
 
 def instance_scores(labels: Labels, owner: Labels, category: Labels) -> dict[str, Floats]:
-    """`instance_ari` and `instance_ami`, [C] each: do the clusters separate objects of the same class?
-
-    For each category with at least two instances, the index between labels and instances over these instances' patches;
-    mean over such categories; NaN where there is none.
-    """
+    """`instance_ari` and `instance_ami`, [C] each: do the clusters separate objects of the same class?"""
     table = contingency(labels, owner, max(len(category), 1))
+    indices = {"instance_ari": ari, "instance_ami": ami}
+    return {name: within_categories(index, table, category) for name, index in indices.items()}
+
+
+def within_categories(index: Callable[[Floats], Floats], table: Floats, category: Labels) -> Floats:
+    """[C]: an index of tables [C, K, m] over each category with at least two of the m instances, their mean.
+
+    NaN where no category has two.
+    """
     groups = [np.flatnonzero(category == c) for c in np.unique(category)]
-    tables = [table[:, :, members] for members in groups if len(members) >= 2]
-    if not tables:
-        return {name: np.full(len(table), np.nan) for name in ("instance_ari", "instance_ami")}
-    return {
-        "instance_ari": np.mean([ari(t) for t in tables], axis=0),
-        "instance_ami": np.mean([ami(t) for t in tables], axis=0),
-    }
+    values = [index(table[:, :, members]) for members in groups if len(members) >= 2]
+    return np.mean(values, axis=0) if values else np.full(len(table), np.nan)
 
 
 def image_ari(labels: Labels, owner: Labels) -> Floats:
@@ -61,7 +62,11 @@ def image_ari(labels: Labels, owner: Labels) -> Floats:
 def pair_ari(labels: Labels, owner: Labels, pairs: Pairs) -> Floats:
     """[C, n]: adjusted Rand index for each pair of instances, over the patches of the two."""
     count = int(max(pairs.second.max(initial=-1), pairs.first.max(initial=-1), np.max(owner, initial=-1))) + 1
-    table = contingency(labels, owner, max(count, 1))
+    return pair_ari_of(contingency(labels, owner, max(count, 1)), pairs)
+
+
+def pair_ari_of(table: Floats, pairs: Pairs) -> Floats:
+    """[C, n]: the same from the table [C, K, m] of patches by cluster and instance."""
     both = np.stack([table[:, :, pairs.first], table[:, :, pairs.second]], axis=-1)  # [C, K, n, 2]
     return ari(both.swapaxes(1, 2))
 

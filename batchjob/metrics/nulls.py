@@ -1,6 +1,5 @@
-"""Null models: what position alone, locality alone, or nothing at all would score. Each meets its own scores below."""
+"""The null models of scores of objects: other photos' objects in place of the image's own, and labels shuffled."""
 
-import functools
 from typing import Any
 
 import numpy as np
@@ -8,79 +7,55 @@ from numpy.typing import NDArray
 
 from batchjob.codes import NO_LABEL
 
-Floats = NDArray[np.float64]
-
-POSITION_SEEDS = 20  # one seed alone is noise: two objects side by side give −0.02 to 1.0
-LOCALITY_SEEDS = 4  # of k-means on a head's mean attention; its rows differ more than positions do
+SWAPS = 20  # other photos for each image
+FEWEST_ALIKE = 5  # photos of the same number of objects; with fewer, those of the nearest numbers join them
 
 
-def position_labels(
-    grid: tuple[int, int], k: int, *, n_init: int, seed: int = 0, keep: NDArray[np.bool_] | None = None
-) -> NDArray[np.uint8]:
-    """uint8 [S, P]: k-means of the (y, x) coordinates with `POSITION_SEEDS` seeds from `seed` on; 255 outside `keep`.
+class Donors:
+    """Which photos lend their objects to an image: others of the run with the same (else nearest) number of objects.
 
-    Computed once for each grid, mask, k, n_init and seed in a process: it does not depend on the image.
+    An image with two objects of a category gets only such photos, since the study's question needs them. Of a padded
+    run, photos of the same shape come first: objects that were cut by another photo's padding are smaller ones.
     """
-    mask = b"" if keep is None or keep.all() else np.packbits(keep).tobytes()
-    return _position_labels(grid, mask, int(k), n_init, seed)
 
+    def __init__(
+        self,
+        counts: NDArray[np.integer[Any]],
+        has_twins: NDArray[np.bool_],
+        shapes: NDArray[np.integer[Any]] | None = None,
+        *,
+        seed: int,
+    ) -> None:
+        """`counts` [n] objects of each photo, 0 for those that lend none; `has_twins` [n]; `shapes` [n] any number
+        that is equal where the same patches are image."""
+        self._counts, self._twins, self._seed = np.asarray(counts), np.asarray(has_twins, bool), seed
+        self._shapes = np.zeros(len(counts), int) if shapes is None else np.asarray(shapes)
+        self._groups: dict[tuple[bool, int, int], NDArray[np.intp]] = {}
+        for twins in (False, True):
+            lends = np.flatnonzero((self._counts > 0) & (self._twins | (not twins)))
+            keys, group = np.unique(
+                np.stack([self._shapes[lends], self._counts[lends]], axis=1), axis=0, return_inverse=True
+            )
+            for place, (shape, count) in enumerate(keys):
+                self._groups[twins, int(shape), int(count)] = lends[group.ravel() == place]
 
-@functools.lru_cache(maxsize=4096)
-def _position_labels(grid: tuple[int, int], mask: bytes, k: int, n_init: int, seed: int) -> NDArray[np.uint8]:
-    patches = grid[0] * grid[1]
-    keep = np.ones(patches, bool)
-    if mask:
-        keep = np.unpackbits(np.frombuffer(mask, np.uint8), count=patches).astype(bool)
-    y, x = np.divmod(np.arange(patches), grid[1])
-    return cluster_rows(np.stack([y, x], axis=1).astype(np.float64), k, n_init, seed, POSITION_SEEDS, keep)
-
-
-def cluster_rows(
-    rows: Floats, k: int, n_init: int, seed: int, seeds: int, keep: NDArray[np.bool_] | None = None
-) -> NDArray[np.uint8]:
-    """uint8 [seeds, P]: scikit-learn's k-means of rows [P, D], for `seeds` seeds from `seed` on; 255 outside `keep`."""
-    from sklearn.cluster import KMeans
-
-    keep = np.ones(len(rows), bool) if keep is None else keep
-    labels = np.full((seeds, len(rows)), NO_LABEL, np.uint8)
-    inside = rows[keep]
-    k = min(max(k, 1), len(np.unique(inside, axis=0)))
-    for i in range(seeds):
-        labels[i, keep] = KMeans(k, n_init=n_init, random_state=seed + i).fit(inside).labels_ if k > 1 else 0
-    return labels
-
-
-def locality_rows(sums: Floats, counts: Floats, grid: tuple[int, int]) -> Floats:
-    """[C, P, P]: each head's mean attention by offset as the attention of every image, rows renormalised at the edges.
-
-    `sums` [C, 2·rows − 1, 2·columns − 1] of attention and `counts` of pairs by (dy, dx); offset (0, 0) in the middle.
-    """
-    means = sums / np.maximum(counts, 1)
-    index = offset_index(grid)
-    rows = means.reshape(len(means), -1)[:, index]
-    total = rows.sum(axis=2, keepdims=True)
-    return np.asarray(rows / np.where(total > 0, total, 1))
-
-
-@functools.lru_cache(maxsize=8)
-def offset_index(grid: tuple[int, int]) -> NDArray[np.int64]:
-    """[P, P]: where the offset from query to key lies in a flattened (2·rows − 1) × (2·columns − 1) table."""
-    y, x = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
-    dy, dx = y[None, :] - y[:, None] + grid[0] - 1, x[None, :] - x[:, None] + grid[1] - 1
-    return np.asarray(dy * (2 * grid[1] - 1) + dx)
-
-
-def offset_sums(rows: NDArray[np.floating[Any]], grid: tuple[int, int]) -> Floats:
-    """[C, 2·rows − 1, 2·columns − 1]: attention [C, P, P] summed by the offset from query to key."""
-    height, width = 2 * grid[0] - 1, 2 * grid[1] - 1
-    index = offset_index(grid).ravel()
-    flat = np.asarray(rows, np.float64).reshape(len(rows), -1)
-    sums = [np.bincount(index, weights=r, minlength=height * width) for r in flat]
-    return np.asarray(sums, np.float64).reshape(-1, height, width)
+    def of(self, row: int, limit: int = SWAPS) -> NDArray[np.intp]:
+        """At most `limit` rows, never `row` itself; always the same for one seed. Empty where nobody is alike."""
+        random = np.random.default_rng((self._seed, row, 2))
+        twins, shape, count = bool(self._twins[row]), int(self._shapes[row]), int(self._counts[row])
+        alike = sorted((s != shape, abs(n - count), s, n) for t, s, n in self._groups if t == twins)
+        found = np.zeros(0, np.intp)
+        for other_shape, away, group_shape, number in alike if count else ():
+            if (other_shape or away) and len(found) >= FEWEST_ALIKE:
+                break
+            group = self._groups[twins, group_shape, number]
+            drawn = group[random.choice(len(group), min(limit + 1, len(group)), replace=False)]
+            found = np.concatenate([found, drawn[drawn != row]])[:limit]
+        return found
 
 
 def shuffle(labels: NDArray[np.uint8], *, row: int, seed: int) -> NDArray[np.uint8]:
-    """[C, P]: each labelling's labels permuted over the image's labelled patches, with the image's own seed."""
+    """[C, P]: each labelling's labels permuted over the image's labelled patches: a test of the code, not a null."""
     random = np.random.default_rng((seed, row, 1))
     keep = (labels != NO_LABEL).all(axis=0)
     shuffled = labels.copy()

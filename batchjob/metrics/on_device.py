@@ -12,9 +12,9 @@ from torch import Tensor
 
 from batchjob.metrics import catalogue
 from batchjob.metrics.attention import PatchPairs, patch_distances
-from batchjob.metrics.nulls import offset_sums
 
-ATTENTION_SCORES, PAIR_SCORES = (catalogue.labelling_arrays()[group] for group in ("attention", "pairs"))
+ATTENTION_SCORES = catalogue.labelling_arrays()["attention"]
+PAIR_NAMES = ("pair_auc", "pair_auc_matched", "pair_auc.distance")
 _ELEMENTS_AT_ONCE = 1 << 26  # of one temporary copy of the rows: 256 MB
 
 
@@ -55,37 +55,52 @@ def _attention_scores(rows: Tensor, grid: tuple[int, int], keep: Tensor | None) 
     }
 
 
-def pair_scores(rows: Tensor, pairs: Sequence[PatchPairs], grid: tuple[int, int]) -> dict[str, Tensor]:
-    """`PAIR_SCORES`, float32 [B, H] each, of B images and their drawn pairs; NaN for an image without any.
+def pair_scores(
+    rows: Tensor, pairs: Sequence[PatchPairs], grid: tuple[int, int], image: Sequence[int] | None = None
+) -> dict[str, Tensor]:
+    """`pair_auc`, `pair_auc_matched` and `pair_auc.distance`, float32 [n, H] each; NaN where there are no pairs.
 
+    Parameters
+    ----------
+    rows
+        [B, H, P, P] attention.
+    pairs
+        n drawings of pairs of patches.
+    grid
+        (rows, columns) of the P patches.
+    image
+        Which of the B images each drawing is scored on; by default the i-th on the i-th. The `swap` null scores many
+        photos' pairs on one image.
+
+    Notes
+    -----
     Bit for bit the same whatever else is in the batch: ranks are sums of halves, exact in float64 in any order.
     """
     device, heads = rows.device, rows.shape[1]
-    result = {name: torch.full((len(rows), heads), torch.nan, device=device) for name in PAIR_SCORES}
     if not any(len(p.group) for p in pairs):
-        return result
+        return {n: torch.full((len(pairs), heads), torch.nan, device=device) for n in PAIR_NAMES}
     flat = _flatten(pairs, grid)
-    image, first, second = (torch.as_tensor(flat[name], device=device) for name in ("image", "first", "second"))
-    strength = (rows[image, :, first, second].float() + rows[image, :, second, first].float()).T  # [H, N]
+    of_image = np.arange(len(pairs)) if image is None else np.asarray(image)
+    at = torch.as_tensor(of_image[flat["drawing"]], device=device)
+    first, second = (torch.as_tensor(flat[name], device=device) for name in ("first", "second"))
+    strength = (rows[at, :, first, second].float() + rows[at, :, second, first].float()).T  # [H, N]
     # the last row is the distance null; what is sorted must not be negative
     nearness = torch.as_tensor(flat["distance"].max() - flat["distance"], dtype=torch.float32, device=device)
     values = torch.cat([strength, nearness[None, :]])
-    owner = flat["image"][np.unique(flat["group"], return_index=True)[1]]  # of each category, over the batch
-    everything = np.ones(len(owner), bool)
-    auc = _mean_by(_group_auc(values, flat["same"], flat["group"]), everything, owner, len(rows))
-    matched = _mean_by(*_binned_auc(values, flat, np.rint(flat["distance"])), owner, len(rows))
-    exact = _mean_by(*_binned_auc(strength, flat, np.rint(flat["distance"] ** 2)), owner, len(rows))
-    found = (auc[:-1], matched[:-1], exact, auc[-1:], matched[-1:])
-    return {n: v.T.float().expand(len(rows), heads).contiguous() for n, v in zip(PAIR_SCORES, found, strict=True)}
+    owner = flat["drawing"][np.unique(flat["group"], return_index=True)[1]]  # of each category, over all drawings
+    auc = _mean_by(_group_auc(values, flat["same"], flat["group"]), np.ones(len(owner), bool), owner, len(pairs))
+    matched = _mean_by(*_binned_auc(strength, flat, np.rint(flat["distance"] ** 2)), owner, len(pairs))
+    found = dict(zip(PAIR_NAMES, (auc[:-1], matched, auc[-1:]), strict=True))
+    return {n: v.T.float().expand(len(pairs), heads).contiguous() for n, v in found.items()}
 
 
 def _flatten(pairs: Sequence[PatchPairs], grid: tuple[int, int]) -> dict[str, np.ndarray]:
-    """The pairs of all images end to end; `group` counts categories over the batch."""
+    """All drawings end to end; `group` counts categories over all of them."""
     sizes = [int(p.group.max()) + 1 if len(p.group) else 0 for p in pairs]
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     first, second, same = (np.concatenate([getattr(p, n) for p in pairs]) for n in ("first", "second", "same"))
     return {
-        "image": np.repeat(np.arange(len(pairs)), [len(p.group) for p in pairs]),
+        "drawing": np.repeat(np.arange(len(pairs)), [len(p.group) for p in pairs]),
         "first": first,
         "second": second,
         "same": same,
@@ -108,7 +123,7 @@ def _binned_auc(values: Tensor, flat: dict[str, np.ndarray], bins: np.ndarray) -
 
 
 def _mean_by(values: Tensor, use: np.ndarray, owner: np.ndarray, count: int) -> Tensor:
-    """[C, count]: mean over each image's categories [C, G] that count; NaN for an image without."""
+    """[C, count]: mean over each drawing's categories [C, G] that count; NaN for a drawing without."""
     number = np.bincount(owner[use], minlength=count)
     scale = torch.as_tensor(np.where(number > 0, 1 / np.maximum(number, 1), np.nan), device=values.device)
     return _sum_by(values * torch.as_tensor(use, device=values.device), owner, count) * scale
@@ -150,35 +165,3 @@ def _sum_by(values: Tensor, owner: np.ndarray, count: int) -> Tensor:
         owners = np.flatnonzero(np.diff(starts) > step)
         result[:, owners] += values[:, starts[owners] + step]
     return result
-
-
-class LocalitySums:
-    """Each head's attention summed over images by the offset from query to key, for the locality null.
-
-    Kept on the device as [L, H, P, P] until `arrays` folds it; the order of images is the batch's own, so equal
-    batches give equal sums.
-    """
-
-    def __init__(self, layers: int, heads: int, grid: tuple[int, int], device: torch.device) -> None:
-        patches = grid[0] * grid[1]
-        self._grid = grid
-        self._sums = torch.zeros(layers, heads, patches, patches, dtype=torch.float64, device=device)
-        self._counts = torch.zeros(layers, patches, patches, dtype=torch.float64, device=device)
-
-    def add(self, layer: int, rows: Tensor, keep: Tensor) -> None:
-        """Adds rows [B, H, P, P] to the layer at this place of the run's list; `keep` [B, P], False where failed."""
-        inside = keep.to(torch.float64)
-        if not bool(keep.all()):
-            mask = keep[:, None, :, None] & keep[:, None, None, :]
-            rows = torch.where(mask, rows, torch.zeros((), dtype=rows.dtype, device=rows.device))
-        self._sums[layer] += rows.sum(dim=0, dtype=torch.float64)
-        self._counts[layer] += inside.T @ inside
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """`locality_sum` [L, H, 2·rows − 1, 2·columns − 1] and `locality_count` [L, the same], float64."""
-        sums = self._sums.cpu().numpy()
-        folded = offset_sums(sums.reshape(-1, *sums.shape[2:]), self._grid)
-        return {
-            "locality_sum": folded.reshape(*sums.shape[:2], *folded.shape[1:]),
-            "locality_count": offset_sums(self._counts.cpu().numpy(), self._grid),
-        }

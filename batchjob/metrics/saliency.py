@@ -23,7 +23,8 @@ def normalise(maps: NDArray[np.floating[Any]], keep: NDArray[np.bool_] | None = 
 def mass_mask(maps: Floats, share: float) -> NDArray[np.bool_]:
     """bool [C, P]: the fewest patches of each map [C, P] (sum 1) that hold at least `share` of its mass.
 
-    Of equal patches the earlier ones are taken. DINO's `visualize_attention.py` keeps the complement's complement.
+    Of equal patches the earlier ones are taken. The same set as DINO's `visualize_attention.py` keeps, which drops the
+    smallest values until 1 − share is gone.
     """
     order = np.argsort(-maps, axis=1, kind="stable")
     held = np.cumsum(np.take_along_axis(maps, order, axis=1), axis=1)
@@ -76,22 +77,3 @@ def component_boxes(mask: NDArray[np.bool_], grid: tuple[int, int]) -> Floats:
         _, y, x = slices[part]
         boxes[c] = x.start, y.start, x.stop, y.stop
     return boxes
-
-
-def saliency_scores(
-    maps: Floats, coverage: NDArray[np.floating[Any]], boxes: NDArray[np.floating[Any]], grid: tuple[int, int]
-) -> tuple[dict[str, Floats], dict[str, Floats]]:
-    """`jaccard_60/80/90` and `corloc`, [C] each, and [C, m] of each Jaccard by instance (for the oracle head).
-
-    `maps` [C, P] sum to 1; `boxes` in patches. NaN for an image without instances.
-    """
-    scores: dict[str, Floats] = {}
-    by_instance: dict[str, Floats] = {}
-    for share in MASSES:
-        name = f"jaccard_{share * 100:.0f}"
-        mask = mass_mask(maps, share)
-        by_instance[name] = jaccard(mask, coverage)
-        scores[name] = by_instance[name].mean(axis=1) if len(coverage) else np.full(len(maps), np.nan)
-        if share == MASSES[0]:
-            scores["corloc"] = corloc(mask, grid, boxes)
-    return scores, by_instance

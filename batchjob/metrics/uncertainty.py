@@ -13,6 +13,8 @@ Floats = NDArray[np.float64]
 RESAMPLES = 2000
 FLIPS = 100_000
 ENOUGH_IMAGES = 50  # below, a 95 % interval covers less than it says (docs/metrics.md)
+FEWEST_IMAGES = 20  # below, nothing is claimed
+FEWEST_INFORMATIVE = 10  # images whose value is not the most common one; below, nothing is claimed
 _BLOCK = 1 << 23  # numbers of one block of weights: 64 MB
 
 
@@ -44,6 +46,14 @@ def interval(values: Floats, *, level: float = 0.95, resamples: int = RESAMPLES,
             tails = [50 * (1 - level), 100 - 50 * (1 - level)]
             low[columns], high[columns] = np.percentile(means, tails, axis=0)
     return Interval(mean, low, high, count)
+
+
+def mean_known(values: Floats, axis: int) -> Floats:
+    """The mean of the finite values along an axis; NaN where there are none."""
+    known = np.isfinite(values)
+    count = known.sum(axis=axis)
+    total = np.where(known, values, 0).sum(axis=axis)
+    return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan))
 
 
 def resampled_means(values: Floats, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
@@ -118,6 +128,17 @@ def _sign_flip(gains: Floats, flips: int, seed: int) -> Floats:
         bits = np.unpackbits(packed, axis=1, count=n).astype(light.dtype)
         hits += (np.abs(total - 2 * (bits @ light)) >= reached).sum(axis=0)
     return np.asarray((hits + 1) / (flips + 1))
+
+
+def informative(values: Floats) -> int:
+    """How many finite values [n] differ from the most common one: 3 for 0, 0, 0, 0, 0.2, 0.3, 0.5."""
+    known = values[np.isfinite(values)]
+    return int(len(known) - np.unique(known, return_counts=True)[1].max(initial=0))
+
+
+def is_enough(n: int, informative_n: int) -> bool:
+    """Whether so many images, so many of them informative, allow a claim; below, intervals are too narrow."""
+    return n >= FEWEST_IMAGES and informative_n >= FEWEST_INFORMATIVE
 
 
 def holm(p: Floats) -> Floats:

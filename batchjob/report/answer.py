@@ -8,12 +8,11 @@ import numpy as np
 import pandas as pd
 
 from batchjob.metrics import catalogue
-from batchjob.metrics.uncertainty import ENOUGH_IMAGES
-from batchjob.stats import text
+from batchjob.stats import sentences as told
+from batchjob.stats.numbers import gain, number, p_value
 from batchjob.store.run import Run
 
 QUESTION = "Do clusters of {rows} separate objects of the same class?"
-_AN_EXAMPLE = 8  # images; below, an interval is hardly one
 _DIFFERENCES_HEADER = ["Score", "Heads", "n", "First run", "Second run", "Difference", "95 % interval", "p"]
 
 
@@ -37,20 +36,8 @@ def sentences(view: Run) -> list[str]:
     selection = view.table("selection")
     if selection is None or not len(selection):
         return _without_objects(view)
-    records: list[dict[str, Any]] = selection.to_dict("records")  # type: ignore[assignment]
-    order = {name: place for place, name in enumerate(catalogue.leading())}
-    records = sorted((r for r in records if r["score"] in order), key=lambda r: order[r["score"]])
-    if not records:
-        return _without_objects(view)
-    lines = [_polish(text.sentence(view, row)) for row in records[:3]]
-    n = int(records[0]["n"])
-    if n < _AN_EXAMPLE:
-        lines.insert(1, f"With {n} image{'s' if n > 1 else ''} behind it, this is an example and no evidence.")
-    elif n < ENOUGH_IMAGES:
-        lines.insert(
-            1, f"With fewer than {ENOUGH_IMAGES} images a 95 % interval covers less than it says: about 0.93 at 20."
-        )
-    return lines
+    lines = told.answer(view, selection)
+    return [*lines, *told.exploratory(view, selection, catalogue.leading()[:4])] or _without_objects(view)
 
 
 def _without_objects(view: Run) -> list[str]:
@@ -60,12 +47,6 @@ def _without_objects(view: Run) -> list[str]:
         "The statistics know no objects: the question needs instance masks.",
         f"Give them: batchjob stats {view.folder} --annotations instances.json. The table below has what needs none.",
     ]
-
-
-def _polish(line: str) -> str:
-    """`instance_ari: head 1, …` as a sentence: `Head 1, … (instance_ari).`"""
-    score, _, rest = line.partition(": ")
-    return f"{rest[:1].upper()}{rest[1:]} ({score})."
 
 
 def differences(views: Sequence[Run]) -> Differences:
@@ -95,11 +76,11 @@ def _difference(row: Any, several: bool) -> list[str]:
         str(row["score"]).replace("_", " "),
         heads,
         str(row["n"]),
-        text.number(row["mean_a"]),
-        text.number(row["mean_b"]),
-        text.gain(row["difference"]),
-        f"[{text.gain(row['low'])}, {text.gain(row['high'])}]",
-        text.p_value(row["p"]).removeprefix("p ").removeprefix("= "),
+        number(row["mean_a"]),
+        number(row["mean_b"]),
+        gain(row["difference"]),
+        f"[{gain(row['low'])}, {gain(row['high'])}]",
+        p_value(row["p"]).removeprefix("p ").removeprefix("= "),
     ]
     return ([f"{row['run_a']} − {row['run_b']}"] if several else []) + cells
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from batchjob.config import Options
+from batchjob.config import Options, as_arguments
 from batchjob.figures.write import model_name
 from batchjob.store.run import Run
 
@@ -90,11 +90,7 @@ def gather(view: Run) -> Facts:
 
 def command(plan: dict[str, Any], folder: Path) -> str:
     """The command line that makes the run again: what differs from the defaults."""
-    words = ["batchjob", "run", str(plan["data"]), str(folder)]
-    for option in dataclasses.fields(Options):
-        value = plan["options"].get(option.name, option.default)
-        if value != option.default:
-            words += [f"--{option.name.replace('_', '-')}", str(value)]
+    words = ["batchjob", "run", str(plan["data"]), str(folder), *as_arguments(plan["options"])]
     return " ".join(shlex.quote(word) for word in words)
 
 

@@ -39,22 +39,23 @@ _THEME = (
 _CHARTS = {
     "stats-forest": (
         "Heads and their null models",
-        "Each head's score with its 95 % interval over images, the best first, beside what its null models "
-        "reach on the same images. A head says something only where it is right of them.",
+        "Each head's gain over its null models on the same images, with 95 % intervals, the best first. A filled mark "
+        "stays clear of zero after the correction for the number of heads.",
     ),
     "stats-gain": (
         "Gain by layer and head",
-        "What each head separates within categories beyond position alone.",
+        "What each head separates within categories beyond what it does with other photos' objects.",
     ),
     "stats-corners": (
-        "Four kinds of heads",
+        "Kinds of heads",
         "Whole-image ARI against the gain within categories: an instance head is high in both, a class head finds "
-        "objects and joins those of one category, a local head separates by position, and noise does neither.",
+        "objects and joins those of one category, a local head and noise know nothing of this photo's objects.",
     ),
     "stats-distance": ("Attention distance", "How far each head looks on average, in patches."),
     "stats-instances": (
         "Score against the distance between instances",
-        "Pairs of instances of one category by the distance of their centroids: the best head, and position alone.",
+        "Pairs of instances of one category by the distance of their centroids: the best head, and position alone, on "
+        "the half of the images that did not choose the head.",
     ),
 }
 _SECTIONS = (

@@ -9,7 +9,8 @@ import pandas as pd
 
 from batchjob.figures.statistics import of_score, score_name
 from batchjob.metrics import catalogue
-from batchjob.stats import text
+from batchjob.stats.numbers import gain
+from batchjob.stats.summary import SURE
 from batchjob.store.run import Run
 
 
@@ -147,7 +148,7 @@ def scored(view: Run, summary: pd.DataFrame) -> Table:
         algorithm, layer, head = str(row["algorithm"]), int(row["layer"]), int(row["head"])
         cells = [Cell(algorithm or "–"), Cell(str(layer), str(layer)), Cell(str(head), str(head))]
         cells.append(_with_interval(number(row["mean"]), row["low"], row["high"]))
-        clear = row["gain_low"] > 0 or row["gain_high"] < 0
+        clear = row["p_holm"] <= SURE
         if has_gain:
             cells += [number(row["null_mean"]), _gain(row, low, high), _p_value(row["p_holm"])]
         cells.append(Cell(f"{row['n']:,}", str(row["n"])))
@@ -185,12 +186,13 @@ def _with_interval(cell: Cell, low: float, high: float) -> Cell:
 def _gain(row: Any, low: float, high: float) -> Cell:
     if not np.isfinite(row["gain"]):
         return Cell("–", "")
-    mark = "up" if row["gain_low"] > 0 else "down" if row["gain_high"] < 0 else ""
+    sure = row["p_holm"] <= SURE
+    mark = "" if not sure else "up" if row["gain"] > 0 else "down"
     scale = 100 / (high - low)
     return Cell(
-        text.gain(row["gain"]),
+        gain(row["gain"]),
         repr(float(row["gain"])),
-        f"[{text.gain(row['gain_low'])}, {text.gain(row['gain_high'])}]",
+        f"[{gain(row['gain_low'])}, {gain(row['gain_high'])}]",
         mark,
         round((row["gain_low"] - low) * scale, 2),
         round((row["gain_high"] - row["gain_low"]) * scale, 2),
@@ -201,4 +203,4 @@ def _gain(row: Any, low: float, high: float) -> Cell:
 def _p_value(value: float) -> Cell:
     if not np.isfinite(value):
         return Cell("–", "")
-    return Cell("< 0.0001" if value < 1e-4 else f"{value:.2g}", repr(float(value)))
+    return Cell("< 0.001" if value < 1e-3 else f"{value:.2g}", repr(float(value)))

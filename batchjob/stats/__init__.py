@@ -19,13 +19,15 @@ from batchjob.metrics.clusters import (
     instance_scores,
     pair_ari,
 )
-from batchjob.metrics.nulls import locality_rows, position_labels, shuffle
-from batchjob.metrics.saliency import corloc, jaccard, mass_mask, normalise, saliency_scores
+from batchjob.metrics.nulls import Donors, shuffle
+from batchjob.metrics.saliency import corloc, jaccard, mass_mask, normalise
 from batchjob.metrics.uncertainty import first_half, holm, interval, sign_flip
 from batchjob.stats.frames import stats
+from batchjob.stats.position import position_labels
 from batchjob.stats.run import run_stats
 
 __all__ = [
+    "Donors",
     "agreement",
     "ami",
     "ari",
@@ -43,14 +45,12 @@ __all__ = [
     "instance_scores",
     "interval",
     "jaccard",
-    "locality_rows",
     "mass_mask",
     "normalise",
     "pair_ari",
     "pair_scores",
     "position_labels",
     "run_stats",
-    "saliency_scores",
     "shuffle",
     "sign_flip",
     "stats",

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from batchjob.codes import NO_LABEL, OK
 from batchjob.data.annotations import Annotations, ImageAnnotations, PatchInstances, instances_on_grid
 from batchjob.geometry import Geometry
-from batchjob.metrics import catalogue, nulls
-from batchjob.metrics import clusters as scores
+from batchjob.metrics import catalogue
 from batchjob.metrics.agreement import ari, contingency
-from batchjob.metrics.saliency import normalise, saliency_scores
-from batchjob.stats.stream import ROWS_AT_ONCE, Pool
+from batchjob.metrics.objects import Labelled, Mapped, Objects
+from batchjob.metrics.saliency import normalise
+from batchjob.stats.pool import ROWS_AT_ONCE, Pool
+from batchjob.stats.position import position_labels
 from batchjob.store.run import Part, Run
 
 Floats = NDArray[np.float64]
@@ -161,30 +162,30 @@ def _score_one(
     labels = upsample(coarse, grid, fine.grid)
     if truths is None:
         return labels, {}
-    own, on_fine = truths
-    pairs = scores.instance_pairs(on_fine.owner, on_fine.category, on_fine.boxes, fine.grid)
-    found = _label_scores(labels, on_fine, pairs)
+    own, on_fine = (_objects(t, g) for t, g in zip(truths, (view.geometry, fine), strict=True))
+    of_labels = [s for s in catalogue.SCORES if s.is_compared and s.source == "labels"]
+    beside = Labelled(labels, fine.grid, on_fine)
+    found = {s.name: s.compute(beside) for s in of_labels if s.compute}
     k = part.k[i].ravel()
     for value in np.unique(k[k > 0]):
         keep = np.all(coarse != NO_LABEL, axis=0)
-        n_init, seed = int(view.options["n_init"]), int(view.options["seed"])
-        null = upsample(nulls.position_labels(grid, value, n_init=n_init, seed=seed, keep=keep), grid, fine.grid)
-        for name, v in _label_scores(null, on_fine, pairs).items():
-            found.setdefault(f"{name}.position", np.full(len(k), np.nan))[k == value] = v.mean()
-    patch = np.array([view.geometry.patch_width, view.geometry.patch_height] * 2, np.float64)
+        places = position_labels(grid, int(value), seed=int(view.options["seed"]), keep=keep)
+        null = Labelled(upsample(places, grid, fine.grid), fine.grid, on_fine)
+        for s in of_labels:
+            if s.compute and "position" in s.nulls:
+                found.setdefault(f"{s.name}.position", np.full(len(k), np.nan))[k == value] = s.compute(null).mean()
     content = None
     if view.geometry.resize == "pad":
         content = view.geometry.content_patches(int(part.height[i]), int(part.width[i])).ravel()
     maps = normalise(part.maps[i].reshape(-1, part.maps.shape[-1]), content)
-    return labels, found | saliency_scores(maps, own.coverage, own.boxes / patch, grid)[0]
+    mapped = Mapped(maps, grid, len(view.heads), own)
+    of_maps = [s for s in catalogue.SCORES if s.is_compared and s.source == "maps"]
+    return labels, found | {s.name: s.compute(mapped) for s in of_maps if s.compute}
 
 
-def _label_scores(labels: NDArray[np.uint8], truth: PatchInstances, pairs: scores.Pairs) -> dict[str, Floats]:
-    found = scores.instance_scores(labels, truth.owner, truth.category)
-    found["image_ari"] = scores.image_ari(labels, truth.owner)
-    nothing = np.full(len(labels), np.nan)
-    found["pair_ari"] = scores.pair_ari(labels, truth.owner, pairs).mean(axis=1) if len(pairs.first) else nothing
-    return found
+def _objects(found: PatchInstances, geometry: Geometry) -> Objects:
+    patch = np.array([geometry.patch_width, geometry.patch_height] * 2, np.float64)
+    return Objects(found.owner, found.category, found.boxes / patch, found.coverage)
 
 
 def _same_head(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> Floats:

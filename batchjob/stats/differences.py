@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from batchjob.metrics import catalogue
 from batchjob.metrics.uncertainty import first_half, holm, interval, sign_flip
-from batchjob.stats import text
 from batchjob.stats.compare import COMPARED, Common
+from batchjob.stats.numbers import gain, number, p_value
 from batchjob.store.run import Run
 
 Floats = NDArray[np.float64]
@@ -132,8 +132,8 @@ def describe(views: Sequence[Run], common: Common, table: pd.DataFrame) -> list[
             a += f" (layer {row['layer_a']} head {row['head_a']})"
             b += f" (layer {row['layer_b']} head {row['head_b']})"
         lines.append(
-            f"{row['score']}, {row['of']}: {a} {text.number(row['mean_a'])}, {b} {text.number(row['mean_b'])}; "
-            f"difference {text.gain(row['difference'])} [{text.gain(row['low'])}, {text.gain(row['high'])}], "
-            f"n = {row['n']}, {text.p_value(row['p'])}"
+            f"{row['score']}, {row['of']}: {a} {number(row['mean_a'])}, {b} {number(row['mean_b'])}; "
+            f"difference {gain(row['difference'])} [{gain(row['low'])}, {gain(row['high'])}], "
+            f"n = {row['n']}, {p_value(row['p'])}"
         )
     return lines

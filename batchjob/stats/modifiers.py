@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from batchjob.metrics.uncertainty import resampled_ratios
-from batchjob.stats.stream import Pool
-from batchjob.stats.text import gain as signed
+from batchjob.metrics.uncertainty import first_half, resampled_ratios
+from batchjob.stats.numbers import gain as signed
+from batchjob.stats.pool import Pool
 from batchjob.store.run import Run
 
 Floats = NDArray[np.float64]
@@ -30,6 +31,8 @@ COLUMNS += ["pair_ari_low", "pair_ari_high", "position", "gain", "gain_low", "ga
 def modifier_table(view: Run, pool: Pool) -> pd.DataFrame:
     """`pair_ari` by head in bins of each modifier: mean over pairs, 95 % interval over images, gain over position.
 
+    Only of the half of the images that did not choose the best head.
+
     `correlation` is Spearman's, of the modifier and the gain over all pairs, the same in every bin's row. Images are
     resampled, not pairs: those of one image are not independent.
     """
@@ -38,7 +41,7 @@ def modifier_table(view: Run, pool: Pool) -> pd.DataFrame:
         return pd.DataFrame(columns=COLUMNS)
     tasks = [(m, x, modifier) for m in view.algorithms for x in view.layers for modifier in BINS]
     frames = list(pool.map(functools.partial(_one_layer, path, view.heads), tasks))
-    whole = pd.concat([f for f in frames if len(f)], ignore_index=True)
+    whole = pd.concat([pd.DataFrame(columns=COLUMNS), *(f for f in frames if len(f))], ignore_index=True)
     return whole.sort_values(["algorithm", "layer", "head"], kind="stable", ignore_index=True)
 
 
@@ -50,6 +53,8 @@ def _one_layer(path: Path, heads: Sequence[int], task: tuple[str, int, str]) -> 
     table = pq.read_table(
         path, columns=["image_id", *columns, *(f"{k}/{n}" for k in ("ari", "position") for n in names)]
     )
+    ids = table.column("image_id").combine_chunks().dictionary_encode()
+    table = table.filter(pa.array(~first_half(ids.dictionary.to_pylist())[ids.indices.to_numpy()]))
     image = table.column("image_id").combine_chunks().dictionary_encode().indices.to_numpy()
     values = table.column(columns[0]).to_numpy().astype(np.float64)
     if modifier == "size_ratio":

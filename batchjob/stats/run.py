@@ -1,6 +1,7 @@
 """`batchjob stats RUN …`: runs and annotations to tables under RUN/stats and sentences on the screen."""
 
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,13 +11,17 @@ import pandas as pd
 from batchjob.data.annotations import AnnotationFiles, Annotations, open_annotations
 from batchjob.errors import UserError
 from batchjob.inputs import raise_for_changes
+from batchjob.metrics import catalogue
 from batchjob.stats import codebook, differences, text
 from batchjob.stats.compare import comparable, compare
 from batchjob.stats.modifiers import describe as describe_modifiers
 from batchjob.stats.modifiers import modifier_table
-from batchjob.stats.stream import Pool, choose_jobs, gather, score_run
+from batchjob.stats.pool import Pool, choose_jobs
+from batchjob.stats.randoms import match_randoms
+from batchjob.stats.stream import score_run
 from batchjob.stats.summary import agreement_table, select_heads, summarise
 from batchjob.stats.tables import Tables
+from batchjob.stats.truth import lay_out
 from batchjob.store.outputs import writing_stats
 from batchjob.store.run import Run
 
@@ -42,6 +47,7 @@ def run_stats(
         raise UserError(f"--jobs {jobs} is no number of processes; give 1 or more, or leave it out")
     if empty := [v.folder for v in views if not len(v.ok_rows)]:
         raise UserError(f"{empty[0]} has no labelled image to score; go on with: batchjob run DATA {empty[0]}")
+    randoms = match_randoms(views)
     known = _open_each(views, annotations, say)
     lines: list[str] = []
     with ExitStack() as stack:
@@ -53,8 +59,7 @@ def run_stats(
             say(f"{view.folder}: scoring {view.rows:,} images with {pool.jobs} processes")
             names[view.folder] = _score(view, known[view.folder], pool, csv=csv)
         for view in views:
-            randoms = [v for v in views if v.is_random and not view.is_random and v.model == view.model]
-            lines += ["", *_tabulate(view, names[view.folder], randoms, known[view.folder], pool, csv=csv)]
+            lines += ["", *_tabulate(view, names[view.folder], randoms[view.folder], known[view.folder], pool, csv=csv)]
         # untrained runs are a null already, in every trained run's own table
         sides = [v for v in views if not v.is_random] or views
         if len(sides) > 1:
@@ -82,8 +87,16 @@ def _score(view: Run, annotations: Annotations | None, pool: Pool, *, csv: bool)
     from tqdm import tqdm
 
     try:
-        with Tables(view, csv=csv) as tables, tqdm(total=view.rows, desc="stats", unit="image", disable=None) as bar:
-            for scored in score_run(view, gather(view, pool), annotations, pool):
+        with (
+            tempfile.TemporaryDirectory(prefix="batchjob-stats-") as folder,
+            Tables(view, csv=csv) as tables,
+            tqdm(total=view.rows, desc="stats", unit="image", disable=None) as bar,
+        ):
+            truth = None
+            if annotations is not None:
+                truth, counted = lay_out(view, annotations, Path(folder), pool)
+                tables.counts += counted
+            for scored in score_run(view, truth, pool):
                 tables.add(scored)
                 bar.update(scored.counts["images"])
             _write(agreement_table(view, tables.agreement), view, "agreement", csv=csv)
@@ -103,7 +116,7 @@ def _tabulate(
     csv: bool,
 ) -> list[str]:
     summary = summarise(view, sorted(names), randoms, pool)
-    selection = select_heads(view, sorted(names), pool)
+    selection = select_heads(view, summary, pool)
     _write(summary, view, "summary", csv=csv)
     _write(selection, view, "selection", csv=csv)
     modifiers = modifier_table(view, pool)
@@ -111,7 +124,8 @@ def _tabulate(
     counts = json.loads((view.folder / "stats" / "counts.json").read_text())
     hints = text.missing_inputs(view, sorted(names), has_annotations=annotations is not None, has_random=bool(randoms))
     lines = text.describe(view, counts, summary, selection)
-    for row in selection[selection.score == "pair_ari"].to_dict("records") if len(selection) else ():
+    main = catalogue.main_null("pair_ari")
+    for row in selection[(selection.score == "pair_ari") & (selection.null == main)].to_dict("records"):
         lines += ["", *describe_modifiers(modifiers, row["layer"], row["head"], row["algorithm"])]
     if view.options.get("scope") == "dataset":
         lines += ["", *codebook.write(view, annotations, csv=csv)]

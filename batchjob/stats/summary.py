@@ -9,189 +9,157 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from batchjob.metrics import catalogue
-from batchjob.metrics.uncertainty import Interval, first_half, holm, interval, sign_flip
-from batchjob.stats.stream import Pool
+from batchjob.metrics.uncertainty import Interval, first_half, holm, informative, interval, mean_known, sign_flip
+from batchjob.stats.pool import Pool
 from batchjob.store.run import Run
 
 Floats = NDArray[np.float64]
-HALF = 0.5  # what an AUC is by chance
+SURE = 0.05  # of a p-value, corrected where several heads were tested
+_COLUMNS = ["score", "algorithm", "layer", "head", "null", "n", "informative", "mean", "low", "high"]
+_COLUMNS += ["null_mean", "gain", "gain_low", "gain_high", "p", "p_holm"]
+_CHOSEN = ["score", "algorithm", "layer", "head", "null", "chosen_n", "chosen_gain", "n", "informative"]
+_CHOSEN += ["mean", "low", "high", "null_mean", "gain", "gain_low", "gain_high", "p", "worse", "better", "heads"]
 
 
-def summarise(view: Run, names: Sequence[str], randoms: Sequence[Run], pool: Pool) -> pd.DataFrame:
+def summarise(run: Run, names: Sequence[str], randoms: Sequence[Run], pool: Pool) -> pd.DataFrame:
     """One row for each score, algorithm, layer, head and null: n, mean, interval; the null's mean, the gain, its p.
 
-    `names` are the arrays in scores.zarr, nulls among them; `randoms` are untrained runs of the same architecture. A
-    score without a null has one row, null empty. p_holm is corrected over the heads and
-    layers of an algorithm and null.
+    `names` are the arrays in scores.zarr, nulls among them; `randoms` are untrained runs of the same options. A score
+    without a null has one row, `null` empty. `informative` counts the images whose value is not the most common one.
+    p_holm is corrected over the heads and layers of an algorithm and null.
     """
-    scores = sorted(n for n in names if "." not in n)
-    work = functools.partial(_summarise_score, view, tuple(names), tuple(randoms))
-    frames = [frame for frame in pool.map(work, scores) if len(frame)]
+    work = functools.partial(_summarise_score, run, tuple(names), tuple(randoms))
+    frames = [frame for frame in pool.map(work, sorted(n for n in names if "." not in n)) if len(frame)]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=_COLUMNS)
 
 
-_COLUMNS = ["score", "algorithm", "layer", "head", "null", "n", "mean", "low", "high"]
-_COLUMNS += ["null_mean", "gain", "gain_low", "gain_high", "p", "p_holm"]
-
-
-def columns_of(view: Run, name: str) -> list[tuple[str, int, int]]:
+def columns_of(run: Run, name: str) -> list[tuple[str, int, int]]:
     """(algorithm, layer, head) of each of a score's columns; '' and −1 where it has none."""
     dims = catalogue.dims_of(name)
     if "head" not in dims:
-        return [("", x, -1) for x in view.layers]
-    algorithms = view.algorithms if "algorithm" in dims else ("",)
-    return [(m, x, h) for m in algorithms for x in view.layers for h in view.heads]
+        return [("", x, -1) for x in run.layers]
+    algorithms = run.algorithms if "algorithm" in dims else ("",)
+    return [(m, x, h) for m in algorithms for x in run.layers for h in run.heads]
 
 
-def nulls_of(view: Run, score: str, values: Floats, names: Sequence[str], randoms: Sequence[Run]) -> dict[str, Floats]:
+def nulls_of(
+    run: Run, score: str, shape: tuple[int, ...], names: Sequence[str], randoms: Sequence[Run]
+) -> dict[str, Floats]:
     """null -> [n, C], every null model that is at hand for a score, image by image."""
     found: dict[str, Floats] = {}
     for null in catalogue.nulls_of(score):
-        if null == "half":
-            found[null] = np.where(np.isfinite(values), HALF, np.nan)
-        elif f"{score}.{null}" in names and (against := view.read_score(f"{score}.{null}")) is not None:
-            found[null] = against
-    untrained = random_null(view, score, values.shape, randoms)
+        if f"{score}.{null}" in names:
+            found[null] = _read(run, f"{score}.{null}")
+    untrained = random_null(run, score, shape, randoms)
     return found | ({} if untrained is None else {"random": untrained})
 
 
-def random_null(view: Run, score: str, shape: tuple[int, ...], randoms: Sequence[Run]) -> Floats | None:
+def random_null(run: Run, score: str, shape: tuple[int, ...], randoms: Sequence[Run]) -> Floats | None:
     """[n, C]: the mean over untrained runs and over the heads of a layer, which are alike before training; or None."""
     parts = []
     for other in randoms:
         values = other.read_score(score)
         if values is None or values.shape[1] != shape[1]:
             continue
-        if values.shape[1] % len(view.heads) == 0 and "head" in catalogue.dims_of(score):
-            by_layer = values.reshape(len(values), -1, len(view.heads))
-            values = np.repeat(_mean_known(by_layer, axis=2), len(view.heads), axis=1)
+        if "head" in catalogue.dims_of(score):
+            by_layer = values.reshape(len(values), -1, len(run.heads))
+            values = np.repeat(mean_known(by_layer, axis=2), len(run.heads), axis=1)
         row_of = {name: row for row, name in enumerate(other.ids)}
-        rows = np.array([row_of.get(name, -1) for name in view.ids])
+        rows = np.array([row_of.get(name, -1) for name in run.ids])
         parts.append(np.where(rows[:, None] >= 0, values[rows], np.nan))
-    return _mean_known(np.stack(parts), axis=0) if parts else None
+    return mean_known(np.stack(parts), axis=0) if parts else None
 
 
-def _known(view: Run, score: str) -> Floats:
-    values = view.read_score(score)
-    assert values is not None
+def _read(run: Run, score: str) -> Floats:
+    values = run.read_score(score)
+    assert values is not None, score
     return values
 
 
-def _mean_known(values: Floats, axis: int) -> Floats:
-    known = np.isfinite(values)
-    count = known.sum(axis=axis)
-    total = np.where(known, values, 0).sum(axis=axis)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-def _summarise_score(view: Run, names: Sequence[str], randoms: Sequence[Run], score: str) -> pd.DataFrame:
-    values = _known(view, score)
-    own = interval(values)
-    columns = columns_of(view, score)
-    rows = []
-    found = nulls_of(view, score, values, names, randoms)
-    if not found:
-        rows = [_row(score, "", c, own, i, None, np.nan, np.nan, np.nan) for i, c in enumerate(columns)]
-    for null, against in found.items():
+def _summarise_score(run: Run, names: Sequence[str], randoms: Sequence[Run], score: str) -> pd.DataFrame:
+    values = _read(run, score)
+    own, columns = interval(values), columns_of(run, score)
+    telling = [informative(values[:, i]) for i in range(values.shape[1])]
+    found = nulls_of(run, score, values.shape, names, randoms)
+    rows: list[tuple[Any, ...]] = []
+    for null, against in found.items() or [("", np.full_like(values, np.nan))]:
         gains = values - against
         gain, p = interval(gains), sign_flip(gains)
-        corrected = np.full(len(p), np.nan)
-        algorithms = np.array([m for m, _, _ in columns])
-        for algorithm in np.unique(algorithms):
-            corrected[algorithms == algorithm] = holm(p[algorithms == algorithm])
+        corrected = _corrected(p, columns)
+        null_mean = mean_known(np.where(np.isfinite(gains), against, np.nan), axis=0)
         for i, column in enumerate(columns):
-            known = np.isfinite(gains[:, i])
-            null_mean = float(against[known, i].mean()) if known.any() else np.nan
-            rows.append(_row(score, null, column, own, i, gain, null_mean, p[i], corrected[i]))
+            figures = (null_mean[i], gain.mean[i], gain.low[i], gain.high[i], p[i], corrected[i])
+            rows.append((score, *column, null, int(own.n[i]), telling[i], *_of(own, i), *figures))
     return pd.DataFrame(rows, columns=_COLUMNS)
 
 
-def _row(
-    score: str,
-    null: str,
-    column: tuple[str, int, int],
-    own: Interval,
-    i: int,
-    gain: Interval | None,
-    null_mean: float,
-    p: float,
-    corrected: float,
-) -> tuple[Any, ...]:
-    gains = (np.nan,) * 3 if gain is None else (gain.mean[i], gain.low[i], gain.high[i])
-    return (score, *column, null, int(own.n[i]), own.mean[i], own.low[i], own.high[i], null_mean, *gains, p, corrected)
+def _of(found: Interval, i: int) -> tuple[float, float, float]:
+    return float(found.mean[i]), float(found.low[i]), float(found.high[i])
 
 
-def select_heads(view: Run, names: Sequence[str], pool: Pool) -> pd.DataFrame:
+def _corrected(p: Floats, columns: Sequence[tuple[str, int, int]]) -> Floats:
+    """[C]: p by Holm over the heads and layers of each algorithm."""
+    corrected, algorithms = np.full(len(p), np.nan), np.array([m for m, _, _ in columns])
+    for algorithm in np.unique(algorithms):
+        corrected[algorithms == algorithm] = holm(p[algorithms == algorithm])
+    return corrected
+
+
+def select_heads(run: Run, summary: pd.DataFrame, pool: Pool) -> pd.DataFrame:
     """The best head of each score and algorithm, chosen on one half of the images, with the other half's figures.
 
-    Best is the largest mean gain over the score's first null. `worse` and `better` count the heads whose gain over all
-    images has an interval below and above zero.
+    Best is the largest mean gain over the score's first null (`swap`). A row for each null that the score meets;
+    `worse` and `better` count the heads whose gain over all images is sure after Holm's correction.
     """
-    work = functools.partial(_select_of_score, view, tuple(names))
-    return pd.DataFrame(
-        [
-            row
-            for rows in pool.map(work, [s.name for s in catalogue.SCORES if s.is_chosen and s.name in names])
-            for row in rows
-        ]
-    )
+    names = [s.name for s in catalogue.SCORES if s.is_chosen and s.name in set(summary["score"])]
+    rows = [row for found in pool.map(functools.partial(_select_of_score, run), names) for row in found]
+    selection = pd.DataFrame(rows, columns=_CHOSEN[:-3])
+    counts = [_counts(summary, row) for row in selection.to_dict("records")]
+    return pd.concat([selection, pd.DataFrame(counts, columns=_CHOSEN[-3:], dtype=int)], axis=1)
 
 
-def _select_of_score(view: Run, names: Sequence[str], score: str) -> list[dict[str, Any]]:
-    first = first_half(view.ids)
-    rows: list[dict[str, Any]] = []
-    values = _known(view, score)
-    against = nulls_of(view, score, values, names, ())
-    if not against:
+def _counts(summary: pd.DataFrame, row: Any) -> tuple[int, int, int]:
+    """(worse, better, all): heads of this score, algorithm and null, by their corrected p."""
+    mine = summary[(summary.score == row["score"]) & (summary.algorithm == row["algorithm"])]
+    mine = mine[mine.null == row["null"]]
+    sure = mine[mine.p_holm <= SURE]
+    return int((sure.gain < 0).sum()), int((sure.gain > 0).sum()), len(mine)
+
+
+def _select_of_score(run: Run, score: str) -> list[tuple[Any, ...]]:
+    values, first = _read(run, score), first_half(run.ids)
+    against = {n: v for n in catalogue.nulls_of(score) if (v := run.read_score(f"{score}.{n}")) is not None}
+    main = catalogue.main_null(score)
+    if main not in against:
         return []
-    null, base = next(iter(against.items()))
-    columns = columns_of(view, score)
-    gains = values - base
-    whole = interval(gains)
+    columns = columns_of(run, score)
+    chosen_by = values[first] - against[main][first]
+    rows: list[tuple[Any, ...]] = []
     for algorithm in dict.fromkeys(m for m, _, _ in columns):
         mine = np.array([i for i, c in enumerate(columns) if c[0] == algorithm])
-        chosen_on = _mean_known(gains[first][:, mine], axis=0)
-        if not np.isfinite(chosen_on).any():
+        gains = mean_known(chosen_by[:, mine], axis=0)
+        if not np.isfinite(gains).any():
             continue
-        best = int(mine[np.nanargmax(chosen_on)])
-        held_out = np.stack([values[~first, best], base[~first, best], gains[~first, best]], axis=1)
-        held_out = held_out[np.isfinite(held_out).all(axis=1)]
-        if not len(held_out):
-            continue
-        found = interval(held_out)
-        rows.append(
-            {
-                "score": score,
-                "algorithm": algorithm,
-                "null": null,
-                "layer": columns[best][1],
-                "head": columns[best][2],
-                "chosen_n": int(np.isfinite(gains[first, best]).sum()),
-                "chosen_gain": float(np.nanmax(chosen_on)),
-                "n": len(held_out),
-                "mean": found.mean[0],
-                "low": found.low[0],
-                "high": found.high[0],
-                "null_mean": found.mean[1],
-                "gain": found.mean[2],
-                "gain_low": found.low[2],
-                "gain_high": found.high[2],
-                "p": float(sign_flip(held_out[:, 2:])[0]),
-                "worse": int((whole.high[mine] < 0).sum()),
-                "better": int((whole.low[mine] > 0).sum()),
-                "heads": len(mine),
-            }
-        )
+        best = int(mine[np.nanargmax(gains)])
+        chosen = (int(np.isfinite(chosen_by[:, best]).sum()), float(np.nanmax(gains)))
+        for null, base in against.items():
+            held = np.stack([values[~first, best], base[~first, best]], axis=1)
+            held = held[np.isfinite(held).all(axis=1)]
+            if len(held):
+                gain = held[:, :1] - held[:, 1:]
+                found = interval(np.concatenate([held, gain], axis=1))
+                figures = (*_of(found, 0), float(found.mean[1]), *_of(found, 2), float(sign_flip(gain)[0]))
+                rows.append((score, *columns[best], null, *chosen, len(held), informative(held[:, 0]), *figures))
     return rows
 
 
-def agreement_table(view: Run, sums: dict[str, NDArray[np.float64]]) -> pd.DataFrame:
+def agreement_table(run: Run, sums: dict[str, NDArray[np.float64]]) -> pd.DataFrame:
     """Mean adjusted Rand index between each two heads of a layer, each two algorithms, with a normal 95 % interval."""
     rows = []
     for kind, (n, total, squares) in sums.items():
-        names: Sequence[Any] = view.heads if kind == "heads" else view.algorithms
-        outer: Sequence[Any] = view.algorithms if kind == "heads" else view.layers
-        inner: Sequence[Any] = view.layers if kind == "heads" else view.heads
+        names: Sequence[Any] = run.heads if kind == "heads" else run.algorithms
+        outer: Sequence[Any] = run.algorithms if kind == "heads" else run.layers
+        inner: Sequence[Any] = run.layers if kind == "heads" else run.heads
         mean = total / np.maximum(n, 1)
         error = np.sqrt(np.clip(squares / np.maximum(n, 1) - mean**2, 0, None) / np.maximum(n - 1, 1))
         for a, x in enumerate(outer):

@@ -13,7 +13,8 @@ import zarr
 from numpy.typing import NDArray
 
 from batchjob.metrics import catalogue
-from batchjob.stats.stream import ROWS_AT_ONCE, Scored
+from batchjob.stats.pool import ROWS_AT_ONCE
+from batchjob.stats.stream import Scored
 from batchjob.store import lifecycle as store
 from batchjob.store.run import Run
 

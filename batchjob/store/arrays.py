@@ -40,9 +40,6 @@ def layout(plan: Plan) -> dict[str, ArraySpec]:
         "head": len(plan.heads),
         "y": plan.model.grid[0],
         "x": plan.model.grid[1],
-        "partition": plan.partition_count,
-        "dy": 2 * plan.model.grid[0] - 1,
-        "dx": 2 * plan.model.grid[1] - 1,
     }
     patches = sizes["y"] * sizes["x"]
     inner = rows_per_chunk(rows)
@@ -119,21 +116,13 @@ def layout(plan: Plan) -> dict[str, ArraySpec]:
     for name in plan.score_names:
         spec = whole("image layer head", "float32", math.nan, "score of one image and head; docs/metrics.md")
         arrays[name] = replace(spec, store="scores")
-    sums = {
-        "locality_sum": ("partition layer head dy dx", "attention by the offset from query to key, summed over images"),
-        "locality_count": ("partition layer dy dx", "pairs of patches that make up each sum"),
-    }
-    for name, (dims, meaning) in sums.items() if plan.score_names else ():
-        names = tuple(dims.split())
-        whole_shape = tuple(sizes[d] for d in names)
-        arrays[name] = ArraySpec(names, whole_shape, "float64", 0, (1, *whole_shape[1:]), None, meaning, "scores")
     return arrays
 
 
 def shards_of(spec: ArraySpec, plan: Plan, partition: int) -> range:
     """The shard numbers of one array that a partition writes: one, or one for each of its kept images."""
     start, stop = plan.rows_of(partition)
-    if spec.dims[0] in ("image", "partition"):
+    if spec.dims[0] == "image":
         return range(partition, partition + 1)
     inside = [j for j, row in enumerate(plan.kept_rows) if start <= row < stop]
     return range(inside[0], inside[-1] + 1) if inside else range(0)

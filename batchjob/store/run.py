@@ -185,8 +185,8 @@ class Run:
         array = self.data[name].sel({k: v for k, v in where.items() if k in self.data[name].dims})
         return np.stack([array.isel(image=row).values for row in rows])
 
-    def read(self, start: int, stop: int, *, only: tuple[str, ...] = ("labels", "maps", "scores")) -> "Part":
-        """Rows `start` to `stop`; of `labels`, `maps` and `scores` only those named."""
+    def read(self, start: int, stop: int, *, only: tuple[str, ...] = ("labels", "repeats", "maps", "scores")) -> "Part":
+        """Rows `start` to `stop`; of `labels`, `repeats`, `maps` and `scores` only those named."""
         rows = slice(start, stop)
 
         def flat(name: str) -> Any:
@@ -204,6 +204,7 @@ class Run:
             width=self._array("width")[rows],
             labels=flat("labels") if self.has_labels and "labels" in only else None,
             k=self._array("k")[rows] if self.has_labels else None,
+            repeats=flat("labels_repeats") if "labels_repeats" in self._names and "repeats" in only else None,
             maps=flat(self.attention).astype(np.float32) if "maps" in only else None,
             prefix_mass=self._array("prefix_mass")[rows].astype(np.float32),
             scores=scores,
@@ -272,12 +273,13 @@ class Part:
     width: NDArray[np.int32]
     labels: NDArray[np.uint8] | None  # [n, M, L, H, P]
     k: NDArray[np.uint8] | None  # [n, M, L, H]
+    repeats: NDArray[np.uint8] | None  # [n, M, L, H, R, P]
     maps: NDArray[np.float32] | None  # [n, L, H, P]
     prefix_mass: NDArray[np.float32]  # [n, L, H]
     scores: Mapping[str, NDArray[np.float32]]  # [n, L, H] each, from labelling
 
 
-_FIELDS = ("status", "height", "width", "labels", "k", "maps", "prefix_mass")
+_FIELDS = ("status", "height", "width", "labels", "k", "repeats", "maps", "prefix_mass")
 
 
 def _pick(part: Part, rows: NDArray[np.integer[Any]]) -> Part:
@@ -290,16 +292,6 @@ def _join(parts: list[Part]) -> Part:
     joined = {n: [getattr(p, n) for p in parts] for n in _FIELDS}
     whole: dict[str, Any] = {n: None if v[0] is None else np.concatenate(v) for n, v in joined.items()}
     return Part(start=parts[0].start, scores={}, **whole)
-
-
-def locality_sums(run: Run) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """[L, H, dy, dx] of attention and [L, dy, dx] of pairs over all partitions; None where labelling kept none."""
-    path = run.folder / "scores.zarr"
-    if not (path / "locality_sum").is_dir():
-        return None
-    group = _open(path)
-    sums, pairs = (np.asarray(_values(group, n)[:]).sum(axis=0) for n in ("locality_sum", "locality_count"))
-    return sums, pairs
 
 
 def _open(path: Path) -> zarr.Group:

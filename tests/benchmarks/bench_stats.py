@@ -17,9 +17,9 @@ from threadpoolctl import threadpool_limits
 
 from batchjob.data.annotations import PatchInstances, instances_on_grid, open_annotations
 from batchjob.geometry import Geometry
-from batchjob.metrics import nulls
-from batchjob.stats import run_stats
-from batchjob.stats.image import Context, score_labels
+from batchjob.metrics.objects import Objects
+from batchjob.stats import position, run_stats
+from batchjob.stats.image import Scene, pair_table, score_labels
 from tests import made_up_runs, scenes
 from tests.benchmarks.harness import Contest
 
@@ -60,15 +60,18 @@ def _against_scikit_learn(run: Path, annotations: Path, images: int, times: int)
     labels = group["labels"][:].reshape(images, len(HEADS), -1)
     geometry = Geometry(56, 56, 4, 4)
     truths = [instances_on_grid(image, geometry, 56, 56) for image in open_annotations(annotations)]
-    context = Context(geometry=geometry, layers=1, heads=len(HEADS), n_init=4, seed=0)
+    objects = [Objects(t.owner, t.category, t.boxes / 4, t.coverage) for t in truths]
 
     def ours() -> None:
-        nulls._position_labels.cache_clear()  # each round draws the nulls anew, once for each k
+        position._position_labels.cache_clear()  # each round draws the nulls anew, once for each k
         for i, truth in list(enumerate(truths)) * times:
-            score_labels(labels[i], np.full(len(HEADS), len(truth.category) + 1), truth, i, context)
+            k = np.full(len(HEADS), len(truth.category) + 1, np.uint8)
+            scene = Scene(geometry.grid, 0, None, objects[i], objects)  # lent by so many photos as there are
+            score_labels(labels[i], k, scene)
+            pair_table(labels[i], k, scene)
 
     return Contest(
-        name="cluster scores of an image: ARI, AMI, pairs, three nulls",
+        name="cluster scores of an image: ARI, AMI, pairs, two nulls",
         peer="scikit-learn, a call each, ARI and AMI with the position null alone",
         unit="images",
         items=images * times,
@@ -110,16 +113,6 @@ def _tiled(folder: Path, run: Path, annotations: Path, images: int, count: int) 
             made[:] = values
         group.attrs["rows"] = count
         group.attrs["rows_per_partition"] = count
-        for name in ("locality_sum", "locality_count") if store == "scores" else ():
-            first = group[name][:1]
-            made = group.create_array(
-                name,
-                shape=first.shape,
-                dtype=first.dtype,
-                dimension_names=group[name].metadata.dimension_names,
-                overwrite=True,
-            )
-            made[:] = first
     content = json.loads(annotations.read_text())
     repeated: dict[str, list[Any]] = {"images": [], "annotations": [], "categories": content["categories"]}
     for i, name in enumerate(names):

@@ -1,0 +1,85 @@
+"""The objects of one image on its patch grid, as scores take them."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batchjob.metrics.agreement import contingency
+from batchjob.metrics.clusters import Pairs, instance_pairs
+from batchjob.metrics.saliency import mass_mask
+
+Floats = NDArray[np.float64]
+MIN_PATCHES = 2  # an object that owns fewer says nothing about clusters
+
+
+@dataclass(frozen=True, slots=True)
+class Objects:
+    """The m objects of an image that own at least `MIN_PATCHES` of its P patches."""
+
+    owner: NDArray[np.integer[Any]]  # [P] 0 to m − 1, −1 for none
+    category: NDArray[np.integer[Any]]  # [m]
+    boxes: NDArray[np.floating[Any]]  # [m, 4] left, top, right, bottom in patches
+    coverage: NDArray[np.floating[Any]]  # [m, P] share of each patch that the object covers
+
+    @property
+    def has_twins(self) -> bool:
+        """Whether two objects are of one category: the study's question needs them."""
+        return len(np.unique(self.category)) < len(self.category)
+
+    def inside(self, keep: NDArray[np.bool_] | None) -> "Objects":
+        """The same where `keep` [P] is false for patches that take part in nothing, padding for one."""
+        if keep is None or keep.all():
+            return self
+        owner = np.where(keep, self.owner, -1)
+        kept = np.flatnonzero(np.bincount(owner[owner >= 0], minlength=len(self.category)) >= MIN_PATCHES)
+        renumber = np.full(len(self.category) + 1, -1, np.int64)  # the last entry answers for −1
+        renumber[kept] = np.arange(len(kept))
+        return Objects(renumber[owner], self.category[kept], self.boxes[kept], self.coverage[kept] * keep)
+
+
+class Labelled:
+    """Labels [C, P] of one image beside objects, its own or another photo's; what several scores need is made once."""
+
+    def __init__(self, labels: NDArray[np.uint8], grid: tuple[int, int], objects: Objects | None = None) -> None:
+        self.labels, self.grid, self._objects = np.atleast_2d(labels), grid, objects
+
+    @property
+    def objects(self) -> Objects:
+        """The objects. Raises ValueError where there are none to score against."""
+        if self._objects is None:
+            raise ValueError("this score needs objects, and none were given")
+        return self._objects
+
+    @cached_property
+    def table(self) -> Floats:
+        """[C, K, m + 1]: patches by cluster and object; the first column are those of none."""
+        return contingency(self.labels, np.asarray(self.objects.owner, np.int64) + 1, len(self.objects.category) + 1)
+
+    @cached_property
+    def pairs(self) -> Pairs:
+        """Each two objects of one category."""
+        own = self.objects
+        return instance_pairs(own.owner, own.category, own.boxes, self.grid)
+
+
+class Mapped:
+    """CLS maps [C, P] of sum 1 of one image, C = layers × heads, the head fastest, beside its own or other objects."""
+
+    def __init__(self, maps: Floats, grid: tuple[int, int], heads: int, objects: Objects) -> None:
+        self.maps, self.grid, self.heads, self.objects = maps, grid, heads, objects
+        self._masks: dict[float, NDArray[np.bool_]] = {}
+
+    def beside(self, objects: Objects) -> "Mapped":
+        """The same maps against other objects; what depends on the maps alone is shared."""
+        other = Mapped(self.maps, self.grid, self.heads, objects)
+        other._masks = self._masks
+        return other
+
+    def mask(self, share: float) -> NDArray[np.bool_]:
+        """[C, P]: the fewest patches of each map that hold `share` of its mass."""
+        if share not in self._masks:
+            self._masks[share] = mass_mask(self.maps, share)
+        return self._masks[share]

@@ -1,0 +1,154 @@
+"""The objects of all images of a run, computed once and laid out as flat files that the processes map."""
+
+import functools
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batchjob.codes import OK
+from batchjob.data.annotations import Annotations, ImageAnnotations, PatchInstances, instances_on_grid
+from batchjob.metrics.nulls import Donors
+from batchjob.metrics.objects import Objects
+from batchjob.stats.pool import Pool, blocks
+from batchjob.store.run import Part, Run
+
+# Files of one number an entry; `covered` holds only patches that an object covers at all: most of a mask is empty.
+_DTYPES = {
+    "owner": np.int16,  # [n, P]
+    "count": np.int64,  # [n] objects of each image, −1 where nobody annotated it
+    "shape": np.int64,  # [n] which patches are image, as a number
+    "category": np.int32,  # of all objects, image after image
+    "box": np.float32,  # [objects, 4] in patches
+    "covered_count": np.int64,  # [objects] patches that each covers
+    "covered_patch": np.int32,
+    "covered_share": np.float32,
+}
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What `lay_out` wrote, mapped rather than read."""
+
+    folder: Path
+    patches: int
+    seed: int
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _open, (self.folder, self.patches, self.seed)  # a process looks through it once, not for every task
+
+    @functools.cached_property
+    def _files(self) -> dict[str, NDArray[Any]]:
+        found: dict[str, NDArray[Any]] = {}
+        for name, dtype in _DTYPES.items():
+            path = self.folder / name
+            found[name] = np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)
+        return found
+
+    @functools.cached_property
+    def _starts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where each image's objects start, and each object's covered patches."""
+        counts = np.maximum(self._files["count"], 0), self._files["covered_count"]
+        objects, covered = (np.concatenate([[0], np.cumsum(c)]) for c in counts)
+        return objects, covered
+
+    @functools.cached_property
+    def _donors(self) -> Donors:
+        counts = self._files["count"]
+        image = np.repeat(np.arange(len(counts)), np.maximum(counts, 0))
+        category = self._files["category"].astype(np.int64)
+        width = int(category.max(initial=0)) + 1
+        found, times = np.unique(image * width + category, return_counts=True)
+        has_twins = np.zeros(len(counts), bool)
+        has_twins[found[times > 1] // width] = True
+        return Donors(np.maximum(counts, 0), has_twins, self._files["shape"], seed=self.seed)
+
+    def of(self, row: int) -> Objects | None:
+        """The objects of a row; None where nobody annotated the image, or at another size."""
+        files, (starts, covered) = self._files, self._starts
+        if files["count"][row] < 0:
+            return None
+        start, stop = int(starts[row]), int(starts[row + 1])
+        coverage = np.zeros((stop - start, self.patches), np.float32)
+        for i in range(start, stop):
+            inside = slice(int(covered[i]), int(covered[i + 1]))
+            coverage[i - start, files["covered_patch"][inside]] = files["covered_share"][inside]
+        return Objects(
+            owner=np.asarray(files["owner"][row * self.patches : (row + 1) * self.patches]),
+            category=np.asarray(files["category"][start:stop]),
+            boxes=np.asarray(files["box"][4 * start : 4 * stop]).reshape(-1, 4),
+            coverage=coverage,
+        )
+
+    def donors(self, row: int, keep: NDArray[np.bool_] | None) -> list[Objects]:
+        """The objects of the other photos that the `swap` null lends to a row, without what falls outside `keep`."""
+        lent = [self.of(int(other)) for other in self._donors.of(row)]
+        return [objects.inside(keep) for objects in lent if objects is not None]
+
+
+@functools.lru_cache(maxsize=2)
+def _open(folder: Path, patches: int, seed: int) -> Truth:
+    return Truth(folder, patches, seed)
+
+
+def lay_out(run: Run, annotations: Annotations, folder: Path, pool: Pool) -> tuple[Truth, Counter[str]]:
+    """Writes the objects of all labelled images below `folder`; and counts them, and the images that have none."""
+    ids, counts = run.ids, Counter[str]()
+    tasks = ((*rows, [annotations.image(i) for i in ids[slice(*rows)]]) for rows in blocks(run))
+    files = {name: (folder / name).open("wb") for name in _DTYPES}
+    try:
+        for arrays, found in pool.map(functools.partial(_lay_out_block, run), tasks):
+            counts += found
+            for name, values in arrays.items():
+                files[name].write(values.astype(_DTYPES[name]).tobytes())
+    finally:
+        for file in files.values():
+            file.close()
+    grid = run.geometry.grid
+    return Truth(folder, grid[0] * grid[1], int(run.options["seed"])), counts
+
+
+def _lay_out_block(
+    run: Run, task: tuple[int, int, list[ImageAnnotations | None]]
+) -> tuple[dict[str, NDArray[Any]], Counter[str]]:
+    start, stop, annotated = task
+    part, counts = run.read(start, stop, only=()), Counter[str]()
+    parts: dict[str, list[Any]] = {name: [] for name in _DTYPES}
+    patch = np.array([run.geometry.patch_width, run.geometry.patch_height] * 2, np.float64)
+    patches = run.geometry.grid[0] * run.geometry.grid[1]
+    for i, image in enumerate(annotated):
+        parts["shape"].append([run.geometry.content_shape(int(part.height[i]), int(part.width[i]))])
+        found = _find(run, part, i, image, counts) if part.status[i] == OK else None
+        if found is None:
+            parts["owner"].append(np.full(patches, -1))
+            parts["count"].append([-1])
+            continue
+        at = np.nonzero(found.coverage)
+        parts["owner"].append(found.owner)
+        parts["count"].append([len(found.category)])
+        parts["category"].append(found.category)
+        parts["box"].append((found.boxes / patch).ravel())
+        parts["covered_count"].append(np.bincount(at[0], minlength=len(found.category)))
+        parts["covered_patch"].append(at[1])
+        parts["covered_share"].append(found.coverage[at])
+    joined: dict[str, Sequence[Any]] = {name: values or [np.zeros(0)] for name, values in parts.items()}
+    return {name: np.concatenate(values) for name, values in joined.items()}, counts
+
+
+def _find(run: Run, part: Part, i: int, image: ImageAnnotations | None, counts: Counter[str]) -> PatchInstances | None:
+    """The image's instances; None, and counted, where nobody annotated it or the annotation is of another size."""
+    height, width = int(part.height[i]), int(part.width[i])
+    if image is None or not image.fits(height, width):
+        counts["not annotated" if image is None else "annotated at another size"] += 1
+        return None
+    found = instances_on_grid(image, run.geometry, height, width)
+    counts["annotated"] += 1
+    counts["instances"] += found.total
+    counts["instances kept"] += len(found.category)
+    categories = np.bincount(found.category) if len(found.category) else np.zeros(1, np.int64)
+    counts["with two of a category"] += int(categories.max() >= 2)
+    return found
