@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from batchjob.codes import VERSION
 
 if TYPE_CHECKING:
-    from os import PathLike
+    from batchjob.api import attention, cluster, open, plot, run
+    from batchjob.stats.frames import stats
 
-    import xarray
-
+__all__ = ["attention", "cluster", "open", "plot", "run", "stats"]
 __version__ = VERSION
 
 
-def open(run: str | PathLike[str]) -> xarray.Dataset:
-    """The arrays of RUN/labels.zarr as one Dataset, read lazily; see docs/store.md. Raises UserError if RUN is none."""
-    from batchjob.store.run import Run
+def __getattr__(name: str) -> Any:
+    """The functions of `batchjob.api`, imported when the first of them is asked for."""
+    if name == "stats":  # the package of that name, which can be called: importing it would replace a function
+        import batchjob.stats
 
-    return Run(run).data
+        return batchjob.stats
+    if name in __all__:
+        from batchjob import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'batchjob' has no attribute {name!r}; it offers {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
-import batchjob
+from batchjob.codes import VERSION
 from batchjob.figures import canvas, statistics, write
 from batchjob.figures.photos import choose_rows, open_run
 from batchjob.figures.write import Look
@@ -117,7 +117,7 @@ def render(views: Sequence[Run], *, seed: int = 0) -> str:
         loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined
     )
     return environment.get_template("page.html").render(
-        version=batchjob.__version__,
+        version=VERSION,
         title=" and ".join(dict.fromkeys(run.title for run in runs)),
         subtitle=_subtitle(view),
         sections=_sections(has_several=len(runs) > 1, has_books=bool(books)),

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import importlib.util
 import io
 import os
 import shutil
@@ -11,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from batchjob.errors import UserError, WorkLeft
 from batchjob.files import (
@@ -193,17 +194,19 @@ def consolidate_scores(run: Path) -> None:
             _put(run, files)
 
 
-def open_labels(run: str | PathLike[str]) -> "xarray.Dataset":
-    """The arrays of RUN/labels.zarr, read lazily; equal to `xarray.open_zarr(RUN/labels.zarr)`.
+def open_labels(run: str | PathLike[str], *, chunks: Any = None) -> "xarray.Dataset":
+    """The arrays of RUN/labels.zarr, read lazily; equal to `xarray.open_zarr(RUN/labels.zarr, chunks=chunks)`.
 
-    Raises UserError where RUN is none, or of another schema.
+    Raises UserError where RUN is not a run, is of another schema, or `chunks` need dask and there is none.
     """
+    if chunks is not None and importlib.util.find_spec("dask") is None:
+        raise UserError(f"chunks={chunks!r} needs dask, which is not installed; install it: pip install dask")
     path = Path(run)
     consolidated = "consolidated_metadata" in read_root(path)
     import xarray  # with pandas it takes a second, which `show` and wrong input need not wait for
 
     labels: xarray.Dataset = xarray.open_zarr(
-        path / "labels.zarr", zarr_format=3, consolidated=consolidated, chunks=None
+        path / "labels.zarr", zarr_format=3, consolidated=consolidated, chunks=chunks
     )
     return labels
 

@@ -1,0 +1,294 @@
+"""What the command line does, from Python and in a notebook. Nothing heavy is imported before it is needed."""
+
+import dataclasses
+import os
+import sys
+import warnings
+from argparse import Namespace
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batchjob.config import Options, Runtime
+from batchjob.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    import xarray
+    from torch import nn
+
+__all__ = ["attention", "cluster", "open", "plot", "run"]
+DEFAULT_MODEL = Options().model
+_FIELDS = {kind: [f.name for f in dataclasses.fields(kind)] for kind in (Options, Runtime)}
+_ONE_IMAGE = ("weights", "image_size", "resize", "stage", "seed")  # options that `attention` knows
+
+
+def open(run: str | PathLike[str], *, chunks: Any = None) -> "xarray.Dataset":
+    """Opens the result of a run, read lazily.
+
+    Parameters
+    ----------
+    run : path
+        The folder of a run, finished or not.
+    chunks : optional
+        None: arrays that NumPy reads when they are used. `{}`: dask arrays, a block for each chunk of the store; any
+        other value is xarray's own `chunks`. Dask has to be installed for it.
+
+    Returns
+    -------
+    xarray.Dataset
+        The arrays of `RUN/labels.zarr` (docs/store.md lists them), with the images' ids as the index of `image`:
+        `data.sel(image="val2017/000000139.jpg")`.
+
+    Raises
+    ------
+    UserError
+        Where the folder is not a run, is of another schema, or dask is missing.
+
+    Examples
+    --------
+    >>> data = batchjob.open("runs/photos")
+    >>> data.labels.sel(image="val2017/000000184324.jpg", algorithm="kmeans", layer=11, head=2).shape
+    (14, 14)
+    """
+    from batchjob.store.lifecycle import open_labels
+
+    data = open_labels(run, chunks=chunks)
+    return data.assign_coords(image=("image", data["image_id"].values.astype(object)))
+
+
+def run(
+    data: str | PathLike[str],
+    run: str | PathLike[str] | None = None,
+    *,
+    model: "str | nn.Module" = DEFAULT_MODEL,
+    **options: Any,
+) -> "xarray.Dataset":
+    """Labels every image of a data set, as `batchjob run DATA RUN` does, and opens the result.
+
+    The same call on the same run goes on where it stopped; what is done is not done again.
+
+    Parameters
+    ----------
+    data : path
+        A folder of images, a COCO root, tars, Parquet files or a list (docs/input.md).
+    run : path, optional
+        The folder of the run; by default `runs/DATA-MODEL-HASH`, so that other options make another run.
+    model : str or torch.nn.Module
+        A timm name; or a network that timm made, whose present weights are used. They are kept in the cache, under
+        their checksum, so that the run can go on later.
+    **options
+        The options of the command line by their names with underscores (docs/options.md), as text or as Python has
+        them: `k=6`, `layers="all"`, `layers=[0, 5, 11]`, `image_size=(224, 336)`, `batch_size=32`.
+
+    Returns
+    -------
+    xarray.Dataset
+        What `open` gives.
+
+    Raises
+    ------
+    UserError
+        Where an option, the data or the model is wrong, before any work.
+    WorkLeft
+        Where the work was interrupted; the same call goes on.
+
+    Warns
+    -----
+    UserWarning
+        Where more images failed than `max_failures`; the result is stored and complete but for them.
+
+    Examples
+    --------
+    >>> data = batchjob.run("photos/", "runs/photos", model="vit_tiny_patch16_224", weights="random", k=3)
+    >>> data.labels.dims
+    ('image', 'algorithm', 'layer', 'head', 'y', 'x')
+    """
+    if not isinstance(model, str):
+        from batchjob.model.module import name_and_weights
+
+        model, options["weights"] = name_and_weights(model)
+    wanted, runtime = _pick(Options, {"model": model, **options}), _pick(Runtime, options)
+    _refuse_unknown(options, _FIELDS[Options] + _FIELDS[Runtime])
+    from batchjob import commands
+    from batchjob.plan import default_run
+
+    folder = default_run(os.fspath(data), wanted) if run is None else Path(run)
+    values = dataclasses.asdict(wanted) | dataclasses.asdict(runtime)
+    with redirect_stdout(sys.stderr):
+        code = commands.run(Namespace(verb="run", data=os.fspath(data), run=os.fspath(folder), **values))
+    if code:
+        warnings.warn(f"more images of {folder} failed than max_failures; see failures.csv there", stacklevel=2)
+    return open(folder)
+
+
+def attention(
+    images: Any,
+    *,
+    model: "str | nn.Module" = DEFAULT_MODEL,
+    layers: int | str | Sequence[int] = -1,
+    heads: int | str | Sequence[int] = "all",
+    device: str = "auto",
+    **options: Any,
+) -> "xarray.Dataset":
+    """Computes the attention of one image or a few, in float32; nothing is written.
+
+    Parameters
+    ----------
+    images : path, PIL image, uint8 array [H, W, 3] or [H, W], or a list of these
+        Read, rotated by their EXIF tag and resized as a run does.
+    model : str or torch.nn.Module
+        A timm name; or a network at hand: one that timm made, or any other whose blocks attend from all tokens to all
+        tokens by `torch.nn.functional.scaled_dot_product_attention` and that has `patch_size` (itself or in its
+        `config`). It is copied, and left as it is.
+    layers, heads : int, sequence of int or "all"
+        Counted from 0; negative numbers count from the end.
+    device : {"auto", "cuda", "cpu"}
+    **options
+        `weights`, `image_size`, `resize`, `stage` and `seed` of the command line.
+
+    Returns
+    -------
+    xarray.Dataset
+        `attention_rows` float32 [image, layer, head, query, key]: after the softmax over all tokens, prefix columns
+        dropped, not renormalised; the P patches in row-major order of the grid. P² numbers a head: with 448 px and
+        patches of 14, 4 MB each.
+        `cls_attention` float32 [image, layer, head, y, x] (a CNN: `saliency`); `prefix_mass` [image, layer, head];
+        `pixels` uint8 [image, row, column, channel], what the model saw; `height`, `width` [image] of the photos;
+        `is_image` bool [image, query], False for padding. The attribute `grid` is (rows, columns) of patches.
+
+    Raises
+    ------
+    UserError
+        Where an image can't be read, or the model has no patch-to-patch attention.
+
+    Examples
+    --------
+    >>> maps = batchjob.attention("cat.jpg", model="vit_tiny_patch16_224", weights="random", layers=[0, -1])
+    >>> maps.attention_rows.shape
+    (1, 2, 3, 196, 196)
+    """
+    _refuse_unknown(options, _ONE_IMAGE)
+    from batchjob.job import one_image
+
+    several = isinstance(images, (list, tuple))
+    sources = list(images) if several else [images]
+    if not sources:
+        raise UserError("attention was asked of an empty list of images; give at least one")
+    name = model if isinstance(model, str) else type(model).__name__
+    wanted = _pick(Options, {"model": name, "layers": layers, "heads": heads, **options})
+    opened = one_image.open_model(model, wanted, device)
+    return one_image.attend([one_image.as_bytes(source) for source in sources], opened, wanted)
+
+
+def cluster(
+    rows: Any,
+    k: int | str = 5,
+    *,
+    algorithm: str = "kmeans",
+    distance: str = "euclidean",
+    seed: int = 0,
+    normalise: bool = True,
+) -> Any:
+    """Clusters the rows of each problem by itself: patches by what they attend to, or by any features.
+
+    Parameters
+    ----------
+    rows : array [..., P, D]
+        P rows of D numbers for each problem; `attention(…).attention_rows`, or any NumPy array.
+    k : int, "silhouette" or "eigengap"
+        The number of clusters, 1 to 254, or the rule that finds it.
+    algorithm : {"kmeans", "spectral", "agglomerative", "hdbscan"}
+        `spectral`, and the rule `eigengap`, need D = P.
+    distance : {"euclidean", "cosine", "hellinger"}
+    seed : int
+        Of everything random: equal input gives equal labels, whatever else is in the array.
+    normalise : bool
+        Whether each row is divided by its sum, as a run does with attention. Give False for features of any other
+        kind.
+
+    Returns
+    -------
+    array uint8 [..., P]
+        Clusters numbered by first appearance, 254 noise (hdbscan), 255 padding. An xarray.DataArray comes back as one,
+        with its coordinates. Of `attention` of a whole run's images, with its options, these are the run's labels.
+
+    Raises
+    ------
+    UserError
+        Where an option is wrong, numbers are NaN or infinite, or negative ones are to be normalised.
+
+    Examples
+    --------
+    >>> batchjob.cluster(np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), k=2)
+    array([0, 0, 1], dtype=uint8)
+    """
+    from batchjob.job import one_image
+
+    wanted = _pick(Options, {"k": k, "algorithm": algorithm, "distance": distance, "seed": seed})
+    if len(wanted.algorithms) != 1:
+        raise UserError(f"cluster takes one algorithm, found {algorithm!r}; call it once for each")
+    if not (wanted.k.isdigit() or wanted.k in ("silhouette", "eigengap")):
+        raise UserError(f"cluster takes k as a number, 'silhouette' or 'eigengap', found {k!r}")
+    return one_image.cluster(rows, wanted, normalise=normalise)
+
+
+def plot(data: Any, *, query: tuple[int, int] | None = None, image: int | str = 0, photo: Any = None) -> NDArray[Any]:
+    """Draws the attention of one image, or its clusters, by the drawing of the figures.
+
+    Parameters
+    ----------
+    data : xarray.Dataset or array
+        What `attention` gives; or labels: what `cluster` gives, [..., P], or labels of a run, [..., y, x].
+    query : (row, column), optional
+        The patch whose attention is drawn, marked in the photo; by default the CLS token's.
+    image : int or str
+        Which image, by number or by id.
+    photo : xarray.Dataset or uint8 array [H, W, 3], optional
+        What lies under the clusters: what `attention` gave, or any picture.
+
+    Returns
+    -------
+    array of matplotlib Axes [layers, 1 + heads]
+        The photo in the first column, then a map for each head. In a notebook the figure shows by itself.
+
+    Raises
+    ------
+    UserError
+        Where the patch or the image is not in the data, or the data is neither maps nor labels.
+
+    Examples
+    --------
+    >>> maps = batchjob.attention("cat.jpg", model="vit_tiny_patch16_224", weights="random")
+    >>> batchjob.plot(maps, query=(7, 9)).shape
+    (1, 4)
+    """
+    from batchjob.figures.notebook import draw
+
+    return draw(data, query=query, image=image, photo=photo)
+
+
+def _pick(kind: type[Any], values: dict[str, Any]) -> Any:
+    return kind(**{name: _as_option(kind, name, values[name]) for name in _FIELDS[kind] if name in values})
+
+
+def _as_option(kind: type[Any], name: str, value: Any) -> Any:
+    """A Python value as the option has it: 6 is "6", [0, 5] is "0,5", (224, 336) as an image's size "224x336"."""
+    wanted = next(f.type for f in dataclasses.fields(kind) if f.name == name)
+    if wanted is not str:
+        return value
+    if isinstance(value, PathLike):
+        return os.fspath(value)
+    if isinstance(value, (list, tuple, range, np.ndarray)):
+        return ("x" if name == "image_size" else ",").join(str(v) for v in value)
+    return str(value)
+
+
+def _refuse_unknown(options: dict[str, Any], known: Sequence[str]) -> None:
+    for name in options:
+        if name not in known:
+            raise UserError(f"option {name!r} is unknown; {nearest(name, list(known))}")

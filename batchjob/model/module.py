@@ -1,0 +1,141 @@
+"""A network at hand instead of a name: its own weights as a file for a run, or the network itself for a few images."""
+
+import copy
+import os
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from batchjob.errors import UserError
+from batchjob.model import network, probe, weights, wheels
+from batchjob.model import sdpa_tap as taps
+from batchjob.model.describe import DEFAULT_PX, Model, choose_input_px
+from batchjob.plan import ModelSpec
+
+_IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bicubic"}
+
+
+def name_and_weights(net: nn.Module) -> tuple[str, str]:
+    """timm's name of a network that timm made, and a file of its present weights in the cache, under their checksum.
+
+    Raises UserError where timm did not make it: a run says by name how its model can be built again.
+    """
+    known = getattr(net, "pretrained_cfg", None) or {}
+    name = known.get("architecture", "")
+    if not timm.is_model(name):
+        raise UserError(
+            f"a run needs a model that timm can build again, found a {type(net).__name__}; give a network of "
+            "timm.create_model, or a name with weights=FILE; batchjob.attention takes any network"
+        )
+    from safetensors.torch import save_file
+
+    folder = weights.cache_folder() / "modules"
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f"{name}.part{os.getpid()}"
+    save_file({key: value.detach().cpu().contiguous().clone() for key, value in net.state_dict().items()}, part)
+    path = folder / f"{name}-{wheels.sha256_of(part)[:16]}.safetensors"
+    part.replace(path)
+    tag = known.get("tag") or ""
+    return (f"{name}.{tag}" if tag else name), str(path)
+
+
+def wrap(net: nn.Module, image_size: str, *, device: torch.device) -> Model:
+    """A copy of the network, as a `Model` in float32 at its own input size or the one asked for.
+
+    Its preprocessing is the one that timm knows of it, else ImageNet's. Raises UserError where its blocks do not attend
+    from all tokens to all tokens by `scaled_dot_product_attention`.
+    """
+    net = copy.deepcopy(net).eval().float()
+    known = hasattr(net, "pretrained_cfg")
+    data: dict[str, Any] = timm.data.resolve_model_data_config(net) if known else dict(_IMAGENET)  # type: ignore[attr-defined, no-untyped-call]
+    name = str((getattr(net, "pretrained_cfg", None) or {}).get("architecture") or type(net).__name__)
+    taps.fuse_attention(net)
+    if not hasattr(net, "forward_features"):
+        net = _Foreign(net, name)
+    own_px = _own_px(net, data)
+    patch_px = _patch_px(net, name)
+    input_px = choose_input_px(image_size, own_px, patch_px=patch_px) if image_size else own_px
+    if input_px != own_px:
+        network.resize(net, input_px)
+    meta = copy.deepcopy(net).to("meta")
+    if isinstance(meta, _Foreign):
+        meta.count_blocks(input_px)
+        net.blocks = meta.blocks  # type: ignore[assignment]
+    shape = probe.probe_vit(name, meta, input_px)
+    if shape is None:
+        raise UserError(f"model {name} {probe.NO_MAP}; a CNN is given by its timm name")
+    prefix = {"num_prefix_tokens": shape.num_prefix_tokens, "has_cls": shape.has_cls}
+    if isinstance(meta, _Foreign):
+        prefix = {"num_prefix_tokens": meta.num_prefix_tokens, "has_cls": meta.num_prefix_tokens > 0}
+    spec = ModelSpec(
+        name=name,
+        kind="vit",
+        input_px=input_px,
+        patch_px=patch_px,
+        grid=shape.grid,
+        num_layers=shape.num_layers,
+        num_heads=shape.num_heads,
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        interpolation=data["interpolation"],
+        head_dim=shape.head_dim,
+        parameters=shape.parameters,
+        activation_numbers=shape.activation_numbers,
+        **prefix,  # type: ignore[arg-type]
+    )
+    return Model(spec, net, "fp32", device)
+
+
+class _Foreign(nn.Module):
+    """A network that timm did not make, seen as one: `forward_features` is its forward pass, a block an attention."""
+
+    def __init__(self, net: nn.Module, name: str) -> None:
+        super().__init__()
+        self.net, self.name = net, name
+        self.patch_embed = _Patches(_patch_px(net, name))
+        self.blocks: tuple[int, ...] = ()
+        self.num_prefix_tokens = 0
+
+    def forward_features(self, pixels: Tensor) -> Any:
+        return self.net(pixels)
+
+    def count_blocks(self, input_px: tuple[int, int]) -> None:
+        """Finds the blocks, and the tokens before the patches: those that are more than the grid has patches."""
+        calls: list[taps.AttentionCall] = []
+        with torch.no_grad(), taps.AttentionTap(lambda _, call: calls.append(call)):
+            self.net(torch.empty(1, 3, *input_px, device="meta"))
+        self.blocks = tuple(range(len(calls)))
+        height, width = self.patch_embed.patch_size
+        patches = (input_px[0] // height) * (input_px[1] // width)
+        self.num_prefix_tokens = calls[0].query.shape[2] - patches if calls else 0
+        if not calls or self.num_prefix_tokens < 0:
+            raise UserError(f"model {self.name} {probe.NO_MAP}")
+
+
+class _Patches:
+    """Where `probe` looks for the size of a patch."""
+
+    def __init__(self, patch_size: tuple[int, int]) -> None:
+        self.patch_size = patch_size
+
+
+def _patch_px(net: nn.Module, name: str) -> tuple[int, int]:
+    for part in (getattr(net, "patch_embed", None), net, getattr(net, "config", None), getattr(net, "embeds", None)):
+        size = getattr(part, "patch_size", None)
+        if size is not None:
+            return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    raise UserError(f"model {name} does not say how large its patches are; set its attribute patch_size, in pixels")
+
+
+def _own_px(net: nn.Module, data: dict[str, Any]) -> tuple[int, int]:
+    """The input size that the network was built for: its patch embedding's, its own or its config's `image_size`."""
+    inner = net.net if isinstance(net, _Foreign) else net
+    embed = getattr(inner, "patch_embed", None)
+    for part, key in ((embed, "img_size"), (inner, "image_size"), (getattr(inner, "config", None), "image_size")):
+        size = getattr(part, key, None)
+        if size is not None:
+            return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    own = data.get("input_size", (3, DEFAULT_PX, DEFAULT_PX))
+    return int(own[1]), int(own[2])
