@@ -201,7 +201,7 @@ def cluster(
     rows : array [..., P, D]
         P rows of D numbers for each problem; `attention(…).attention_rows`, or any NumPy array.
     k : int, "silhouette" or "eigengap"
-        The number of clusters, 1 to 254, or the rule that finds it.
+        The number of clusters, 2 to 254, or the rule that finds it.
     algorithm : {"kmeans", "spectral", "agglomerative", "hdbscan"}
         `spectral`, and the rule `eigengap`, need D = P.
     distance : {"euclidean", "cosine", "hellinger"}
