@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from batchjob import __version__, help
+from batchjob import help
+from batchjob.codes import VERSION
 from batchjob.config import Options, Runtime
 from batchjob.errors import UserError, WorkLeft
 
@@ -45,7 +46,7 @@ def make_parser(*, shows_all: bool = False) -> Parser:
     Every option is read; the help of `run` and `plan` lists the common ones, with `shows_all` the others too.
     """
     parser = Parser(prog="batchjob", allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=f"batchjob {__version__}")
+    parser.add_argument("--version", action="version", version=f"batchjob {VERSION}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
     made = {name: verbs.add_parser(name, description=text, allow_abbrev=False) for name, text in VERBS.items()}
     parser.page = help.of_all_verbs(VERBS)
