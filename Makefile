@@ -43,7 +43,7 @@ DATA_ARG = $(call quoted,$(call given,DATA))
 RUN_ARG = $(if $(call given,RUN),$(call quoted,$(call given,RUN)))
 RUN_OR_SAMPLE = $(or $(RUN_ARG),$(SAMPLE_RUN))
 
-.PHONY: help env dev run submit status cancel stats figures report show test test-slow test-gpu bench check clean
+.PHONY: help env dev run submit status cancel stats figures report show test test-slow test-gpu bench check docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -113,6 +113,11 @@ bench: dev  ## ratios against named peers, in one run (SMOKE=1: that they run; N
 
 check: dev  ## lint, format and types
 	@$(PY) -m ruff check batchjob tests && $(PY) -m ruff format --check batchjob tests && $(PY) -m mypy batchjob
+
+docs: env  ## the documentation as a site: build/site/index.html
+	@$(PY) -m pip install -q --disable-pip-version-check -e '.[docs]'
+	$(PY) -m mkdocs build -q
+	echo 'open: build/site/index.html'
 
 clean:  ## remove build products and caches (runs and .venv stay)
 	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from batchjob import ends
+from batchjob import ends, help
 from batchjob.codes import VERSION
 from batchjob.config import Options, Runtime
 
@@ -28,32 +28,42 @@ VERBS = {
 class Parser(argparse.ArgumentParser):
     """Ends with 2 and one line on stderr, as every wrong input does."""
 
+    page = ""  # in place of argparse's own help
+
+    def format_help(self) -> str:
+        return self.page or super().format_help()
+
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
         raise SystemExit(2)
 
 
-def make_parser() -> Parser:
-    """The parser of all verbs, its options made from the dataclasses that document them."""
-    parser = Parser(
-        prog="batchjob", allow_abbrev=False, description="Cluster the attention of vision transformers, head by head."
-    )
+def make_parser(*, shows_all: bool = False) -> Parser:
+    """The parser of all verbs, its options made from the dataclasses that document them.
+
+    Every option is read; the help of `run` and `plan` lists the common ones, with `shows_all` the others too.
+    """
+    parser = Parser(prog="batchjob", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"batchjob {VERSION}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
-    made = {
-        name: verbs.add_parser(name, help=text, description=text, allow_abbrev=False) for name, text in VERBS.items()
-    }
+    made = {name: verbs.add_parser(name, description=text, allow_abbrev=False) for name, text in VERBS.items()}
+    parser.page = help.of_all_verbs(VERBS)
+    for name, verb in made.items():
+        verb.epilog, verb.formatter_class = help.examples(name), argparse.RawDescriptionHelpFormatter
+    shown = None if shows_all else help.COMMON
     for name in ("run", "plan"):
+        made[name].add_argument("--help-all", action="help", help="all options, these are the most used")
         made[name].add_argument("data", metavar="DATA", help="folder, COCO root, .tar, shard-{000..041}.tar, or a list")
         made[name].add_argument("run", metavar="RUN", nargs="?", help="folder of the run [runs/DATA-MODEL-HASH]")
         made[name].add_argument(
             "--retry-failed", action="store_true", help="what was missing or unreadable counts as not labelled"
         )
-        _add_options(made[name], Options, "result options (they change the result; frozen in RUN/plan.json)")
+        _add_options(made[name], Options, "result options (they change the result; frozen in RUN/plan.json)", shown)
     for name in ("fit", "label", "finish", "show"):
         made[name].add_argument("run", metavar="RUN", help="folder of the run")
     for name in ("run", "fit", "label"):
-        _add_options(made[name], Runtime, "runtime options (they don't change the result)")
+        some = shown if name == "run" else None
+        _add_options(made[name], Runtime, "runtime options (they don't change the result)", some)
     for name in ("stats", "figures", "report"):
         made[name].add_argument("runs", metavar="RUN", nargs="+", help="folders of runs; several are compared")
     made["stats"].add_argument("--annotations", default="", metavar="FILE", help="COCO JSON or VOC folder [the run's]")
@@ -74,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # OpenMP's idle threads spin by default: where decoding workers or other jobs want the cores too, that took 9.6
     # and 25 s in place of 7 (two pairs of runs, two busy cores). Read when torch is imported, so it is set before.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    args = make_parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    args = make_parser(shows_all="--help-all" in given).parse_args(given)
 
     def work() -> int:
         from batchjob import commands as verbs
@@ -97,7 +108,9 @@ def _add_look(parser: argparse.ArgumentParser) -> None:
     add("--smooth", action="store_true", help="attention between patches interpolated, for the eye")
 
 
-def _add_options(parser: argparse.ArgumentParser, kind: type[Any], title: str) -> None:
+def _add_options(
+    parser: argparse.ArgumentParser, kind: type[Any], title: str, shown: Sequence[str] | None = None
+) -> None:
     group = parser.add_argument_group(title)
     for field in dataclasses.fields(kind):
         value_type = field.type if isinstance(field.type, type) else str
@@ -107,7 +120,9 @@ def _add_options(parser: argparse.ArgumentParser, kind: type[Any], title: str) -
             type=value_type,
             default=field.default,
             metavar=field.metadata["metavar"] or ("|".join(field.metadata["choices"]) or None),
-            help=f"{field.metadata['help']} [{field.default}]".replace("%", "%%").replace(" []", ""),
+            help=argparse.SUPPRESS
+            if shown is not None and field.name not in shown
+            else f"{field.metadata['help']} [{field.default}]".replace("%", "%%").replace(" []", ""),
         )
 
 

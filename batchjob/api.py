@@ -4,9 +4,7 @@ import dataclasses
 import os
 import sys
 import warnings
-from argparse import Namespace
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,15 +112,21 @@ def run(
         model, options["weights"] = name_and_weights(model)
     wanted, runtime = _pick(Options, {"model": model, **options}), _pick(Runtime, options)
     _refuse_unknown(options, _FIELDS[Options] + _FIELDS[Runtime])
-    from batchjob import commands
-    from batchjob.plan import default_run
+    from batchjob import plan as plans
+    from batchjob.data.index import ImageIndex
+    from batchjob.job import dispatch
+    from batchjob.job.prepare import prepare
+    from batchjob.store import lifecycle as store
 
-    folder = default_run(os.fspath(data), wanted) if run is None else Path(run)
-    values = dataclasses.asdict(wanted) | dataclasses.asdict(runtime)
-    with redirect_stdout(sys.stderr):
-        code = commands.run(Namespace(verb="run", data=os.fspath(data), run=os.fspath(folder), **values))
-    if code:
-        warnings.warn(f"more images of {folder} failed than max_failures; see failures.csv there", stacklevel=2)
+    folder = plans.default_run(os.fspath(data), wanted) if run is None else Path(run)
+    planned = prepare(os.fspath(data), folder, wanted, say=_say)
+    store.mend(folder, planned, ImageIndex.load(folder / "index"))
+    dispatch.fit(folder, planned, runtime, say=_say)
+    dispatch.label(folder, planned, runtime, None, say=_say)
+    done = store.finish(folder)
+    if done.failed > runtime.max_failures * done.images:
+        said = f"{done.failed} of {done.images} images failed, more than max_failures {runtime.max_failures:g}"
+        warnings.warn(f"{said}; see {folder / 'failures.csv'}", stacklevel=2)
     return open(folder)
 
 
@@ -201,7 +205,7 @@ def cluster(
     rows : array [..., P, D]
         P rows of D numbers for each problem; `attention(…).attention_rows`, or any NumPy array.
     k : int, "silhouette" or "eigengap"
-        The number of clusters, 1 to 254, or the rule that finds it.
+        The number of clusters, 2 to 254, or the rule that finds it.
     algorithm : {"kmeans", "spectral", "agglomerative", "hdbscan"}
         `spectral`, and the rule `eigengap`, need D = P.
     distance : {"euclidean", "cosine", "hellinger"}
@@ -270,6 +274,10 @@ def plot(data: Any, *, query: tuple[int, int] | None = None, image: int | str = 
     from batchjob.figures.notebook import draw
 
     return draw(data, query=query, image=image, photo=photo)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _pick(kind: type[Any], values: dict[str, Any]) -> Any:

@@ -76,8 +76,8 @@ class Options:
             raise UserError(f"--seed {self.seed} is out of range; give 0 to {2**31 - 1}")
         if self.limit < 0:
             raise UserError(f"--limit {self.limit} is negative; give 0 (all images) or more")
-        if self.k.lstrip("+-").isdigit() and not 1 <= int(self.k) <= MAX_K:
-            raise UserError(f"--k {self.k} is out of range; labels are bytes: give 1 to {MAX_K}")
+        if self.k.lstrip("+-").isdigit() and not 2 <= int(self.k) <= MAX_K:
+            raise UserError(f"--k {self.k} is out of range; one cluster tells nothing apart: give 2 to {MAX_K}")
         if self.queries == "cls" and self.scope != "dataset":
             raise UserError("--queries cls clusters one row an image, which needs --scope dataset")
         if self.cluster_on != "attention":

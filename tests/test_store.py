@@ -67,7 +67,7 @@ def test_what_is_written_is_read_back_by_plain_xarray(finished: Path) -> None:
 
 def test_batchjob_open_gives_the_same_dataset(finished: Path) -> None:
     with xarray.open_zarr(finished / "labels.zarr", chunks=None) as plain, batchjob.open(str(finished)) as ours:
-        xarray.testing.assert_identical(plain, ours)
+        xarray.testing.assert_identical(plain, ours.drop_vars("image"))
 
 
 def test_an_unfinished_run_can_be_opened_and_says_what_is_pending(run: Path) -> None:

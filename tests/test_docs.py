@@ -1,0 +1,96 @@
+"""The site: it is built, every option is in it; the tutorial's and the recipes' code runs from top to bottom."""
+
+import dataclasses
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import batchjob
+from batchjob.config import Options, Runtime
+from tests.conftest import ROOT, SAMPLE
+
+DOCS = ROOT / "docs"
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the photos that the pages speak of."""
+    folder = tmp_path_factory.mktemp("here")
+    shutil.copytree(SAMPLE, folder / "photos", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    return folder
+
+
+def run_page(name: str, where: Path) -> dict[str, Any]:
+    """Runs the Python of a page in `where`, block after block, and returns its names."""
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / name).read_text(), re.S)
+    assert blocks, f"{name} has no Python"
+    before, found = Path.cwd(), {"__name__": "page"}
+    os.chdir(where)
+    try:
+        exec(compile("\n".join(blocks), name, "exec"), found)
+    finally:
+        os.chdir(before)
+    return found
+
+
+def test_the_notebook_is_the_tutorial_and_runs(here: Path) -> None:
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(DOCS / "tutorial.ipynb", as_version=4)  # type: ignore[no-untyped-call]
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "tutorial.md").read_text(), re.S)
+    assert code == [block.strip() for block in blocks]
+    assert not any(cell.get("outputs") for cell in notebook.cells), "outputs stay out of the repository"
+    where = {"metadata": {"path": str(here)}}
+    NotebookClient(notebook, timeout=120, kernel_name="python3", resources=where).execute()
+    pictures = [out for cell in notebook.cells for out in cell.get("outputs", []) if "image/png" in out.get("data", {})]
+    assert len(pictures) == 2, "a plot shows by itself in a notebook"
+
+
+def test_the_tutorial_runs(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    found = run_page("tutorial.md", here)
+    assert found["maps"].attrs["grid"] == [14, 14]
+    assert found["one"].shape == (14, 14)
+    assert len(found["summary"])
+
+
+def test_the_recipes_run_and_agree_with_the_labels(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    batchjob.run(here / "photos", here / "runs" / "photos", model="vit_tiny_patch16_224", weights="random", k=3)
+    found = run_page("recipes.md", here)
+    labels = found["labels"]
+    assert found["table"].iloc[:, :3].sum(axis=1).eq(196).all()
+    from PIL import Image
+    from pycocotools import mask as coco
+
+    decoded = sum(coco.decode(line["segmentation"]).astype(int) * line["category_id"] for line in found["results"])
+    assert np.array_equal(decoded - 1, found["pixels"])
+    written = np.asarray(Image.open(here / "cluster-0.png")) == 255
+    assert written.mean() == pytest.approx((found["patches"] == 0).mean(), abs=0.01)
+    assert written.shape == found["pixels"].shape
+    assert np.array_equal(found["where"].sel(head=2), (labels == 0).mean("image"))
+    assert found["joined"]["pixels"].sum() > 0
+    assert list(found["ids"]) == list(labels.image.values)
+
+
+def test_the_site_is_built_and_lists_every_option(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="make docs installs it")
+    command = [sys.executable, "-m", "mkdocs", "build", "-q", "-d", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "site" / "options.html").read_text()
+    for kind in (Options, Runtime):
+        for field in dataclasses.fields(kind):
+            assert f"--{field.name.replace('_', '-')}" in page
+    python = (tmp_path / "site" / "api.html").read_text()
+    for name in batchjob.__all__:
+        assert f"batchjob.api.{name}" in python or f"frames.{name}" in python

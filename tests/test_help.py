@@ -1,0 +1,62 @@
+"""What `--help` shows: the verbs in groups, examples that parse, the common options first; what is refused by it."""
+
+import dataclasses
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from batchjob import help as words
+from batchjob.__main__ import VERBS, make_parser
+from batchjob.config import Options, Runtime
+from tests.conftest import ROOT, Command
+
+OPTIONS = {f"--{f.name.replace('_', '-')}" for kind in (Options, Runtime) for f in dataclasses.fields(kind)}
+
+
+def options_in(text: str) -> set[str]:
+    return set(re.findall(r"^  (--[a-z-]+)", text, re.M)) & OPTIONS
+
+
+def test_every_verb_is_in_one_group_with_its_words(batchjob: Command) -> None:
+    shown = batchjob("--help")
+    assert shown.code == 0
+    assert sorted(verb for verbs in words.GROUPS.values() for verb in verbs) == sorted(VERBS)
+    for verb, meaning in VERBS.items():
+        assert shown.out.count(f"  {verb:<9}{meaning}\n") == 1
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_three_examples_that_the_parser_takes(verb: str, batchjob: Command) -> None:
+    shown = batchjob(verb, "--help")
+    assert len(words.EXAMPLES[verb]) == 3
+    for line in words.EXAMPLES[verb]:
+        assert f"  {line}\n" in shown.out
+        for command in line.removeprefix("watch ").split(" && "):
+            program, *arguments = shlex.split(command)
+            assert program == "batchjob"
+            make_parser().parse_args(arguments)
+
+
+def test_the_help_of_run_shows_ten_options_and_all_of_them_on_request(batchjob: Command) -> None:
+    few, every = batchjob("run", "--help"), batchjob("run", "--help-all")
+    assert (few.code, every.code) == (0, 0)
+    assert options_in(few.out) == {f"--{name.replace('_', '-')}" for name in words.COMMON}
+    assert len(options_in(few.out)) == 10
+    assert "--help-all" in few.out
+    assert options_in(every.out) == OPTIONS
+
+
+def test_an_option_that_the_short_help_hides_is_read() -> None:
+    args = make_parser().parse_args(["run", "photos", "--seed", "3", "--batch-size", "7"])
+    assert (args.seed, args.batch_size) == (3, "7")
+
+
+def test_one_cluster_is_refused_in_a_line_before_anything_heavy_is_imported() -> None:
+    code = "import sys\nfrom batchjob.__main__ import main\ncode = main(['run', 'photos', '--k', '1'])\n"
+    code += "print(code, {'torch', 'timm', 'pandas', 'scipy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "2 set()"
+    assert done.stderr == "batchjob: --k 1 is out of range; one cluster tells nothing apart: give 2 to 254\n"
