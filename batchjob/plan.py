@@ -220,7 +220,8 @@ def default_run(data: str, options: Options) -> Path:
     where = os.path.abspath(data) if "{" not in data else data
     name = re.sub(r"[^A-Za-z0-9_.-]+", "_", Path(data).name or Path(where).name).strip("_") or "data"
     digest = hashlib.sha256(os.fsencode(f"{where}\0{options.digest}")).hexdigest()
-    return Path("runs") / f"{name[:60]}-{options.model.replace('/', '_')}-{digest[:8]}"
+    on = "" if options.cluster_on == "attention" else f"-{options.cluster_on}"
+    return Path("runs") / f"{name[:60]}-{options.model.replace('/', '_')}{on}-{digest[:8]}"
 
 
 def save(plan: Plan, run: Path) -> None:

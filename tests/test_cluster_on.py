@@ -1,8 +1,10 @@
 """Queries, keys, values and tokens through the whole command line: what is planted in one of them is found there."""
 
+import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import timm
 import torch
@@ -33,9 +35,10 @@ def blobs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
-    """Options of a ViT whose tokens are the patches' mean colours, with queries of zero: its attention is uniform.
+    """Options of a ViT whose tokens are the patches' mean colours.
 
-    Keys are the colours in head 0, and their red alone in head 1; values are the colours in head 2. All others are 0.
+    Keys are the colours in head 0, their red alone in head 1; queries, keys and values are the colours in head 2. All
+    others are 0, so the attention of heads 0 and 1 is uniform, as the CLS token's is in all.
     """
     net = timm.create_model("vit_tiny_patch16_224", num_classes=0)
     state = {name: torch.zeros_like(value) for name, value in net.state_dict().items()}
@@ -46,7 +49,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
         state["patch_embed.proj.weight"][channel, channel] = 1 / PATCH**2
         mixing = state["blocks.0.attn.qkv.weight"]
         mixing[192 + channel, channel] = 1.0
-        mixing[2 * 192 + 2 * 64 + channel, channel] = 1.0
+        for part in range(3):
+            mixing[part * 192 + 2 * 64 + channel, channel] = 1.0
     mixing[192 + 64, 0] = 1.0
     path = tmp_path_factory.mktemp("weights") / "planted.safetensors"
     save_file(state, path)
@@ -59,7 +63,7 @@ def agreement(run: Path, planted: np.ndarray, head: int, *, algorithm: int = 0) 
     return float(np.mean([adjusted_rand_score(a.ravel(), b.ravel()) for a, b in zip(planted, labels, strict=True)]))
 
 
-@pytest.mark.parametrize(("what", "heads"), [("key", [1, 0, 0]), ("value", [0, 0, 1]), ("query", [0, 0, 0])])
+@pytest.mark.parametrize(("what", "heads"), [("key", [1, 0, 1]), ("value", [0, 0, 1]), ("query", [0, 0, 1])])
 def test_blobs_are_found_in_the_head_that_has_them(
     blobs: tuple[Path, np.ndarray], model: list[object], what: str, heads: list[int], tmp_path: Path, batchjob: Command
 ) -> None:
@@ -72,7 +76,7 @@ def test_blobs_are_found_in_the_head_that_has_them(
         for head, wanted in enumerate(heads):
             assert (agreement(run, planted, head, algorithm=algorithm) > 0.999) == bool(wanted)
     found = package.open(run)
-    assert np.allclose(found["cls_attention"], 1 / 37, atol=1e-4)  # the attention itself is uniform, and stays stored
+    assert np.allclose(found["cls_attention"], 1 / 37, atol=1e-4)  # attention stays stored
 
 
 def test_blobs_are_found_in_the_tokens_which_have_one_head_and_no_attention(
@@ -105,6 +109,44 @@ def test_one_codebook_of_keys_serves_all_images(
     for verb in ("stats", "figures", "report"):
         ended = batchjob(verb, run)
         assert ended.code == 0, ended.err
+
+
+def test_two_runs_are_compared_head_by_head(
+    blobs: tuple[Path, np.ndarray], model: list[object], tmp_path: Path, batchjob: Command
+) -> None:
+    folder, planted = blobs
+    annotations = tmp_path / "instances.json"
+    annotations.write_text(json.dumps(as_coco(planted)))
+    runs = [tmp_path / what for what in ("attention", "key")]
+    for run in runs:
+        options = ["--cluster-on", run.name, "--annotations", annotations]
+        ended = batchjob("run", folder, run, *model, *QUICK, *options)
+        assert ended.code == 0, ended.err
+    ended = batchjob("stats", *runs)
+    assert ended.code == 0, ended.err
+    assert "instance_ari, head by head: attention is above key in 0 of 3 heads" in ended.out
+    table = pd.read_parquet(runs[0] / "stats" / "differences.parquet")
+    heads = table[(table.score == "instance_ari") & (table.of == "head")].set_index("head_a")
+    assert heads.loc[0, "mean_b"] > 0.999  # the head whose keys are the colours
+    assert heads.loc[0, "difference"] < -0.5
+    assert heads.loc[2, ["mean_a", "mean_b", "difference"]].tolist() == pytest.approx([1, 1, 0], abs=1e-3)
+
+
+def as_coco(planted: np.ndarray) -> dict[str, object]:
+    """Each colour of each image as an instance of one category, its cells as one box of a run-length mask."""
+    images = [{"id": i, "file_name": f"{i}.png", "height": PX, "width": PX} for i in range(len(planted))]
+    instances: list[dict[str, object]] = []
+    for i, colours in enumerate(planted):
+        for colour in range(len(COLOURS)):
+            mask = (colours == colour).repeat(PATCH, 0).repeat(PATCH, 1)
+            y, x = np.nonzero(mask)
+            corners = [x.min(), y.min(), x.max() + 1, y.max() + 1]
+            left, top, right, bottom = map(int, corners)
+            outline = [left, top, right, top, right, bottom, left, bottom]
+            box = [left, top, right - left, bottom - top]
+            instance = {"id": len(instances) + 1, "image_id": i, "category_id": 1, "iscrowd": 0, "bbox": box}
+            instances.append(instance | {"segmentation": [outline], "area": int(mask.sum())})
+    return {"images": images, "annotations": instances, "categories": [{"id": 1, "name": "square"}]}
 
 
 def test_a_cnn_has_tokens_and_nothing_else(blobs: tuple[Path, np.ndarray], tmp_path: Path, batchjob: Command) -> None:

@@ -136,4 +136,18 @@ def describe(views: Sequence[Run], common: Common, table: pd.DataFrame) -> list[
             f"difference {gain(row['difference'])} [{gain(row['low'])}, {gain(row['high'])}], "
             f"n = {row['n']}, {p_value(row['p'])}"
         )
+    return lines + _head_by_head(table)
+
+
+def _head_by_head(table: pd.DataFrame) -> list[str]:
+    """A line a pair of runs of equal heads: in how many of them one is above the other, after Holm's correction."""
+    lines = []
+    heads = table[(table.score == "instance_ari") & (table.of == "head")]
+    for (a, b), rows in heads.groupby(["run_a", "run_b"], sort=False):
+        sure = rows[rows.p_holm < 0.05]
+        above, below = int((sure.difference > 0).sum()), int((sure.difference < 0).sum())
+        lines.append(
+            f"instance_ari, head by head: {a} is above {b} in {above} of {len(rows)} heads and below in {below} "
+            "(p < 0.05 after Holm's correction over the heads)"
+        )
     return lines
