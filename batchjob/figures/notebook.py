@@ -135,11 +135,11 @@ def _sheet(layers: Any, heads: Any, ratio: float) -> NDArray[Any]:
 
     ratio = float(np.clip(ratio, 0.4, 2.5))
     size = (_CELL * (1 + len(heads)), len(layers) * (_CELL * ratio + 0.25))
-    with canvas.style():
-        _, axes = plt.subplots(len(layers), 1 + len(heads), figsize=size, squeeze=False, layout="constrained")
-        for row, layer in enumerate(layers):
-            for column, cell in enumerate(axes[row]):
-                _plain(cell, ratio, "photo" if not column else f"layer {layer}, head {heads[column - 1]}")
+    # not in `canvas.style()`: pyplot opens its backend here, and a notebook's, opened inside, does not show the figure
+    _, axes = plt.subplots(len(layers), 1 + len(heads), figsize=size, squeeze=False, layout="constrained")
+    for row, layer in enumerate(layers):
+        for column, cell in enumerate(axes[row]):
+            _plain(cell, ratio, "photo" if not column else f"layer {layer}, head {heads[column - 1]}")
     return np.asarray(axes)
 
 
