@@ -11,12 +11,15 @@ from torch import Tensor
 from batchjob.data.instances import GridInstances
 from batchjob.geometry import Geometry
 from batchjob.loader.loader import Batch
-from batchjob.metrics.attention import PatchPairs, draw_pairs
+from batchjob.metrics.attention import MAX_PAIRS, PatchPairs, draw_pairs
 from batchjob.metrics.nulls import Donors
 from batchjob.metrics.on_device import attention_scores, pair_scores
 from batchjob.plan import Plan
 
-_CACHED_DRAWINGS = 8192  # of photos that lend their objects: some 60 kB each
+_CACHED_DRAWINGS = 8192  # of photos that lend their objects: some 10 kB each
+LENT_PAIRS = (
+    200  # of each kind and category of a photo that lends: 20 photos of 2,000 would cost 25 times the own pairs
+)
 
 
 class Scorer:
@@ -69,21 +72,21 @@ class DrawnPairs:
         twins = [len(np.unique(c)) < len(c) for c in np.split(instances.category, instances.start[1:-1])]
         shapes = [geometry.content_shape(int(h), int(w)) for h, w in instances.size]
         self._donors = Donors(counts, np.array(twins, bool), np.array(shapes, np.int64), seed=seed)
-        self._of = functools.lru_cache(_CACHED_DRAWINGS)(self._draw)
+        self._lent = functools.lru_cache(_CACHED_DRAWINGS)(functools.partial(self._draw, limit=LENT_PAIRS))
 
     def own(self, row: int, size: tuple[int, int], keep: NDArray[np.bool_] | None) -> PatchPairs:
         """The pairs of an image; none where its (height, width) is not the one that was annotated."""
         if tuple(self._instances.size[row]) != size:
             return draw_pairs(self._instances.owner[row], self._instances.category[:0], row=row, seed=self._seed)
-        return _within(self._of(row), keep)
+        return _within(self._draw(row), keep)
 
     def lent(self, row: int, keep: NDArray[np.bool_] | None) -> list[PatchPairs]:
         """The pairs of each photo that lends its objects to an image."""
-        return [_within(self._of(int(other)), keep) for other in self._donors.of(row)]
+        return [_within(self._lent(int(other)), keep) for other in self._donors.of(row)]
 
-    def _draw(self, row: int) -> PatchPairs:
+    def _draw(self, row: int, limit: int = MAX_PAIRS) -> PatchPairs:
         category = self._instances.category[self._instances.start[row] : self._instances.start[row + 1]]
-        return draw_pairs(self._instances.owner[row], category, row=row, seed=self._seed)
+        return draw_pairs(self._instances.owner[row], category, row=row, seed=self._seed, limit=limit)
 
 
 def _within(pairs: PatchPairs, keep: NDArray[np.bool_] | None) -> PatchPairs:
