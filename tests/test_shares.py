@@ -248,13 +248,13 @@ def test_a_stopped_label_ends_75_and_the_same_command_goes_on(tmp_path: Path, ba
     command = [sys.executable, "-m", "batchjob", "run", str(photos), str(run), *options, "--gpus", "2"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 200
-        while len(list((run / "done").glob("*"))) < 2 and time.monotonic() < deadline:
+        while len(list((run / "done").glob("0*.json"))) < 2 and time.monotonic() < deadline:
             time.sleep(0.005)
         process.send_signal(signal.SIGTERM)
         err = process.communicate(timeout=200)[1]
     assert process.returncode == 75, err
     assert "goes on with the same command" in err
-    assert 2 <= len(list((run / "done").glob("*"))) < 24
+    assert 2 <= len(list((run / "done").glob("0*.json"))) < 24
     assert batchjob("run", photos, run, *options).code == 0
 
 
