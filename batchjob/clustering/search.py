@@ -187,7 +187,7 @@ def _solve_as(
 
 
 def _inertia(rows: NDArray[Any], labels: NDArray[np.uint8]) -> float:
-    """The sum of squared distances to the own mean, from differences: sums of products lose the digits of a small one."""
+    """The sum of squared distances to the own mean, from differences: sums of products lose a small one's digits."""
     clusters = (rows[labels == cluster].astype(np.float64) for cluster in range(int(labels.max()) + 1))
     return float(sum(((own - own.mean(0)) ** 2).sum() for own in clusters))
 
