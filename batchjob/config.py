@@ -13,6 +13,7 @@ ALGORITHMS = ("kmeans", "spectral", "agglomerative", "hdbscan")
 SCORES = ("attention", "pairs")
 CLUSTER_ON = ("attention", "query", "key", "value", "token")
 K_RULES = ("instances", "silhouette", "eigengap")
+MOST_REPEATS = 100
 MAX_K = 254  # 255 is "none", 254 "noise" in the labels array; clusters are numbered from 0
 
 
@@ -43,7 +44,8 @@ class Options:
     )
     distance: str = _option("euclidean", "between what is clustered", choices=("euclidean", "cosine", "hellinger"))
     k: str = _option("5", f"a number, {', '.join(K_RULES)}, or a CSV of image_id,k", metavar="K")
-    n_init: int = _option(4, "starts of each k-means", metavar="N")
+    n_init: str = _option("auto", "starts of each k-means; auto: near-optimal, until it is settled", metavar="auto|N")
+    repeats: int = _option(1, "independent clusterings of each problem; the best becomes `labels`", metavar="R")
     seed: int = _option(0, "of everything random", metavar="N")
     precision: str = _option(
         "auto", "auto: fp16 where a GPU is seen or planned for, else fp32", choices=("auto", "fp16", "bf16", "fp32")
@@ -70,8 +72,12 @@ class Options:
                     raise UserError(f"--{name} {value!r} is unknown; {nearest(value, list(known))}")
             if len(set(values)) != len(values):
                 raise UserError(f"--{name} {getattr(self, name)} names one twice; give each once")
-        if self.n_init < 1:
-            raise UserError(f"--n-init {self.n_init} is no number of starts; give 1 or more")
+        if self.n_init != "auto" and not (self.n_init.isdigit() and int(self.n_init) > 0):
+            raise UserError(f"--n-init {self.n_init} is not a number of starts; give auto, or 1 or more")
+        if not 1 <= self.repeats <= MOST_REPEATS:
+            raise UserError(f"--repeats {self.repeats} is out of range; give 1 to {MOST_REPEATS}")
+        if self.repeats > 1 and self.scope == "dataset":
+            raise UserError("--repeats compares clusterings of one image; leave it out with --scope dataset")
         if not 0 <= self.seed < 2**31:
             raise UserError(f"--seed {self.seed} is out of range; give 0 to {2**31 - 1}")
         if self.limit < 0:
@@ -111,6 +117,11 @@ class Options:
         return tuple(split_list(self.algorithm))
 
     @property
+    def starts(self) -> int:
+        """Starts of each k-means; 0 stands for `auto`."""
+        return 0 if self.n_init == "auto" else int(self.n_init)
+
+    @property
     def score_groups(self) -> frozenset[str]:
         """Which groups of scores are computed while labelling: a subset of `SCORES`."""
         return frozenset(split_list(self.scores)) - {"none"}
@@ -126,7 +137,9 @@ class Runtime:
     """What doesn't change the result; `run`, `fit` and `label` take it, each time as they like."""
 
     device: str = _option("auto", "where the model and the clustering run", choices=("auto", "cuda", "cpu"))
-    engine: str = _option("auto", "who computes k-means", choices=("auto", "batched", "triton", "cuml", "sklearn"))
+    engine: str = _option(
+        "auto", "who computes k-means", choices=("auto", "compiled", "batched", "triton", "cuml", "sklearn")
+    )
     gpus: str = _option("all", "all, a number, or a list such as 0,2", metavar="LIST")
     batch_size: str = _option("auto", "images of one forward pass", metavar="N")
     workers: str = _option("auto", "decoding processes of each rank", metavar="N")

@@ -35,7 +35,7 @@ class Way:
             mask=mask,
         )
         assert found.labels.device.type == self.device
-        return Clusters(found.labels.cpu(), found.inertia.cpu(), found.k.cpu())
+        return Clusters(found.labels.cpu(), found.inertia.cpu(), found.k.cpu(), found.settled.cpu())
 
     @property
     def takes_k(self):
@@ -48,7 +48,8 @@ class Way:
 
 def ways():
     on_cpu = [(m, "batched") for m in ("kmeans", "spectral", "agglomerative", "hdbscan")]
-    for algorithm, engine in [*on_cpu, ("kmeans", "sklearn"), ("spectral", "sklearn")]:
+    others = [(m, e) for e in ("compiled", "sklearn") for m in ("kmeans", "spectral")]
+    for algorithm, engine in [*on_cpu, *others]:
         yield pytest.param(Way(algorithm, engine, "cpu"), id=f"{algorithm}-{engine}-cpu")
     for algorithm, engine in [*on_cpu, ("kmeans", "cuml"), ("spectral", "cuml")]:
         yield pytest.param(Way(algorithm, engine, "cuda"), id=f"{algorithm}-{engine}-cuda", marks=pytest.mark.gpu)
@@ -133,7 +134,7 @@ def test_labels_are_the_same_bits_in_any_batch_and_order(way):
         alone = way(rows[i : i + 1], k[i : i + 1], seeds=seeds[i : i + 1])
         assert torch.equal(alone.labels[0], whole.labels[i])
     masked = way(rows, k, seeds=seeds, mask=torch.ones(n, P, dtype=torch.bool))
-    if way.algorithm == "kmeans" and way.engine == "batched":
+    if way.algorithm == "kmeans" and way.engine in ("batched", "compiled"):
         assert torch.equal(masked.labels, whole.labels)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.cluster import KMeans
 
-from batchjob.clustering.search import NotFiniteError, best_partition, best_partitions
+from batchjob.clustering.search import AUTO, NotFiniteError, best_partition, best_partitions
 from batchjob.codes import NO_LABEL
 from tests.conftest import ROOT
 
@@ -68,6 +68,61 @@ def test_the_search_ends_no_higher_than_many_starts_of_scikit_learn():
     rows = np.random.default_rng(1).random((120, 5)).astype(np.float32)
     theirs = KMeans(6, n_init=100, random_state=0).fit(rows).inertia_
     assert best_partition(rows, 6).inertia <= theirs * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("n_init", [AUTO, 3])
+def test_the_bits_are_the_same_in_any_batch_and_for_any_number_of_threads(n_init):
+    rows = np.random.default_rng(2).random((40, 50, 50)).astype(np.float32)
+    k, seeds = np.arange(40) % 9 + 1, np.arange(40) * 7
+    alone = best_partitions(rows, k, seeds, n_init=n_init)
+    for threads in (2, 5):
+        shared = best_partitions(rows, k, seeds, n_init=n_init, threads=threads)
+        assert np.array_equal(shared.labels, alone.labels)
+        assert np.array_equal(shared.inertia, alone.inertia)
+        assert np.array_equal(shared.settled, alone.settled)
+    part = [31, 2, 17]
+    few = best_partitions(rows[part], k[part], seeds[part], n_init=n_init)
+    assert np.array_equal(few.labels, alone.labels[part])
+    assert np.array_equal(few.inertia, alone.inertia[part])
+
+
+def test_a_mask_gives_the_bits_of_the_rows_inside_it():
+    rows = np.random.default_rng(3).random((40, 12)).astype(np.float32)
+    mask = np.arange(40) % 3 > 0
+    masked, cut = best_partition(rows, 4, mask=mask), best_partition(rows[mask], 4)
+    assert np.array_equal(masked.labels[mask], cut.labels)
+    assert masked.inertia == cut.inertia
+
+
+def test_one_plain_start_is_not_settled_and_two_that_agree_are():
+    rows = np.repeat(np.eye(3, dtype=np.float32), 5, axis=0) + np.random.default_rng(4).normal(0, 0.1, (15, 3))
+    assert not best_partition(rows.astype(np.float32), 3, n_init=1).settled
+    assert best_partition(rows.astype(np.float32), 3, n_init=8).settled
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-12, 1.0, 1e18])
+def test_the_clusters_do_not_depend_on_the_unit(size):
+    rows = np.random.default_rng(5).random((30, 4)).astype(np.float32)
+    assert np.array_equal(best_partition(rows * np.float32(size), 4).labels, best_partition(rows, 4).labels)
+
+
+def test_nearly_equal_rows_far_from_zero_are_still_told_apart():
+    rows = (1000 + np.repeat([0.0, 1e-3, 2e-3], 4))[:, None].astype(np.float32)
+    found = best_partition(rows, 3)
+    assert found.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    tight = np.eye(3, dtype=np.float32)[np.arange(30) % 3] * 100
+    tight += np.random.default_rng(6).random((30, 3)).astype(np.float32) * 1e-3
+    found = best_partition(tight, 6)
+    assert found.inertia == pytest.approx(inertia_of(tight, found.labels), rel=1e-6)
+    theirs = KMeans(6, n_init=50, random_state=0).fit(tight.astype(np.float64)).inertia_
+    assert found.inertia <= theirs * 1.001
+
+
+def test_k_above_the_number_of_different_rows_is_that_number():
+    rows = np.repeat(np.array([[3.0, 0.0], [1.0, 1.0]], np.float32), 3, axis=0)
+    found = best_partition(rows, 5)
+    assert (found.labels.tolist(), found.inertia, found.settled) == ([0, 0, 0, 1, 1, 1], 0.0, True)
+    assert best_partition(np.zeros((4, 2)), 3).labels.tolist() == [0, 0, 0, 0]
 
 
 def test_it_needs_no_torch():

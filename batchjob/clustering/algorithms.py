@@ -1,17 +1,20 @@
 """What `--engine`, `--algorithm` and `--distance` stand for: engines behind one protocol, algorithms on top."""
 
+import dataclasses
 import importlib.util
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from batchjob.clustering.base import Clusters, Engine
+from batchjob.clustering.base import Clusters, Engine, mix
+from batchjob.clustering.search import AUTO
 from batchjob.config import ALGORITHMS
 from batchjob.errors import UserError, nearest
 
-DISTANCES = ("euclidean", "cosine", "hellinger")
-ENGINES = ("batched", "triton", "cuml", "sklearn")
+DETERMINISTIC = ("agglomerative", "hdbscan")
+ENGINES = ("compiled", "batched", "triton", "cuml", "sklearn")
 
 
 def choose_engine(name: str, device: torch.device) -> tuple[str, str]:
@@ -22,6 +25,8 @@ def choose_engine(name: str, device: torch.device) -> tuple[str, str]:
                 "batched",
                 "thousands of small problems at once on the device; cuml solves one a call",
             )
+        if device.type == "cpu":
+            return "compiled", "one program a problem in machine code, near-optimal"
         return "batched", "thousands of small problems at once, on any device"
     if name not in ENGINES:
         raise UserError(f"--engine {name!r} is unknown; {nearest(name, ['auto', *ENGINES])}")
@@ -42,6 +47,10 @@ def choose_engine(name: str, device: torch.device) -> tuple[str, str]:
 def open_engine(name: str, device: torch.device) -> Engine:
     """The engine, ready for work on `device`; imported only now. Raises UserError where it can't run."""
     name = choose_engine(name, device)[0]
+    if name == "compiled":
+        from batchjob.clustering.compiled import CompiledEngine
+
+        return CompiledEngine()
     if name == "batched":
         from batchjob.clustering.batched import BatchedEngine
 
@@ -102,7 +111,7 @@ def cluster(
     *,
     engine: Engine,
     distance: str = "euclidean",
-    n_init: int = 4,
+    n_init: int = AUTO,
     mask: Tensor | None = None,
     are_vectors: bool = False,
 ) -> Clusters:
@@ -126,3 +135,26 @@ def cluster(
         x = prepare_vectors(rows, distance) if are_vectors else prepare(rows, distance, mask)
         return solve_each(algorithm, x, k, mask=mask)
     raise UserError(f"--algorithm {algorithm!r} is unknown; {nearest(algorithm, list(ALGORITHMS))}")
+
+
+def cluster_repeatedly(
+    algorithm: str, rows: Tensor, k: Tensor, seeds: Tensor, *, repeats: int, engine: Engine, **more: Any
+) -> Clusters:
+    """`cluster` from `repeats` independent seeds: the one of the lowest inertia, with the labels of all as `repeats`.
+
+    Algorithms without chance run once. `more` is passed on to `cluster`.
+    """
+    first = cluster(algorithm, rows, k, seeds, engine=engine, **more)
+    if repeats == 1:
+        return first
+    found = [first] * repeats
+    if algorithm not in DETERMINISTIC:
+        others = (mix(seeds + number) for number in range(1, repeats))
+        found = [first, *(cluster(algorithm, rows, k, other, engine=engine, **more) for other in others)]
+    labels = torch.stack([one.labels for one in found], 1)  # [N, R, P]
+    best = torch.stack([one.inertia for one in found]).argmin(0)  # the first of equals
+    at = torch.arange(len(best), device=best.device)
+    picked = (
+        torch.stack(values)[best, at] for values in zip(*((f.inertia, f.k, f.settled) for f in found), strict=True)
+    )
+    return dataclasses.replace(Clusters(labels[at, best], *picked), repeats=labels)

@@ -18,12 +18,16 @@ class Clusters:
 
     `labels` uint8 [N, P]: numbered by first appearance, so equal partitions are equal arrays; 255 outside the mask,
     `NOISE` for hdbscan's noise. `inertia` float32 [N]: the sum of squared distances to the own centroid. `k` uint8 [N]:
-    the clusters found; less than asked for where a problem has fewer distinct rows.
+    the clusters found; less than asked for where a problem has fewer distinct rows. `settled` bool [N]: the lowest
+    inertia was found from two independent starts at least, or the algorithm has no chance in it. `repeats` uint8
+    [N, R, P]: the labels of all R clusterings, where there was more than one.
     """
 
     labels: Tensor
     inertia: Tensor
     k: Tensor
+    settled: Tensor
+    repeats: Tensor | None = None
 
 
 class Engine(Protocol):
@@ -32,7 +36,9 @@ class Engine(Protocol):
     name: str
 
     def kmeans(self, x: Tensor, k: Tensor, seeds: Tensor, *, n_init: int, mask: Tensor | None = None) -> Clusters:
-        """The best of `n_init` greedy k-means++ starts of Lloyd's algorithm, for each of N problems.
+        """The best of `n_init` greedy k-means++ starts, each carried to a local optimum, for each of N problems.
+
+        `n_init` 0 stands for `auto`: as near to the best of all partitions as the engine comes at reasonable cost.
 
         x float [N, P, D], k int64 [N] (any from 1, each problem its own), seeds int64 [N], mask bool [N, P] (False: the
         row takes no part). A problem's labels depend on its own rows, k, seed and mask alone, bit for bit. Raises

@@ -19,6 +19,8 @@ from batchjob.codes import NO_LABEL
 BUDGET_BYTES = {"cpu": 64 << 20, "cuda": 2 << 30}  # of working memory
 TILE = {"cpu": 16, "cuda": 512}  # a GPU waits for launches: few large tiles; a CPU for memory: small ones
 MAX_ROWS = 16384  # a Gram matrix of 1 GiB
+AUTO_STARTS = 16  # restarts have no swaps: about 1 % above the best known
+SAME = 1e-6  # two inertias that are relatively this close are of one optimum
 CANCELLED = 1e-3  # an inertia below this share of the total has lost digits to it
 
 
@@ -47,6 +49,7 @@ class Problems:
     mask: Tensor | None
     labels: Tensor  # uint8 [N, P]
     inertia: Tensor  # float32 [N]
+    settled: Tensor  # bool [N]
 
     def rows(self, part: Tensor) -> Tensor:
         """x of the problems `part`, a view where they stand side by side."""
@@ -57,7 +60,7 @@ class Problems:
 
 
 class BatchedEngine:
-    """Batched k-means in torch; the default on every device."""
+    """Batched k-means in torch; the default on a GPU."""
 
     name = "batched"
 
@@ -76,14 +79,22 @@ class BatchedEngine:
         if p > MAX_ROWS:
             raise ValueError(f"{p} rows a problem; the batched engine takes up to {MAX_ROWS}: use sklearn or cuml")
         labels = torch.full((n, p), NO_LABEL, dtype=torch.uint8, device=x.device)
-        problems = Problems(x, seeds.to(x.device), n_init, mask, labels, torch.zeros(n, device=x.device))
+        problems = Problems(
+            x,
+            seeds.to(x.device),
+            n_init or AUTO_STARTS,
+            mask,
+            labels,
+            torch.zeros(n, device=x.device),
+            torch.zeros(n, dtype=torch.bool, device=x.device),
+        )
         k = k.cpu().clamp_max(p) if mask is None else torch.minimum(k.cpu(), mask.sum(1).cpu())
         again = self._solve_all(problems, k, torch.arange(n)[k > 0], torch.float32)
         if len(again):
             k[again] = torch.minimum(k[again], _distinct_rows(problems, again))
             self._solve_all(problems, k, again, torch.float64)
         numbered, found = number_by_appearance(labels, NO_LABEL - 1)
-        return Clusters(numbered, problems.inertia, found)
+        return Clusters(numbered, problems.inertia, found, problems.settled)
 
     def _solve_all(self, problems: Problems, k: Tensor, which: Tensor, dtype: torch.dtype) -> Tensor:
         """int64 [A]: problems that fp32 can't tell well (rows that are nearly equal), after answering for all."""
@@ -140,6 +151,7 @@ class BatchedEngine:
         ones, cost = lloyd.best_restart(tiles)
         numbers = torch.arange(k, dtype=dtype, device=device) @ ones
         back = tiles.order.argsort()[: len(part)]
+        problems.settled[part] = ((tiles.cost <= cost[:, None] * (1 + SAME)).sum(1) > 1)[back]
         labels, cost = numbers.to(torch.uint8)[back], cost[back]
         problems.labels[part] = labels if problems.mask is None else torch.where(problems.mask[part], labels, NO_LABEL)
         problems.inertia[part] = (cost / factor[: len(part)].square()).float()

@@ -264,7 +264,7 @@ def _problem(gram: NDArray[Any]) -> Problem:
         square[p] = gram[p, p]
         total += square[p]
         most = max(most, square[p])
-    return Problem(gram, square, total, most * (1e-6 if gram.itemsize == 4 else 1e-13))
+    return Problem(gram, square, total, most * (1e-6 if gram.itemsize == 4 else 1e-14))
 
 
 @inner

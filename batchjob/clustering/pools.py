@@ -38,7 +38,7 @@ def solve_each(algorithm: str, x: Tensor, k: Tensor, *, mask: Tensor | None = No
     labels = torch.from_numpy(np.concatenate([a[0] for a in answers]) if answers else np.zeros((0, p), np.uint8))
     inertia = torch.from_numpy(np.concatenate([a[1] for a in answers]) if answers else np.zeros(0, np.float32))
     numbered, found = number_by_appearance(labels.to(x.device), NOISE)
-    return Clusters(numbered, inertia.to(x.device), found)
+    return Clusters(numbered, inertia.to(x.device), found, torch.ones(n, dtype=torch.bool, device=x.device))
 
 
 def seconds_a_problem(algorithm: str, patches: int) -> float:

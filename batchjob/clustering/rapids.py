@@ -10,6 +10,7 @@ import torch.utils.dlpack
 from torch import Tensor
 
 from batchjob.clustering.base import Clusters, check_finite, check_shapes, number_by_appearance
+from batchjob.clustering.batched import AUTO_STARTS
 from batchjob.codes import NO_LABEL
 from batchjob.errors import UserError
 
@@ -49,9 +50,9 @@ class CumlEngine:
             for i, (wanted, seed) in enumerate(zip(k.tolist(), seeds.tolist(), strict=True)):
                 keep = slice(None) if mask is None else mask[i]
                 if len(x[i, keep]):
-                    labels[i, keep], inertia[i] = self._solve(x[i, keep], wanted, seed, n_init)
+                    labels[i, keep], inertia[i] = self._solve(x[i, keep], wanted, seed, n_init or AUTO_STARTS)
         numbered, found = number_by_appearance(labels, NO_LABEL - 1)
-        return Clusters(numbered, inertia, found)
+        return Clusters(numbered, inertia, found, torch.zeros_like(found, dtype=torch.bool))
 
     def module(self, name: str) -> Any:
         """cuml or cupy, imported once with the pool in place."""

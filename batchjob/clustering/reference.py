@@ -11,6 +11,8 @@ from torch import Tensor
 from batchjob.clustering.base import Clusters, check_finite, check_shapes, number_by_appearance
 from batchjob.codes import NO_LABEL
 
+AUTO_STARTS = 100
+
 
 class ReferenceEngine:
     """k-means by `sklearn.cluster.KMeans`, on the CPU, to a fixed point (tol = 0)."""
@@ -29,9 +31,10 @@ class ReferenceEngine:
         for i, (wanted, seed) in enumerate(zip(k.tolist(), seeds.tolist(), strict=True)):
             keep = slice(None) if valid is None else valid[i]
             if len(rows[i, keep]):
-                labels[i, keep], inertia[i] = _solve(rows[i, keep], wanted, seed, n_init)
+                labels[i, keep], inertia[i] = _solve(rows[i, keep], wanted, seed, n_init or AUTO_STARTS)
         numbered, found = number_by_appearance(torch.from_numpy(labels).to(x.device), NO_LABEL - 1)
-        return Clusters(numbered, torch.from_numpy(inertia).to(x.device), found)
+        unknown = torch.zeros(n, dtype=torch.bool, device=x.device)  # it does not tell the starts apart
+        return Clusters(numbered, torch.from_numpy(inertia).to(x.device), found, unknown)
 
 
 def _solve(rows: np.ndarray, k: int, seed: int, n_init: int) -> tuple[np.ndarray, float]:

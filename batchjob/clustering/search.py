@@ -156,7 +156,8 @@ def _solve(
     different, inverse = np.unique(rows[keep] + 0.0, axis=0, return_inverse=True)
     if len(different) <= k:
         return _number(inverse.ravel()), 0.0, True
-    return _solve_as(np.float64, rows, keep, k, seed, n_init)
+    found = _solve_as(np.float64, rows, keep, k, seed, n_init)
+    return None if found is None else (found[0], _inertia(rows[keep], found[0]), found[2])
 
 
 def _solve_as(
@@ -183,6 +184,12 @@ def _solve_as(
     if dtype == np.float32 and inertia < CANCELLED * total:
         return labels, -1.0, False
     return labels, max(inertia, 0.0) / factor**2, found > 1
+
+
+def _inertia(rows: NDArray[Any], labels: NDArray[np.uint8]) -> float:
+    """The sum of squared distances to the own mean, from differences: sums of products lose a small one's digits."""
+    clusters = (rows[labels == cluster].astype(np.float64) for cluster in range(int(labels.max()) + 1))
+    return float(sum(((own - own.mean(0)) ** 2).sum() for own in clusters))
 
 
 def _number(labels: NDArray[np.int64]) -> NDArray[np.uint8]:

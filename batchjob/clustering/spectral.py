@@ -66,6 +66,7 @@ def spectral(
     labels = torch.full((n, p), NO_LABEL, dtype=torch.uint8, device=rows.device)
     inertia = torch.zeros(n, device=rows.device)
     found = torch.zeros(n, dtype=torch.uint8, device=rows.device)
+    settled = torch.ones(n, dtype=torch.bool, device=rows.device)
     for wanted in sorted(set(k.tolist())):
         part = (k == wanted).nonzero()[:, 0].to(rows.device)
         answer = engine.kmeans(
@@ -76,4 +77,5 @@ def spectral(
             mask=None if mask is None else mask[part],
         )
         labels[part], inertia[part], found[part] = answer.labels, answer.inertia, answer.k
-    return Clusters(labels, inertia, found)
+        settled[part] = answer.settled
+    return Clusters(labels, inertia, found, settled)

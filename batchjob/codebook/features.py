@@ -69,6 +69,6 @@ def nearest_centroids(
         labels = torch.where(mask[:, None], labels, NO_LABEL)
         squares = torch.where(mask[:, None], squares, 0)
     occurs = torch.zeros(batch, heads, NO_LABEL + 1, dtype=torch.bool, device=labels.device).scatter_(2, labels, True)
-    return Clusters(
-        labels.flatten(0, 1).to(torch.uint8), squares.sum(2).flatten(), occurs[..., :NO_LABEL].sum(2).flatten().byte()
-    )
+    found = occurs[..., :NO_LABEL].sum(2).flatten().byte()
+    settled = torch.ones_like(found, dtype=torch.bool)  # the nearest centroid is not searched for
+    return Clusters(labels.flatten(0, 1).to(torch.uint8), squares.sum(2).flatten(), found, settled)

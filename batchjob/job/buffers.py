@@ -88,7 +88,7 @@ class Buffers:
                 self.arrays["attention_rows"][slot, layer] = own.half().cpu().numpy()
 
     def _put_clusters(self, rows: slice, layer: int, found: Sequence[Clusters]) -> None:
-        """Labels, inertia and k of each algorithm; problems run [B * H] with the head fastest."""
+        """Labels, inertia, k and settled of each algorithm; problems run [B * H] with the head fastest."""
         heads = len(self.plan.heads)
         name = "image_labels" if "image_labels" in self.arrays else "labels"
         shape = self.arrays[name].shape[4:]  # the grid, or nothing where an image has one label
@@ -97,6 +97,11 @@ class Buffers:
             self.arrays[name][rows, algorithm, layer] = labels
             self.arrays["inertia"][rows, algorithm, layer] = clusters.inertia.view(-1, heads).cpu().numpy()
             self.arrays["k"][rows, algorithm, layer] = clusters.k.view(-1, heads).cpu().numpy()
+            if "settled" in self.arrays:
+                self.arrays["settled"][rows, algorithm, layer] = clusters.settled.view(-1, heads).cpu().numpy()
+            if clusters.repeats is not None:
+                repeats = clusters.repeats.view(-1, heads, clusters.repeats.shape[1], *shape).cpu().numpy()
+                self.arrays["labels_repeats"][rows, algorithm, layer] = repeats
 
     def drop_failed(self, batch: Batch, index: ImageIndex) -> None:
         """Notes the batch's failures, and sets what was computed from an image that failed to its fill value."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from batchjob import clustering
 from batchjob.clustering import Clusters, Engine, pools
+from batchjob.clustering.algorithms import cluster_repeatedly
 from batchjob.codebook.features import nearest_centroids
 from batchjob.codebook.rows import row_kind
 from batchjob.loader.loader import Batch
@@ -51,14 +52,15 @@ def open_clusterer(plan: Plan, run: Path, engine: Engine, device: torch.device) 
         for algorithm in options.algorithms:
             seeds = clustering.problem_seeds(image, maps.layer, heads, k, options.seed)
             found.append(
-                clustering.cluster(
+                cluster_repeatedly(
                     algorithm,
                     rows,
                     k,
                     seeds,
+                    repeats=options.repeats,
                     engine=engine,
                     distance=options.distance,
-                    n_init=options.n_init,
+                    n_init=options.starts,
                     mask=mask,
                     are_vectors=vectors,
                 )

@@ -37,6 +37,7 @@ from batchjob.plan import Plan
 from batchjob.store import centroids as stored
 from batchjob.store.centroids import Centroids, Checkpoint
 
+AUTO_STARTS = 4  # of a dataset-wide k-means on its sample, for --n-init auto
 CPU_SAMPLE_SHARE = 0.25  # of the machine's memory for the sample
 GPU_SAMPLE_SHARE = 0.5  # of the device's memory for the sample; the model, its batch and the pool take the rest
 
@@ -103,7 +104,7 @@ class SampledRows:
         no_image = torch.zeros(1, dtype=torch.int64)
         seed = problem_seeds(no_image, plan.layers[layer], [plan.heads[head]], int(options.k), options.seed)
         x, numbers = self._x[layer, head, : self._filled], self._numbers[: self._filled]
-        return dataset.Problem(x, numbers, int(options.k), int(seed[0]), options.n_init, group)
+        return dataset.Problem(x, numbers, int(options.k), int(seed[0]), options.starts or AUTO_STARTS, group)
 
 
 def fit(

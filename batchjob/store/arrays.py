@@ -40,6 +40,7 @@ def layout(plan: Plan) -> dict[str, ArraySpec]:
         "head": len(plan.heads),
         "y": plan.model.grid[0],
         "x": plan.model.grid[1],
+        "repeat": options.repeats,
     }
     patches = sizes["y"] * sizes["x"]
     inner = rows_per_chunk(rows)
@@ -88,6 +89,12 @@ def layout(plan: Plan) -> dict[str, ArraySpec]:
     arrays["inertia"] = whole(
         "image algorithm layer head", "float32", math.nan, "sum of squared distances to the own centroid; NaN = failed"
     )
+    if options.scope == "image":
+        meaning = "the lowest inertia was found from two independent starts at least; False = failed, too"
+        arrays["settled"] = whole("image algorithm layer head", "bool", 0, meaning)
+    if options.repeats > 1:
+        meaning = "clusters of each patch in every repeat, as labels has them; labels is the one of lowest inertia"
+        arrays["labels_repeats"] = by_head("image algorithm layer head repeat y x", "uint8", NO_LABEL, meaning)
     arrays["prefix_mass"] = whole(
         "image layer head", "float16", math.nan, "mean over patch queries of the mass on CLS and registers"
     )

@@ -47,7 +47,7 @@ def contests(*, smoke: bool) -> Iterator[Contest]:
 
         def ours() -> None:
             run = work / f"run{next(runs)}"
-            options = Options(model=MODEL, weights=weights, k=str(K), n_init=N_INIT)
+            options = Options(model=MODEL, weights=weights, k=str(K), n_init=str(N_INIT))
             prepare(str(data), run, options, say=lambda line: None)
             job.label(run, Runtime(), range(len(plans.load(run).partitions)), say=lambda line: None)
             store.finish(run)
@@ -104,7 +104,9 @@ def from_memory(data: Path, work: Path, weights: str, *, smoke: bool) -> Contest
     photos = sorted(data.iterdir())
     count = 16384 if is_gpu and not smoke else len(photos)
     (work / "list.csv").write_text("path,id\n" + "".join(f"{photos[i % len(photos)]},{i}\n" for i in range(count)))
-    options = Options(model=MODEL, weights=weights, k=str(K), n_init=N_INIT, precision="fp16" if is_gpu else "fp32")
+    options = Options(
+        model=MODEL, weights=weights, k=str(K), n_init=str(N_INIT), precision="fp16" if is_gpu else "fp32"
+    )
     planned = work / "planned"
     plan = prepare(str(work / "list.csv"), planned, options, say=lambda line: None)
     pixels = torch.randint(0, 256, (count, 3, PX, PX), dtype=torch.uint8)
