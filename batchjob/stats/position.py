@@ -5,10 +5,9 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
-from batchjob.codes import NO_LABEL
+from batchjob.clustering.search import best_partitions
 
 SEEDS = 20  # one seed alone is noise: two objects side by side give −0.02 to 1.0
-_STARTS = 8
 
 
 def position_labels(
@@ -29,16 +28,8 @@ def _position_labels(grid: tuple[int, int], mask: bytes, k: int, seed: int) -> N
     if mask:
         keep = np.unpackbits(np.frombuffer(mask, np.uint8), count=patches).astype(bool)
     y, x = np.divmod(np.arange(patches), grid[1])
-    places = np.stack([y, x], axis=1).astype(np.float64)[keep]
-    labels = np.full((SEEDS, patches), NO_LABEL, np.uint8)
-    k = min(max(k, 1), len(places))
-    for i in range(SEEDS):
-        labels[i, keep] = best_partition(places, k, seed + i) if k > 1 else 0
-    return labels
-
-
-def best_partition(rows: NDArray[np.float64], k: int, seed: int) -> NDArray[np.int32]:
-    """[n]: the best k-means partition of rows [n, D] that a search from this seed finds."""
-    from sklearn.cluster import KMeans
-
-    return np.asarray(KMeans(k, n_init=_STARTS, random_state=seed).fit(rows).labels_, np.int32)
+    places = np.broadcast_to(np.stack([y, x], axis=1).astype(np.float64), (SEEDS, patches, 2))
+    seeds = seed + np.arange(SEEDS, dtype=np.int64)
+    # one thread: each process of a pool has its core
+    found = best_partitions(places, np.full(SEEDS, k), seeds, mask=np.broadcast_to(keep, (SEEDS, patches)), threads=1)
+    return found.labels
