@@ -9,6 +9,10 @@ import sys
 from pathlib import Path
 
 OLDEST_PYTHON = (3, 11)
+COMPILE = (
+    "import numpy; from batchjob.clustering.search import best_partition; x = numpy.eye(16); "
+    "best_partition(x, 3); best_partition(x.astype('float32'), 3)"
+)
 CHECK_GPU = "import torch; raise SystemExit(0 if torch.cuda.is_available() else 3)"
 
 
@@ -44,6 +48,11 @@ def main() -> int:
         )
     if driver_cuda and subprocess.run([str(python), "-c", CHECK_GPU], check=False).returncode != 0:
         return _fail(torch_cannot_use_gpu(driver_cuda))
+    print("compiling the k-means search (half a minute, once)", flush=True)
+    done = subprocess.run([str(python), "-c", COMPILE], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    if done.returncode != 0:
+        sys.stderr.write(done.stdout.decode(errors="replace"))
+        return _fail("the k-means search does not compile here (numba's reason is above)")
     return 0
 
 
