@@ -125,7 +125,7 @@ def test_two_runs_are_compared_head_by_head(
     ended = batchjob("stats", *runs)
     assert ended.code == 0, ended.err
     assert "instance_ari, head by head: attention is above key in 0 of 3 heads" in ended.out
-    table = pd.read_parquet(runs[0] / "stats" / "differences.parquet")
+    table = pd.read_parquet(runs[0] / "stats" / "comparison.parquet")
     heads = table[(table.score == "instance_ari") & (table.of == "head")].set_index("head_a")
     assert heads.loc[0, "mean_b"] > 0.999  # the head whose keys are the colours
     assert heads.loc[0, "difference"] < -0.5

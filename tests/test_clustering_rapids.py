@@ -38,7 +38,7 @@ def test_auto_prefers_batched_and_says_why(monkeypatch):
 
 
 def test_an_unknown_engine_is_named_with_the_known_ones():
-    with pytest.raises(UserError, match=r"--engine 'cumll' is unknown; did you mean 'cuml'.*auto, batched"):
+    with pytest.raises(UserError, match=r"--engine 'cumll' is unknown; did you mean 'cuml'.*auto, compiled, batched"):
         open_engine("cumll", torch.device("cpu"))
 
 

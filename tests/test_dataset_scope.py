@@ -110,7 +110,7 @@ def test_planted_rows_are_recovered(
     np.testing.assert_allclose(
         found["inertia"].values.sum(0, dtype=np.float64), found["centroid_inertia"].values, rtol=1e-4
     )
-    xarray.testing.assert_identical(found.load(), xarray.open_zarr(run / "labels.zarr").load())
+    xarray.testing.assert_identical(found.drop_vars("image").load(), xarray.open_zarr(run / "labels.zarr").load())
 
 
 def test_planted_cls_rows_are_recovered(

@@ -82,6 +82,7 @@ def wrap(net: nn.Module, image_size: str, *, device: torch.device) -> Model:
         std=tuple(data["std"]),
         interpolation=data["interpolation"],
         head_dim=shape.head_dim,
+        embed_dim=shape.num_heads * shape.head_dim,
         parameters=shape.parameters,
         activation_numbers=shape.activation_numbers,
         **prefix,  # type: ignore[arg-type]
