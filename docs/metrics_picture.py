@@ -17,9 +17,10 @@ from matplotlib.patches import Circle, Rectangle
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from batchjob import stats
+from batchjob.metrics import attention, clusters, saliency
 from batchjob.metrics.attention import patch_distances
 from batchjob.metrics.saliency import component_boxes
+from batchjob.stats import position
 from docs.metrics_panels import (
     DIFFERENT,
     GRID,
@@ -58,7 +59,7 @@ def draw_scenes() -> Any:
     top, bottom = axes[:6], axes[6:]
     show(top[0], owner >= 0, "three objects of\none class", cmap="gray_r")
     show(bottom[0], owner + 1, "", "instance_ari 1.00\nimage_ari 1.00", owner=owner, cmap="labels")
-    null = stats.position_labels(GRID, 4)
+    null = position.position_labels(GRID, 4)
     panels = [(n, scenes.k_means(a, 4, 0), a[query]) for n, a in zip(names, rules.values(), strict=True)]
     panels.append(("position null:\nonly where a patch is", null, None))
     for upper, lower, (name, labels, row) in zip(top[1:], bottom[1:], panels, strict=True):
@@ -122,20 +123,20 @@ def draw_clusters() -> Any:
     draw_pair_ari(axes[5], owner, merged)
     draw_coherence(axes[6])
     collapsed = np.where(owner == 0, 1, np.where((owner == 1) & (Y <= 2), 2, 0))
-    sizes = stats.cluster_sizes(collapsed.astype(np.uint8))
+    sizes = clusters.cluster_sizes(collapsed.astype(np.uint8))
     shares = [figure_of(float(sizes[f"{n}_cluster"][0])) for n in ("largest", "smallest")]
     below = f"clusters {sizes['clusters'][0]:.0f}\nlargest_cluster {shares[0]}\nsmallest_cluster {shares[1]}"
     show(axes[7], collapsed, "cluster sizes:\na collapsed head", below, cmap="labels")
     quarters, left = (Y >= 7) * 2 + (X >= 7) + 1, (Y >= 7) * 2 + (X >= 5) + 1
-    value = figure_of(float(stats.agreement(quarters.astype(np.uint8), left.astype(np.uint8))[0, 0]))
+    value = figure_of(float(clusters.agreement(quarters.astype(np.uint8), left.astype(np.uint8))[0, 0]))
     show(axes[8], quarters, "agreement:\none head's clusters …", f"agreement {value},", cmap="labels")
     show(axes[9], left, "… and another's", "though neither\nknows an object", cmap="labels")
     return figure
 
 
 def draw_pair_ari(axis: Any, owner: Any, labels: Any) -> None:
-    pairs = stats.instance_pairs(owner, np.zeros(3, int), np.zeros((3, 4)), GRID)
-    values = stats.pair_ari(labels.astype(np.uint8), owner, pairs)[0]
+    pairs = clusters.instance_pairs(owner, np.zeros(3, int), np.zeros((3, 4)), GRID)
+    values = clusters.pair_ari(labels.astype(np.uint8), owner, pairs)[0]
     show(
         axis,
         labels,
@@ -154,7 +155,7 @@ def draw_pair_ari(axis: Any, owner: Any, labels: Any) -> None:
 
 def draw_coherence(axis: Any) -> None:
     labels = np.array([[0, 0, 1], [0, 1, 1], [2, 2, 1]])
-    value = float(stats.coherence(labels.reshape(1, -1).astype(np.uint8), (3, 3))[0])
+    value = float(clusters.coherence(labels.reshape(1, -1).astype(np.uint8), (3, 3))[0])
     show(axis, labels + 1, "coherence: neighbours\nwith equal labels", "", cmap="labels")
     for y, x in np.ndindex(3, 3):
         for y1, x1 in ((y, x + 1), (y + 1, x)):
@@ -171,8 +172,8 @@ def draw_pairs() -> Any:
     owner, _, rules = scene()
     figure, axes = sheet(1, 3, gap=0.3)
     rows = rules["local"]
-    pairs = stats.draw_pairs(owner, np.zeros(3, int), row=0, seed=0)
-    found = {k: figure_of(float(v[0])) for k, v in stats.pair_scores(rows[None], pairs, GRID).items()}
+    pairs = attention.draw_pairs(owner, np.zeros(3, int), row=0, seed=0)
+    found = {k: figure_of(float(v[0])) for k, v in attention.pair_scores(rows[None], pairs, GRID).items()}
     strength = 1000 * (rows[pairs.first, pairs.second] + rows[pairs.second, pairs.first])
     distance = patch_distances(GRID)[pairs.first, pairs.second]
     show(axes[0], owner >= 0, "pairs of patches: of one\ninstance, of two", "at most 2,000 of each kind", cmap="Greys")
@@ -214,7 +215,7 @@ def draw_attention() -> Any:
     sink[:, 20] += 0.5
     wide = np.full((SIZE, SIZE), 1 / SIZE)
     stack = np.stack([rules["local"], wide, sink])
-    found = {k: [figure_of(float(x)) for x in v] for k, v in stats.attention_scores(stack, GRID).items()}
+    found = {k: [figure_of(float(x)) for x in v] for k, v in attention.attention_scores(stack, GRID).items()}
     for i, axis in enumerate(axes[:3]):
         name = ("near patches", "all patches alike", "half of it to one patch")[i]
         shown = np.minimum(stack[i, query], 0.03)
@@ -222,7 +223,7 @@ def draw_attention() -> Any:
         below = f"attention_distance {distance}\n… _relative {relative}"
         show(axis, shown, f"attention_distance:\n{name}", below)
         axis.images[0].set_clim(0, 0.018)
-        radius = float(stats.attention_scores(stack[i : i + 1], GRID)["attention_distance"][0])
+        radius = float(attention.attention_scores(stack[i : i + 1], GRID)["attention_distance"][0])
         axis.add_patch(Circle((X[query], Y[query]), radius, fill=False, color=MARK, linewidth=1.2))
         axis.set(xlim=(-0.5, GRID[1] - 0.5), ylim=(GRID[0] - 0.5, -0.5))
         mark(axis, query)
@@ -261,7 +262,7 @@ def cls_maps(owner: Any, random: Any) -> Any:
     """[3, P]: a CLS map of three heads: on all objects, and two that look at one object each, with a dim rest."""
     soft = [np.exp(-((Y - Y[owner == i].mean()) ** 2 + (X - X[owner == i].mean()) ** 2) / 8) for i in range(3)]
     heads = np.stack([soft[0] + 0.8 * soft[1] + 0.6 * soft[2], soft[0] + 0.1 * soft[1], soft[2] + 0.1 * soft[1]])
-    return stats.normalise(heads + 0.06 * random.random(heads.shape))
+    return saliency.normalise(heads + 0.06 * random.random(heads.shape))
 
 
 def draw_cls() -> Any:
@@ -271,13 +272,13 @@ def draw_cls() -> Any:
     coverage = np.stack([owner == i for i in range(3)]).astype(float)
     show(axes[0], maps[0], "a CLS map", "and three objects", owner=owner)
     for axis, share in zip(axes[1:4], (0.6, 0.8, 0.9), strict=True):
-        mask = stats.mass_mask(maps, share)
-        overlap = stats.jaccard(mask, coverage)
+        mask = saliency.mass_mask(maps, share)
+        overlap = saliency.jaccard(mask, coverage)
         name = f"jaccard_{share * 100:.0f}"
         show(axis, 2 * mask[0], f"{name}: the patches\nthat hold {100 * share:.0f} %", owner=owner, cmap="labels")
         axis.set_xlabel(f"{name} {figure_of(float(overlap[0].mean()))}")
-    mask = stats.mass_mask(maps, 0.6)
-    overlap = stats.jaccard(mask, coverage)
+    mask = saliency.mass_mask(maps, 0.6)
+    overlap = saliency.jaccard(mask, coverage)
     best = overlap.argmax(axis=0)
     chosen = np.zeros(SIZE, int)
     for head in np.unique(best):
@@ -287,7 +288,7 @@ def draw_cls() -> Any:
     target = np.array([[*(v[owner == i].min() for v in (X, Y)), *(v[owner == i].max() + 1 for v in (X, Y))]
                        for i in range(3)], float)  # fmt: skip
     box = component_boxes(mask[1:2], GRID)[0]
-    hit = float(stats.corloc(mask[1:2], GRID, target)[0])
+    hit = float(saliency.corloc(mask[1:2], GRID, target)[0])
     show(axes[5], 2 * mask[1], "corloc: box of the\nlargest part (60 %)", f"IoU ≥ ½ with an object's\ncorloc {hit:.0f}",
          cmap="labels")  # fmt: skip
     for corners, colour, style in ((box, DIFFERENT, "-"), *((t, "black", ":") for t in target)):
@@ -311,7 +312,7 @@ def draw_nulls() -> Any:
         show(other, labels[0] + 1, "swap: the same clusters,\nanother photo's objects", owner=others[0], cmap="labels")
         other.set_xlabel(f"instance_ari {figure_of(lent[0])}\n(mean of 20 photos {figure_of(float(np.mean(lent)))})")
     beside = np.select([(Y - 6.5) ** 2 + (X - c) ** 2 <= 2.6**2 for c in (3, 10)], [0, 1], -1)
-    null = stats.position_labels(GRID, 2)
+    null = position.position_labels(GRID, 2)
     each = [indices(labels, beside)[0] for labels in null]
     for axis, i, name in ((axes[2], int(np.argmin(each)), "worst"), (axes[3], int(np.argmax(each)), "best")):
         below = f"instance_ari {figure_of(each[i])}\n(mean of 20 seeds {figure_of(float(np.mean(each)))})"

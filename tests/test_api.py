@@ -77,9 +77,9 @@ def test_an_unknown_name_lists_what_there_is() -> None:
 
 
 def test_stats_can_be_called_after_its_package_was_imported() -> None:
-    code = "import batchjob.stats.run, batchjob; print(callable(batchjob.stats), batchjob.stats.image_ari.__name__)"
+    code = "import batchjob.stats.run, batchjob; print(callable(batchjob.stats), batchjob.stats.run_stats.__name__)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["True", "image_ari"]
+    assert done.stdout.split() == ["True", "run_stats"]
 
 
 # ---- run and open ----

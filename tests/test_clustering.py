@@ -6,7 +6,8 @@ import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score
 
-from batchjob.clustering import Clusters, NotFiniteError, cluster, open_engine, problem_seeds
+from batchjob.clustering import Clusters, cluster, open_engine, problem_seeds
+from batchjob.clustering.search import NotFiniteError
 from batchjob.codes import NO_LABEL, NOISE
 
 P = 36

@@ -11,8 +11,8 @@ import pytest
 import torch
 from sklearn.cluster import KMeans
 
-from batchjob.clustering import batched, lloyd, number_by_appearance, open_engine
-from batchjob.clustering.base import uniform
+from batchjob.clustering import batched, lloyd, open_engine
+from batchjob.clustering.base import number_by_appearance, uniform
 from batchjob.clustering.gram import centred_gram, draw, plus_plus
 from tests.conftest import ROOT
 from tests.real_attention import attention_rows

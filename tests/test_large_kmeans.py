@@ -293,7 +293,7 @@ torch.set_num_threads(1)
 images, heads, budget = 1000, 4, int(sys.argv[1])
 options = Options(scope="dataset", k="8", n_init="1")
 plan = SimpleNamespace(options=options, model=SimpleNamespace(grid=(14, 14)), row_count=images, layers=(0,),
-                       heads=tuple(range(heads)))
+                       heads=tuple(range(heads)), vector_size=0)
 batch = SimpleNamespace(rows=np.arange(8), status=np.zeros(8, np.uint8), mask=None)
 
 def maps(i):

@@ -8,17 +8,18 @@ import pytest
 
 from tests.conftest import Command
 
-# score, null, column -> by head. Drawn once; another preprocessing, token order, layout or definition moves them.
+# score, null, column -> by head. Drawn once; another preprocessing, token order, layout or definition moves them. In none
+# of the 48 problems does the best of 30 starts of scikit-learn have a lower inertia; on average it is 0.6 % above.
 GOLDEN: dict[tuple[str, str, str], list[float]] = {
-    ("instance_ari", "position", "mean"): [0.106, 0.423, -0.012, 0.295, 0.245, 0.311],
-    ("instance_ari", "position", "gain"): [-0.192, 0.125, -0.31, -0.003, -0.053, 0.013],
-    ("instance_ari", "position", "gain_low"): [-0.313, -0.013, -0.352, -0.115, -0.186, -0.126],
-    ("instance_ami", "position", "mean"): [0.159, 0.497, -0.003, 0.376, 0.287, 0.402],
-    ("image_ari", "position", "mean"): [0.021, 0.038, -0.049, 0.105, 0.067, 0.052],
-    ("pair_ari", "position", "mean"): [0.138, 0.521, -0.008, 0.399, 0.237, 0.443],
-    ("jaccard_60", "swap", "mean"): [0.044, 0.052, 0.055, 0.036, 0.057, 0.054],
+    ("instance_ari", "position", "mean"): [0.127, 0.391, 0.038, 0.248, 0.219, 0.241],
+    ("instance_ari", "position", "gain"): [-0.174, 0.09, -0.263, -0.054, -0.082, -0.06],
+    ("instance_ari", "position", "gain_low"): [-0.309, -0.135, -0.341, -0.207, -0.235, -0.231],
+    ("instance_ami", "position", "mean"): [0.158, 0.479, 0.103, 0.329, 0.268, 0.323],
+    ("image_ari", "position", "mean"): [0.099, 0.099, 0.06, 0.133, 0.089, 0.077],
+    ("pair_ari", "position", "mean"): [0.115, 0.49, 0.024, 0.38, 0.216, 0.342],
+    ("jaccard_60", "swap", "mean"): [0.046, 0.053, 0.057, 0.036, 0.06, 0.054],
     ("corloc", "swap", "mean"): [0.143, 0.143, 0.286, 0.143, 0.0, 0.286],
-    ("coherence", "", "mean"): [0.725, 0.839, 0.833, 0.762, 0.53, 0.622],
+    ("coherence", "", "mean"): [0.727, 0.845, 0.803, 0.751, 0.537, 0.613],
     ("prefix_mass", "", "mean"): [0.023, 0.02, 0.012, 0.01, 0.075, 0.023],
 }
 

@@ -1,6 +1,7 @@
 """The limits that keep the house in order, as tests: they fail before anyone has to argue."""
 
 import ast
+import importlib
 import os
 import re
 import subprocess
@@ -170,6 +171,18 @@ def test_packages_that_must_not_know_each_other_do_not(package: str) -> None:
     assert set(uses) >= {package, *STRANGERS[package]}, "a rule about a package that is not there guards nothing"
     assert uses[package], "no import was seen"
     assert uses[package] & STRANGERS[package] == set()
+
+
+def test_a_package_shows_at_most_six_names() -> None:
+    shown = {}
+    for path in PACKAGE.glob("*/__init__.py"):
+        names = re.search(r"^__all__ = (\[[^]]*\])", path.read_text(), re.M)
+        shown[path.parent.name] = ast.literal_eval(names[1]) if names else []
+    assert {"stats", "figures", "clustering", "report"} <= {name for name, names in shown.items() if names}
+    assert {name: names for name, names in shown.items() if len(names) > 6} == {}
+    for package, names in shown.items():
+        module = importlib.import_module(f"batchjob.{package}")
+        assert all(hasattr(module, name) for name in names), package
 
 
 def test_public_functions_say_what_comes_back() -> None:

@@ -7,32 +7,17 @@ arrays in, near-optimal k-means out.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from batchjob.codes import NO_LABEL, NOISE
-
 if TYPE_CHECKING:
-    from batchjob.clustering.algorithms import choose_engine, cluster, open_engine, prepare
-    from batchjob.clustering.base import Clusters, Engine, number_by_appearance, problem_seeds
-    from batchjob.clustering.search import NotFiniteError
+    from batchjob.clustering.algorithms import choose_engine, cluster, open_engine
+    from batchjob.clustering.base import Clusters, Engine, problem_seeds
 
-__all__ = [
-    "NOISE",
-    "NO_LABEL",
-    "Clusters",
-    "Engine",
-    "NotFiniteError",
-    "choose_engine",
-    "cluster",
-    "number_by_appearance",
-    "open_engine",
-    "prepare",
-    "problem_seeds",
-]
+__all__ = ["Clusters", "Engine", "choose_engine", "cluster", "open_engine", "problem_seeds"]
 
 
 def __getattr__(name: str) -> Any:
     """A public name, imported when it is first asked for: most bring torch, which `search` does without."""
     if name in __all__:
-        for module in ("search", "base", "algorithms"):
+        for module in ("base", "algorithms"):
             found = vars(importlib.import_module(f"{__name__}.{module}"))
             if name in found:
                 return found[name]

@@ -1,60 +1,17 @@
-"""Scores of attention and its clusters, null models, intervals: plain NumPy functions, and `run_stats` for a run.
+"""Tables over a run: scores of attention and its clusters, null models, intervals, and what they say in words.
 
-Nothing here knows a device: a score takes arrays and gives arrays, so that each can be used by itself. The definitions
-are in docs/metrics.md. The package itself can be called: `batchjob.stats("runs/a")` is `frames.stats`.
+The scores themselves are plain NumPy functions in `batchjob.metrics`; their definitions are in docs/metrics.md. The
+package itself can be called: `batchjob.stats("runs/a")` is `frames.stats`.
 """
 
 import sys
 import types
 from typing import Any
 
-from batchjob.metrics.agreement import ami, ari, contingency
-from batchjob.metrics.attention import attention_scores, draw_pairs, group_auc, pair_scores
-from batchjob.metrics.clusters import (
-    agreement,
-    cluster_sizes,
-    coherence,
-    image_ari,
-    instance_pairs,
-    instance_scores,
-    pair_ari,
-)
-from batchjob.metrics.nulls import Donors, shuffle
-from batchjob.metrics.saliency import corloc, jaccard, mass_mask, normalise
-from batchjob.metrics.uncertainty import first_half, holm, interval, sign_flip
 from batchjob.stats.frames import stats
-from batchjob.stats.position import position_labels
 from batchjob.stats.run import run_stats
 
-__all__ = [
-    "Donors",
-    "agreement",
-    "ami",
-    "ari",
-    "attention_scores",
-    "cluster_sizes",
-    "coherence",
-    "contingency",
-    "corloc",
-    "draw_pairs",
-    "first_half",
-    "group_auc",
-    "holm",
-    "image_ari",
-    "instance_pairs",
-    "instance_scores",
-    "interval",
-    "jaccard",
-    "mass_mask",
-    "normalise",
-    "pair_ari",
-    "pair_scores",
-    "position_labels",
-    "run_stats",
-    "shuffle",
-    "sign_flip",
-    "stats",
-]
+__all__ = ["run_stats", "stats"]
 
 
 class _Callable(types.ModuleType):
