@@ -91,14 +91,14 @@ def rejections(resize: str, sets: int) -> tuple[dict[str, float], dict[str, floa
 @pytest.mark.slow
 @pytest.mark.parametrize("resize", ["squash", "pad"])
 def test_of_heads_that_know_nothing_five_of_a_hundred_tests_reject(resize: str) -> None:
-    """With 200 data sets, which take half an hour, the limits are 0.05 ± 0.02 and 0.07; 30 leave so much to chance."""
-    alone, named = rejections(resize, 30)
+    """With 200 data sets, which take half an hour, the limits are 0.05 ± 0.02 and 0.07; 16 leave so much to chance."""
+    alone, named = rejections(resize, 16)
     assert {"instance_ari", "instance_ami", "image_ari", "pair_ari", "pair_auc", "pair_auc_matched"} <= set(alone)
     assert {"jaccard_60", "jaccard_80", "jaccard_90", "corloc"} <= set(alone)
     rare = {"corloc"}  # nearly all 0: the test can't reject what it doesn't see
-    assert {n: v for n, v in alone.items() if n not in rare and abs(v - 0.05) > 0.06} == {}, alone
-    assert {n: v for n, v in named.items() if v > 0.2} == {}, named
-    assert all(alone[n] <= 0.11 for n in rare)
+    assert {n: v for n, v in alone.items() if n not in rare and abs(v - 0.05) > 0.08} == {}, alone
+    assert {n: v for n, v in named.items() if v > 0.25} == {}, named
+    assert all(alone[n] <= 0.13 for n in rare)
 
 
 def test_a_head_that_knows_nothing_gains_nothing_within_its_error_and_no_null_is_missing() -> None:
