@@ -165,6 +165,8 @@ def test_data_that_is_gone_or_has_changed_is_refused_before_any_work(tmp_path, f
         ({"waited_s": 60, "decode_s": 200, "workers": 16}, "decoding sets the pace, on all of 16 cores"),
         ({"waited_s": 60, "read_s": 200}, "reading sets the pace.*--workers 8.*packed in tars"),
         ({"waited_s": 0, "total_s": 0}, "waited 0 %"),
+        ({"waited_s": 1, "device": "cpu"}, "a GPU .--device cuda. would help"),
+        ({"waited_s": 1, "device": "cpu", "in_job": True}, "more tasks or nodes would help"),
     ],
 )
 def test_the_bottleneck_is_named_with_the_option_that_helps(numbers, expected):

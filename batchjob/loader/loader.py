@@ -1,6 +1,7 @@
 """Rows of an index as batches of uint8 tensors, in order, decoded by worker processes; and what the waiting says."""
 
 import math
+import os
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -121,6 +122,7 @@ class Loader:
             workers=self.workers,
             cores=usable_cores(),
             device=device,
+            in_job="SLURM_JOB_ID" in os.environ,
         )
 
     def close(self) -> None:
@@ -189,16 +191,26 @@ def padding_mask(geometry: Geometry, heights: NDArray[np.int32], widths: NDArray
 
 
 def bottleneck(
-    *, total_s: float, waited_s: float, read_s: float, decode_s: float, workers: int, cores: int, device: str
+    *,
+    total_s: float,
+    waited_s: float,
+    read_s: float,
+    decode_s: float,
+    workers: int,
+    cores: int,
+    device: str,
+    in_job: bool = False,
 ) -> str:
     """One sentence: how long the device waited for images, what held it up, and the option that would help.
 
-    `read_s` and `decode_s` are summed over the workers; `cores` are those of this process.
+    `read_s` and `decode_s` are summed over the workers; `cores` are those of this process; `in_job`: it runs on a
+    cluster, where a GPU is not at hand.
     """
     share = waited_s / total_s if total_s > 0 else 0.0
     said = f"the device ({device}) waited {share:.0%} of {total_s:.0f} s for images"
     if share < 0.05:
-        more = "more --gpus, or --precision fp16," if device.startswith("cuda") else "a GPU (--device cuda)"
+        alone = "more tasks or nodes" if in_job else "a GPU (--device cuda)"
+        more = "more --gpus, or --precision fp16," if device.startswith("cuda") else alone
         return f"{said}: the model and the clustering set the pace; {more} would help"
     if read_s > decode_s:
         return (
