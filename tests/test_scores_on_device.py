@@ -93,7 +93,13 @@ def test_the_swap_null_on_the_device_is_the_mean_over_other_photos_objects_witho
     random = np.random.default_rng(0)
     owner = random.integers(-1, 3, (6, PATCHES)).astype(np.int16)
     owner[:, :9] = np.arange(9) % 3
-    instances = GridInstances(owner, np.zeros(18, np.int32), np.arange(7) * 3, np.full((6, 2), 32, np.int32))
+    instances = GridInstances(
+        owner,
+        np.zeros(18, np.int32),
+        np.arange(18, dtype=np.int32) % 3,
+        np.arange(7) * 3,
+        np.full((6, 2), 32, np.int32),
+    )
     lends = scores.DrawnPairs(instances, Geometry(32, 40, 8, 8), seed=0)
     keep = np.ones(PATCHES, bool)
     keep[-5:] = False  # the last row of patches is padding
