@@ -29,7 +29,7 @@ from batchjob.plan import Plan
 from batchjob.store import centroids
 from batchjob.store.arrays import layout
 from batchjob.store.encode import DamagedRoot, IndexLike, consolidated_root, read_root, static_files
-from batchjob.store.outputs import check_stats
+from batchjob.store.outputs import check_stats, is_of_stats
 from batchjob.store.partitions import Damage, check_all, check_files, marker_path, published, read_marker, unpublish
 from batchjob.store.writer import Failure, Writer
 
@@ -152,6 +152,8 @@ def forget(run: Path, damages: Sequence[Damage]) -> None:
         for damage in damages:
             if damage.partition < 0 and not (run / damage.path).is_dir():
                 (run / damage.path).unlink(missing_ok=True)
+            if damage.partition < 0 and is_of_stats(run, damage.path):  # half an array is not an array to any reader
+                shutil.rmtree(run / "scores.zarr" / damage.path.split("/")[1], ignore_errors=True)
 
 
 def forget_failures(run: Path, causes: Collection[str]) -> int:

@@ -57,6 +57,12 @@ def raise_for_damage(run: Path, static: list[Damage], *, stats: bool) -> None:
         )
 
 
+def is_of_stats(run: Path, path: str) -> bool:
+    """Whether a file, relative to RUN, is of an array of scores that `stats` wrote."""
+    known = _labelled(run)  # empty where its list is damaged: then nothing is taken for what `stats` can make again
+    return bool(known) and path.startswith("scores.zarr/") and path.count("/") > 1 and path.split("/")[1] not in known
+
+
 def _checks_of_labels(run: Path) -> int:
     """A checksum of all checksums of what is published: what the statistics are of."""
     markers = [read_marker(run, partition) for partition in published(run)]
@@ -71,7 +77,14 @@ def _seal(run: Path, body: dict[str, Any]) -> None:
 
 def _written(run: Path) -> list[str]:
     """The files that `stats` writes, relative to RUN: its folder, and the arrays of scores that labelling does not."""
-    known = {path for static in (unseal_file(run / "done" / "store.json"),) if static for path in static["files"]}
-    arrays = {path.split("/")[1] for path in known if path.startswith("scores.zarr/")}
-    own = [p for p in (run / "scores.zarr").glob("*/*") if p.parent.name not in arrays]
-    return sorted(str(p.relative_to(run)) for p in [*(run / "stats").rglob("*"), *own] if p.is_file())
+    known = _labelled(run)
+    own = [folder for folder in (run / "scores.zarr").glob("*/") if folder.name not in known]
+    files = [path for folder in (run / "stats", *own) for path in folder.rglob("*")]
+    return sorted(str(path.relative_to(run)) for path in files if path.is_file())
+
+
+def _labelled(run: Path) -> set[str]:
+    """The arrays of scores.zarr that labelling writes, and its coordinates."""
+    static = unseal_file(run / "done" / "store.json")
+    paths = static["files"] if static else ()
+    return {path.split("/")[1] for path in paths if path.startswith("scores.zarr/")}
