@@ -290,7 +290,7 @@ def test_show_tells_what_is_done_and_what_failed(tmp_path: Path, batchjob: Comma
 
 
 def test_opening_what_is_no_run_says_so(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds no labels\.zarr; make it with: batchjob"):
+    with pytest.raises(UserError, match=r"is not a run: it has no labels\.zarr; make one with: batchjob run DATA"):
         package.open(tmp_path)
 
 

@@ -170,7 +170,9 @@ def read_root(run: Path) -> dict[str, Any]:
         attributes = root["attributes"]
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError) as error:
         if not path.parent.is_dir():
-            raise UserError(f"{run} holds no labels.zarr; make it with: batchjob plan DATA {run}") from error
+            raise UserError(
+                f"{run} is not a run: it has no labels.zarr; make one with: batchjob run DATA {run}"
+            ) from error
         raise DamagedRoot(f"{path} is damaged; mend it with: batchjob run, on the same RUN") from error
     found = attributes.get("schema_version")
     if found != SCHEMA:
