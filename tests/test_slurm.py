@@ -32,6 +32,7 @@ def test_four_tasks_on_two_nodes_give_the_store_of_one_process(submit: Callable[
     assert "24 of 24 partitions" in status
 
 
+@pytest.mark.slow
 def test_a_killed_task_costs_what_it_was_at_and_the_job_goes_on_by_itself(
     submit: Callable[..., Job], calm: Path
 ) -> None:

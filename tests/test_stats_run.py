@@ -220,6 +220,7 @@ def test_heads_that_agree_do_so_in_the_table(scored: Any) -> None:
     assert abs(found["1", "3"]) < 0.1
 
 
+@pytest.mark.slow
 def test_processes_change_nothing(scored: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, _ = scored
     monkeypatch.setattr("batchjob.stats.pool.ROWS_AT_ONCE", 5)
@@ -251,6 +252,7 @@ def test_without_annotations_all_that_needs_none_is_there_and_the_way_to_the_res
         assert "instance_ari" not in arrays
 
 
+@pytest.mark.slow
 def test_an_untrained_run_is_the_random_null_of_the_others_image_by_image(tmp_path: Path) -> None:
     run = write_run(tmp_path / "trained", 6)
     untrained = write_run(tmp_path / "untrained", 6, kinds=["random"] * 4, weights="random", seed=9)

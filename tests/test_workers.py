@@ -214,7 +214,10 @@ def test_a_terminal_s_interrupt_while_everything_starts_is_one_line(photos):
     time.sleep(0.3)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (75, "batchjob: interrupted; the same command goes on where it stopped\n")
+    assert (process.returncode, err) == (
+        75,
+        "batchjob: interrupted (SIGINT); the same command goes on where it stopped\n",
+    )
 
 
 def started_by(process: Path, job: subprocess.Popen) -> str:
