@@ -241,6 +241,7 @@ def _improve(problem: Problem, c: Clustering, trial: Clustering, state: NDArray[
     count, k = len(problem.square), len(c.size)
     first, second, running = np.empty(count, np.int32), np.empty(count, np.int32), np.empty(count, np.float64)
     near = Near(first, second, np.empty_like(problem.square), np.empty_like(problem.square), running)
+    _build(problem, c)
     least, failed = _inertia(problem, c), 0
     _look(problem, c, near)
     while failed < PATIENCE and running[count - 1] > 0:
@@ -252,7 +253,12 @@ def _improve(problem: Problem, c: Clustering, trial: Clustering, state: NDArray[
                 c.label[p] = trial.label[p]
             _build(problem, c)
             _settle(problem, c, MAX_PASSES)
-            least, failed = _inertia(problem, c), 0
+            # Of sums made afresh: those that moves kept up to date may say that an equal partition is better, and on
+            # a grid, which has many equal ones, the search then never ends.
+            _build(problem, c)
+            inertia = _inertia(problem, c)
+            if inertia < least - problem.noise:
+                least, failed = inertia, 0
             _look(problem, c, near)
 
 
