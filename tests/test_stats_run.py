@@ -252,7 +252,6 @@ def test_without_annotations_all_that_needs_none_is_there_and_the_way_to_the_res
         assert "instance_ari" not in arrays
 
 
-@pytest.mark.slow
 def test_an_untrained_run_is_the_random_null_of_the_others_image_by_image(tmp_path: Path) -> None:
     run = write_run(tmp_path / "trained", 6)
     untrained = write_run(tmp_path / "untrained", 6, kinds=["random"] * 4, weights="random", seed=9)
