@@ -150,9 +150,9 @@ class Runtime:
         for name in ("batch_size", "workers"):
             value = getattr(self, name)
             if value != "auto" and not (value.isdigit() and (int(value) > 0 or name == "workers")):
-                raise UserError(f"--{name.replace('_', '-')} {value!r} is no count; give a number, or auto")
+                raise UserError(f"--{name.replace('_', '-')} {value!r} is not a number; give a number, or auto")
         if not 0 <= self.max_failures <= 1:
-            raise UserError(f"--max-failures {self.max_failures} is no fraction; give 0 to 1")
+            raise UserError(f"--max-failures {self.max_failures} is not a fraction; give 0 to 1")
 
 
 def split_list(text: str) -> list[str]:

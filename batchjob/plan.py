@@ -172,12 +172,12 @@ def geometry_of(model: ModelSpec, options: Options) -> Geometry:
 def choose_rows_per_partition(asked: str, row_count: int, *, is_for_gpu: bool) -> int:
     """Images of one partition: `asked`, or what `rows_per_partition` makes of their number.
 
-    Raises UserError where it is no number, out of range, or can't be cut into chunks.
+    Raises UserError where it is not a number, is out of range, or can't be cut into chunks.
     """
     if asked == "auto":
         return rows_per_partition(row_count, on_gpu=is_for_gpu)
     if not asked.isdigit():
-        raise UserError(f"--rows-per-partition {asked!r} is no number of images; give 1 to {MOST_ROWS}, or auto")
+        raise UserError(f"--rows-per-partition {asked!r} is not a number of images; give 1 to {MOST_ROWS}, or auto")
     rows_per_chunk(int(asked))
     return int(asked)
 
@@ -245,7 +245,7 @@ def load(run: Path, *, checks_index: bool = True) -> Plan:
         values = json.loads(path.read_text())
     except OSError as error:
         raise UserError(
-            f"{run} is no run: no plan.json to read ({error.strerror}); make one with: batchjob plan DATA {run}"
+            f"{run} is not a run: it has no plan.json ({error.strerror}); make one with: batchjob plan DATA {run}"
         ) from error
     except ValueError as error:
         raise UserError(f"{path} is no JSON ({error}); the run is damaged, delete it and plan again") from error

@@ -184,7 +184,7 @@ def test_the_choice_of_k_does_not_depend_on_the_batch():
 
 def test_an_unknown_rule_method_or_distance_is_named_with_the_known_ones():
     rows, seeds, engine = torch.rand(1, 4, 4), torch.arange(1), open_engine("batched", CPU)
-    with pytest.raises(UserError, match="'silhouete' is no rule; did you mean 'silhouette'"):
+    with pytest.raises(UserError, match="'silhouete' is not a rule; did you mean 'silhouette'"):
         choose_k("silhouete", rows, seeds)
     with pytest.raises(UserError, match="'ward' is unknown; known: kmeans, spectral, agglomerative, hdbscan"):
         cluster("ward", rows, 2, seeds, engine=engine)

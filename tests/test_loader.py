@@ -152,7 +152,7 @@ def test_data_that_is_gone_or_has_changed_is_refused_before_any_work(tmp_path, f
     (root / "a.jpg").write_bytes(jpeg())
     index = index_images(str(root))
     shutil.rmtree(root)
-    with pytest.raises(UserError, match="is no folder now"):
+    with pytest.raises(UserError, match="is not a folder now"):
         open_loader(index)
 
 

@@ -80,7 +80,7 @@ def test_a_batch_body_inside_another_step_s_variables_is_one_process() -> None:
 @pytest.mark.parametrize(
     ("environment", "text"),
     [
-        ({"RANK": "3", "WORLD_SIZE": "3"}, "3 of 3 is no rank"),
+        ({"RANK": "3", "WORLD_SIZE": "3"}, "3 of 3 is not a rank"),
         ({"RANK": "one", "WORLD_SIZE": "3"}, "RANK is 'one', a number is needed"),
         (ARRAY | {"SLURM_ARRAY_TASK_COUNT": "2"}, r"in no regular step; give --array=0-1"),
     ],

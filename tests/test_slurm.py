@@ -50,7 +50,7 @@ def test_a_wrong_option_fails_at_once_and_is_never_requeued(submit: Callable[...
     assert job.wait() == "FAILED"
     facts = job.facts()
     assert (facts["ExitCode"], facts["Restarts"]) == ("2:0", "0")
-    assert "--batch-size 'many' is no count" in job.log()
+    assert "--batch-size 'many' is not a number" in job.log()
     assert "the input is wrong (exit 2 on node1,node2), see above: not tried again" in job.log()
     wait_until("the report job to be dropped", lambda: job.state(job.report) == "CANCELLED")
     status = sh(ROOT / "slurm" / "jobs.sh", "status", job.run, BATCHJOB_PYTHON=sys.executable)

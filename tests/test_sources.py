@@ -225,7 +225,7 @@ def test_more_tars_than_descriptors_are_read(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("t.tar", b"<html>" * 200, "is asked for as a tar and is none"),
+        ("t.tar", b"<html>" * 200, "is asked for as a tar and is not one"),
         ("t.tar", gzip.compress(b"x" * 5000), "unzip it"),
         ("t.tgz", b"", "not compressed"),
         ("t.tar", bytes(10240), "has no image"),

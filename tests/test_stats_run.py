@@ -330,7 +330,7 @@ def test_wrong_input_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", 2)
     with pytest.raises(UserError, match="named twice"):
         run_stats([run, run])
-    with pytest.raises(UserError, match=r"--jobs -1 is no number of processes"):
+    with pytest.raises(UserError, match=r"--jobs -1 is not a number of processes"):
         run_stats([run], jobs=-1)
     with pytest.raises(UserError, match="No such file"):
         run_stats([run], annotations=str(tmp_path / "missing.json"))

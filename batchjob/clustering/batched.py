@@ -72,7 +72,7 @@ class BatchedEngine:
     def kmeans(self, x: Tensor, k: Tensor, seeds: Tensor, *, n_init: int, mask: Tensor | None = None) -> Clusters:
         """See `Engine.kmeans`. Beside the results it holds about `budget_bytes`, or one problem's if that is more.
 
-        Raises ValueError for more than MAX_ROWS rows a problem: such a problem is no small one.
+        Raises ValueError for more than MAX_ROWS rows a problem: the engine is for small problems.
         """
         check_shapes(x, k, seeds, mask)
         n, p, _ = x.shape

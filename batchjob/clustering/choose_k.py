@@ -33,7 +33,7 @@ def choose_k(
     A problem whose rows are all equal gets 1 by the silhouette. Raises NotFiniteError, UserError.
     """
     if rule not in RULES:
-        raise UserError(f"--k {rule!r} is no rule; {nearest(rule, list(RULES))}")
+        raise UserError(f"--k {rule!r} is not a rule; {nearest(rule, list(RULES))}")
     check_finite(x, mask)
     rows = torch.full((len(x),), x.shape[1], device=x.device) if mask is None else mask.sum(1)
     if rule == "eigengap":

@@ -25,7 +25,7 @@ class RowKind:
     queries: str  # "rows": one a patch; "cls": one an image
     features: str  # "absolute": by key position; "relative": by offset from the query, pooled
     grid: tuple[int, int]
-    vector_size: int = 0  # D of vectors that are no maps: queries, keys, values or tokens; 0 for attention rows
+    vector_size: int = 0  # D of vectors that are not maps: queries, keys, values or tokens; 0 for attention rows
 
     @property
     def per_image(self) -> int:
@@ -78,11 +78,11 @@ def check_rows(options: Options, grid: tuple[int, int], images: int) -> None:
 
 
 def asked_rows(options: Options) -> int:
-    """How many rows the fit is to see, before any budget. Raises UserError where it is no count, or below k."""
+    """How many rows the fit is to see, before any budget. Raises UserError where it is not a number, or is below k."""
     if options.fit_rows == "auto":
         return AUTO_ROWS
     if not options.fit_rows.isdigit() or int(options.fit_rows) < 1:
-        raise UserError(f"--fit-rows {options.fit_rows!r} is no number of rows; give a number, or auto")
+        raise UserError(f"--fit-rows {options.fit_rows!r} is not a number of rows; give a number, or auto")
     if int(options.fit_rows) < int(options.k):
         raise UserError(f"--fit-rows {options.fit_rows} is below --k {options.k}; give at least one row a cluster")
     return int(options.fit_rows)

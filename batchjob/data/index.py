@@ -138,7 +138,7 @@ class ImageIndex:
     def check(self) -> None:
         """Raises UserError where DATA is gone or a tar has changed: its offsets would point anywhere."""
         if not self.tars and not os.path.isdir(self.root):
-            raise UserError(f"{escape(self.root)} was planned and is no folder now; bring it back, or plan anew")
+            raise UserError(f"{escape(self.root)} was planned and is not a folder now; bring it back, or plan anew")
         for tar in self.tars:
             with contextlib.suppress(FileNotFoundError):  # its rows will say so
                 found = os.stat(os.fsencode(tar.path))
@@ -151,7 +151,7 @@ class ImageIndex:
             os.close(self._open_tars.popitem()[1])
 
     def save(self, folder: Path) -> None:
-        """Writes the index as `folder`; `load` maps it. The JSON comes last: without it there is no index."""
+        """Writes the index as `folder`; `load` maps it. The JSON comes last: without it the folder is not an index."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, texts in (("names", self._names), ("ids", self._ids)):
             if texts is not None:

@@ -248,7 +248,7 @@ def _split_folder(root: bytes, split: str) -> bytes:
                 escape(e.name) for e in os.scandir(base) if e.is_dir() and e.name not in (b"annotations", b"images")
             ]
     way_out = nearest(split, known) if known else "it has no folders; leave --split out"
-    raise UserError(f"--split {split!r} is no folder of {escape(root)!r}; {way_out}")
+    raise UserError(f"--split {split!r} is not a folder of {escape(root)!r}; {way_out}")
 
 
 def _instance_files(root: bytes) -> dict[str, str]:

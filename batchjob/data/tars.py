@@ -61,7 +61,7 @@ def expand(pattern: str) -> list[str]:
 def add_tars(builder: IndexBuilder, paths: list[str], extensions: frozenset[bytes], limit: int) -> Iterator[str]:
     """Adds the pictures of the tars, in order; yields a remark for each tar that is cut off or has something left out.
 
-    Yields "" now and then, for the progress. Raises UserError for what is no tar.
+    Yields "" now and then, for the progress. Raises UserError for what is not a tar.
     """
     common = os.path.commonpath([os.path.dirname(p) for p in paths])
     for number, path in enumerate(paths):
@@ -134,7 +134,7 @@ def _members_of_one(path: str, file: BinaryIO, start: int, reading: Reading) -> 
         file.seek(0)
         zipped = file.read(2) == b"\x1f\x8b"
         remedy = "unzip it: a compressed tar has no offsets" if zipped else "make it one, or leave it out"
-        raise UserError(f"{path} is asked for as a tar and is none ({error}); {remedy}") from None
+        raise UserError(f"{path} is asked for as a tar and is not one ({error}); {remedy}") from None
     with tar:
         try:
             while (info := tar.next()) is not None:
@@ -179,7 +179,7 @@ def _after_zeros(file: BinaryIO, start: int) -> int | None:
 def _json_id(member: Member, fd: int) -> str:
     if not 0 < member.size <= MAX_JSON_BYTES:
         return ""
-    with contextlib.suppress(ValueError, RecursionError):  # a JSON that is none gives no id
+    with contextlib.suppress(ValueError, RecursionError):  # what does not parse as JSON gives no id
         values = json.loads(os.pread(fd, member.size, member.start))
         if isinstance(values, dict):
             return next((str(values[f]) for f in ID_FIELDS if isinstance(values.get(f), str | int)), "")

@@ -57,7 +57,7 @@ def query(text: str | None) -> tuple[int, int] | None:
         return None
     parts = text.split(",")
     if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
-        raise UserError(f"--query {text!r} is no patch; give its row and column, counted from 0: --query 4,7")
+        raise UserError(f"--query {text!r} is not a patch; give its row and column, counted from 0: --query 4,7")
     return int(parts[0]), int(parts[1])
 
 

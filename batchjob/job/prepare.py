@@ -224,7 +224,7 @@ def kept_rows(asked: str, index: "ImageIndex") -> tuple[int, ...]:
     try:
         wanted = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--keep-maps {asked} is no text to read ({error}); give N, or a file of image ids") from None
+        raise UserError(f"--keep-maps {asked} is not readable text ({error}); give N, or a file of image ids") from None
     rows = {index.id(row): row for row in range(len(index))}
     if unknown := [name for name in wanted if name not in rows]:
         raise UserError(
@@ -261,7 +261,7 @@ def _k_from_csv(path_text: str, index: "ImageIndex", patches: int) -> NDArray[np
     try:
         lines = list(csv.reader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"--k {path} is no CSV to read ({error}); give a file of image_id,k") from None
+        raise UserError(f"--k {path} is not a CSV file that can be read ({error}); give a file of image_id,k") from None
     for number, row in enumerate(lines, start=1):
         if not row or (number == 1 and row[-1].strip() == "k"):
             continue

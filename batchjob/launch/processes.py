@@ -32,7 +32,7 @@ def devices(runtime: Runtime, visible: int) -> list[int]:
     try:
         asked = [int(number) for number in runtime.gpus.split(",") if number.strip()]
     except ValueError as error:
-        raise UserError(f"--gpus {runtime.gpus!r} is no number or list of numbers; give 2, or 0,2, or all") from error
+        raise UserError(f"--gpus {runtime.gpus!r} is not a number or a list; give 2, or 0,2, or all") from error
     if "," not in runtime.gpus:
         asked = list(range(asked[0])) if asked else []
     wrong = [number for number in asked if number < 0 or (not on_cpu and number >= visible)]

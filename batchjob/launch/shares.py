@@ -46,7 +46,7 @@ def share_of(environment: Mapping[str, str], *, in_batch_body: bool = False) -> 
         rank, world = _number(environment, "SLURM_PROCID"), _number(environment, "SLURM_NTASKS")
         source = "SLURM_PROCID of SLURM_NTASKS"
     if not 0 <= rank < world:
-        raise UserError(f"{source}: {rank} of {world} is no rank; check the launcher")
+        raise UserError(f"{source}: {rank} of {world} is not a rank; check the launcher")
     if "SLURM_ARRAY_TASK_ID" in environment:
         task, tasks = _array_task(environment)
         rank, world, source = task * world + rank, tasks * world, f"array task {task} of {tasks}, {source}"

@@ -164,7 +164,7 @@ def _choose_stage(options: Options, stages: tuple[probe.Stage, ...]) -> probe.St
         return at_stride[-1]
     if not re.fullmatch(r"-?\d{1,3}", options.stage) or not -len(stages) <= int(options.stage) < len(stages):
         raise UserError(
-            f"--stage {options.stage} is none of {options.model}; give one of 0 to {len(stages) - 1} ({strides})"
+            f"--stage {options.stage} is not a stage of {options.model}; give one of 0 to {len(stages) - 1} ({strides})"
         )
     return stages[int(options.stage)]
 
@@ -185,7 +185,7 @@ def choose_input_px(text: str, own_px: tuple[int, int], *, patch_px: tuple[int, 
         return (DEFAULT_PX, DEFAULT_PX) if divides else own_px
     match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text.strip().lower())
     if not match:
-        raise UserError(f"--image-size {text!r} is no size in pixels; give S or HxW, e.g. 224 or 336x448")
+        raise UserError(f"--image-size {text!r} is not a size in pixels; give S or HxW, e.g. 224 or 336x448")
     asked = (int(match[1]), int(match[2] or match[1]))
     fitting = tuple(max(1, round(px / patch)) * patch for px, patch in zip(asked, patch_px, strict=True))
     if fitting != asked:
@@ -211,7 +211,7 @@ def _resolve(option: str, text: str, count: int, model: str) -> tuple[int, ...]:
     if items == ["all"]:
         return tuple(range(count))
     if not items or not all(re.fullmatch(r"-?\d{1,4}", item) for item in items):
-        raise UserError(f"--{option} {text!r} is no list of numbers; give e.g. -1, or 0,{count - 1}, or all")
+        raise UserError(f"--{option} {text!r} is not a list of numbers; give e.g. -1, or 0,{count - 1}, or all")
     outside = [item for item in items if not -count <= int(item) < count]
     if outside:
         have, give = (f"{count} {option}", f"0 to {count - 1}, or -1") if count > 1 else (f"1 {option[:-1]}", "0")

@@ -48,7 +48,7 @@ class Stage:
 def probe_vit(name: str, net: Any, input_px: tuple[int, int]) -> VitShape | None:
     """The tokens of a network built by `network.build`; None if it computes no attention on the way to its features.
 
-    Raises UserError where some block is no softmax(QKᵀ) from all tokens to all tokens.
+    Raises UserError where some block is not a softmax(QKᵀ) from all tokens to all tokens.
     """
     calls: list[taps.AttentionCall] = []
     ran: list[nn.Module] = []

@@ -1,4 +1,4 @@
-"""A CNN's feature map in the form of attention, so that the same clustering, scores and figures take it. It is none.
+"""A CNN's feature map in the form of attention, which it is not: the same clustering, scores and figures take it.
 
 Pseudo-attention: softmax of the cosine similarity of the features of two patches over `TEMPERATURE`. Saliency in place
 of the CLS row: the norm of each patch's features, and the features' first principal component.

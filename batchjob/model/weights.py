@@ -61,7 +61,7 @@ def locate(model: str, weights: str, *, say: Callable[[str], None] = lambda line
     if weights:
         path = Path(weights).expanduser().resolve()
         if not path.is_file():
-            raise UserError(f"--weights {weights} is no file; give a safetensors or pth file, or 'random'")
+            raise UserError(f"--weights {weights} is not a file; give a safetensors or pth file, or 'random'")
         return Weights(model, "file", str(path), sha256_of_weights(path))
     tagged = _with_tag(model)
     cached = cache_folder() / f"{tagged.replace('/', '_')}.safetensors"

@@ -90,7 +90,7 @@ class Picture:
 
 
 def write_report(runs: Sequence[Path], *, seed: int = 0) -> Path:
-    """The page's path, RUN/report.html of the first run. Raises UserError where a run is none or has no labels."""
+    """The page's path, RUN/report.html of the first run. Raises UserError where a run is not a run or has no labels."""
     views = [open_run(Path(run)) for run in runs]
     text = render(views, seed=seed)
     path = views[0].folder / "report.html"

@@ -44,7 +44,7 @@ def run_stats(
     if len({v.folder.resolve() for v in views}) < len(views):
         raise UserError("one RUN is named twice; name each once")
     if jobs < 0:
-        raise UserError(f"--jobs {jobs} is no number of processes; give 1 or more, or leave it out")
+        raise UserError(f"--jobs {jobs} is not a number of processes; give 1 or more, or leave it out")
     if empty := [v.folder for v in views if not len(v.ok_rows)]:
         raise UserError(f"{empty[0]} has no labelled image to score; go on with: batchjob run DATA {empty[0]}")
     randoms = match_randoms(views)

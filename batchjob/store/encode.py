@@ -163,7 +163,7 @@ class DamagedRoot(UserError):
 
 
 def read_root(run: Path) -> dict[str, Any]:
-    """RUN/labels.zarr/zarr.json. Raises UserError where RUN is none or of another schema, DamagedRoot where torn."""
+    """RUN/labels.zarr/zarr.json. Raises UserError where RUN is not a run of this schema, DamagedRoot where torn."""
     path = run / "labels.zarr" / "zarr.json"
     try:
         root = json.loads(path.read_text())

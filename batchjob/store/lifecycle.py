@@ -250,7 +250,8 @@ def check_static(run: Path, *, contents: bool) -> list[Damage]:
 def _replace(run: Path, others: Mapping[str, Sequence[int]], files: Mapping[str, bytes]) -> None:
     """Puts `files` in place and seals them with `others`, whose checks are given.
 
-    Both contents are sealed first: a kill in between is no damage, and the next `finish` does it all again.
+    Both checksums are recorded before the files are replaced, so that a kill in between is not taken for damage; the
+    next `finish` does it all again.
     """
     static, scratch = unseal_file(run / "done" / "store.json") or {"files": {}}, new_scratch(run)
     checks = dict(others) | {path: _check(data) for path, data in files.items()}
