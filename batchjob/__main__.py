@@ -7,9 +7,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from batchjob import ends, help
+from batchjob import help
 from batchjob.codes import VERSION
 from batchjob.config import Options, Runtime
+from batchjob.launch import ends
 
 VERBS = {
     "run": "plan, fit where it is needed, label all that is missing, finish; again on the same RUN it goes on",

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from batchjob import ends
 from batchjob.data.sources import index_images
 from batchjob.errors import UserError
+from batchjob.launch import ends
 from batchjob.model.weights import Weights, state_dict
 from batchjob.store import lifecycle as store
 from batchjob.store.partitions import marker_path, published

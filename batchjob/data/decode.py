@@ -113,7 +113,7 @@ def decode(
         raise
     except MemoryError:
         raise ReadFailure("too_large", f"the memory did not suffice to decode its {len(data)} bytes") from None
-    except Exception as error:  # a decoder fed with anything raises anything
+    except Exception as error:  # a damaged file makes decoders raise a dozen kinds; one must not end a run of millions
         if "MAX_TEXT_" in str(error):  # Pillow's guards against text chunks that unpack to gigabytes
             raise ReadFailure("too_large", one_line(error)) from None
         if any(words in str(error).lower() for words in ("unsupported", "not supported", "unknown compression")):
@@ -263,8 +263,8 @@ def _open(data: bytes) -> Image.Image:
         raise ReadFailure("not_an_image", f"no image format that is read; it starts with {data[:16]!r}") from None
     except Image.DecompressionBombError as error:
         raise ReadFailure("too_large", one_line(error)) from None
-    except Exception as error:
-        if len(data) > 64:  # more than a mere header: the usual handling
+    except Exception as error:  # Pillow's openers raise what they like where a header ends early
+        if len(data) > 64:  # more than a mere header: `decode` says what is wrong
             raise
         raise ReadFailure("not_an_image", f"nothing but the beginning of a header: {one_line(error)}") from None
 
@@ -279,7 +279,7 @@ def _check_pixels(height: int, width: int) -> None:
 def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(0x0112, 1)
-    except Exception:  # damaged metadata cost no photo
+    except Exception:  # Pillow parses metadata without checks: damaged EXIF must not cost the photo
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 

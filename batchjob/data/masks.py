@@ -92,7 +92,7 @@ def read_picture(path: str) -> NDArray[np.uint8]:
             return np.asarray(picture if picture.mode in ("L", "P") else picture.convert("RGB"))
     except UserError:
         raise
-    except Exception as error:  # a decoder fed with anything raises anything
+    except Exception as error:  # Pillow raises a dozen kinds for a damaged PNG
         raise UserError(f"the masks of {path} can't be read ({error}); give the PNG again, or leave it out") from None
 
 

@@ -1,6 +1,7 @@
 """A timm model: its input, tokens and heads (`describe`), its weights and preprocessing (`Model`)."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import timm
@@ -93,6 +94,20 @@ def describe(options: Options) -> ModelSpec:
             shape = resized
         except _DOES_NOT_RUN as error:
             input_px = _own_px_instead(options, own_px, error)
+    embed_dim = int(net.num_features)
+    return vit_spec(name, shape, preprocessing, input_px=input_px, patch_px=patch_px, embed_dim=embed_dim)
+
+
+def vit_spec(
+    name: str,
+    shape: probe.VitShape,
+    preprocessing: Mapping[str, Any],
+    *,
+    input_px: tuple[int, int],
+    patch_px: tuple[int, int],
+    embed_dim: int,
+) -> ModelSpec:
+    """What plan.json holds of a vision transformer; `preprocessing` has `mean`, `std` and `interpolation`."""
     return ModelSpec(
         name=name,
         kind="vit",
@@ -103,11 +118,13 @@ def describe(options: Options) -> ModelSpec:
         num_layers=shape.num_layers,
         num_heads=shape.num_heads,
         has_cls=shape.has_cls,
+        mean=tuple(preprocessing["mean"]),
+        std=tuple(preprocessing["std"]),
+        interpolation=preprocessing["interpolation"],
         head_dim=shape.head_dim,
-        embed_dim=int(net.num_features),
+        embed_dim=embed_dim,
         parameters=shape.parameters,
         activation_numbers=shape.activation_numbers,
-        **preprocessing,
     )
 
 

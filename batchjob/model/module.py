@@ -2,6 +2,7 @@
 
 import copy
 import os
+from dataclasses import replace
 from typing import Any
 
 import timm
@@ -12,8 +13,7 @@ from batchjob.errors import UserError
 from batchjob.inputs import sha256_of
 from batchjob.model import network, probe, weights
 from batchjob.model import sdpa_tap as taps
-from batchjob.model.describe import DEFAULT_PX, Model, choose_input_px
-from batchjob.plan import ModelSpec
+from batchjob.model.describe import DEFAULT_PX, Model, choose_input_px, vit_spec
 
 _IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bicubic"}
 
@@ -67,26 +67,10 @@ def wrap(net: nn.Module, image_size: str, *, device: torch.device) -> Model:
     shape = probe.probe_vit(name, meta, input_px)
     if shape is None:
         raise UserError(f"model {name} {probe.NO_MAP}; a CNN is given by its timm name")
-    prefix = {"num_prefix_tokens": shape.num_prefix_tokens, "has_cls": shape.has_cls}
+    embed_dim = shape.num_heads * shape.head_dim
+    spec = vit_spec(name, shape, data, input_px=input_px, patch_px=patch_px, embed_dim=embed_dim)
     if isinstance(meta, _Foreign):
-        prefix = {"num_prefix_tokens": meta.num_prefix_tokens, "has_cls": meta.num_prefix_tokens > 0}
-    spec = ModelSpec(
-        name=name,
-        kind="vit",
-        input_px=input_px,
-        patch_px=patch_px,
-        grid=shape.grid,
-        num_layers=shape.num_layers,
-        num_heads=shape.num_heads,
-        mean=tuple(data["mean"]),
-        std=tuple(data["std"]),
-        interpolation=data["interpolation"],
-        head_dim=shape.head_dim,
-        embed_dim=shape.num_heads * shape.head_dim,
-        parameters=shape.parameters,
-        activation_numbers=shape.activation_numbers,
-        **prefix,  # type: ignore[arg-type]
-    )
+        spec = replace(spec, num_prefix_tokens=meta.num_prefix_tokens, has_cls=meta.num_prefix_tokens > 0)
     return Model(spec, net, "fp32", device)
 
 

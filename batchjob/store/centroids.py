@@ -194,8 +194,8 @@ def _read(path: Path) -> dict[str, Any] | None:
         ValueError,
         KeyError,
         EOFError,
-        NotImplementedError,
-        zipfile.BadZipFile,
+        NotImplementedError,  # a flipped bit in the archive's number of the compression
+        zipfile.BadZipFile,  # the archive checks each array's CRC
         zlib.error,
-    ) as error:  # the archive checks each array's CRC
+    ) as error:
         raise UserError(f"{path} is damaged ({error}); delete it and fit again") from error
