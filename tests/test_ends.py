@@ -78,6 +78,18 @@ def test_a_plan_that_gets_a_signal_ends_75_without_a_traceback(
     assert "Traceback" not in said
 
 
+def test_an_interrupt_inside_an_exec_ends_75_too(tmp_path: Path) -> None:
+    """Of a module that is run by `-m`: Python asks there whether an interrupt was left, and ends by SIGINT."""
+    (tmp_path / "interrupted.py").write_text(
+        "import sys\nfrom batchjob.launch import ends\n"
+        "sys.exit(ends.code_of(lambda: exec('raise KeyboardInterrupt')))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "interrupted"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("interrupted")) == (75, 1)
+
+
 def test_a_run_whose_reader_goes_away_leaves_work_and_goes_on(tmp_path: Path) -> None:
     photos, run = make_photos(tmp_path / "photos", 2), tmp_path / "run"
     arguments = ["run", str(photos), str(run), *TINY, "--workers", "0"]

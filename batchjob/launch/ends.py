@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from batchjob.errors import UserError, WorkLeft
 
@@ -58,14 +58,21 @@ def code_of(work: Callable[[], int], *, only_shows: bool = False) -> int:
     except WorkLeft as error:
         return _say(error, WORK_LEFT)
     except KeyboardInterrupt as error:
+        # Where it passed an `exec` of a string (imports are full of them), Python ends by SIGINT whatever code it is
+        # given, unless another `exec` comes after (run_eval_code_obj in CPython's pythonrun.c).
+        exec("")
         return _say(f"interrupted ({error or 'SIGINT'}); the same command goes on where it stopped", WORK_LEFT)
     except BrokenPipeError:
-        _mute()
+        _mute(sys.stdout, sys.stderr)
         return 0 if only_shows else code
     except OSError as error:
         if error.errno not in _ENDS:
             raise
         code, remedy = _ENDS[error.errno]
+        try:
+            sys.stdout.flush()
+        except OSError:  # it is stdout that is full, and Python's own last flush would make the code 120
+            _mute(sys.stdout)
         file = f": {os.fsdecode(error.filename)}" if error.filename else ""
         return _say(f"{os.strerror(error.errno)}{file}; {remedy}", code)
 
@@ -95,10 +102,10 @@ def _interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _mute() -> None:
-    """Whatever is still buffered goes nowhere, so that Python's own last flush finds no closed pipe."""
+def _mute(*streams: Any) -> None:
+    """What these streams still buffer goes nowhere, so that Python's own last flush does not fail."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
+    for stream in streams:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             os.dup2(nowhere, stream.fileno())
 
@@ -109,5 +116,5 @@ def _say(message: object, code: int) -> int:
     try:
         print(f"batchjob: {line}", file=sys.stderr, flush=True)
     except OSError:
-        _mute()
+        _mute(sys.stderr)
     return code
