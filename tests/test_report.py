@@ -17,8 +17,9 @@ from batchjob.errors import UserError
 from batchjob.figures import Look, write_figures
 from batchjob.figures.photos import open_run, photo_of
 from batchjob.report import browser as packing
-from batchjob.report import codebook, write_report
+from batchjob.report import codebook, facts, write_report
 from batchjob.report import page as report_page
+from batchjob.store.run import Run
 from tests.conftest import ROOT, TINY
 from tests.runs import plan_what_is_there
 
@@ -314,6 +315,14 @@ def test_a_codebook_has_a_section_of_its_own_with_a_line_for_every_cluster(codeb
         counts = (labels == number).sum(0)[y, x]
         assert clusters.loc[number, "x"] == pytest.approx(np.average((x + 0.5) / 4, weights=counts))
         assert clusters.loc[number, "y"] == pytest.approx(np.average((y + 0.5) / 4, weights=counts))
+
+
+def test_what_was_left_out_of_the_annotations_stands_on_the_page(codebook_page: Path, tmp_path: Path) -> None:
+    shutil.copytree(codebook_page.parent, tmp_path / "run")
+    counts = tmp_path / "run" / "stats" / "counts.json"
+    counts.write_text(json.dumps({"images": 3, "left out: a size of 4x4": 2}))
+    rows = facts.gather(Run.checked(tmp_path / "run", stats=False)).rows
+    assert ("Left out", "2 annotations left out: a size of 4x4") in rows
 
 
 def test_a_codebook_without_statistics_shows_how_common_clusters_are_and_how_to_get_the_rest(

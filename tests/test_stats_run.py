@@ -280,6 +280,18 @@ def test_an_untrained_run_of_other_options_is_refused_with_the_difference(tmp_pa
     assert not (run / "stats").exists()
 
 
+def test_annotations_that_were_left_out_are_told_by_cause(tmp_path: Path) -> None:
+    run, path = write_run(tmp_path / "run", 3), write_annotations(tmp_path / "a.json", 3)
+    content = json.loads(path.read_text())
+    broken = content["annotations"][0] | {"id": 900, "segmentation": {"size": [4, 4], "counts": [3]}}
+    content["annotations"] += [broken, broken | {"id": 901}]
+    path.write_text(json.dumps(content))
+    said = [line for line in run_stats([run], annotations=str(path)) if "annotations left out: " in line]
+    assert len(said) == 1
+    assert said[0].startswith("2 annotations left out: ")
+    assert text.left_out(json.loads((run / "stats" / "counts.json").read_text())) == said
+
+
 def test_runs_of_other_grids_are_compared_on_the_finest_by_paired_differences(tmp_path: Path) -> None:
     fine = write_run(tmp_path / "fine", 9)
     coarse = write_run(tmp_path / "coarse", 9, grid=(7, 7))

@@ -12,6 +12,7 @@ from typing import Any
 
 from batchjob.config import Options, as_arguments
 from batchjob.figures.write import model_name
+from batchjob.stats.text import left_out
 from batchjob.store.run import Run
 
 _WAY_OUT = {
@@ -114,7 +115,12 @@ def _rows(view: Run) -> list[tuple[str, str]]:
         ("Scope", "each image by itself" if options["scope"] == "image" else "one set of centroids for the data set"),
         ("Precision", str(plan["precision"])),
     ]
-    return rows + ([("Annotations", str(plan["annotations"]))] if plan.get("annotations") else [])
+    if options["cluster_on"] != "attention":
+        rows.append(("Clustered", f"{options['cluster_on']} vectors in place of attention rows"))
+    rows += [("Annotations", str(plan["annotations"]))] if plan.get("annotations") else []
+    counts = view.folder / "stats" / "counts.json"
+    lines = left_out(json.loads(counts.read_text())) if counts.is_file() else []
+    return rows + ([("Left out", "; ".join(lines))] if lines else [])
 
 
 def _ranges(numbers: Sequence[int]) -> str:

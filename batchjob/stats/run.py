@@ -96,6 +96,7 @@ def _score(view: Run, annotations: Annotations | None, pool: Pool, *, csv: bool)
             if annotations is not None:
                 truth, counted = lay_out(view, annotations, Path(folder), pool)
                 tables.counts += counted
+                tables.counts.update({f"{text.LEFT_OUT}{cause}": n for cause, n in annotations.left_out.items()})
             for scored in score_run(view, truth, pool):
                 tables.add(scored)
                 bar.update(scored.counts["images"])

@@ -13,6 +13,7 @@ from batchjob.stats.numbers import gain, number, p_value
 from batchjob.store.run import Run
 
 MOST_ROWS = 16
+LEFT_OUT = "left out: "  # how the keys of counts.json begin that count annotations by what is wrong with them
 
 
 def head_table(run: Run, summary: pd.DataFrame, score: str) -> list[str]:
@@ -76,6 +77,7 @@ def describe(run: Run, counts: Mapping[str, int], summary: pd.DataFrame, selecti
         for cause in ("not annotated", "annotated at another size"):
             if counts.get(cause):
                 lines.append(f"{counts[cause]:,} images are {cause}: left out")
+    lines += left_out(counts)
     tables = [head_table(run, summary, s) for s in (catalogue.QUESTION, "pair_auc_matched")]
     if not any(tables):
         tables = [head_table(run, summary, s) for s in ("coherence", "attention_distance")]
@@ -83,6 +85,12 @@ def describe(run: Run, counts: Mapping[str, int], summary: pd.DataFrame, selecti
         lines += ["", *table] if table else []
     said = sentences.answer(run, selection) + sentences.exploratory(run, selection)
     return lines + (["", *said] if said else [])
+
+
+def left_out(counts: Mapping[str, int]) -> list[str]:
+    """A line for each cause for which annotations were left out, the most common first."""
+    found = [(n, name.removeprefix(LEFT_OUT)) for name, n in counts.items() if name.startswith(LEFT_OUT)]
+    return [f"{n:,} annotations left out: {cause}" for n, cause in sorted(found, reverse=True)]
 
 
 def missing_inputs(run: Run, names: Sequence[str], *, has_annotations: bool, has_random: bool) -> list[str]:
