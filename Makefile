@@ -100,7 +100,7 @@ show: env  ## plan, progress, throughput and failures of RUN=…
 	@$(PY) -m batchjob show $(RUN_OR_SAMPLE)
 
 test: dev  ## the tests (what needs a GPU, minutes or Slurm's packages is counted apart)
-	@$(PY) -m pytest
+	@$(PY) -m pytest -n 2 --dist loadgroup
 
 test-slow: dev  ## the long ones: kills, real Slurm, the soak of the loader
 	@$(PY) -m pytest -m 'slow and not gpu'

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from _pytest.terminal import TerminalReporter
@@ -58,6 +59,13 @@ def sample_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one file stay in one process, which makes their fixtures once; all on Slurm share one cluster."""
+    for item in items:
+        on_slurm = item.get_closest_marker("slurm") is not None
+        item.add_marker(pytest.mark.xdist_group("slurm" if on_slurm else item.path.stem))
+
+
 def pytest_deselected(items: list[pytest.Item]) -> None:
     """Counts by mark what a command left out, so that its last lines can say so in words."""
     for item in items:
@@ -68,9 +76,19 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """A suite that ran nothing is red: skipped tests prove nothing, all of `make test-gpu` without a GPU for one."""
+    if hasattr(session.config, "workeroutput"):  # one of several processes: the first one sums up
+        session.config.workeroutput["left_out"] = dict(_left_out)
+        return
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if exitstatus == 0 and not session.config.option.collectonly and not reporter.stats.get("passed"):
         session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Takes over what a process left out; each of them collects every test."""
+    left_out = getattr(node, "workeroutput", {}).get("left_out", {})  # a process that crashed has none
+    _left_out.update({mark: n for mark, n in left_out.items() if not _left_out[mark]})
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
