@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 
 from batchjob.codes import STATUS
-from batchjob.data.decode import ReadFailure, decode
+from batchjob.data.decode import decode
 from batchjob.data.index import ImageIndex, IndexBuilder
+from batchjob.data.reading import ReadFailure
 from batchjob.geometry import Geometry
 from batchjob.loader import jpeg as fast_jpeg
 from batchjob.loader.loader import Loader

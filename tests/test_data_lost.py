@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from batchjob import plan as plans
-from batchjob.data.decode import ReadFailure
 from batchjob.data.index import ImageIndex
+from batchjob.data.reading import ReadFailure
 from batchjob.job.fit import SampledRows
 from batchjob.job.presence import is_a_loss_of_data
 from batchjob.job.read_rows import ReadRows

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile, PngImagePlugin, features
 
 from batchjob.codes import STATUS
-from batchjob.data.decode import FORMATS, MAX_PIXELS, Decoded, ReadFailure, decode, placing, read_file, resize
+from batchjob.data.decode import FORMATS, MAX_PIXELS, Decoded, decode, placing, resize
+from batchjob.data.reading import ReadFailure, read_file
 from batchjob.geometry import Geometry
 from batchjob.loader import jpeg as fast_jpeg
 from tests.pictures import bad_files, bomb, encoded, jpeg, photo, png

@@ -156,7 +156,7 @@ def test_a_tar_that_changed_after_plan_is_refused(tmp_path: Path, batchjob: Comm
 
 
 def test_a_tar_that_is_replaced_under_a_run_gives_no_pixels(tmp_path: Path) -> None:
-    from batchjob.data.decode import ReadFailure
+    from batchjob.data.reading import ReadFailure
     from batchjob.data.sources import index_images
 
     tar = tmp_path / "photos.tar"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from batchjob.data.decode import ReadFailure
+from batchjob.data.reading import ReadFailure
 from batchjob.data.sources import ImageIndex, index_images
 from batchjob.data.tars import expand
 from batchjob.errors import UserError

@@ -1,10 +1,8 @@
 """One image: bytes to the model's uint8 input, or the reason why not. Pillow is the reference; see docs/input.md."""
 
-import errno
 import io
 import math
 import os
-import stat
 import warnings
 from dataclasses import dataclass
 from typing import Protocol
@@ -29,23 +27,14 @@ from PIL import (  # noqa: F401
     WebPImagePlugin,
 )
 
+from batchjob.data.reading import ReadFailure, one_line, read_file
 from batchjob.geometry import Geometry
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM")  # no EPS: it runs programs
 MAX_PIXELS = 89_478_485  # where Pillow starts to warn of a decompression bomb: 268 MB as RGB
-MAX_FILE_BYTES = 2**30
 RESAMPLE = {name.lower(): Image.Resampling[name] for name in Image.Resampling.__members__}
 RGB = tuple[int, int, int]
 Box = tuple[float, float, float, float]
-
-
-class ReadFailure(Exception):
-    """Why an image has no pixels: `cause` is a name of `STATUS`, `message` a sentence for failures.csv."""
-
-    def __init__(self, cause: str, message: str) -> None:
-        super().__init__(cause, message)
-        self.cause = cause
-        self.message = message
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,60 +130,6 @@ def resize(image: Image.Image, place: Placing, interpolation: str) -> NDArray[np
         top, bottom = 0, height
     small = image.resize((width, height), filter, box=(left, top, right, bottom))
     return np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1))
-
-
-def read_file(path: bytes, planned: tuple[int, int] | None = None) -> bytes:
-    """The file's bytes; raises ReadFailure, also where size and time of change (ns) are not the `planned` ones.
-
-    Looks before it opens: opening a FIFO would block for ever.
-    """
-    try:
-        return _read_file(path, planned)
-    except OSError as error:
-        raise ReadFailure(_cause_of(error, path), one_line(error.strerror or error)) from None
-
-
-def one_line(what: object) -> str:
-    """The text with line breaks and unprintable characters escaped, at most 300 characters."""
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(what))
-    return text if len(text) <= 300 else text[:299] + "…"
-
-
-def _read_file(path: bytes, planned: tuple[int, int] | None) -> bytes:
-    _check_regular(os.stat(path))
-    # O_NONBLOCK: should a FIFO have taken the file's place since, opening it returns at once
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(fd, "rb", buffering=0) as file:
-        _check_regular(os.fstat(fd))
-        data = file.readall()
-        found = os.fstat(fd)  # after reading: it may be written meanwhile
-    if planned is not None:
-        raise_for_change(found, planned)
-    return data
-
-
-def raise_for_change(found: os.stat_result, planned: tuple[int, int], what: str = "the file") -> None:
-    """Raises ReadFailure where size and time of change (ns) are not the `planned` ones."""
-    if (found.st_size, found.st_mtime_ns) == planned:
-        return
-    if planned[0] < 0:
-        raise ReadFailure("changed", f"{what} could not be seen when the run was planned")
-    how = f"had {planned[0]} bytes, has {found.st_size}" if found.st_size != planned[0] else "was written again"
-    raise ReadFailure("changed", f"{what} {how} since the run was planned")
-
-
-def _check_regular(found: os.stat_result) -> None:
-    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
-    if not stat.S_ISREG(found.st_mode):
-        raise ReadFailure("unreadable", f"is {kinds.get(stat.S_IFMT(found.st_mode), 'a device')}, not a file")
-    if found.st_size > MAX_FILE_BYTES:
-        raise ReadFailure("too_large", f"{found.st_size} bytes; at most {MAX_FILE_BYTES} are read")
-
-
-def _cause_of(error: OSError, path: bytes) -> str:
-    if error.errno in (errno.ENOENT, errno.ENOTDIR) and not os.path.lexists(path):
-        return "missing"
-    return "unreadable"  # a dangling link is there, and leads nowhere
 
 
 def _decode(data: bytes, geometry: Geometry, fill: RGB, interpolation: str, accelerate: Accelerator | None) -> Decoded:

@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from batchjob.data.decode import MAX_FILE_BYTES, ReadFailure, one_line, raise_for_change, read_file
+from batchjob.data.reading import MAX_FILE_BYTES, ReadFailure, one_line, raise_for_change, read_file
 from batchjob.errors import UserError
 
 VERSION = 2

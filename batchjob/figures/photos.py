@@ -42,7 +42,8 @@ def _index(folder: Path) -> Any:
 
 def photo_of(run: Run, row: int, *, side: int = 448) -> Photo:
     """The photo of a row, its longer side `side` pixels; grey where its file can't be read any more."""
-    from batchjob.data.decode import ReadFailure, decode
+    from batchjob.data.decode import decode
+    from batchjob.data.reading import ReadFailure
 
     height, width = int(run.data["height"][row]), int(run.data["width"][row])
     shown, span = display(run.geometry, height, width, side)

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from batchjob import clustering
 from batchjob.config import Options
-from batchjob.data.decode import ReadFailure, decode
+from batchjob.data.decode import decode
+from batchjob.data.reading import ReadFailure
 from batchjob.errors import UserError
 from batchjob.machine import choose_device
 from batchjob.model import weights

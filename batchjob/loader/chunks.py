@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset, get_worker_info
 
 from batchjob.codes import STATUS
-from batchjob.data.decode import RGB, ReadFailure, decode
+from batchjob.data.decode import RGB, decode
 from batchjob.data.index import ImageIndex
+from batchjob.data.reading import ReadFailure
 from batchjob.geometry import Geometry
 from batchjob.loader import jpeg
 from batchjob.loader.shared_pixels import PixelPool
