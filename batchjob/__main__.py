@@ -54,7 +54,9 @@ def make_parser(*, shows_all: bool = False) -> Parser:
     shown = None if shows_all else help.COMMON
     for name in ("run", "plan"):
         made[name].add_argument("--help-all", action="help", help="all options, these are the most used")
-        made[name].add_argument("data", metavar="DATA", help="folder, COCO root, .tar, shard-{000..041}.tar, or a list")
+        made[name].add_argument(
+            "data", metavar="DATA", help="folder, COCO root, .tar or .parquet, shard-{000..041}.tar, list"
+        )
         made[name].add_argument("run", metavar="RUN", nargs="?", help="folder of the run [runs/DATA-MODEL-HASH]")
         made[name].add_argument(
             "--retry-failed", action="store_true", help="what was missing or unreadable counts as not labelled"

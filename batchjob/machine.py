@@ -43,12 +43,16 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def choose_workers(asked: str, environment: Mapping[str, str] = os.environ) -> int:
-    """`--workers`, or for auto all cores of this process but one, shared with the node's other ranks, at most 16."""
+def choose_workers(asked: str, environment: Mapping[str, str] = os.environ, *, bytes_each: int = 0) -> int:
+    """`--workers`, or for auto all cores of this process but one, shared with the node's other ranks, at most 16.
+
+    Where a worker may need `bytes_each`, no more than fit a quarter of the machine's memory.
+    """
     if asked != "auto":
         return int(asked)
     ranks = int(environment.get("LOCAL_WORLD_SIZE") or 1)  # torchrun's; under srun the cores are the task's own
-    return max(1, min(usable_cores() // ranks - 1, _MOST_WORKERS))
+    fitting = total_memory_bytes() // (4 * ranks * bytes_each) if bytes_each else _MOST_WORKERS
+    return max(1, min(usable_cores() // ranks - 1, _MOST_WORKERS, fitting))
 
 
 def total_memory_bytes() -> int:

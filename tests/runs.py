@@ -67,6 +67,8 @@ def plan_what_is_there(run: Path) -> None:
 class Ids:
     """An index of `count` images, with the ids that cause trouble."""
 
+    columns = ("class",)
+
     def __init__(self, count: int) -> None:
         self._count = count
 
@@ -75,6 +77,9 @@ class Ids:
 
     def id(self, row: int) -> str:
         return f"a/été, “{row}”\n.jpg" if row % 2 else f"bytes\\xff/{row}.jpg"
+
+    def column(self, name: str, start: int, stop: int) -> list[str]:
+        return [f"{name} {row % 3}" for row in range(start, stop)]
 
 
 def arrays_of(plan: Plan, partition: int) -> dict[str, NDArray[Any]]:

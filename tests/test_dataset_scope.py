@@ -401,6 +401,30 @@ def test_the_codebook_of_cls_rows_names_images(
     assert (categories["share_of_cluster"] == 1).all()
 
 
+@pytest.mark.parametrize("queries", ["rows", "cls"])
+def test_agreement_with_the_classes_of_folders_needs_no_annotations(
+    queries: str, striped: Path, colour_model: list[object], tmp_path: Path, batchjob: Command
+) -> None:
+    """Absolute rows of vertical and of horizontal stripes share no cluster; a CLS row says where red is."""
+    run, folder = tmp_path / "run", tmp_path / "photos"
+    for i, path in enumerate(sorted(striped.glob("*.png"))):
+        (folder / ("upright" if i % 2 else "level")).mkdir(parents=True, exist_ok=True)
+        (folder / ("upright" if i % 2 else "level") / path.name).write_bytes(path.read_bytes())
+    ended = batchjob("run", folder, run, *colour_model, *SCOPE, "--heads", "1,2", "--queries", queries)
+    assert ended.code == 0, ended.err
+    ended = batchjob("stats", run)
+    assert ended.code == 0, ended.err
+    agreement = pd.read_parquet(run / "stats" / "codebook_agreement.parquet")
+    own = agreement[(agreement["against"] == "classes") & (agreement["head"] == 2)].iloc[0]
+    labels = package.open(run)["labels" if queries == "rows" else "image_labels"].sel(head=2).values.reshape(IMAGES, -1)
+    classes = np.broadcast_to((package.open(run)["class"].values == "level")[:, None], labels.shape)
+    assert own["rows"] == labels.size
+    assert own["ami"] == pytest.approx(adjusted_mutual_info_score(classes.ravel(), labels.ravel()), abs=1e-6)
+    assert f"agreement with classes (AMI over {labels.size:,} rows): median" in ended.out
+    assert batchjob("report", run).code == 0
+    assert "agreement with classes (AMI)" in (run / "report.html").read_text()
+
+
 @pytest.mark.parametrize("exact", [True, False])
 def test_agreement_over_a_dataset_is_scikit_learns(exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)

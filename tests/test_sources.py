@@ -63,7 +63,6 @@ def test_a_coco_root_gives_its_splits_and_their_annotations_in_both_layouts(tmp_
     assert both.ids() == [f"{base}train2017/000000000009.jpg", f"{base}val2017/000000000139.jpg"]
     one = index_images(str(tmp_path), split="val2017")
     assert one.ids() == [f"{base}val2017/000000000139.jpg"]
-    assert one.coco_id(0) == "000000000139.jpg"
     assert one.annotations == both.annotations == str(tmp_path / "annotations" / "instances_val2017.json")
     with pytest.raises(UserError, match="did you mean 'val2017'"):
         index_images(str(tmp_path), split="val2071")
@@ -213,12 +212,12 @@ def test_a_tar_that_changed_since_it_was_planned_is_refused(four):
 
 
 def test_more_tars_than_descriptors_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("batchjob.data.index.OPEN_TARS", 2)
+    monkeypatch.setattr("batchjob.data.shards.OPEN_TARS", 2)
     for i in range(5):
         write_tar(tmp_path / f"{i}.tar", [("a.png", png(i))])
     index = index_images(str(tmp_path / "{0..4}.tar"))
     assert [index.read(i) for i in (0, 1, 2, 3, 4, 0, 4)] == [png(i) for i in (0, 1, 2, 3, 4, 0, 4)]
-    assert len(index._open_tars) == 2
+    assert len(index._reader._open) == 2
     index.close()
 
 
@@ -246,7 +245,7 @@ def test_data_that_is_not_there_or_holds_no_image_is_an_error(tmp_path):
     for data, message in (
         (str(tmp_path / "none"), "is not a file or a folder"),
         (str(tmp_path), r"has no image; found: 1 \.doc; read are .*\.jpg"),
-        (str(tmp_path / "{00..02}.tar"), "3 of 3 tars .* are not there"),
+        (str(tmp_path / "{00..02}.tar"), "3 of 3 shards .* are not there"),
         (str(tmp_path / "{00..02}.zip"), "other than .tar"),
     ):
         with pytest.raises(UserError, match=message):

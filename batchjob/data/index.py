@@ -1,43 +1,26 @@
 """Where each image of DATA lies: arrays of bytes and offsets, memory-mapped, a few dozen bytes a row."""
 
-import contextlib
+import itertools
 import json
 import os
 from array import array
-from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from batchjob.data.reading import MAX_FILE_BYTES, ReadFailure, one_line, raise_for_change, read_file
+from batchjob.data.reading import escape, one_line, read_file
+from batchjob.data.shards import Place, Shard, open_reader, raise_for_changes
 from batchjob.errors import UserError
 
-VERSION = 2
+VERSION = 3
+MOST_CLASSES = 65_536  # of a column: more are no classes
 _STATS_AT_ONCE = 16  # file systems of clusters are slow one by one
 _STATS_PENDING = 1024  # the pool holds a future for each
-OPEN_TARS = 64  # file descriptors a process keeps: a thousand shards would meet the usual limit of 1024
-
-# What `size` says of a member that has no bytes of its own in the tar.
-LINK, SPARSE, LOST = -1, -2, -3
-_NO_BYTES = {
-    LINK: ("unreadable", "is a link inside {tar}; pack the file itself"),
-    SPARSE: ("unreadable", "is a sparse file inside {tar}; pack it plainly"),
-    LOST: ("missing", "{tar} is cut off: what followed its last whole member is lost"),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Tar:
-    """A tar of the index, and what it looked like when its offsets were taken."""
-
-    path: str
-    name: str  # how ids begin
-    size: int
-    mtime_ns: int
 
 
 class Texts:
@@ -65,20 +48,27 @@ class ImageIndex:
         meta: dict[str, Any],
         names: Texts,
         ids: Texts | None,
-        places: NDArray[np.int64] | None,
-        stamps: NDArray[np.int64] | None,
+        where: NDArray[np.int64],
+        codes: Mapping[str, NDArray[np.int32]],
     ) -> None:
+        """`where` holds a place in a shard for each row [rows, 3], or without shards what a file looked like [rows, 2].
+
+        That is its size and time of change in ns when it was planned, −1 if it was not seen. `codes` holds for each
+        column the number of each row's value among `meta["columns"]`.
+        """
         self.meta = meta
         self.root = os.fsencode(meta["root"])
         self.annotations: str = meta["annotations"]
         self.remarks: list[str] = meta["remarks"]  # what was left out or lost, for the user
-        self.tars = [Tar(**tar) for tar in meta["tars"]]
+        self.shards = [Shard(**shard) for shard in meta["shards"]]
+        self.columns: tuple[str, ...] = tuple(meta["columns"])  # what is known of every image: its class, its label
+        self.bytes_a_worker: int = meta["bytes_a_worker"]  # that reading takes at worst beside the image in hand
         self._names = names
         self._ids = ids
-        self._places = places  # [rows, 3]: tar, first byte, size
-        self._stamps = stamps  # of files, [rows, 2]: size and time of change in ns when planned; -1 if it wasn't seen
+        self._where = where
+        self._codes = codes
         self._folder: Path | None = None
-        self._open_tars: OrderedDict[int, int] = OrderedDict()
+        self._reader = open_reader(meta["kind"], self.shards)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -86,7 +76,7 @@ class ImageIndex:
     def __reduce__(self) -> tuple[Any, ...]:
         if self._folder is not None:
             return ImageIndex.load, (self._folder,)
-        return ImageIndex, (self.meta, self._names, self._ids, self._places, self._stamps)
+        return ImageIndex, (self.meta, self._names, self._ids, self._where, self._codes)
 
     def id(self, i: int) -> str:
         """The row's original id: the path below the root, or the tar's name and key, or what a list or JSON gives."""
@@ -94,61 +84,40 @@ class ImageIndex:
         if own:
             return own.decode("utf-8", "backslashreplace")
         name = escape(self._names[i])
-        return name if self._places is None else f"{self.tars[int(self._places[i, 0])].name}/{name}"
+        return f"{self.shards[int(self._where[i, 0])].name}/{name}" if self.shards else name
 
     def ids(self, start: int = 0, stop: int | None = None) -> list[str]:
         """The ids of rows [start, stop)."""
         return [self.id(i) for i in range(start, len(self) if stop is None else stop)]
 
-    def coco_id(self, i: int) -> str:
-        """What an annotation file calls the image: the file's name without folders, or the id a list or JSON gives."""
-        if self._ids is not None and self._ids[i]:
-            return self.id(i)
-        return escape(self._names[i].rpartition(b"/")[2])
+    def column(self, name: str, start: int = 0, stop: int | None = None) -> list[str]:
+        """What a column says of rows [start, stop); "" where it says nothing."""
+        values = self.meta["columns"][name]
+        return [values[code] for code in self._codes[name][start:stop].tolist()]
 
     def where(self, i: int) -> str:
-        """The file, or the tar and the member, for messages."""
-        if self._places is None:
+        """The file, or the shard and the name in it, for messages."""
+        if not self.shards:
             return escape(os.path.join(self.root, self._names[i]))
-        return f"{self.tars[int(self._places[i, 0])].path}: {escape(self._names[i])}"
+        return f"{self.shards[int(self._where[i, 0])].path}: {escape(self._names[i])}"
 
     def read(self, i: int) -> bytes:
         """The image's bytes; raises ReadFailure, and nothing else for whatever the disk holds."""
-        if self._places is None:
-            planned = None if self._stamps is None else (int(self._stamps[i, 0]), int(self._stamps[i, 1]))
-            return read_file(os.path.join(self.root, self._names[i]), planned)
-        number, start, size = (int(v) for v in self._places[i])
-        tar = self.tars[number]
-        if size in _NO_BYTES:
-            cause, message = _NO_BYTES[size]
-            raise ReadFailure(cause, message.format(tar=tar.path))
-        if size > MAX_FILE_BYTES:
-            raise ReadFailure("too_large", f"{size} bytes; at most {MAX_FILE_BYTES} are read")
-        try:
-            data = _read_at(self._descriptor(number), start, size)
-            raise_for_change(os.fstat(self._descriptor(number)), (tar.size, tar.mtime_ns), tar.path)
-        except FileNotFoundError:
-            raise ReadFailure("missing", f"{tar.path} is gone") from None
-        except OSError as error:
-            raise ReadFailure("unreadable", f"{tar.path}: {one_line(error.strerror or error)}") from None
-        if len(data) < size:
-            raise ReadFailure("truncated", f"{tar.path} is cut off inside it, after {len(data)} of {size} bytes")
-        return data
+        numbers = tuple(int(v) for v in self._where[i])
+        if self.shards:
+            place: Place = (numbers[0], numbers[1], numbers[2])
+            return self._reader.read(place)
+        return read_file(os.path.join(self.root, self._names[i]), (numbers[0], numbers[1]))
 
     def check(self) -> None:
-        """Raises UserError where DATA is gone or a tar has changed: its offsets would point anywhere."""
-        if not self.tars and not os.path.isdir(self.root):
+        """Raises UserError where DATA is gone or a shard has changed."""
+        if not self.shards and not os.path.isdir(self.root):
             raise UserError(f"{escape(self.root)} was planned and is not a folder now; bring it back, or plan anew")
-        for tar in self.tars:
-            with contextlib.suppress(FileNotFoundError):  # its rows will say so
-                found = os.stat(os.fsencode(tar.path))
-                if (found.st_size, found.st_mtime_ns) != (tar.size, tar.mtime_ns):
-                    raise UserError(f"{tar.path} has changed since it was planned; plan anew, into another RUN")
+        raise_for_changes(self.shards)
 
     def close(self) -> None:
-        """Closes the tars that `read` opened."""
-        while self._open_tars:
-            os.close(self._open_tars.popitem()[1])
+        """Closes the shards that `read` opened."""
+        self._reader.close()
 
     def save(self, folder: Path) -> None:
         """Writes the index as `folder`; `load` maps it. The JSON comes last: without it the folder is not an index."""
@@ -157,10 +126,9 @@ class ImageIndex:
             if texts is not None:
                 (folder / f"{name}.bin").write_bytes(texts.data.tobytes())
                 np.save(folder / f"{name}.npy", texts.offsets)
-        if self._places is not None:
-            np.save(folder / "places.npy", self._places)
-        if self._stamps is not None:
-            np.save(folder / "stamps.npy", self._stamps)
+        np.save(folder / "where.npy", self._where)
+        for name, codes in self._codes.items():
+            np.save(folder / f"column_{name}.npy", codes)
         (folder / "index.json").write_text(json.dumps(self.meta, indent=1))
 
     @classmethod
@@ -173,36 +141,38 @@ class ImageIndex:
             meta,
             _load_texts(folder, "names"),
             _load_texts(folder, "ids") if meta["has_ids"] else None,
-            np.load(folder / "places.npy", mmap_mode="r") if meta["tars"] else None,
-            None if meta["tars"] else np.load(folder / "stamps.npy", mmap_mode="r"),
+            np.load(folder / "where.npy", mmap_mode="r"),
+            {name: np.load(folder / f"column_{name}.npy", mmap_mode="r") for name in meta["columns"]},
         )
         index._folder = folder
         return index
 
-    def _descriptor(self, number: int) -> int:
-        if number not in self._open_tars:
-            if len(self._open_tars) >= OPEN_TARS:
-                os.close(self._open_tars.popitem(last=False)[1])
-            self._open_tars[number] = os.open(os.fsencode(self.tars[number].path), os.O_RDONLY | os.O_CLOEXEC)
-        self._open_tars.move_to_end(number)
-        return self._open_tars[number]
-
 
 class IndexBuilder:
-    """Collects rows; `build` gives the index. Costs the names' bytes and some 20 more a row."""
+    """Collects rows; `build` gives the index. Costs the names' bytes and some 20 more a row.
 
-    def __init__(self) -> None:
+    `kind` is that of the shards, `tar` or `parquet`; `columns` are what rows say beside their names.
+    """
+
+    def __init__(self, kind: str = "", *, columns: tuple[str, ...] = ()) -> None:
         self._names, self._name_offsets = bytearray(), array("Q", [0])
         self._ids, self._id_offsets = bytearray(), array("Q", [0])
         self._places = array("q")
         self._hashes = array("q")
-        self.tars: list[Tar] = []
+        self._kind = kind
+        self._values: dict[str, dict[str, int]] = {name: {"": 0} for name in columns}
+        self._codes = {name: array("i") for name in columns}
+        self._many: set[str] = set()  # columns of too many values
+        self.shards: list[Shard] = []
+        self.bytes_a_worker = 0
 
     def __len__(self) -> int:
         return len(self._hashes)
 
-    def add(self, name: bytes, *, id: str = "", place: tuple[int, int, int] | None = None) -> None:
-        """One row; `id` where it isn't the name, `place` = (number in `tars`, first byte, size) in a tar."""
+    def add(
+        self, name: bytes, *, id: str = "", place: Place | None = None, values: Mapping[str, str] | None = None
+    ) -> None:
+        """One row; `id` where it isn't the name, `place` in a shard, `values` of the columns that say something."""
         self._names += name
         self._name_offsets.append(len(self._names))
         self._ids += id.encode("utf-8", "backslashreplace")
@@ -210,34 +180,52 @@ class IndexBuilder:
         if place is not None:
             self._places.extend(place)
         self._hashes.append(hash(id or (escape(name), place[0] if place else 0)))
+        for column, known in self._values.items():
+            value = (values or {}).get(column, "")
+            if len(known) > MOST_CLASSES and value not in known:
+                self._many.add(column)
+            else:
+                self._codes[column].append(known.setdefault(value, len(known)))
+
+    def names(self) -> Iterator[bytes]:
+        """The names of the rows, in order."""
+        return (bytes(self._names[a:b]) for a, b in itertools.pairwise(self._name_offsets))
+
+    def set_column(self, column: str, values: Sequence[str]) -> None:
+        """Says a column for all rows at once; no values leave it empty."""
+        known = self._values[column]
+        self._codes[column] = array("i", (known.setdefault(value, len(known)) for value in values))
 
     def build(self, root: bytes, *, annotations: str = "", remarks: list[str] | None = None) -> ImageIndex:
-        """The index; raises UserError where two rows have one id."""
+        """The index; raises UserError where two rows have one id. A column that says nothing is left out.
+
+        So is one of more than `MOST_CLASSES` values, with a remark.
+        """
+        remarks = list(remarks or [])
+        remarks += [f"the column {name} has over {MOST_CLASSES:,} values: not classes; left out" for name in self._many]
+        columns = [name for name, values in self._values.items() if len(values) > 1 and name not in self._many]
         meta = {
             "version": VERSION,
             "root": os.fsdecode(root),
             "annotations": annotations,
-            "remarks": remarks or [],
-            "tars": [asdict(tar) for tar in self.tars],
+            "remarks": remarks,
+            "kind": self._kind,
+            "shards": [asdict(shard) for shard in self.shards],
+            "columns": {name: list(self._values[name]) for name in columns},
+            "bytes_a_worker": self.bytes_a_worker,
             "has_ids": bool(self._ids),
         }
         names = Texts(np.frombuffer(self._names, np.uint8), np.frombuffer(self._name_offsets, np.uint64))
+        ids = Texts(np.frombuffer(self._ids, np.uint8), np.frombuffer(self._id_offsets, np.uint64))
         index = ImageIndex(
             meta,
             names,
-            Texts(np.frombuffer(self._ids, np.uint8), np.frombuffer(self._id_offsets, np.uint64))
-            if self._ids
-            else None,
-            np.frombuffer(self._places, np.int64).reshape(-1, 3) if self.tars else None,
-            None if self.tars else _stamps(root, names),
+            ids if self._ids else None,
+            np.frombuffer(self._places, np.int64).reshape(-1, 3) if self.shards else _stamps(root, names),
+            {name: np.frombuffer(self._codes[name], np.int32) for name in columns},
         )
         _refuse_duplicates(index, np.frombuffer(self._hashes, np.int64))
         return index
-
-
-def escape(name: bytes) -> str:
-    r"""The name as text; bytes that are not UTF-8 become \xNN."""
-    return name.decode("utf-8", "backslashreplace")
 
 
 def _refuse_duplicates(index: ImageIndex, hashes: NDArray[np.int64]) -> None:
@@ -248,7 +236,7 @@ def _refuse_duplicates(index: ImageIndex, hashes: NDArray[np.int64]) -> None:
     if equal:
         a, b = equal[0]
         first, second = one_line(index.where(a)), one_line(index.where(b))
-        if index._names[a] == index._names[b] and index._places is None:
+        if index._names[a] == index._names[b] and not index.shards:
             raise UserError(
                 f"{first} is named twice ({len(equal)} such pairs), in rows {a + 1} and {b + 1} of the data; "
                 "leave one of them out"
@@ -278,23 +266,7 @@ def _stamps(root: bytes, names: Texts) -> NDArray[np.int64]:
     return found
 
 
-def _texts(data: bytearray, offsets: "array[int]") -> Texts:
-    return Texts(np.frombuffer(data, np.uint8), np.frombuffer(offsets, np.uint64))
-
-
 def _load_texts(folder: Path, name: str) -> Texts:
     offsets = np.load(folder / f"{name}.npy", mmap_mode="r")
     data = np.memmap(folder / f"{name}.bin", np.uint8, "r") if offsets[-1] else np.empty(0, np.uint8)
     return Texts(data, offsets)
-
-
-def _read_at(fd: int, start: int, size: int) -> bytes:
-    parts: list[bytes] = []
-    got = 0
-    while got < size:
-        part = os.pread(fd, size - got, start + got)
-        if not part:
-            break
-        parts.append(part)
-        got += len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from batchjob.data.sources import EXTENSIONS
+from batchjob.data.folders import EXTENSIONS
 from batchjob.errors import UserError
 
 Parts = tuple[str, ...]

@@ -27,6 +27,11 @@ def read_file(path: bytes, planned: tuple[int, int] | None = None) -> bytes:
         raise ReadFailure(_cause_of(error, path), one_line(error.strerror or error)) from None
 
 
+def escape(name: bytes) -> str:
+    r"""The name as text; bytes that are not UTF-8 become \xNN."""
+    return name.decode("utf-8", "backslashreplace")
+
+
 def one_line(what: object) -> str:
     """The text with line breaks and unprintable characters escaped, at most 300 characters."""
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(what))

@@ -10,7 +10,8 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from batchjob.data.index import LINK, LOST, SPARSE, IndexBuilder, Tar
+from batchjob.data.index import IndexBuilder
+from batchjob.data.shards import LINK, LOST, SPARSE, Shard
 from batchjob.errors import UserError
 
 MAX_JSON_BYTES = 2**20
@@ -65,8 +66,8 @@ def add_tars(builder: IndexBuilder, paths: list[str], extensions: frozenset[byte
     """
     common = os.path.commonpath([os.path.dirname(p) for p in paths])
     for number, path in enumerate(paths):
-        found = os.stat(path)
-        builder.tars.append(Tar(path, os.path.relpath(path, common), found.st_size, found.st_mtime_ns))
+        tar = Shard.at(path, os.path.relpath(path, common))
+        builder.shards.append(tar)
         reading = Reading()
         with open(path, "rb") as file:
             for _, sample in itertools.groupby(_members(path, reading), key=lambda m: m.key):
@@ -80,7 +81,7 @@ def add_tars(builder: IndexBuilder, paths: list[str], extensions: frozenset[byte
             yield f"{path}: {reading.behind} bytes behind its end mark are not a tar; left out"
         if reading.cut:
             yield f"{path} {reading.cut}"
-            inside = reading.last is not None and reading.last.start + reading.last.size > found.st_size
+            inside = reading.last is not None and reading.last.start + reading.last.size > tar.size
             if not (inside and reading.last is not None and _suffix(reading.last.name) in extensions):
                 builder.add(b"(cut off)", place=(number, 0, LOST))
 

@@ -35,7 +35,7 @@ def open_run(folder: Path) -> Run:
 
 @functools.lru_cache(maxsize=8)
 def _index(folder: Path) -> Any:
-    from batchjob.data.sources import ImageIndex
+    from batchjob.data.index import ImageIndex
 
     return ImageIndex.load(folder / "index")
 

@@ -104,6 +104,6 @@ def _open_loader(plan: Plan, index: ImageIndex, runtime: Runtime, batch_size: in
         fill_rgb=(red, green, blue),
         interpolation=plan.model.interpolation,
         batch_size=batch_size,
-        workers=choose_workers(runtime.workers),
+        workers=choose_workers(runtime.workers, bytes_each=index.bytes_a_worker),
         pin_for=device if device.type == "cuda" else None,
     )

@@ -16,7 +16,7 @@ from batchjob import plan as plans
 from batchjob.codebook import rows as sample_rows
 from batchjob.config import K_RULES, MAX_K, Options
 from batchjob.data import sources
-from batchjob.data.index import escape
+from batchjob.data.reading import escape
 from batchjob.errors import UserError
 from batchjob.files import LOCK, clear_disk_errors, new_scratch, only_one
 from batchjob.geometry import Geometry
@@ -26,8 +26,8 @@ from batchjob.plan import Plan
 Say = Callable[[str], None]
 
 if TYPE_CHECKING:
+    from batchjob.data.index import ImageIndex
     from batchjob.data.instances import GridInstances
-    from batchjob.data.sources import ImageIndex
 
 
 def prepare(data: str, run: Path, options: Options, *, say: Callable[[str], None]) -> Plan:

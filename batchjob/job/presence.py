@@ -3,7 +3,8 @@
 import os
 from collections.abc import Mapping, Sequence
 
-from batchjob.data.index import ImageIndex, escape
+from batchjob.data.index import ImageIndex
+from batchjob.data.reading import escape
 from batchjob.errors import WorkLeft
 from batchjob.job.buffers import Failure
 
@@ -14,16 +15,16 @@ _LOOKED_AT = 16
 
 
 def raise_for_absence(index: ImageIndex) -> None:
-    """Raises WorkLeft where DATA's root, all of its tars, or each of 16 photos spread over the index can't be seen."""
+    """Raises WorkLeft where DATA's root, all of its shards, or each of 16 photos can't be seen."""
     node = os.environ.get("SLURMD_NODENAME") or os.uname().nodename
     again = "bring it back and run the same command again"
-    if not index.tars and not os.path.isdir(index.root):
+    if not index.shards and not os.path.isdir(index.root):
         raise WorkLeft(f"DATA {escape(index.root)} was planned and can't be seen on {node}; {again}")
     count = len(index)
     rows = sorted({i * (count - 1) // max(1, _LOOKED_AT - 1) for i in range(_LOOKED_AT)})
-    places = [index.where(row).split(": ")[0] if index.tars else index.where(row) for row in rows]
+    places = [index.where(row).split(": ")[0] if index.shards else index.where(row) for row in rows]
     if count > FEW_IMAGES and not any(os.path.lexists(place) for place in places):
-        what = "the tars" if index.tars else f"{len(rows)} photos looked at"
+        what = "the shards" if index.shards else f"{len(rows)} photos looked at"
         raise WorkLeft(f"none of {what} of DATA {escape(index.root)} can be seen on {node}; {again}")
 
 

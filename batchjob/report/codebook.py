@@ -134,8 +134,9 @@ def _line(clusters: pd.DataFrame, agreement: pd.DataFrame | None, layer: int, he
     used = int((clusters["share"] > 0).sum())
     text = f"{used} of {len(clusters)} clusters in use, the most common {clusters['share'].max():.0%} of rows"
     if agreement is not None:
-        own = agreement[(agreement["layer"] == layer) & (agreement["head"] == head)]
-        own = own[(own["against"] == "categories") & own["ami"].notna()]
-        if len(own):
-            text += f"; agreement with categories (AMI) {own['ami'].iloc[0]:.3f}".replace("-", "−")
+        of_head = agreement[(agreement["layer"] == layer) & (agreement["head"] == head) & agreement["ami"].notna()]
+        for against in ("classes", "categories"):
+            own = of_head[of_head["against"] == against]
+            if len(own):
+                text += f"; agreement with {against} (AMI) {own['ami'].iloc[0]:.3f}".replace("-", "−")
     return text.replace("%", " %")

@@ -34,6 +34,7 @@ class Codebook:
     images: NDArray[np.int64]  # [Z, K] in which the cluster occurs
     categories: NDArray[np.int64]  # [Z, K, C] rows of annotated images; of CLS rows: images that show the category
     groups: NDArray[np.int64]  # [Z, K, C] each row once: of CLS rows by the category that owns most patches
+    classes: NDArray[np.int64]  # [Z, K, classes] rows of images of each class; no class where the data name none
     typical: NDArray[np.int64]  # [Z, K, TYPICAL] images' rows, best first; −1 where there are fewer
     typical_values: NDArray[np.float64]  # share of the image's rows; of CLS rows minus the squared distance
 
@@ -46,6 +47,9 @@ def count(view: Run, annotations: Annotations | None) -> Codebook:
     labels: Any = group["labels" if view.has_labels else "image_labels"]
     inertia: Any = group["inertia"]
     ids = view.ids if annotations is not None else []
+    classes = view.classes or []
+    known_classes = {name: i for i, name in enumerate(sorted(set(classes) - {""}))}
+    class_of = np.array([known_classes.get(name, -1) for name in classes], np.int64)
     k, heads = int(view.options["k"]), len(view.layers) * len(view.heads)
     rows = view.geometry.grid[0] * view.geometry.grid[1] if view.has_labels else 1
     book = Codebook(
@@ -55,6 +59,7 @@ def count(view: Run, annotations: Annotations | None) -> Codebook:
         np.zeros((heads, k), np.int64),
         np.zeros((heads, k, len(number) + 1), np.int64),
         np.zeros((heads, k, len(number) + 1), np.int64),
+        np.zeros((heads, k, len(known_classes)), np.int64),
         np.full((heads, k, TYPICAL), -1, np.int64),
         np.full((heads, k, TYPICAL), -np.inf),
     )
@@ -65,6 +70,8 @@ def count(view: Run, annotations: Annotations | None) -> Codebook:
         block = labels[start:stop].reshape(stop - start, heads, rows)[ok]
         distances = inertia[start:stop].reshape(stop - start, heads)[ok]
         _add_labels(book, block, start + ok, distances)
+        if known_classes:
+            _add_classes(book, block, class_of[start + ok])
         for i, own in zip(ok, block, strict=True):
             image = annotations.image(ids[start + i]) if annotations is not None else None
             size = int(part.height[i]), int(part.width[i])
@@ -98,6 +105,14 @@ def _add_labels(
     order = np.argsort(-values, axis=2, kind="stable")[..., :TYPICAL]
     book.typical_values = np.take_along_axis(values, order, 2)
     book.typical = np.where(np.isfinite(book.typical_values), np.take_along_axis(images, order, 2), -1)
+
+
+def _add_classes(book: Codebook, labels: NDArray[np.uint8], class_of: NDArray[np.int64]) -> None:
+    """labels [n, Z, R] of images, and the number of each image's class [n], −1 for none."""
+    labels, class_of = labels[class_of >= 0].astype(np.int64), class_of[class_of >= 0]
+    _, k, kinds = book.classes.shape
+    codes = (np.arange(labels.shape[1])[None, :, None] * k + labels) * kinds + class_of[:, None, None]
+    book.classes += np.bincount(codes[labels < k], minlength=book.classes.size).reshape(book.classes.shape)
 
 
 def _add_categories(book: Codebook, labels: NDArray[np.uint8], category: NDArray[np.int64]) -> None:
@@ -208,7 +223,9 @@ def tables(book: Codebook) -> dict[str, pd.DataFrame]:
 def _agreement(book: Codebook, layer: NDArray[Any], head: NDArray[Any]) -> pd.DataFrame:
     lines = []
     for z in range(len(layer)):
-        for against, table in (("categories", book.groups[z, :, 1:]), ("categories and the rest", book.groups[z])):
+        tables = [("categories", book.groups[z, :, 1:]), ("categories and the rest", book.groups[z])]
+        tables += [("classes", book.classes[z])] * bool(book.classes.shape[2])
+        for against, table in tables:
             lines.append((layer[z], head[z], against, dataset_ami(table), int(table.sum())))
     return pd.DataFrame(lines, columns=["layer", "head", "against", "ami", "rows"])
 
@@ -218,15 +235,16 @@ def describe(found: dict[str, pd.DataFrame], *, is_annotated: bool) -> list[str]
     clusters, agreement = found["codebook"], found["codebook_agreement"]
     empty = int((clusters["rows"] == 0).sum())
     lines = [f"codebook: {len(clusters):,} clusters, {empty} of them in no image; each is one thing in every image"]
+    for against in ("classes", "categories"):
+        own = agreement[agreement["against"] == against].dropna()
+        if len(own):
+            best = own.iloc[int(own["ami"].to_numpy().argmax())]
+            lines.append(
+                f"agreement with {against} (AMI over {best['rows']:,} rows): median {own['ami'].median():.3f}, best "
+                f"{best['ami']:.3f} in layer {best['layer']}, head {best['head']}"
+            )
     if not is_annotated:
         return [*lines, "agreement with categories needs annotations; give --annotations FILE"]
-    own = agreement[agreement["against"] == "categories"].dropna()
-    if len(own):
-        best = own.iloc[int(own["ami"].to_numpy().argmax())]
-        lines.append(
-            f"agreement with categories (AMI over {best['rows']:,} rows): median {own['ami'].median():.3f}, best "
-            f"{best['ami']:.3f} in layer {best['layer']}, head {best['head']}"
-        )
     told = found["codebook_categories"]
     told = told[(told["category"] != NO_INSTANCE) & (told["rows"] >= TOLD_ROWS) & (told["lift"] >= 1.5)]
     weight = told["rows"] * np.log(told["lift"])  # what it adds to the mutual information

@@ -1,8 +1,9 @@
 """Arrays to the bytes of a Zarr store's files, in memory: the store's metadata, and the shards of one partition."""
 
+import functools
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,8 +26,11 @@ _ROWS_OF_IDS = 65536  # image ids of one chunk
 class IndexLike(Protocol):
     """What the store reads of an image index."""
 
+    columns: tuple[str, ...]  # what is known of every image: its class, its label
+
     def __len__(self) -> int: ...
     def id(self, row: int, /) -> str: ...
+    def column(self, name: str, start: int, stop: int, /) -> list[str]: ...
 
 
 class Encoder:
@@ -95,21 +99,38 @@ def static_files(plan: Plan, index: IndexLike) -> dict[str, bytes]:
         _coordinate(group, "algorithm", "algorithm", np.asarray(plan.options.algorithms, object))
         if store_name == "labels" and plan.kept_rows:
             _coordinate(group, "kept_image", "kept_image", np.asarray(plan.kept_rows, "int64"))
-        ids = group.create_array(
-            "image_id",
-            shape=(plan.row_count,),
-            dtype="str",
-            chunks=(min(_ROWS_OF_IDS, plan.row_count),),
-            dimension_names=("image",),
-            compressors=ZstdCodec(level=1),
-            attributes={"meaning": "path below the root of the data, or tar name and key"},
-            chunk_key_encoding={"name": "default", "separator": "."},
-        )
-        for start in range(0, plan.row_count, _ROWS_OF_IDS):
-            stop = min(start + _ROWS_OF_IDS, plan.row_count)
-            ids[start:stop] = np.asarray([index.id(row) for row in range(start, stop)], object)
+        meaning = "path below the root of the data, or the shard's name and the key in it"
+        _texts(group, "image_id", plan.row_count, meaning, lambda a, b: [index.id(row) for row in range(a, b)])
+        if store_name == "labels" and index.columns:
+            named = {_coordinate_of(column, specs): column for column in index.columns}
+            group.attrs["coordinates"] = " ".join(named)
+            for name, column in named.items():
+                meaning = "what the data say of each image: the name of its folder, or its column of this name"
+                _texts(group, name, plan.row_count, meaning, functools.partial(index.column, column))
         files.update({f"{store_name}.zarr/{key}": value.to_bytes() for key, value in held.items()})
     return files
+
+
+def _coordinate_of(column: str, specs: Mapping[str, ArraySpec]) -> str:
+    """The name of a column's coordinate: its own, unless an array has it."""
+    return f"image_{column}" if column in specs else column
+
+
+def _texts(group: zarr.Group, name: str, rows: int, meaning: str, values: Callable[[int, int], list[str]]) -> None:
+    """Writes a text for each image; `values` gives those of rows [start, stop)."""
+    array = group.create_array(
+        name,
+        shape=(rows,),
+        dtype="str",
+        chunks=(min(_ROWS_OF_IDS, rows),),
+        dimension_names=("image",),
+        compressors=ZstdCodec(level=1),
+        attributes={"meaning": meaning},
+        chunk_key_encoding={"name": "default", "separator": "."},
+    )
+    for start in range(0, rows, _ROWS_OF_IDS):
+        stop = min(start + _ROWS_OF_IDS, rows)
+        array[start:stop] = np.asarray(values(start, stop), object)
 
 
 def _coordinate(group: zarr.Group, name: str, dim: str, values: NDArray[Any]) -> None:

@@ -117,6 +117,12 @@ class Run:
         return [str(i) for i in self._array("image_id")[:]]
 
     @cached_property
+    def classes(self) -> list[str] | None:
+        """The class of every image, "" where it has none: what the data said first; None where they say nothing."""
+        names = str(self._group.attrs.get("coordinates", "")).split()
+        return [str(value) for value in self._array(names[0])[:]] if names else None
+
+    @cached_property
     def ok_rows(self) -> NDArray[np.intp]:
         """Rows of the images that were labelled."""
         return np.flatnonzero(self._array("status")[:] == OK)

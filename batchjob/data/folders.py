@@ -1,0 +1,154 @@
+"""A folder as DATA: its images in order, the splits and annotations of a COCO root, classes that are folders."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+from batchjob.data.reading import escape
+from batchjob.errors import UserError, nearest
+
+# .heic is not read; it is listed all the same, so that such a photo gets a row that says so.
+EXTENSIONS = frozenset(
+    b".jpg .jpeg .jpe .jfif .png .webp .tif .tiff .bmp .gif .avif .jp2 .ppm .pgm .pnm .heic .heif".split()
+)
+_SPLIT = re.compile(rb"(train|trainval|training|val|valid|validation|dev|test|testing|eval)[-_]?\d*", re.IGNORECASE)
+
+
+def walk(
+    root: bytes, below: bytes, *, skip: bytes, others: Counter[str], wanted: frozenset[bytes] = EXTENSIONS
+) -> Iterator[bytes]:
+    """The paths of files of the `wanted` extensions below `root`, in the order of their bytes, without hidden ones.
+
+    Holds the names of the folders it is in, not of those it has left. Links to folders are followed, but not in a
+    loop. A folder with such an extension and no such file inside comes as if it were one: its row says what it is.
+
+    Parameters
+    ----------
+    root, below
+        Only what lies in the folder `below` is listed; paths are relative to `root`.
+    skip
+        A folder that is left out.
+    others
+        Counts the other files by extension.
+    wanted
+        Extensions in lower case, with their dot.
+
+    Raises
+    ------
+    UserError
+        A folder can't be listed: a gap would not be noticed.
+    """
+    found = 0
+    stack = [(below, _list_folder(root, below, others, wanted), _identity(root, below), 0)]
+    while stack:
+        folder, names, _, before = stack[-1]
+        if not names:
+            stack.pop()
+            if found == before and stack and suffix_of(folder) in wanted:
+                found += 1
+                yield folder
+            continue
+        name = names.pop()
+        path = folder + b"/" + name if folder else name
+        if not name.endswith(b"/"):
+            found += 1
+            yield path
+        elif path[:-1] != skip:
+            path = path[:-1]
+            identity = _identity(root, path)
+            if all(identity != above[2] for above in stack):
+                stack.append((path, _list_folder(root, path, others, wanted), identity, found))
+
+
+def _list_folder(root: bytes, below: bytes, others: Counter[str], wanted: frozenset[bytes]) -> list[bytes]:
+    """Names of wanted files, and of folders with a slash, the first of them last."""
+    names = []
+    folder = os.path.join(root, below)
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(b"."):
+                    continue
+                if _is_folder(entry):
+                    names.append(entry.name + b"/")
+                elif suffix_of(entry.name) in wanted:
+                    names.append(entry.name)
+                else:
+                    others[escape(suffix_of(entry.name))] += 1
+    except OSError as error:
+        raise UserError(
+            f"the folder {escape(folder)!r} can't be listed ({error.strerror}); make it readable, or move it away"
+        ) from None
+    names.sort(reverse=True)
+    return names
+
+
+def _is_folder(entry: os.DirEntry[bytes]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a loop of links: a row that can't be read
+        return False
+
+
+def _identity(root: bytes, below: bytes) -> tuple[int, int]:
+    try:
+        found = os.stat(os.path.join(root, below))
+    except OSError as error:
+        folder = escape(os.path.join(root, below))
+        raise UserError(f"the folder {folder!r} can't be read ({error.strerror}); make it readable") from None
+    return found.st_dev, found.st_ino
+
+
+def split_folder(root: bytes, split: str) -> bytes:
+    """The folder of a split, relative to `root`. Raises UserError with the known ones where there is none."""
+    for below in (split, f"images/{split}"):
+        if os.path.isdir(os.path.join(root, os.fsencode(below))):
+            return os.fsencode(below)
+    known: list[str] = []
+    for base in (root, os.path.join(root, b"images")):
+        if os.path.isdir(base):
+            known += [
+                escape(e.name) for e in os.scandir(base) if e.is_dir() and e.name not in (b"annotations", b"images")
+            ]
+    way_out = nearest(split, known) if known else "it has no folders; leave --split out"
+    raise UserError(f"--split {split!r} is not a folder of {escape(root)!r}; {way_out}")
+
+
+def instance_files(root: bytes) -> dict[str, str]:
+    """Split -> `instances_SPLIT.json` of a COCO root, for the splits that have a folder of images."""
+    folder = os.path.join(os.fsdecode(root), "annotations")
+    if not os.path.isdir(folder):
+        return {}
+    found = {}
+    for name in sorted(os.listdir(folder)):
+        split = name.removeprefix("instances_").removesuffix(".json")
+        is_there = any(os.path.isdir(os.path.join(os.fsdecode(root), base, split)) for base in ("", "images"))
+        if name == f"instances_{split}.json" and is_there:
+            found[split] = os.path.join(folder, name)
+    return found
+
+
+def classes_of(names: Iterator[bytes]) -> list[str]:
+    """The class of each image, where the folders are plainly classes; else nothing.
+
+    They are where every image lies exactly one folder deep, `CLASS/x.jpg`, or exactly two deep, the first of them named
+    like a split, `train/CLASS/x.jpg`; where there are two classes at least, and more images than classes. Folders named
+    like splits are not classes.
+    """
+    found: list[str] = []
+    known: dict[bytes, str] = {}  # one text a class
+    depth = -1
+    for name in names:
+        parts = name.split(b"/")[:-1]
+        depth = len(parts) if depth < 0 else depth
+        is_split = [_SPLIT.fullmatch(part) is not None for part in parts]
+        if len(parts) != depth or is_split not in ([False], [True, False]):
+            return []
+        found.append(known.setdefault(parts[-1], escape(parts[-1])))
+    return found if 2 <= len(known) < len(found) else []
+
+
+def suffix_of(name: bytes) -> bytes:
+    """The extension in lower case, with its dot."""
+    return os.path.splitext(name)[1].lower()
