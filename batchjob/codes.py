@@ -16,6 +16,7 @@ STATUS: dict[str, int] = {
     "timeout": 8,
     "not_finite": 9,
     "changed": 10,  # its size or time of change is not what `plan` saw
+    "unsupported": 11,  # a format, or a kind of one, that is not read, or needs an extra package
     "pending": 255,  # the fill value: not labelled yet
 }
 OK, PENDING = STATUS["ok"], STATUS["pending"]

@@ -27,6 +27,8 @@ from PIL import (  # noqa: F401
     WebPImagePlugin,
 )
 
+from batchjob.data import extra_formats
+from batchjob.data.quiet import quiet
 from batchjob.data.reading import ReadFailure, one_line, read_file
 from batchjob.geometry import Geometry
 
@@ -90,9 +92,25 @@ def decode(
     interpolation: str = "bicubic",
     accelerate: Accelerator | None = None,
 ) -> Decoded:
-    """The image as the model's uint8 input; raises ReadFailure, and nothing else, whatever the bytes are.
+    """The image as the model's uint8 input.
 
-    `fill` lies behind transparent pixels and in the padding. `accelerate` may take ordinary JPEGs.
+    Parameters
+    ----------
+    data
+        The bytes of an image file, or its path.
+    geometry
+        The size of the input in pixels, and how the photo is fitted to it.
+    fill
+        Red, green and blue from 0 to 255, behind transparent pixels and in the padding.
+    interpolation
+        The filter of the resize, a name of `RESAMPLE`.
+    accelerate
+        What may take ordinary JPEGs in Pillow's place.
+
+    Raises
+    ------
+    ReadFailure
+        There are no pixels; nothing else is raised, whatever the bytes are.
     """
     if not isinstance(data, bytes):
         data = read_file(os.fsencode(data))
@@ -105,9 +123,10 @@ def decode(
     except Exception as error:  # a damaged file makes decoders raise a dozen kinds; one must not end a run of millions
         if "MAX_TEXT_" in str(error):  # Pillow's guards against text chunks that unpack to gigabytes
             raise ReadFailure("too_large", one_line(error)) from None
+        reason = one_line(": ".join([str(error), *getattr(error, "__notes__", ())]))
         if any(words in str(error).lower() for words in ("unsupported", "not supported", "unknown compression")):
-            raise ReadFailure("not_an_image", f"a kind of its format that is not read: {one_line(error)}") from None
-        raise ReadFailure("truncated", f"cut off or damaged: {one_line(error)}") from None
+            raise ReadFailure("unsupported", f"a kind of its format that is not read: {reason}") from None
+        raise ReadFailure("truncated", f"cut off or damaged: {reason}") from None
 
 
 def placing(geometry: Geometry, height: int, width: int) -> Placing:
@@ -158,11 +177,22 @@ def _open_and_decode(
             content = accelerate.pixels(data, orientation, place, interpolation)
             if content is not None:
                 return _on_canvas(content, *size, geometry, fill)
-    image.load()  # before the orientation is asked for: of a TIFF, Pillow turns the pixels itself
+    _load(image)  # before the orientation is asked for: of a TIFF, Pillow turns the pixels itself
     orientation = _orientation(image)
     size = _upright_size(image, orientation)
     content = resize(_to_rgb(_orient(image, orientation), fill), _place(*size, geometry), interpolation)
     return _on_canvas(content, *size, geometry, fill)
+
+
+def _load(image: Image.Image) -> None:
+    """Decodes the pixels; what a C library writes to the terminal meanwhile becomes a note of the error."""
+    try:
+        with quiet() as said:
+            image.load()
+    except Exception as error:
+        if said.line:
+            error.add_note(said.line)
+        raise
 
 
 def _upright_size(image: Image.Image, orientation: int) -> tuple[int, int]:
@@ -190,11 +220,12 @@ def _on_canvas(content: NDArray[np.uint8], height: int, width: int, geometry: Ge
 def _open(data: bytes) -> Image.Image:
     if not data:
         raise ReadFailure("not_an_image", "empty file")
+    extra = extra_formats.format_of(data)
+    if extra == "JXL" and (size := extra_formats.jxl_size(data)):
+        _check_pixels(*size)  # its package decodes as it opens
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        return Image.open(io.BytesIO(data), formats=(extra,) if extra else FORMATS)
     except UnidentifiedImageError:
-        if data[4:8] == b"ftyp" and any(brand in data[8:64] for brand in (b"heic", b"heix", b"hevc")):
-            raise ReadFailure("not_an_image", "HEIC is not read; convert it, for instance to JPEG") from None
         raise ReadFailure("not_an_image", f"no image format that is read; it starts with {data[:16]!r}") from None
     except Image.DecompressionBombError as error:
         raise ReadFailure("too_large", one_line(error)) from None
@@ -212,6 +243,8 @@ def _check_pixels(height: int, width: int) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
+    if image.format == "JXL" and not getattr(image, "jpeg", None):
+        return 1  # the codestream's own orientation counts, which its decoder has applied
     try:
         value = image.getexif().get(0x0112, 1)
     except Exception:  # Pillow parses metadata without checks: damaged EXIF must not cost the photo

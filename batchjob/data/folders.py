@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from batchjob.data.reading import escape
 from batchjob.errors import UserError, nearest
 
-# .heic is not read; it is listed all the same, so that such a photo gets a row that says so.
+# Those of HEIC and JPEG XL count also where their packages are not installed: such a photo gets a row that says so.
 EXTENSIONS = frozenset(
-    b".jpg .jpeg .jpe .jfif .png .webp .tif .tiff .bmp .gif .avif .jp2 .ppm .pgm .pnm .heic .heif".split()
+    b".jpg .jpeg .jpe .jfif .png .webp .tif .tiff .bmp .gif .avif .jp2 .ppm .pgm .pnm .heic .heif .hif .jxl".split()
 )
 _SPLIT = re.compile(rb"(train|trainval|training|val|valid|validation|dev|test|testing|eval)[-_]?\d*", re.IGNORECASE)
 
