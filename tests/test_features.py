@@ -203,7 +203,7 @@ def test_the_sample_is_cut_to_the_budget_and_says_so() -> None:
         ({"algorithm": "spectral"}, "give --algorithm kmeans"),
         ({"k": "instances"}, "give a number"),
         ({"queries": "cls", "features": "relative"}, "CLS has no place"),
-        ({"fit_rows": "many"}, "no number of rows"),
+        ({"fit_rows": "many"}, "not a number of rows"),
         ({"fit_rows": "3"}, "below --k 5"),
     ],
 )

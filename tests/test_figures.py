@@ -227,7 +227,7 @@ def test_figures_are_the_same_bytes_when_they_are_made_again(tmp_path: Path) -> 
     assert made[0] == made[1]
 
 
-@pytest.mark.parametrize(("text", "told"), [("4", "no patch"), ("a,b", "no patch"), ("1,2,3", "no patch")])
+@pytest.mark.parametrize(("text", "told"), [("4", "not a patch"), ("a,b", "not a patch"), ("1,2,3", "not a patch")])
 def test_a_query_that_is_no_patch_is_refused(text: str, told: str) -> None:
     with pytest.raises(UserError, match=told):
         figures.query(text)
