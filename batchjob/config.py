@@ -98,10 +98,8 @@ class Options:
         what = f"--cluster-on {self.cluster_on}"
         if self.distance == "hellinger":
             raise UserError(f"--distance hellinger is between distributions, found {what}; give euclidean or cosine")
-        if self.score_groups:
-            raise UserError(
-                f"--scores {self.scores} are of attention rows, found {what}; score them in a run without it"
-            )
+        if "attention" in self.score_groups:
+            raise UserError(f"--scores {self.scores} has scores of attention rows, found {what}; give --scores pairs")
         if self.queries == "cls" or self.features != "absolute":
             raise UserError(
                 f"--queries cls and --features relative are of attention rows, found {what}; leave them out"

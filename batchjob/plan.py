@@ -129,7 +129,8 @@ class Plan:
     def score_names(self) -> tuple[str, ...]:
         """The arrays of scores.zarr that labelling fills, in order."""
         groups = self.options.score_groups
-        return tuple(name for group, names in catalogue.labelling_arrays().items() if group in groups for name in names)
+        arrays = catalogue.labelling_arrays(of_vectors=self.vector_size > 0)
+        return tuple(name for group, names in arrays.items() if group in groups for name in names)
 
     @property
     def partitions(self) -> Partitions:

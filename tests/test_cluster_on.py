@@ -119,7 +119,7 @@ def test_two_runs_are_compared_head_by_head(
     annotations.write_text(json.dumps(as_coco(planted)))
     runs = [tmp_path / what for what in ("attention", "key")]
     for run in runs:
-        options = ["--cluster-on", run.name, "--annotations", annotations]
+        options = ["--cluster-on", run.name, "--annotations", annotations, "--scores", "pairs"]
         ended = batchjob("run", folder, run, *model, *QUICK, *options)
         assert ended.code == 0, ended.err
     ended = batchjob("stats", *runs)
@@ -130,6 +130,12 @@ def test_two_runs_are_compared_head_by_head(
     assert heads.loc[0, "mean_b"] > 0.999  # the head whose keys are the colours
     assert heads.loc[0, "difference"] < -0.5
     assert heads.loc[2, ["mean_a", "mean_b", "difference"]].tolist() == pytest.approx([1, 1, 0], abs=1e-3)
+    # uniform attention joins all objects, even when k-means starts from them; keys are scored without pairs
+    for run, wanted in zip(runs, (0, 1), strict=True):
+        summary = pd.read_parquet(run / "stats" / "summary.parquet").query("null == 'swap' and head == 0")
+        mean = summary.set_index("score")["mean"]
+        assert mean["instance_ari_truth"] == wanted
+        assert ("pair_auc" in mean) == (run.name == "attention")
 
 
 def as_coco(planted: np.ndarray) -> dict[str, object]:
@@ -163,7 +169,7 @@ def test_a_cnn_has_tokens_and_nothing_else(blobs: tuple[Path, np.ndarray], tmp_p
     ("options", "said"),
     [
         (["--cluster-on", "key", "--distance", "hellinger"], "between distributions"),
-        (["--cluster-on", "key", "--scores", "attention"], "score them in a run without it"),
+        (["--cluster-on", "key", "--scores", "attention"], "give --scores pairs"),
         (["--cluster-on", "token", "--heads", "0"], "belong to no head"),
         (["--cluster-on", "token", "--keep-maps", "1"], "does not make"),
         (["--cluster-on", "keys"], "did you mean 'key'?"),

@@ -9,6 +9,7 @@ import torch
 from batchjob.data.instances import GridInstances
 from batchjob.geometry import Geometry
 from batchjob.job import scores
+from batchjob.job.lent import LentObjects
 from batchjob.metrics import attention
 from batchjob.metrics import on_device as map_scores
 
@@ -100,11 +101,11 @@ def test_the_swap_null_on_the_device_is_the_mean_over_other_photos_objects_witho
         np.arange(7) * 3,
         np.full((6, 2), 32, np.int32),
     )
-    lends = scores.DrawnPairs(instances, Geometry(32, 40, 8, 8), seed=0)
+    lends = LentObjects(instances, Geometry(32, 40, 8, 8), seed=0)
     keep = np.ones(PATCHES, bool)
     keep[-5:] = False  # the last row of patches is padding
     rows = random_rows(1, 2)
-    lent = lends.lent(0, keep)
+    lent = lends.lent_pairs(0, keep)
     assert len(lent) == 5  # everyone but the image itself
     assert all(keep[p.first].all() and keep[p.second].all() for p in lent)
     batch = SimpleNamespace(rows=np.array([0]), heights=[32], widths=[32], mask=torch.as_tensor(keep[None]))

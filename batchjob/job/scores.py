@@ -1,6 +1,6 @@
 """From one layer's attention to the scores of `--scores`: failures and instances of each image looked up."""
 
-import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,18 +8,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from batchjob.clustering.algorithms import prepare, prepare_vectors
+from batchjob.clustering.from_labels import settle
 from batchjob.data.instances import GridInstances
-from batchjob.geometry import Geometry
+from batchjob.job.lent import LentObjects, Owned
 from batchjob.loader.loader import Batch
-from batchjob.metrics.attention import MAX_PAIRS, PatchPairs, draw_pairs
-from batchjob.metrics.nulls import Donors
-from batchjob.metrics.on_device import attention_scores, pair_scores
+from batchjob.metrics.attention import PatchPairs
+from batchjob.metrics.on_device import attention_scores, instance_ari, pair_scores
+from batchjob.metrics.truth import clusters_of
 from batchjob.plan import Plan
-
-_CACHED_DRAWINGS = 8192  # of photos that lend their objects: some 10 kB each
-LENT_PAIRS = (
-    200  # of each kind and category of a photo that lends: 20 photos of 2,000 would cost 25 times the own pairs
-)
 
 
 class Scorer:
@@ -27,85 +24,102 @@ class Scorer:
 
     def __init__(self, plan: Plan, run: Path, device: torch.device) -> None:
         self._plan, self._device = plan, device
-        self._pairs: DrawnPairs | None = None
+        self._objects: LentObjects | None = None
         if "pairs" in plan.options.score_groups:
-            self._pairs = DrawnPairs(GridInstances.load(run / "index"), plan.geometry, plan.options.seed)
+            self._objects = LentObjects(GridInstances.load(run / "index"), plan.geometry, plan.options.seed)
 
     def __call__(self, layer: int, rows: Tensor, finite: Tensor, batch: Batch) -> dict[str, NDArray[np.float32]]:
-        """name -> [B, H] of rows [B, H, P, P] that sum to 1; `layer` is a position. Failed images score anything."""
+        """name -> [B, H] of what is clustered, rows [B, H, P, P] that sum to 1 or vectors [B, H, P, D].
+
+        `layer` is a position. Failed images score anything.
+        """
+        are_vectors = self._plan.vector_size > 0
         found: dict[str, Tensor] = {}
         if "attention" in self._plan.options.score_groups:
             found |= attention_scores(rows, self._plan.model.grid, batch.mask)
-        if self._pairs is not None:
-            found |= self._score_pairs(self._pairs, rows, batch)
+        if self._objects is not None:
+            if not are_vectors:
+                found |= self._score_pairs(self._objects, rows, batch)
+            found |= self._score_truth(self._objects, rows, batch, are_vectors=are_vectors)
         if not found:
             return {}
         values = torch.stack(list(found.values())).cpu().numpy()  # one copy for all
         return dict(zip(found, values, strict=True))
 
-    def _score_pairs(self, drawn: "DrawnPairs", rows: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def _score_pairs(self, objects: LentObjects, rows: Tensor, batch: Batch) -> dict[str, Tensor]:
         """The scores over each image's own pairs, and as `.swap` their mean over the pairs of other photos."""
-        keep = None if batch.mask is None else batch.mask.cpu().numpy()
         pairs: list[PatchPairs] = []
         lent: list[PatchPairs] = []
         image: list[int] = []
-        for i, row in enumerate(int(r) for r in batch.rows):
-            inside = None if keep is None else keep[i]
-            pairs.append(drawn.own(row, (int(batch.heights[i]), int(batch.widths[i])), inside))
-            others = drawn.lent(row, inside) if len(pairs[-1].group) else []
+        for i, (row, size, inside) in enumerate(_images(batch)):
+            pairs.append(objects.own_pairs(row, size, inside))
+            others = objects.lent_pairs(row, inside) if len(pairs[-1].group) else []
             lent += others
             image += [i] * len(others)
         found = pair_scores(rows, pairs, self._plan.model.grid)
         swapped = pair_scores(rows, lent, self._plan.model.grid, image)
-        where = torch.as_tensor(image, device=rows.device, dtype=torch.long)
         for name in ("pair_auc", "pair_auc_matched"):
-            found[f"{name}.swap"] = _mean_known_by(swapped[name], where, len(pairs))
+            found[f"{name}.swap"] = _mean_known_by(swapped[name], image, len(pairs))
         return found
 
-
-class DrawnPairs:
-    """The pairs of patches that each image, and the photos that lend their objects to it, are scored on."""
-
-    def __init__(self, instances: GridInstances, geometry: Geometry, seed: int) -> None:
-        self._instances, self._seed = instances, seed
-        counts = np.diff(instances.start)
-        twins = [len(np.unique(c)) < len(c) for c in np.split(instances.category, instances.start[1:-1])]
-        shapes = [geometry.content_shape(int(h), int(w)) for h, w in instances.size]
-        self._donors = Donors(counts, np.array(twins, bool), np.array(shapes, np.int64), seed=seed)
-        self._lent = functools.lru_cache(_CACHED_DRAWINGS)(functools.partial(self._draw, limit=LENT_PAIRS))
-
-    def own(self, row: int, size: tuple[int, int], keep: NDArray[np.bool_] | None) -> PatchPairs:
-        """The pairs of an image; none where its (height, width) is not the one that was annotated."""
-        if tuple(self._instances.size[row]) != size:
-            return draw_pairs(self._instances.owner[row], self._instances.category[:0], row=row, seed=self._seed)
-        return _within(self._draw(row), keep)
-
-    def lent(self, row: int, keep: NDArray[np.bool_] | None) -> list[PatchPairs]:
-        """The pairs of each photo that lends its objects to an image."""
-        return [_within(self._lent(int(other)), keep) for other in self._donors.of(row)]
-
-    def _draw(self, row: int, limit: int = MAX_PAIRS) -> PatchPairs:
-        category = self._instances.category[self._instances.start[row] : self._instances.start[row + 1]]
-        return draw_pairs(self._instances.owner[row], category, row=row, seed=self._seed, limit=limit)
-
-
-def _within(pairs: PatchPairs, keep: NDArray[np.bool_] | None) -> PatchPairs:
-    """The pairs whose patches are both in `keep`: those of padding take part in nothing."""
-    if keep is None:
-        return pairs
-    inside = keep[pairs.first] & keep[pairs.second]
-    kept = [g for g in np.unique(pairs.group) if len(np.unique(pairs.same[inside & (pairs.group == g)])) == 2]
-    inside &= np.isin(pairs.group, kept)
-    group = np.searchsorted(kept, pairs.group[inside])
-    return PatchPairs(pairs.first[inside], pairs.second[inside], pairs.same[inside], group)
+    def _score_truth(self, objects: LentObjects, rows: Tensor, batch: Batch, *, are_vectors: bool) -> dict[str, Tensor]:
+        """`instance_ari_truth`, and as `.swap` its mean over starts from the objects of other photos."""
+        found = torch.full((2, *rows.shape[:2]), torch.nan, device=rows.device)
+        which: list[int] = []
+        owned: list[list[Owned]] = []  # of each of these images: its own objects, then those lent to it
+        keeps: list[NDArray[np.bool_] | None] = []
+        for i, (row, size, inside) in enumerate(_images(batch)):
+            own = objects.own(row, size, inside)
+            if own.has_twins:
+                which.append(i)
+                owned.append([own, *(other for other in objects.lent(row, inside) if other.has_twins)])
+                keeps.append(inside)
+        if which:
+            x, mask = rows[which], None if batch.mask is None else batch.mask[which]
+            distance = self._plan.options.distance
+            if are_vectors:
+                x = prepare_vectors(x, distance)
+            else:
+                problems = None if mask is None else mask.repeat_interleave(x.shape[1], 0)
+                x = prepare(x.flatten(0, 1), distance, problems).view_as(x)
+            labels = settle(x, _starts(owned, keeps))  # [b, H, S, P]
+            image = [i for i, of_image in enumerate(owned) for _ in of_image]
+            place = [s for of_image in owned for s in range(len(of_image))]
+            flat = [each for of_image in owned for each in of_image]
+            scores = instance_ari(
+                labels[image, :, place], np.stack([o.owner for o in flat]), [o.category for o in flat]
+            )
+            is_own = np.array(place) == 0
+            found[0, which] = scores[np.flatnonzero(is_own)]
+            others = np.flatnonzero(~is_own)
+            found[1, which] = _mean_known_by(scores[others], [image[i] for i in others], len(which))
+        return dict(zip(("instance_ari_truth", "instance_ari_truth.swap"), found, strict=True))
 
 
-def _mean_known_by(values: Tensor, image: Tensor, count: int) -> Tensor:
+def _images(batch: Batch) -> list[tuple[int, tuple[int, int], NDArray[np.bool_] | None]]:
+    """(row, (height, width), which patches are image or None for all) of each image of a batch."""
+    keep = [None] * len(batch.rows) if batch.mask is None else list(batch.mask.cpu().numpy())
+    sizes = zip(batch.heights, batch.widths, strict=True)
+    return [(int(r), (int(h), int(w)), k) for r, (h, w), k in zip(batch.rows, sizes, keep, strict=True)]
+
+
+def _starts(owned: Sequence[Sequence[Owned]], keeps: Sequence[NDArray[np.bool_] | None]) -> Tensor:
+    """int16 [b, S, P]: each instance a cluster and the rest one; −1 throughout where an image has fewer starts."""
+    most, patches = max(len(of_image) for of_image in owned), len(owned[0][0].owner)
+    starts = np.full((len(owned), most, patches), -1, np.int16)
+    for i, (of_image, keep) in enumerate(zip(owned, keeps, strict=True)):
+        for s, each in enumerate(of_image):
+            starts[i, s] = clusters_of(each.owner, len(each.category), keep)
+    return torch.from_numpy(starts)
+
+
+def _mean_known_by(values: Tensor, image: Sequence[int], count: int) -> Tensor:
     """[count, H]: mean of the finite values [n, H] of each image; NaN where it has none."""
+    where = torch.as_tensor(image, device=values.device, dtype=torch.long)
     known = torch.isfinite(values)
     shape = (count, values.shape[1])
     # in float64, in the drawings' own order on a CPU: one image's sum does not depend on what else is in the batch
     total = torch.zeros(shape, dtype=torch.float64, device=values.device)
-    total.index_add_(0, image, torch.where(known, values, 0.0).double())
-    number = torch.zeros_like(total).index_add_(0, image, known.double())
+    total.index_add_(0, where, torch.where(known, values, 0.0).double())
+    number = torch.zeros_like(total).index_add_(0, where, known.double())
     return torch.where(number > 0, total / number.clamp_min(1), torch.nan).float()

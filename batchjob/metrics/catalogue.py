@@ -29,7 +29,9 @@ DIMS: dict[Source, tuple[str, ...]] = {
     "truth": ("layer", "head"),
     "prefix": ("layer", "head"),
 }
-LABELLING: tuple[Source, ...] = ("attention", "pairs")  # computed while labelling, by --scores
+# What each word of --scores has computed while labelling.
+LABELLING: dict[str, tuple[Source, ...]] = {"attention": ("attention",), "pairs": ("pairs", "truth")}
+OF_VECTORS: tuple[Source, ...] = ("truth",)  # of these, what queries, keys, values and tokens have too
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +166,17 @@ SCORES: list[Score] = [
         is_chosen=True,
         is_compared=True,
     ),
+    Score(
+        "instance_ari_truth",
+        "truth",
+        "ARI from the truth",
+        "ARI within categories of where k-means ends when it starts from the instances themselves",
+        "keeps objects of one class apart once k-means starts from them",
+        "ARI",
+        nulls=("swap",),
+        is_chosen=True,
+        is_column=True,
+    ),
     Score("pair_auc", "pairs", "pair AUC", claim=_ATTENDS, short="AUC", nulls=("swap", "distance"), is_chosen=True),
     Score(
         "pair_auc_matched",
@@ -293,11 +306,17 @@ def names(*sources: Source) -> list[str]:
     return [s.name for s in SCORES if s.source in sources]
 
 
-def labelling_arrays() -> dict[str, tuple[str, ...]]:
-    """group of --scores -> the arrays of scores.zarr that labelling fills, nulls as `SCORE.NULL`."""
+def labelling_arrays(*, of_vectors: bool = False) -> dict[str, tuple[str, ...]]:
+    """word of --scores -> the arrays of scores.zarr that labelling fills, nulls as `SCORE.NULL`.
+
+    With `of_vectors` those alone that do not need attention rows.
+    """
     return {
         group: tuple(
-            array for s in SCORES if s.source == group for array in (s.name, *(f"{s.name}.{n}" for n in s.nulls))
+            array
+            for s in SCORES
+            if s.source in sources and (s.source in OF_VECTORS or not of_vectors)
+            for array in (s.name, *(f"{s.name}.{n}" for n in s.nulls))
         )
-        for group in LABELLING
+        for group, sources in LABELLING.items()
     }

@@ -33,11 +33,22 @@ class Objects:
         """The same where `keep` [P] is false for patches that take part in nothing, padding for one."""
         if keep is None or keep.all():
             return self
-        owner = np.where(keep, self.owner, -1)
-        kept = np.flatnonzero(np.bincount(owner[owner >= 0], minlength=len(self.category)) >= MIN_PATCHES)
-        renumber = np.full(len(self.category) + 1, -1, np.int64)  # the last entry answers for −1
-        renumber[kept] = np.arange(len(kept))
-        return Objects(renumber[owner], self.category[kept], self.boxes[kept], self.coverage[kept] * keep)
+        owner, kept = cut(self.owner, len(self.category), keep)
+        return Objects(owner, self.category[kept], self.boxes[kept], self.coverage[kept] * keep)
+
+
+def cut(
+    owner: NDArray[np.integer[Any]], count: int, keep: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.intp]]:
+    """Who owns the patches [P] of `count` objects where only those that `keep` [P] names are left; and who is left.
+
+    Objects that then own fewer than `MIN_PATCHES` are left out, and the others numbered anew.
+    """
+    owner = np.where(keep, owner, -1)
+    kept = np.flatnonzero(np.bincount(owner[owner >= 0], minlength=count) >= MIN_PATCHES)
+    renumber = np.full(count + 1, -1, np.int64)  # the last entry answers for −1
+    renumber[kept] = np.arange(len(kept))
+    return renumber[owner], kept
 
 
 class Labelled:

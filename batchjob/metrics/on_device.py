@@ -1,7 +1,8 @@
 """Scores that need the attention itself, computed on the device while labelling: nothing P × P leaves it.
 
 `rows` [B, H, P, P] is attention from query to key, each row summing to 1 (`attention.renormalise`). `keep` [B, P] is
-False for patches of padding. The specification is `stats.attention`, in NumPy; the tests hold the two together.
+False for patches of padding. The specification is `metrics.attention` and `metrics.clusters`, in NumPy; the tests hold
+the two together.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ _ELEMENTS_AT_ONCE = 1 << 26  # of one temporary copy of the rows: 256 MB
 
 
 def attention_scores(rows: Tensor, grid: tuple[int, int], keep: Tensor | None = None) -> dict[str, Tensor]:
-    """`ATTENTION_SCORES`, float32 [B, H] each; see `stats.attention.attention_scores`. Four reads of the rows."""
+    """`ATTENTION_SCORES`, float32 [B, H] each; see `attention.attention_scores`. Four reads of the rows."""
     size = max(1, _ELEMENTS_AT_ONCE // max(1, rows[0].numel()))
     parts = [
         _attention_scores(rows[start : start + size], grid, None if keep is None else keep[start : start + size])
@@ -165,3 +166,75 @@ def _sum_by(values: Tensor, owner: np.ndarray, count: int) -> Tensor:
         owners = np.flatnonzero(np.diff(starts) > step)
         result[:, owners] += values[:, starts[owners] + step]
     return result
+
+
+def instance_ari(labels: Tensor, owner: np.ndarray, categories: Sequence[np.ndarray]) -> Tensor:
+    """`instance_ari` of clusters, float32 [n, H]; NaN where no category has two instances. See `clusters`.
+
+    Parameters
+    ----------
+    labels
+        Integer [n, H, P] of H heads; negative ones are left out.
+    owner
+        int16 [n, P]: the instance of each patch, −1 for none.
+    categories
+        n arrays: the category of each instance.
+
+    Notes
+    -----
+    Bit for bit the same whatever else is in the batch: counts are whole numbers, exact in float64 in any order.
+    """
+    which = _twins(categories)  # [n, M, G]
+    n, heads, _ = labels.shape
+    if not which.any():
+        return torch.full((n, heads), torch.nan, device=labels.device)
+    most, clusters = which.shape[1], int(labels.max()) + 1
+    size = max(1, _ELEMENTS_AT_ONCE // (2 * heads * max(clusters, 1) * (most + which.shape[2] + 1)))
+    parts = []
+    for start in range(0, n, size):
+        part = slice(start, start + size)
+        chosen = torch.as_tensor(which[part], dtype=torch.float64, device=labels.device)
+        of_patch = torch.as_tensor(owner[part].astype(np.int64), device=labels.device)
+        table = _contingency(labels[part], of_patch, clusters, most)
+        parts.append(_ari_of_categories(table, chosen))
+    return torch.cat(parts)
+
+
+def _twins(categories: Sequence[np.ndarray]) -> np.ndarray:
+    """bool [n, M, G]: which of an image's up to M instances are of its g-th category with two instances or more."""
+    groups = [[c == value for value in np.unique(c) if (c == value).sum() > 1] for c in categories]
+    most = max((len(c) for c in categories), default=0)
+    which = np.zeros((len(categories), most, max((len(g) for g in groups), default=0)), bool)
+    for image, of_image in enumerate(groups):
+        for place, members in enumerate(of_image):
+            which[image, : len(members), place] = members
+    return which
+
+
+def _contingency(labels: Tensor, owner: Tensor, clusters: int, most: int) -> Tensor:
+    """float64 [n, H, K, M]: patches by cluster and instance; those without either are not counted."""
+    n, heads, patches = labels.shape
+    owners = owner[:, None].expand(n, heads, patches)
+    code = labels.long() * most + owners
+    code = torch.where((labels >= 0) & (owners >= 0), code, clusters * most)
+    table = torch.zeros(n, heads, clusters * most + 1, dtype=torch.float64, device=labels.device)
+    table.scatter_add_(2, code, torch.ones_like(code, dtype=torch.float64))
+    return table[..., :-1].view(n, heads, clusters, most)
+
+
+def _ari_of_categories(table: Tensor, which: Tensor) -> Tensor:
+    """float32 [n, H]: the index over each category's part of tables [n, H, K, M], its mean; see `agreement.ari`."""
+    of_category = table @ which[:, None]  # [n, H, K, G]
+    total = of_category.sum(2)
+    both = (table.square().sum(2, keepdim=True) @ which[:, None])[:, :, 0]
+    one_cluster = of_category.square().sum(2)
+    one_group = (table.sum(2, keepdim=True).square() @ which[:, None])[:, :, 0]
+    together, split, joined = both - total, one_group - both, one_cluster - both
+    apart = total * total - split - joined - both
+    below = (together + split) * (split + apart) + (together + joined) * (joined + apart)
+    above = 2 * (together * apart - split * joined)
+    index = torch.where((split == 0) & (joined == 0), 1.0, above / below.where(below > 0, torch.ones_like(below)))
+    index = torch.where(total > 0, index, torch.nan)
+    is_one = (which.sum(1) > 0)[:, None]  # an image has fewer categories than the widest of the batch
+    number = is_one.sum(-1)
+    return torch.where(number > 0, index.where(is_one, 0).sum(-1) / number.clamp_min(1), torch.nan).float()

@@ -112,8 +112,8 @@ def missing_inputs(run: Run, names: Sequence[str], *, has_annotations: bool, has
         )
     if "pair_auc" not in names:
         hints.append(
-            f"pair_auc and pair_auc_matched need the {run.rows_name} itself; they come from: {again} "
-            "--scores attention,pairs --annotations instances.json"
+            f"pair_auc, pair_auc_matched and instance_ari_truth need the {run.rows_name} itself; they come from: "
+            f"{again} --scores attention,pairs --annotations instances.json"
         )
     if not has_random and not run.is_random:
         same = " ".join(["batchjob run DATA", *as_arguments(run.options, without=("weights", "seed"))])

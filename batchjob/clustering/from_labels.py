@@ -1,0 +1,103 @@
+"""Lloyd's algorithm from clusters that are given rather than drawn: compiled on a CPU, in torch on other devices."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from batchjob.clustering.gram import centred_gram
+
+_BYTES_AT_ONCE = 1 << 29  # of memberships and distances on the device
+_STEPS_AT_ONCE = 4  # between two questions to the device how far it is
+
+
+def settle(x: Tensor, starts: Tensor) -> Tensor:
+    """Carry given clusterings of each problem's rows to fixed points of Lloyd's algorithm.
+
+    Every row goes to the nearest mean, of means that are equally near (to 1e-6 of the longest row's square) to the one
+    of the lowest number. A cluster that has lost all its rows stays empty.
+
+    Parameters
+    ----------
+    x : float [B, H, P, D]
+        B · H problems of P rows: Euclidean distances between them count.
+    starts : int16 [B, S, P]
+        S clusterings, the same for the H problems of an image; −1 for a row that takes no part in any. A clustering
+        that is −1 throughout is not one, and stays as it is; the first of an image must not be.
+
+    Returns
+    -------
+    int16 [B, H, S, P]
+        Labels with the numbers of `starts`, on the device of `x`. Those of a problem with NaN mean nothing.
+    """
+    if x.device.type == "cpu":
+        return torch.from_numpy(_settle_compiled(x.float().numpy(), starts.numpy()))
+    images, heads, patches, _ = x.shape
+    clusters = int(starts.max()) + 1 if starts.numel() else 0
+    one = 4 * heads * patches * (2 * patches + 4 * starts.shape[1] * clusters)
+    size = max(1, _BYTES_AT_ONCE // one)
+    parts = [settle_in_torch(x[i : i + size], starts[i : i + size].to(x.device)) for i in range(0, images, size)]
+    return torch.cat(parts) if parts else x.new_empty((0, heads, *starts.shape[1:]), dtype=torch.int16)
+
+
+def _settle_compiled(x: NDArray[np.float32], starts: NDArray[np.int16]) -> NDArray[np.int16]:
+    from batchjob.clustering import centred, steps  # numba takes a moment to import
+
+    images, heads, _, depth = x.shape
+    found = np.repeat(starts[:, None], heads, axis=1)
+
+    def solve(problem: int) -> None:
+        image, head = divmod(problem, heads)
+        keep = np.flatnonzero(starts[image, 0] >= 0)
+        packed = np.empty(-(-len(keep) // centred.LANES) * centred.LANES * depth, np.float32)
+        factor = centred.centre(x[image, head], keep, packed)
+        if np.isnan(factor):
+            return
+        gram = np.zeros((len(keep), len(keep)), np.float32)
+        if factor:
+            centred.multiply(packed, depth, gram)
+        labels = starts[image][:, keep].astype(np.int32)
+        steps.settle(gram, labels)
+        found[image, head][:, keep] = labels
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # the compiled code lets go of the lock
+        list(pool.map(solve, range(images * heads)))
+    return found
+
+
+def settle_in_torch(x: Tensor, starts: Tensor) -> Tensor:
+    """`settle` on any device: what the compiled code is held against where there is no GPU."""
+    from batchjob.clustering.steps import MAX_STEPS, NOISE
+
+    images, heads, patches, _ = x.shape
+    keep = (starts >= 0).any(1).repeat_interleave(heads, 0)  # [N, P]
+    gram = x.new_empty(images * heads, patches, patches, dtype=torch.float32)
+    centred_gram(x.flatten(0, 1).float(), keep, gram)
+    labels = starts.long().repeat_interleave(heads, 0)  # [N, S, P]
+    clusters = int(starts.max()) + 1 if starts.numel() else 0
+    noise = NOISE * torch.diagonal(gram, dim1=1, dim2=2).amax(1)
+    found, going = labels.clone(), torch.arange(len(labels), device=x.device)
+    for _ in range(0, MAX_STEPS if clusters else 0, _STEPS_AT_ONCE):
+        for _ in range(_STEPS_AT_ONCE):
+            before, labels = labels, _step(gram, labels, clusters, noise)
+        found[going] = labels
+        moving = (before != labels).any(2).any(1).nonzero()[:, 0]
+        if not len(moving):
+            break
+        gram, labels, noise, going = gram[moving], labels[moving], noise[moving], going[moving]
+    return found.view(images, heads, *starts.shape[1:]).to(torch.int16)
+
+
+def _step(gram: Tensor, labels: Tensor, clusters: int, noise: Tensor) -> Tensor:
+    n, starts, patches = labels.shape
+    numbers = torch.arange(clusters, device=labels.device)
+    ones = (labels[:, :, None] == numbers[:, None]).to(gram.dtype)  # [N, S, K, P]
+    sums = torch.bmm(ones.view(n, -1, patches), gram).view(n, starts, clusters, patches)
+    size = ones.sum(-1, keepdim=True)
+    norm = (ones * sums).sum(-1, keepdim=True)
+    away = norm / size.square().clamp_min(1) - 2 * sums / size.clamp_min(1)
+    away = away.masked_fill(size == 0, torch.inf)
+    is_near = away <= away.amin(2, keepdim=True) + noise[:, None, None, None]
+    return torch.where(labels >= 0, is_near.to(torch.uint8).argmax(2), labels)  # the first of those that are near

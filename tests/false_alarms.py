@@ -1,0 +1,200 @@
+"""`python -m tests.false_alarms [--sets 200] [--out FILE]`: how often the tests reject for heads that know nothing.
+
+Each made-up data set has 40 photos of disks and 4 heads that look nearby, with noise of their own in every photo: rows
+by distance times log-normal noise, which depend on no object. So of the tests over `swap` 5 % should reject before
+Holm's correction, and at most 5 % of the data sets should name any head behind it.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from batchjob.clustering.from_labels import settle
+from batchjob.clustering.search import best_partition
+from batchjob.codes import NO_LABEL
+from batchjob.metrics.attention import PatchPairs, draw_pairs
+from batchjob.metrics.nulls import Donors
+from batchjob.metrics.objects import Objects
+from batchjob.metrics.on_device import instance_ari, pair_scores
+from batchjob.metrics.saliency import normalise
+from batchjob.metrics.truth import clusters_of
+from batchjob.metrics.uncertainty import holm, mean_known, sign_flip
+from batchjob.stats.image import Scene, score_labels, score_maps
+from tests import scenes
+
+IMAGES, HEADS = 40, 4
+GRID, PATCHES = scenes.GRID, scenes.GRID[0] * scenes.GRID[1]
+PAIRS = 150  # of each kind: the test is of the null, not of the figures' last digit
+RESIZES = ("squash", "pad")
+FLIPS = 2000
+Scores = dict[str, NDArray[np.float64]]
+Rates = dict[str, tuple[float, float]]  # score -> (share of tests with p ≤ 0.05, whether Holm names any head)
+
+
+def content(resize: str, i: int) -> NDArray[np.bool_]:
+    """[P]: patches that are image; padded photos are landscape and portrait in turn."""
+    keep = np.ones(GRID, bool)
+    if resize == "pad":
+        keep[(slice(11, None), slice(None)) if i % 2 else (slice(None), slice(11, None))] = False
+    return keep.ravel()
+
+
+def objects_of(count: int, keep: NDArray[np.bool_], random: np.random.Generator) -> Objects:
+    """Disks of one category inside the image; their boxes and coverage follow from the owned patches."""
+    inside = keep.reshape(GRID)
+    small = int(inside.any(axis=1).sum()), int(inside.any(axis=0).sum())
+    owner = np.full(GRID, -1)
+    owner[: small[0], : small[1]] = scenes.disks(count, random, small).reshape(small)
+    coverage = (owner.ravel() == np.arange(count)[:, None]).astype(np.float32)
+    y, x = np.divmod(np.arange(PATCHES), GRID[1])
+    boxes = [[x[c].min(), y[c].min(), x[c].max() + 1, y[c].max() + 1] for c in coverage > 0]
+    return Objects(owner.ravel(), np.zeros(count, int), np.array(boxes, float), coverage)
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One photo's heads, what it shows, and what other photos lend it for the swap null."""
+
+    row: int
+    seed: int  # of the data set
+    keep: NDArray[np.bool_]
+    rows: NDArray[np.float64]  # [heads, P, P]
+    objects: list[Objects]  # its own first
+    pairs: list[PatchPairs]  # likewise
+
+    @property
+    def scene(self) -> Scene:
+        """The photo as the scores of `stats` take it."""
+        return Scene(GRID, self.seed, self.keep, self.objects[0], self.objects[1:])
+
+
+def photos_of_a_data_set(resize: str, seed: int) -> Iterator[Photo]:
+    """`IMAGES` photos whose heads look nearby, each with noise of its own in every photo."""
+    random = np.random.default_rng((seed, resize == "pad"))
+    counts = np.resize((2, 3, 6) if resize == "squash" else (2, 2, 3), IMAGES)
+    keeps = [content(resize, i) for i in range(IMAGES)]
+    found = [objects_of(int(c), keep, random) for c, keep in zip(counts, keeps, strict=True)]
+    shapes = np.array([int(keep.reshape(GRID)[-1].any()) for keep in keeps]) * (resize == "pad")
+    donors = Donors(counts, counts > 1, shapes, seed=seed)
+    drawn = [draw_pairs(o.owner, o.category, row=i, seed=seed, limit=PAIRS) for i, o in enumerate(found)]
+    for i, keep in enumerate(keeps):
+        rows = np.stack([scenes.attention("local × noise", found[i].owner, random) for _ in range(HEADS)])
+        rows = rows * keep[None, None, :]
+        rows /= rows.sum(axis=2, keepdims=True)
+        lent = donors.of(i)
+        pairs = [drawn[j] for j in lent if (keep[drawn[j].first] & keep[drawn[j].second]).all()]
+        objects = [found[j].inside(keep) for j in lent]
+        yield Photo(i, seed, keep, rows, [found[i], *objects], [drawn[i], *pairs])
+
+
+def score_clusters(photo: Photo) -> Scores:
+    """The scores of clusters by k-means, k = instances + 1."""
+    keep, k = photo.keep, len(photo.objects[0].category) + 1
+    labels = np.full((HEADS, PATCHES), NO_LABEL, np.uint8)
+    for h in range(HEADS):
+        own = photo.rows[h][np.ix_(keep, keep)]
+        labels[h, keep] = best_partition(own, k, seed=photo.seed * IMAGES + photo.row, n_init=1).labels
+    return score_labels(labels, np.zeros(HEADS, np.uint8), photo.scene)
+
+
+def score_means(photo: Photo) -> Scores:
+    """The scores of maps, of the mean over queries."""
+    return score_maps(normalise(photo.rows.mean(axis=1), photo.keep), HEADS, photo.scene)
+
+
+def score_pairs(photo: Photo) -> Scores:
+    """The scores of pairs of patches, as they are computed on the device."""
+    rows = torch.as_tensor(photo.rows[None], dtype=torch.float32)
+    auc = pair_scores(rows, photo.pairs, GRID, [0] * len(photo.pairs))
+    return _with_swap({name: auc[name] for name in ("pair_auc", "pair_auc_matched")})
+
+
+def score_truth(photo: Photo) -> Scores:
+    """The score of k-means that starts from the objects, as it is computed on the device."""
+    objects = [o for o in photo.objects if o.has_twins]
+    starts = np.stack([clusters_of(o.owner, len(o.category), photo.keep) for o in objects])
+    labels = settle(torch.as_tensor(photo.rows[None], dtype=torch.float32), torch.as_tensor(starts[None]))
+    owner, category = np.stack([o.owner for o in objects]), [o.category for o in objects]
+    return _with_swap({"instance_ari_truth": instance_ari(labels[0].transpose(0, 1), owner, category)})
+
+
+def _with_swap(found: Mapping[str, torch.Tensor]) -> Scores:
+    """[heads] each from values [objects, heads] whose first row is of the photo's own objects."""
+    values = {name: value.numpy().astype(np.float64) for name, value in found.items()}
+    swap = {f"{name}.swap": mean_known(value[1:], axis=0) for name, value in values.items()}
+    return {name: value[0] for name, value in values.items()} | swap
+
+
+def gains_of_a_data_set(resize: str, seed: int) -> Scores:
+    """score -> [images, heads] gains over `swap`."""
+    gains: dict[str, list[NDArray[np.float64]]] = defaultdict(list)
+    for photo in photos_of_a_data_set(resize, seed):
+        for part in (score_clusters, score_means, score_pairs, score_truth):
+            scored = part(photo)
+            for name in scored:
+                if f"{name}.swap" in scored and "oracle" not in name:
+                    gains[name].append(scored[name] - scored[f"{name}.swap"])
+    return {name: np.array(values) for name, values in gains.items()}
+
+
+def rates_of_a_data_set(resize: str, seed: int) -> Rates:
+    """What the tests make of one data set."""
+    found: Rates = {}
+    for name, gains in gains_of_a_data_set(resize, seed).items():
+        p = sign_flip(gains, flips=FLIPS, seed=seed)
+        found[name] = float(np.mean(p <= 0.05)), float((holm(p) <= 0.05).any())
+    return found
+
+
+def mean_rates(sets: Iterable[Mapping[str, tuple[float, float]]]) -> tuple[dict[str, float], dict[str, float]]:
+    """(share of the tests with p ≤ 0.05, share of the data sets with any head after Holm), by score."""
+    parts: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for one in sets:
+        for name, pair in one.items():
+            parts[name].append(pair)
+    means = {name: np.mean(values, axis=0) for name, values in parts.items()}
+    return {n: float(m[0]) for n, m in means.items()}, {n: float(m[1]) for n, m in means.items()}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.false_alarms", description=__doc__)
+    parser.add_argument("--sets", type=int, default=200, help="data sets of each resize [200]")
+    parser.add_argument("--out", type=Path, default=Path("build/false_alarms.jsonl"), help="goes on where it stopped")
+    args = parser.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    known: dict[tuple[str, int], Rates] = {}
+    if args.out.exists():
+        for line in args.out.read_text().splitlines():
+            one = json.loads(line)
+            known[one["resize"], one["seed"]] = one["rates"]
+    start = time.monotonic()
+    with args.out.open("a") as out:
+        for seed in range(args.sets):
+            for resize in RESIZES:
+                if (resize, seed) not in known:
+                    known[resize, seed] = rates = rates_of_a_data_set(resize, seed)
+                    out.write(json.dumps({"resize": resize, "seed": seed, "rates": rates}) + "\n")
+                    out.flush()
+    print(f"{time.monotonic() - start:.0f} s, load {os.getloadavg()[0]:.1f}", file=sys.stderr)
+    for resize in RESIZES:
+        sets = [rates for (own, seed), rates in known.items() if own == resize and seed < args.sets]
+        print(f"\n{resize}, {len(sets)} data sets\n| score | tests that reject | data sets that name a head |")
+        print("| --- | --- | --- |")
+        alone, named = mean_rates(sets)
+        for name in alone:
+            print(f"| `{name}` | {alone[name]:.1%} | {named[name]:.1%} |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
