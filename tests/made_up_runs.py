@@ -83,6 +83,9 @@ def write_run(
     _put(group, "prefix_mass", np.full((count, 1, heads), 0.25, np.float16), "image layer head")
     for name, values in (("status", status), ("height", size), ("width", size)):
         _put(group, name, values, "image")
+    instance = np.where((status == 0)[:, None], owners, -1).reshape(count, *grid)
+    _put(group, "instance", instance.astype(np.int16), "image y x")
+    _put(group, "category", np.where(instance < 0, -1, 1).astype(np.int32), "image y x")
     _coordinates(group, heads, count)
     if with_scores:
         group = zarr.open_group(str(folder / "scores.zarr"), mode="w", zarr_format=3)

@@ -1,5 +1,6 @@
 """Annotations: what COCO and VOC files say, and where it lands on the patch grid."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from pycocotools import mask as coco_mask
 from threadpoolctl import threadpool_limits
 
 from batchjob.data import annotations as coco
+from batchjob.data import masks
 from batchjob.errors import UserError
 from batchjob.geometry import Geometry
 
@@ -154,6 +156,24 @@ def pooled_exactly(mask: Any, geometry: Geometry) -> Any:
     rows, columns, area = geometry.patch_lengths(*mask.shape)
     covered = rows.astype(np.int64) @ mask.astype(np.int64) @ columns.T.astype(np.int64)
     return (np.rint(covered / area * 1e5) / 1e5).astype(np.float32)
+
+
+def test_where_the_owners_are_known_the_other_masks_are_not_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = [rectangle(0, 0, 0.4, 0.4), rectangle(0, 0, 2, 4), rectangle(2, 0, 4, 2), rectangle(3, 3, 3.3, 3.3)]
+    path = write_coco(tmp_path / "a.json", [{"id": i, "segmentation": [shape]} for i, shape in enumerate(shapes)])
+    found = coco.instances_on_grid(only(path), GRID, 4, 4)
+    known = np.append(found.index, -1)[found.owner]
+    decoded: list[Any] = []
+    mask_of = masks.mask_of
+    monkeypatch.setattr(masks, "mask_of", lambda segments, *size: decoded.append(segments) or mask_of(segments, *size))
+    again = coco.instances_on_grid(only(path), GRID, 4, 4, known=known)
+    assert len(decoded) == 2
+    for field in dataclasses.fields(found):
+        np.testing.assert_array_equal(getattr(again, field.name), getattr(found, field.name))
+    nobody = coco.instances_on_grid(only(path), GRID, 4, 4, known=np.full(16, -1))
+    assert (len(nobody.category), nobody.total, nobody.owner.max()) == (0, 4, -1)
 
 
 def test_k_is_one_more_than_the_instances_of_two_patches_between_two_and_sixteen() -> None:

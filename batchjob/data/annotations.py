@@ -218,12 +218,22 @@ def _split_of(path: str) -> str:
     return name.partition("_")[2] + "/" if name.startswith(("instances_", "panoptic_")) else ""
 
 
-def instances_on_grid(ann: ImageAnnotations, geometry: Geometry, height: int, width: int) -> PatchInstances:
+def instances_on_grid(
+    ann: ImageAnnotations,
+    geometry: Geometry,
+    height: int,
+    width: int,
+    *,
+    known: NDArray[np.integer[Any]] | None = None,
+) -> PatchInstances:
     """The instances of a `height` × `width` image on the patch grid: a patch's owner covers it most, and at least half.
 
     Of instances that cover a patch equally, to 5 decimals, the one of the smaller mask (in pixels of the image) owns
     it, since it lies in front; then the earlier one. Coverage is a quotient of whole numbers, so the owners are the
     same on every machine. Crowds are not instances; those that own fewer than `MIN_PATCHES` patches are left out.
+
+    `known` [P]: which of the image's masks owns each patch, −1 for none, where that was found before; the masks that
+    own nothing are then not decoded.
 
     Raises
     ------
@@ -234,13 +244,18 @@ def instances_on_grid(ann: ImageAnnotations, geometry: Geometry, height: int, wi
         raise ValueError(f"{ann.key}: annotated at {ann.height}x{ann.width}, the image is {height}x{width}")
     lengths = geometry.patch_lengths(height, width)
     patches = geometry.grid[0] * geometry.grid[1]
-    found = list(_masks(ann, height, width))
+    wanted = None if known is None else np.unique(known[known >= 0])
+    found = list(_masks(ann, height, width, wanted))
     coverage = np.zeros((len(found), patches), np.float32)
     boxes = np.zeros((len(found), 4), np.float32)
     for i, (_, _, box, mask) in enumerate(found):
         coverage[i], extent = _pool(mask, lengths)
         boxes[i] = _to_input(box or extent, geometry, height, width)
-    owner = find_owners(coverage, np.array([np.count_nonzero(mask) for *_, mask in found], np.int64))
+    index = np.array([number for number, *_ in found], np.int32)
+    if known is None:
+        owner = find_owners(coverage, np.array([np.count_nonzero(mask) for *_, mask in found], np.int64))
+    else:
+        owner = np.where(known >= 0, np.searchsorted(index, known), -1).astype(np.int16)
     owned = np.bincount(owner[owner >= 0], minlength=len(found))
     everything = PatchInstances(
         owner=owner,
@@ -248,7 +263,7 @@ def instances_on_grid(ann: ImageAnnotations, geometry: Geometry, height: int, wi
         coverage=coverage,
         boxes=boxes,
         total=sum(not i.crowd for i in ann.instances) if not ann.voc_objects else len(found),
-        index=np.array([number for number, *_ in found], np.int32),
+        index=index,
     )
     return everything.only(everything.index[owned >= MIN_PATCHES])
 
@@ -297,11 +312,16 @@ def _to_input(box: Box, geometry: Geometry, height: int, width: int) -> Box:
     return float(x[0]), float(y[0]), float(x[1]), float(y[1])
 
 
-def _masks(ann: ImageAnnotations, height: int, width: int) -> Iterator[tuple[int, int, Box | None, NDArray[np.uint8]]]:
-    """(number in the image, category, box, mask uint8 [height, width]) of those that cover a pixel, without crowds."""
+def _masks(
+    ann: ImageAnnotations, height: int, width: int, wanted: NDArray[np.integer[Any]] | None
+) -> Iterator[tuple[int, int, Box | None, NDArray[np.uint8]]]:
+    """(number in the image, category, box, mask uint8 [height, width]) of those that cover a pixel, without crowds.
+
+    Of those that are `wanted`, or all; VOC has the masks of an image in one picture, and always gives all.
+    """
     if ann.voc_objects:
         for number, (category, mask) in enumerate(voc.masks(ann.voc_objects, ann.voc_classes)):
             yield number, category, None, mask
         return
-    for number, mask in read_masks(ann.instances, height, width):
+    for number, mask in read_masks(ann.instances, height, width, wanted):
         yield number, ann.instances[number].category, ann.instances[number].box, mask

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -181,10 +182,16 @@ def _unpack(text: str) -> NDArray[np.int64]:
     return lengths
 
 
-def read_masks(instances: Sequence[Instance], height: int, width: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """(number, mask uint8 [height, width]) of the instances that are no crowds and cover a pixel."""
+def read_masks(
+    instances: Sequence[Instance], height: int, width: int, wanted: NDArray[np.integer[Any]] | None = None
+) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """(number, mask uint8 [height, width]) of the instances that are not crowds and cover a pixel.
+
+    Of the numbers `wanted` alone, where they are given.
+    """
+    numbers = None if wanted is None else set(wanted.tolist())
     for number, instance in enumerate(instances):
-        if not instance.crowd and instance.segments:
+        if not instance.crowd and instance.segments and (numbers is None or number in numbers):
             mask = mask_of(instance.segments, height, width)
             if mask.any():
                 yield number, mask

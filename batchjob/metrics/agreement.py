@@ -76,9 +76,7 @@ def _entropy(counts: Floats) -> Floats:
 
 @functools.lru_cache(maxsize=8)
 def _log_factorials(limit: int) -> Floats:
-    from scipy.special import gammaln  # a quarter of a second that labelling does not need
-
-    return np.asarray(gammaln(np.arange(limit + 1) + 1.0))
+    return np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, limit + 1)))])
 
 
 def _expected_information(a: Floats, b: Floats, total: Floats) -> Floats:

@@ -28,7 +28,7 @@ NO_INSTANCE = "no instance"
 class Codebook:
     """Counts over a run's labelled images."""
 
-    view: Run
+    run: Run
     names: list[str]  # of the categories
     positions: NDArray[np.int64]  # [Z, K, R] images whose row is in the cluster
     images: NDArray[np.int64]  # [Z, K] in which the cluster occurs
@@ -39,21 +39,24 @@ class Codebook:
     typical_values: NDArray[np.float64]  # share of the image's rows; of CLS rows minus the squared distance
 
 
-def count(view: Run, annotations: Annotations | None) -> Codebook:
-    """The codebook of a run in dataset scope: one pass over its labels, a few hundred images at a time."""
+def count(run: Run, annotations: Annotations | None, *, are_planned: bool = False) -> Codebook:
+    """The codebook of a run in dataset scope: one pass over its labels, a few hundred images at a time.
+
+    With `are_planned`, the annotations are those of the plan, and the categories of patches are in labels.zarr.
+    """
     known = annotations.categories if annotations is not None else {}
     number = {category: i + 1 for i, category in enumerate(sorted(known))}
-    group = zarr.open_group(str(view.folder / "labels.zarr"), mode="r", zarr_format=3)
-    labels: Any = group["labels" if view.has_labels else "image_labels"]
+    group = zarr.open_group(str(run.folder / "labels.zarr"), mode="r", zarr_format=3)
+    labels: Any = group["labels" if run.has_labels else "image_labels"]
     inertia: Any = group["inertia"]
-    ids = view.ids if annotations is not None else []
-    classes = view.classes or []
+    ids = run.ids if annotations is not None else []
+    classes = run.classes or []
     known_classes = {name: i for i, name in enumerate(sorted(set(classes) - {""}))}
     class_of = np.array([known_classes.get(name, -1) for name in classes], np.int64)
-    k, heads = int(view.options["k"]), len(view.layers) * len(view.heads)
-    rows = view.geometry.grid[0] * view.geometry.grid[1] if view.has_labels else 1
+    k, heads = int(run.options["k"]), len(run.layers) * len(run.heads)
+    rows = run.geometry.grid[0] * run.geometry.grid[1] if run.has_labels else 1
     book = Codebook(
-        view,
+        run,
         [NO_INSTANCE, *(known[c] for c in sorted(known))],
         np.zeros((heads, k, rows), np.int64),
         np.zeros((heads, k), np.int64),
@@ -63,9 +66,9 @@ def count(view: Run, annotations: Annotations | None) -> Codebook:
         np.full((heads, k, TYPICAL), -1, np.int64),
         np.full((heads, k, TYPICAL), -np.inf),
     )
-    for start in range(0, view.rows, ROWS_AT_ONCE):
-        stop = min(start + ROWS_AT_ONCE, view.rows)
-        part = view.read(start, stop, only=("sizes",))
+    for start in range(0, run.rows, ROWS_AT_ONCE):
+        stop = min(start + ROWS_AT_ONCE, run.rows)
+        part = run.read(start, stop, only=("objects",) if are_planned else ())
         ok = np.nonzero(part.status == OK)[0]
         block = labels[start:stop].reshape(stop - start, heads, rows)[ok]
         distances = inertia[start:stop].reshape(stop - start, heads)[ok]
@@ -77,9 +80,13 @@ def count(view: Run, annotations: Annotations | None) -> Codebook:
             size = int(part.height[i]), int(part.width[i])
             if image is None or not image.fits(*size):
                 continue
-            found = instances_on_grid(image, view.geometry, *size)
-            dense = np.array([0, *(number[int(c)] for c in found.category)])
-            _add_categories(book, own, dense[found.owner.astype(np.int64) + 1])
+            if part.category is not None:
+                of_patch = part.category[i]
+            else:
+                found = instances_on_grid(image, run.geometry, *size)
+                of_patch = np.append(found.category, -1)[found.owner]  # −1 finds the last
+            dense = [number.get(int(c), 0) for c in of_patch]
+            _add_categories(book, own, np.array(dense))
     return book
 
 
@@ -163,9 +170,9 @@ def _entropy(counts: NDArray[np.int64]) -> float:
 
 def tables(book: Codebook) -> dict[str, pd.DataFrame]:
     """The codebook as tidy tables: one line a cluster; a cluster and category; position; image; and the agreement."""
-    view, (heads, k) = book.view, book.images.shape
-    layer, head = np.repeat(view.layers, len(view.heads)), np.tile(view.heads, len(view.layers))
-    ids = view.ids
+    run, (heads, k) = book.run, book.images.shape
+    layer, head = np.repeat(run.layers, len(run.heads)), np.tile(run.heads, len(run.layers))
+    ids = run.ids
     rows = book.positions.sum(2)
     total = np.maximum(rows.sum(1, keepdims=True), 1)
     of_cluster = book.categories / np.maximum(book.categories.sum(2, keepdims=True), 1)
@@ -176,7 +183,7 @@ def tables(book: Codebook) -> dict[str, pd.DataFrame]:
     best = weight[:, :, 1:].argmax(2) + 1 if lift.shape[2] > 1 else np.zeros((heads, k), np.int64)
     best = np.where(np.take_along_axis(weight, best[..., None], 2)[..., 0] > 0, best, 0)
     z, c = np.indices((heads, k))
-    fitted: Any = zarr.open_group(str(view.folder / "labels.zarr"), mode="r", zarr_format=3)["centroid_rows"]
+    fitted: Any = zarr.open_group(str(run.folder / "labels.zarr"), mode="r", zarr_format=3)["centroid_rows"]
     clusters = pd.DataFrame(
         {
             "layer": layer[z.ravel()],
@@ -205,16 +212,16 @@ def tables(book: Codebook) -> dict[str, pd.DataFrame]:
             "lift": lift[z, c, g],
         }
     )
-    if view.has_labels:
+    if run.has_labels:
         z, c, p = np.nonzero(book.positions)
         images = np.maximum(book.positions.sum(1), 1)  # with a label there
         columns = {"layer": layer[z], "head": head[z], "cluster": c}
-        columns |= {"y": p // view.geometry.grid[1], "x": p % view.geometry.grid[1]}
+        columns |= {"y": p // run.geometry.grid[1], "x": p % run.geometry.grid[1]}
         found["codebook_positions"] = pd.DataFrame(columns | {"share": book.positions[z, c, p] / images[z, p]})
     z, c, rank = np.nonzero(book.typical >= 0)
     at = book.typical[z, c, rank]
     columns = {"layer": layer[z], "head": head[z], "cluster": c, "rank": rank, "row": at}
-    value = "share" if view.has_labels else "squared_distance"
+    value = "share" if run.has_labels else "squared_distance"
     values = np.abs(book.typical_values[z, c, rank])
     found["codebook_images"] = pd.DataFrame(columns | {"image_id": [ids[i] for i in at], value: values})
     return found
@@ -257,11 +264,11 @@ def describe(found: dict[str, pd.DataFrame], *, is_annotated: bool) -> list[str]
     return lines
 
 
-def write(view: Run, annotations: Annotations | None, *, csv: bool) -> Sequence[str]:
-    """Writes the codebook's tables under RUN/stats; the lines to read."""
-    found = tables(count(view, annotations))
+def write(run: Run, annotations: Annotations | None, *, csv: bool, are_planned: bool) -> Sequence[str]:
+    """Writes the codebook's tables under RUN/stats and returns the lines to read; `are_planned` as in `count`."""
+    found = tables(count(run, annotations, are_planned=are_planned))
     for name, table in found.items():
-        table.to_parquet(view.folder / "stats" / f"{name}.parquet", index=False)
+        table.to_parquet(run.folder / "stats" / f"{name}.parquet", index=False)
         if csv:
-            table.to_csv(view.folder / "stats" / f"{name}.csv", index=False)
+            table.to_csv(run.folder / "stats" / f"{name}.csv", index=False)
     return describe(found, is_annotated=annotations is not None)

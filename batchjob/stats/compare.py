@@ -38,22 +38,22 @@ class Common:
     other_k: int  # images left out, since the runs gave them different k
 
 
-def comparable(views: Sequence[Run]) -> str:
+def comparable(runs: Sequence[Run]) -> str:
     """Why these runs can't be laid on one grid; empty if they can."""
-    first = views[0].geometry
-    for view in views[1:]:
-        other = view.geometry
+    first = runs[0].geometry
+    for run in runs[1:]:
+        other = run.geometry
         if other.resize != first.resize:
-            return f"{view.name} was resized by {other.resize}, {views[0].name} by {first.resize}"
+            return f"{run.name} was resized by {other.resize}, {runs[0].name} by {first.resize}"
         if other.height * first.width != other.width * first.height:
-            return f"the inputs of {view.name} and {views[0].name} have different aspect ratios"
-    return "" if all(v.has_labels for v in views) else "a run has no labels of patches"
+            return f"the inputs of {run.name} and {runs[0].name} have different aspect ratios"
+    return "" if all(v.has_labels for v in runs) else "a run has no labels of patches"
 
 
-def finest(views: Sequence[Run]) -> Geometry:
+def finest(runs: Sequence[Run]) -> Geometry:
     """The geometry whose grid has the most rows and the most columns of all the runs' grids."""
-    best = max((v.geometry for v in views), key=lambda g: g.grid[0] * g.grid[1])
-    rows, columns = (max(v.geometry.grid[i] for v in views) for i in range(2))
+    best = max((v.geometry for v in runs), key=lambda g: g.grid[0] * g.grid[1])
+    rows, columns = (max(v.geometry.grid[i] for v in runs) for i in range(2))
     if best.grid == (rows, columns):
         return best
     return Geometry(
@@ -68,12 +68,12 @@ def upsample(values: NDArray[Any], grid: tuple[int, int], finer: tuple[int, int]
     return values[..., (y[:, None] * grid[1] + x[None, :]).ravel()]
 
 
-def compare(views: Sequence[Run], annotations: Annotations | None, pool: Pool) -> Common:
+def compare(runs: Sequence[Run], annotations: Annotations | None, pool: Pool) -> Common:
     """The runs' scores on the images that all of them labelled."""
-    ids = [view.ids for view in views]
+    ids = [run.ids for run in runs]
     places = [{name: row for row, name in enumerate(names)} for names in ids]
     shared = [name for name in ids[0] if all(name in p for p in places)]
-    rows = np.array([[p[name] for name in shared] for p in places]).reshape(len(views), -1)
+    rows = np.array([[p[name] for name in shared] for p in places]).reshape(len(runs), -1)
     tasks = (
         (
             rows[:, start : start + ROWS_AT_ONCE],
@@ -81,16 +81,16 @@ def compare(views: Sequence[Run], annotations: Annotations | None, pool: Pool) -
         )
         for start in range(0, len(shared), ROWS_AT_ONCE)
     )
-    parts = list(pool.map(functools.partial(_compare_block, tuple(views)), tasks))
+    parts = list(pool.map(functools.partial(_compare_block, tuple(runs)), tasks))
     used = np.concatenate([p[0] for p in parts]) if parts else np.zeros(0, bool)
     values = [
         {name: np.concatenate([p[1][r][name] for p in parts]) for name in parts[0][1][r]} if parts else {}
-        for r in range(len(views))
+        for r in range(len(runs))
     ]
     pairs = list(parts[0][2]) if parts else []
     return Common(
         ids=[name for name, use in zip(shared, used, strict=True) if use],
-        grid=finest(views).grid,
+        grid=finest(runs).grid,
         values=values,
         agreement={pair: np.concatenate([p[2][pair] for p in parts]) for pair in pairs},
         other_k=sum(p[3] for p in parts),
@@ -98,14 +98,14 @@ def compare(views: Sequence[Run], annotations: Annotations | None, pool: Pool) -
 
 
 def _compare_block(
-    views: Sequence[Run], task: tuple[NDArray[np.int64], list[ImageAnnotations | None]]
+    runs: Sequence[Run], task: tuple[NDArray[np.int64], list[ImageAnnotations | None]]
 ) -> tuple[NDArray[np.bool_], list[dict[str, Floats]], dict[tuple[int, int], Floats], int]:
     rows, annotated = task
-    parts = [view.read_rows(of_run) for view, of_run in zip(views, rows, strict=True)]
-    fine = finest(views)
+    parts = [run.read_rows(of_run) for run, of_run in zip(runs, rows, strict=True)]
+    fine = finest(runs)
     names = [*COMPARED, *(f"{n}.position" for n in COMPARED if "position" in catalogue.nulls_of(n))]
-    values: list[dict[str, list[Floats]]] = [{name: [] for name in names} for _ in views]
-    alike = [(a, b) for a in range(len(views)) for b in range(a + 1, len(views)) if views[a].shape == views[b].shape]
+    values: list[dict[str, list[Floats]]] = [{name: [] for name in names} for _ in runs]
+    alike = [(a, b) for a in range(len(runs)) for b in range(a + 1, len(runs)) if runs[a].shape == runs[b].shape]
     agreement: dict[tuple[int, int], list[Floats]] = {pair: [] for pair in alike}
     used, other_k = np.zeros(rows.shape[1], bool), 0
     for i in range(rows.shape[1]):
@@ -116,25 +116,25 @@ def _compare_block(
             other_k += 1
             continue
         used[i] = True
-        truths = _surviving(annotated[i], [*(v.geometry for v in views), fine], parts[0], i)
+        truths = _surviving(annotated[i], [*(v.geometry for v in runs), fine], parts[0], i)
         stacks = []
-        for r, (view, part) in enumerate(zip(views, parts, strict=True)):
-            stack, found = _score_one(view, part, i, fine, (truths[r], truths[-1]) if truths else None)
+        for r, (run, part) in enumerate(zip(runs, parts, strict=True)):
+            stack, found = _score_one(run, part, i, fine, (truths[r], truths[-1]) if truths else None)
             stacks.append(stack)
             for name in names:
-                values[r][name].append(found.get(name, np.full(_size(view, name), np.nan)))
+                values[r][name].append(found.get(name, np.full(_size(run, name), np.nan)))
         for a, b in alike:
             agreement[a, b].append(_same_head(stacks[a], stacks[b]))
     whole = [
-        {name: np.array(v).reshape(-1, _size(view, name)) for name, v in of_run.items()}
-        for view, of_run in zip(views, values, strict=True)
+        {name: np.array(v).reshape(-1, _size(run, name)) for name, v in of_run.items()}
+        for run, of_run in zip(runs, values, strict=True)
     ]
-    same = {pair: np.array(v).reshape(-1, int(np.prod(views[pair[0]].shape))) for pair, v in agreement.items()}
+    same = {pair: np.array(v).reshape(-1, int(np.prod(runs[pair[0]].shape))) for pair, v in agreement.items()}
     return used, whole, same, other_k
 
 
-def _size(view: Run, name: str) -> int:
-    algorithms, layers, heads = view.shape
+def _size(run: Run, name: str) -> int:
+    algorithms, layers, heads = run.shape
     return layers * heads * (algorithms if catalogue.is_of_labels(name) else 1)
 
 
@@ -151,34 +151,34 @@ def _surviving(
 
 
 def _score_one(
-    view: Run, part: Part, i: int, fine: Geometry, truths: tuple[PatchInstances, PatchInstances] | None
+    run: Run, part: Part, i: int, fine: Geometry, truths: tuple[PatchInstances, PatchInstances] | None
 ) -> tuple[NDArray[np.uint8], dict[str, Floats]]:
     """The run's labels of one image on the fine grid, and its scores there; CLS maps are scored on their own grid."""
     assert part.labels is not None
     assert part.k is not None
     assert part.maps is not None
-    grid = view.geometry.grid
+    grid = run.geometry.grid
     coarse = part.labels[i].reshape(-1, part.labels.shape[-1])
     labels = upsample(coarse, grid, fine.grid)
     if truths is None:
         return labels, {}
-    own, on_fine = (_objects(t, g) for t, g in zip(truths, (view.geometry, fine), strict=True))
+    own, on_fine = (_objects(t, g) for t, g in zip(truths, (run.geometry, fine), strict=True))
     of_labels = [s for s in catalogue.SCORES if s.is_compared and s.source == "labels"]
     beside = Labelled(labels, fine.grid, on_fine)
     found = {s.name: s.compute(beside) for s in of_labels if s.compute}
     k = part.k[i].ravel()
     for value in np.unique(k[k > 0]):
         keep = np.all(coarse != NO_LABEL, axis=0)
-        places = position_labels(grid, int(value), seed=int(view.options["seed"]), keep=keep)
+        places = position_labels(grid, int(value), seed=int(run.options["seed"]), keep=keep)
         null = Labelled(upsample(places, grid, fine.grid), fine.grid, on_fine)
         for s in of_labels:
             if s.compute and "position" in s.nulls:
                 found.setdefault(f"{s.name}.position", np.full(len(k), np.nan))[k == value] = s.compute(null).mean()
     content = None
-    if view.geometry.resize == "pad":
-        content = view.geometry.content_patches(int(part.height[i]), int(part.width[i])).ravel()
+    if run.geometry.resize == "pad":
+        content = run.geometry.content_patches(int(part.height[i]), int(part.width[i])).ravel()
     maps = normalise(part.maps[i].reshape(-1, part.maps.shape[-1]), content)
-    mapped = Mapped(maps, grid, len(view.heads), own)
+    mapped = Mapped(maps, grid, len(run.heads), own)
     of_maps = [s for s in catalogue.SCORES if s.is_compared and s.source == "maps"]
     return labels, found | {s.name: s.compute(mapped) for s in of_maps if s.compute}
 

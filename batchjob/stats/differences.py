@@ -33,22 +33,22 @@ COLUMNS += ["difference", "low", "high", "p", "p_holm"]
 GAINS = tuple(f"{name} over position" for name in COMPARED if catalogue.is_of_labels(name))
 
 
-def heads_of(view: Run, score: str) -> list[tuple[str, int, int]]:
+def heads_of(run: Run, score: str) -> list[tuple[str, int, int]]:
     """(algorithm, layer, head) of each column of a score."""
-    algorithms = view.algorithms if catalogue.is_of_labels(score.split(" ")[0]) else ("",)
-    return [(m, x, h) for m in algorithms for x in view.layers for h in view.heads]
+    algorithms = run.algorithms if catalogue.is_of_labels(score.split(" ")[0]) else ("",)
+    return [(m, x, h) for m in algorithms for x in run.layers for h in run.heads]
 
 
-def values_of(common: Common, run: int, score: str) -> Floats | None:
+def values_of(common: Common, place: int, score: str) -> Floats | None:
     """[n, C] of a score of COMPARED or GAINS; None where no image has it."""
     name = score.removesuffix(" over position")
-    found = common.values[run].get(name)
+    found = common.values[place].get(name)
     if found is None or not np.isfinite(found).any():
         return None
-    return found if name == score else found - common.values[run][f"{name}.position"]
+    return found if name == score else found - common.values[place][f"{name}.position"]
 
 
-def differences(views: Sequence[Run], common: Common) -> pd.DataFrame:
+def differences(runs: Sequence[Run], common: Common) -> pd.DataFrame:
     """One row for each pair of runs, score and kind: `best head`, `mean of heads`, and `head` where the shapes agree.
 
     The best head of each run is the one of the largest mean on the first half of the images; its figures are the other
@@ -56,12 +56,12 @@ def differences(views: Sequence[Run], common: Common) -> pd.DataFrame:
     """
     first = first_half(common.ids)
     rows: list[tuple[Any, ...]] = []
-    for a in range(len(views)):
-        for b in range(a + 1, len(views)):
+    for a in range(len(runs)):
+        for b in range(a + 1, len(runs)):
             for score in (*COMPARED, *GAINS):
                 one, other = values_of(common, a, score), values_of(common, b, score)
                 if one is not None and other is not None:
-                    rows += _pair(views[a], views[b], score, one, other, first)
+                    rows += _pair(runs[a], runs[b], score, one, other, first)
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -102,21 +102,21 @@ def _best(values: Floats) -> int:
     return int(np.argmax(np.where(known.any(axis=0), mean, -np.inf)))
 
 
-def agreements(views: Sequence[Run], common: Common) -> pd.DataFrame:
+def agreements(runs: Sequence[Run], common: Common) -> pd.DataFrame:
     """Mean adjusted Rand index between the labels of the same head of two runs (two seeds, say), with its interval."""
     rows = []
     for (a, b), values in common.agreement.items():
         found = interval(values)
-        for i, head in enumerate(heads_of(views[a], "instance_ari")):
+        for i, head in enumerate(heads_of(runs[a], "instance_ari")):
             figures = (int(found.n[i]), found.mean[i], found.low[i], found.high[i])
-            rows.append((views[a].name, views[b].name, *head, *figures))
+            rows.append((runs[a].name, runs[b].name, *head, *figures))
     return pd.DataFrame(rows, columns=["run_a", "run_b", "algorithm", "layer", "head", "n", "mean", "low", "high"])
 
 
-def describe(views: Sequence[Run], common: Common, table: pd.DataFrame) -> list[str]:
+def describe(runs: Sequence[Run], common: Common, table: pd.DataFrame) -> list[str]:
     """What the comparison says, for the screen."""
     lines = [
-        f"{len(views)} runs on the same {len(common.ids):,} images, on {common.grid[0]}×{common.grid[1]} patches, "
+        f"{len(runs)} runs on the same {len(common.ids):,} images, on {common.grid[0]}×{common.grid[1]} patches, "
         "instances that survive on every grid, equal k"
     ]
     if common.other_k:

@@ -28,7 +28,7 @@ COLUMNS = ["modifier", "low", "high", "algorithm", "layer", "head", "pairs", "im
 COLUMNS += ["pair_ari_low", "pair_ari_high", "position", "gain", "gain_low", "gain_high", "correlation"]
 
 
-def modifier_table(view: Run, pool: Pool) -> pd.DataFrame:
+def modifier_table(run: Run, pool: Pool) -> pd.DataFrame:
     """`pair_ari` by head in bins of each modifier: mean over pairs, 95 % interval over images, gain over position.
 
     Only of the half of the images that did not choose the best head.
@@ -36,11 +36,11 @@ def modifier_table(view: Run, pool: Pool) -> pd.DataFrame:
     `correlation` is Spearman's, of the modifier and the gain over all pairs, the same in every bin's row. Images are
     resampled, not pairs: those of one image are not independent.
     """
-    path = view.folder / "stats" / "pairs.parquet"
+    path = run.folder / "stats" / "pairs.parquet"
     if not pq.read_metadata(path).num_rows:
         return pd.DataFrame(columns=COLUMNS)
-    tasks = [(m, x, modifier) for m in view.algorithms for x in view.layers for modifier in BINS]
-    frames = list(pool.map(functools.partial(_one_layer, path, view.heads), tasks))
+    tasks = [(m, x, modifier) for m in run.algorithms for x in run.layers for modifier in BINS]
+    frames = list(pool.map(functools.partial(_one_layer, path, run.heads), tasks))
     whole = pd.concat([pd.DataFrame(columns=COLUMNS), *(f for f in frames if len(f))], ignore_index=True)
     return whole.sort_values(["algorithm", "layer", "head"], kind="stable", ignore_index=True)
 
@@ -88,10 +88,8 @@ def _one_layer(path: Path, heads: Sequence[int], task: tuple[str, int, str]) -> 
 
 def _rank_correlation(values: Floats, gains: Floats) -> Floats:
     """[C]: Spearman's correlation of values [n] with each column of gains [n, C]; NaN where one does not vary."""
-    from scipy.stats import rankdata
-
-    x = rankdata(values) - (len(values) + 1) / 2 if len(values) else values
-    y = rankdata(gains, axis=0) - (len(values) + 1) / 2 if len(values) else gains
+    middle = (len(values) + 1) / 2
+    x, y = pd.Series(values).rank().to_numpy() - middle, pd.DataFrame(gains).rank().to_numpy() - middle
     spread = np.sqrt((x**2).sum() * (y**2).sum(axis=0))
     return np.where(spread > 0, x @ y / np.where(spread > 0, spread, 1), np.nan)
 

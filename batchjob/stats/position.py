@@ -1,11 +1,13 @@
 """The position null: near-optimal k-means of where the patches are, whatever they show."""
 
 import functools
+import multiprocessing
 
 import numpy as np
 from numpy.typing import NDArray
 
 from batchjob.clustering.search import best_partitions
+from batchjob.machine import usable_cores
 
 SEEDS = 20  # one seed alone is noise: two objects side by side give −0.02 to 1.0
 
@@ -28,8 +30,8 @@ def _position_labels(grid: tuple[int, int], mask: bytes, k: int, seed: int) -> N
     if mask:
         keep = np.unpackbits(np.frombuffer(mask, np.uint8), count=patches).astype(bool)
     y, x = np.divmod(np.arange(patches), grid[1])
-    places = np.broadcast_to(np.stack([y, x], axis=1).astype(np.float64), (SEEDS, patches, 2))
+    places = np.broadcast_to(np.stack([y, x], axis=1).astype(np.float32), (SEEDS, patches, 2))  # small whole numbers
     seeds = seed + np.arange(SEEDS, dtype=np.int64)
-    # one thread: each process of a pool has its core
-    found = best_partitions(places, np.full(SEEDS, k), seeds, mask=np.broadcast_to(keep, (SEEDS, patches)), threads=1)
-    return found.labels
+    masks = np.broadcast_to(keep, (SEEDS, patches))
+    threads = 1 if multiprocessing.parent_process() else usable_cores()  # each process of a pool has its core
+    return best_partitions(places, np.full(SEEDS, k), seeds, mask=masks, threads=threads).labels

@@ -4,6 +4,7 @@ import json
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -26,6 +27,15 @@ from batchjob.store.outputs import writing_stats
 from batchjob.store.run import Run
 
 
+@dataclass(frozen=True, slots=True)
+class _Manner:
+    """How the tables of all runs are made."""
+
+    pool: Pool
+    csv: bool  # beside the Parquet files
+    are_planned: bool  # the annotations are those that the runs were planned with
+
+
 def run_stats(
     runs: Sequence[str | Path],
     *,
@@ -36,117 +46,129 @@ def run_stats(
 ) -> list[str]:
     """Writes the tables of every run and returns what a person should read, line by line.
 
-    `annotations` are by default those that each run was planned with. Untrained runs (`--weights random`) are the
-    random null of the others of their architecture. `jobs` 0: as many processes as pay. Raises UserError where a run is
-    none, or no image is in the annotations.
+    Parameters
+    ----------
+    runs
+        Folders of runs. Untrained ones (`--weights random`) are the random null of the others of their options;
+        several trained ones are compared.
+    annotations
+        COCO JSON or a VOC folder; by default those that each run was planned with.
+    csv
+        Writes a CSV file beside each Parquet file.
+    jobs
+        Processes; 0: as many as pay.
+    say
+        Takes a line on what is being done.
+
+    Raises
+    ------
+    UserError
+        A folder is not a run or is named twice, a run has no labelled image, or its images are not in the annotations.
     """
-    views = [Run.checked(run, stats=False) for run in runs]
-    if len({v.folder.resolve() for v in views}) < len(views):
+    opened = [Run.checked(folder, stats=False) for folder in runs]
+    if len({v.folder.resolve() for v in opened}) < len(opened):
         raise UserError("one RUN is named twice; name each once")
     if jobs < 0:
         raise UserError(f"--jobs {jobs} is not a number of processes; give 1 or more, or leave it out")
-    if empty := [v.folder for v in views if not len(v.ok_rows)]:
+    if empty := [v.folder for v in opened if not len(v.ok_rows)]:
         raise UserError(f"{empty[0]} has no labelled image to score; go on with: batchjob run DATA {empty[0]}")
-    randoms = match_randoms(views)
-    known = _open_each(views, annotations, say)
+    randoms = match_randoms(opened)
+    known = _open_each(opened, annotations, say)
     lines: list[str] = []
     with ExitStack() as stack:
-        for view in views:
-            stack.enter_context(writing_stats(view.folder))
-        pool = stack.enter_context(Pool(jobs or max(choose_jobs(v.rows) for v in views)))
+        for run in opened:
+            stack.enter_context(writing_stats(run.folder))
+        pool = stack.enter_context(Pool(jobs or max(choose_jobs(v.rows) for v in opened)))
+        manner = _Manner(pool, csv, are_planned=not annotations)
         names = {}
-        for view in views:
-            say(f"{view.folder}: scoring {view.rows:,} images with {pool.jobs} processes")
-            names[view.folder] = _score(view, known[view.folder], pool, csv=csv)
-        for view in views:
-            lines += ["", *_tabulate(view, names[view.folder], randoms[view.folder], known[view.folder], pool, csv=csv)]
+        for run in opened:
+            say(f"{run.folder}: scoring {run.rows:,} images with {pool.jobs} processes")
+            names[run.folder] = _score(run, known[run.folder], manner)
+        for run in opened:
+            lines += ["", *_tabulate(run, names[run.folder], randoms[run.folder], known[run.folder], manner)]
         # untrained runs are a null already, in every trained run's own table
-        sides = [v for v in views if not v.is_random] or views
+        sides = [v for v in opened if not v.is_random] or opened
         if len(sides) > 1:
-            lines += ["", *_compare(sides, known[sides[0].folder], pool, csv=csv)]
+            lines += ["", *_compare(sides, known[sides[0].folder], manner)]
     return lines[1:]
 
 
-def _open_each(views: Sequence[Run], annotations: str, say: Callable[[str], None]) -> dict[Path, Annotations | None]:
+def _open_each(runs: Sequence[Run], annotations: str, say: Callable[[str], None]) -> dict[Path, Annotations | None]:
     """The annotations of each run; one file is read once."""
     opened: dict[str, AnnotationFiles] = {}
     found: dict[Path, Annotations | None] = {}
-    for view in views:
-        source = annotations or view.annotations
+    for run in runs:
+        source = annotations or run.annotations
         if source and source not in opened:
             say(f"reading {source}")
             if not annotations:
-                raise_for_changes(view.folder, view.plan["inputs"], index=False, annotations=True)
+                raise_for_changes(run.folder, run.plan["inputs"], index=False, annotations=True)
             opened[source] = open_annotations(source)
-        found[view.folder] = opened[source].join(view.ids, str(view.folder)) if source else None
+        found[run.folder] = opened[source].join(run.ids, str(run.folder)) if source else None
     return found
 
 
-def _score(view: Run, annotations: Annotations | None, pool: Pool, *, csv: bool) -> set[str]:
+def _score(run: Run, annotations: Annotations | None, manner: _Manner) -> set[str]:
     """Scores every image into RUN/scores.zarr and the tidy tables; the names of the scores."""
     from tqdm import tqdm
 
     try:
         with (
             tempfile.TemporaryDirectory(prefix="batchjob-stats-") as folder,
-            Tables(view, csv=csv) as tables,
-            tqdm(total=view.rows, desc="stats", unit="image", disable=None) as bar,
+            Tables(run, csv=manner.csv) as tables,
+            tqdm(total=run.rows, desc="stats", unit="image", disable=None) as bar,
         ):
             truth = None
             if annotations is not None:
-                truth, counted = lay_out(view, annotations, Path(folder), pool)
+                truth, counted = lay_out(run, annotations, Path(folder), manner.pool, are_planned=manner.are_planned)
                 tables.counts += counted
                 tables.counts.update({f"{text.LEFT_OUT}{cause}": n for cause, n in annotations.left_out.items()})
-            for scored in score_run(view, truth, pool):
+            for scored in score_run(run, truth, manner.pool):
                 tables.add(scored)
                 bar.update(scored.counts["images"])
-            _write(agreement_table(view, tables.agreement), view, "agreement", csv=csv)
-            (view.folder / "stats" / "counts.json").write_text(json.dumps(tables.counts, indent=1))
+            _write(agreement_table(run, tables.agreement), run, "agreement", csv=manner.csv)
+            (run.folder / "stats" / "counts.json").write_text(json.dumps(tables.counts, indent=1))
             return tables.written
     except PermissionError as error:
-        raise UserError(f"{view.folder} can't be written: {error.filename}; copy the run, or ask its owner") from error
+        raise UserError(f"{run.folder} can't be written: {error.filename}; copy the run, or ask its owner") from error
 
 
 def _tabulate(
-    view: Run,
-    names: set[str],
-    randoms: Sequence[Run],
-    annotations: Annotations | None,
-    pool: Pool,
-    *,
-    csv: bool,
+    run: Run, names: set[str], randoms: Sequence[Run], annotations: Annotations | None, manner: _Manner
 ) -> list[str]:
-    summary = summarise(view, sorted(names), randoms, pool)
-    selection = select_heads(view, summary, pool)
-    _write(summary, view, "summary", csv=csv)
-    _write(selection, view, "selection", csv=csv)
-    modifiers = modifier_table(view, pool)
-    _write(modifiers, view, "modifiers", csv=csv)
-    counts = json.loads((view.folder / "stats" / "counts.json").read_text())
-    hints = text.missing_inputs(view, sorted(names), has_annotations=annotations is not None, has_random=bool(randoms))
-    lines = text.describe(view, counts, summary, selection)
+    """Writes the tables that sum the scores of a run up and returns what they say."""
+    pool, csv = manner.pool, manner.csv
+    summary = summarise(run, sorted(names), randoms, pool)
+    selection = select_heads(run, summary, pool)
+    _write(summary, run, "summary", csv=csv)
+    _write(selection, run, "selection", csv=csv)
+    modifiers = modifier_table(run, pool)
+    _write(modifiers, run, "modifiers", csv=csv)
+    counts = json.loads((run.folder / "stats" / "counts.json").read_text())
+    hints = text.missing_inputs(run, sorted(names), has_annotations=annotations is not None, has_random=bool(randoms))
+    lines = text.describe(run, counts, summary, selection)
     main = catalogue.main_null("pair_ari")
     for row in selection[(selection.score == "pair_ari") & (selection.null == main)].to_dict("records"):
         lines += ["", *describe_modifiers(modifiers, row["layer"], row["head"], row["algorithm"])]
-    if view.options.get("scope") == "dataset":
-        lines += ["", *codebook.write(view, annotations, csv=csv)]
-    return [*lines, *([""] if hints else []), *hints, "", f"tables: {view.folder / 'stats'}"]
+    if run.options.get("scope") == "dataset":
+        lines += ["", *codebook.write(run, annotations, csv=csv, are_planned=manner.are_planned)]
+    return [*lines, *([""] if hints else []), *hints, "", f"tables: {run.folder / 'stats'}"]
 
 
-def _compare(views: Sequence[Run], annotations: Annotations | None, pool: Pool, *, csv: bool) -> list[str]:
+def _compare(runs: Sequence[Run], annotations: Annotations | None, manner: _Manner) -> list[str]:
     """Writes the paired tables beside the first run's own and returns what they say."""
-    if reason := comparable(views):
+    if reason := comparable(runs):
         return [f"the runs are not compared patch by patch: {reason}"]
-    common = compare(views, annotations, pool)
+    common = compare(runs, annotations, manner.pool)
     if not common.ids:
         return ["the runs are not compared: no image is labelled in all of them, with one k"]
-    table = differences.differences(views, common)
-    _write(table, views[0], "comparison", csv=csv)
-    _write(differences.agreements(views, common), views[0], "agreement_runs", csv=csv)
-    return [*differences.describe(views, common, table), "", f"comparison: {views[0].folder / 'stats'}"]
+    table = differences.differences(runs, common)
+    _write(table, runs[0], "comparison", csv=manner.csv)
+    _write(differences.agreements(runs, common), runs[0], "agreement_runs", csv=manner.csv)
+    return [*differences.describe(runs, common, table), "", f"comparison: {runs[0].folder / 'stats'}"]
 
 
-def _write(table: pd.DataFrame, view: Run, name: str, *, csv: bool) -> None:
-    table.to_parquet(view.folder / "stats" / f"{name}.parquet", index=False)
+def _write(table: pd.DataFrame, run: Run, name: str, *, csv: bool) -> None:
+    table.to_parquet(run.folder / "stats" / f"{name}.parquet", index=False)
     if csv:
-        table.to_csv(view.folder / "stats" / f"{name}.csv", index=False)
+        table.to_csv(run.folder / "stats" / f"{name}.csv", index=False)

@@ -35,16 +35,16 @@ TIDY = pa.schema(
 class Tables:
     """Takes the scores of a run block by block: RUN/scores.zarr, RUN/stats/scores.parquet, RUN/stats/pairs.parquet."""
 
-    def __init__(self, view: Run, *, csv: bool) -> None:
-        self._view, self._ids = view, view.ids
-        self._folder = view.folder / "stats"
+    def __init__(self, run: Run, *, csv: bool) -> None:
+        self._run, self._ids = run, run.ids
+        self._folder = run.folder / "stats"
         self._folder.mkdir(exist_ok=True)
-        self._group = _open_scores(view, self._ids)
+        self._group = _open_scores(run, self._ids)
         self._names = [n for names in catalogue.labelling_arrays().values() for n in names]
         self._tidy = pq.ParquetWriter(self._folder / "scores.parquet", TIDY, compression="zstd")
         self._tidy_csv = pa_csv.CSVWriter(self._folder / "scores.csv", _plain(TIDY)) if csv else None
-        self._pairs = pq.ParquetWriter(self._folder / "pairs.parquet", _pair_schema(view), compression="zstd")
-        self._pairs_csv = pa_csv.CSVWriter(self._folder / "pairs.csv", _pair_schema(view)) if csv else None
+        self._pairs = pq.ParquetWriter(self._folder / "pairs.parquet", _pair_schema(run), compression="zstd")
+        self._pairs_csv = pa_csv.CSVWriter(self._folder / "pairs.csv", _pair_schema(run)) if csv else None
         self.written: set[str] = set()
         self.counts: Counter[str] = Counter()
         self.agreement: dict[str, NDArray[np.float64]] = {}
@@ -76,8 +76,8 @@ class Tables:
         score, _, null = name.partition(".")
         self._group.create_array(
             name,
-            shape=(self._view.rows, *values.shape[1:]),
-            chunks=(min(ROWS_AT_ONCE, self._view.rows), *values.shape[1:]),
+            shape=(self._run.rows, *values.shape[1:]),
+            chunks=(min(ROWS_AT_ONCE, self._run.rows), *values.shape[1:]),
             dtype="float32",
             fill_value=np.nan,
             dimension_names=_DIMS[values.ndim],
@@ -87,8 +87,8 @@ class Tables:
 
     def _tidy_tables(self, scored: Scored) -> list[pa.Table]:
         tables = []
-        layers, heads = np.array(self._view.layers, np.int16), np.array(self._view.heads, np.int16)
-        algorithms = [*self._view.algorithms, ""]
+        layers, heads = np.array(self._run.layers, np.int16), np.array(self._run.heads, np.int16)
+        algorithms = [*self._run.algorithms, ""]
         for name, values in scored.arrays.items():
             where = np.nonzero(np.isfinite(values))
             count = len(where[0])
@@ -109,9 +109,9 @@ class Tables:
         return [pa.concat_tables(tables).unify_dictionaries()] if tables else []
 
     def _pair_table(self, scored: Scored) -> pa.Table:
-        schema = _pair_schema(self._view)
+        schema = _pair_schema(self._run)
         columns: dict[str, list[Any]] = {name: [] for name in schema.names}
-        labellings = schema.names[len(schema.names) - len(_labellings(self._view)) * 2 :]
+        labellings = schema.names[len(schema.names) - len(_labellings(self._run)) * 2 :]
         for row, table in scored.pairs:
             pairs = table.pairs
             columns["image_id"].append(np.full(len(pairs.first), self._ids[row], object))
@@ -131,18 +131,18 @@ class Tables:
             if writer is not None:
                 writer.close()
         if kind is None:
-            store.consolidate_scores(self._view.folder)
+            store.consolidate_scores(self._run.folder)
 
 
-def _labellings(view: Run) -> list[str]:
-    return [f"{m}/{x}/{h}" for m in view.algorithms for x in view.layers for h in view.heads]
+def _labellings(run: Run) -> list[str]:
+    return [f"{m}/{x}/{h}" for m in run.algorithms for x in run.layers for h in run.heads]
 
 
-def _pair_schema(view: Run) -> pa.Schema:
+def _pair_schema(run: Run) -> pa.Schema:
     """One row a pair; `ari/ALGORITHM/LAYER/HEAD` and `position/…` columns, as long rows would repeat modifiers."""
     modifiers = [("category", pa.int32()), ("first", pa.int32()), ("second", pa.int32())]
     modifiers += [(name, pa.float32()) for name in ("distance", "box_iou", "smaller", "larger")]
-    scores = [(f"{kind}/{name}", pa.float32()) for kind in ("ari", "position") for name in _labellings(view)]
+    scores = [(f"{kind}/{name}", pa.float32()) for kind in ("ari", "position") for name in _labellings(run)]
     return pa.schema([("image_id", pa.string()), *modifiers, *scores])
 
 
@@ -150,9 +150,9 @@ def _plain(schema: pa.Schema) -> pa.Schema:
     return pa.schema([(f.name, f.type.value_type if pa.types.is_dictionary(f.type) else f.type) for f in schema])
 
 
-def _open_scores(view: Run, ids: Sequence[str]) -> zarr.Group:
+def _open_scores(run: Run, ids: Sequence[str]) -> zarr.Group:
     """RUN/scores.zarr to write to; made with its coordinates where labelling scored nothing."""
-    path = view.folder / "scores.zarr"
+    path = run.folder / "scores.zarr"
     if path.is_dir():
         group = zarr.open_group(str(path), mode="r+", zarr_format=3, use_consolidated=False)
         labelled = {n for names in catalogue.labelling_arrays().values() for n in names}
@@ -164,9 +164,9 @@ def _open_scores(view: Run, ids: Sequence[str]) -> zarr.Group:
     group = zarr.open_group(str(path), mode="w", zarr_format=3)
     coordinates: dict[str, tuple[str, Any]] = {
         "image_id": ("image", np.array(ids, object)),
-        "algorithm": ("algorithm", np.array(view.algorithms, object)),
-        "layer": ("layer", np.array(view.layers, np.int16)),
-        "head": ("head", np.array(view.heads, np.int16)),
+        "algorithm": ("algorithm", np.array(run.algorithms, object)),
+        "layer": ("layer", np.array(run.layers, np.int16)),
+        "head": ("head", np.array(run.heads, np.int16)),
     }
     for name, (dim, values) in coordinates.items():
         dtype = "str" if values.dtype == object else values.dtype

@@ -95,13 +95,20 @@ def _open(folder: Path, patches: int, seed: int) -> Truth:
     return Truth(folder, patches, seed)
 
 
-def lay_out(run: Run, annotations: Annotations, folder: Path, pool: Pool) -> tuple[Truth, Counter[str]]:
-    """Writes the objects of all labelled images below `folder`; and counts them, and the images that have none."""
+def lay_out(
+    run: Run, annotations: Annotations, folder: Path, pool: Pool, *, are_planned: bool
+) -> tuple[Truth, Counter[str]]:
+    """Writes the objects of all labelled images below `folder`; and counts them, and the images that have none.
+
+    With `are_planned`, the annotations are those of the plan: who owns which patch is then read from labels.zarr, and
+    only the masks of objects that own something are decoded, for their coverage and boxes.
+    """
     ids, counts = run.ids, Counter[str]()
     tasks = ((*rows, [annotations.image(i) for i in ids[slice(*rows)]]) for rows in blocks(run))
     files = {name: (folder / name).open("wb") for name in _DTYPES}
     try:
-        for arrays, found in pool.map(functools.partial(_lay_out_block, run), tasks):
+        only = ("objects",) if are_planned else ()
+        for arrays, found in pool.map(functools.partial(_lay_out_block, run, only), tasks):
             counts += found
             for name, values in arrays.items():
                 files[name].write(values.astype(_DTYPES[name]).tobytes())
@@ -113,10 +120,10 @@ def lay_out(run: Run, annotations: Annotations, folder: Path, pool: Pool) -> tup
 
 
 def _lay_out_block(
-    run: Run, task: tuple[int, int, list[ImageAnnotations | None]]
+    run: Run, only: tuple[str, ...], task: tuple[int, int, list[ImageAnnotations | None]]
 ) -> tuple[dict[str, NDArray[Any]], Counter[str]]:
     start, stop, annotated = task
-    part, counts = run.read(start, stop, only=()), Counter[str]()
+    part, counts = run.read(start, stop, only=only), Counter[str]()
     parts: dict[str, list[Any]] = {name: [] for name in _DTYPES}
     patch = np.array([run.geometry.patch_width, run.geometry.patch_height] * 2, np.float64)
     patches = run.geometry.grid[0] * run.geometry.grid[1]
@@ -145,7 +152,8 @@ def _find(run: Run, part: Part, i: int, image: ImageAnnotations | None, counts: 
     if image is None or not image.fits(height, width):
         counts["not annotated" if image is None else "annotated at another size"] += 1
         return None
-    found = instances_on_grid(image, run.geometry, height, width)
+    known = None if part.instance is None else part.instance[i]
+    found = instances_on_grid(image, run.geometry, height, width, known=known)
     counts["annotated"] += 1
     counts["instances"] += found.total
     counts["instances kept"] += len(found.category)

@@ -192,7 +192,7 @@ class Run:
         return np.stack([array.isel(image=row).values for row in rows])
 
     def read(self, start: int, stop: int, *, only: tuple[str, ...] = ("labels", "repeats", "maps", "scores")) -> "Part":
-        """Rows `start` to `stop`; of `labels`, `repeats`, `maps` and `scores` only those named."""
+        """Rows `start` to `stop`; of `labels`, `repeats`, `maps`, `objects` and `scores` only those named."""
         rows = slice(start, stop)
 
         def flat(name: str) -> Any:
@@ -214,6 +214,8 @@ class Run:
             maps=flat(self.attention).astype(np.float32) if "maps" in only else None,
             prefix_mass=self._array("prefix_mass")[rows].astype(np.float32),
             scores=scores,
+            instance=flat("instance") if "instance" in self._names and "objects" in only else None,
+            category=flat("category") if "category" in self._names and "objects" in only else None,
         )
 
     def read_rows(self, rows: NDArray[np.integer[Any]]) -> "Part":
@@ -283,9 +285,11 @@ class Part:
     maps: NDArray[np.float32] | None  # [n, L, H, P]
     prefix_mass: NDArray[np.float32]  # [n, L, H]
     scores: Mapping[str, NDArray[np.float32]]  # [n, L, H] each, from labelling
+    instance: NDArray[np.int16] | None = None  # [n, P] which of the image's annotations owns each patch, −1 for none
+    category: NDArray[np.int32] | None = None  # [n, P]
 
 
-_FIELDS = ("status", "height", "width", "labels", "k", "repeats", "maps", "prefix_mass")
+_FIELDS = ("status", "height", "width", "labels", "k", "repeats", "maps", "prefix_mass", "instance", "category")
 
 
 def _pick(part: Part, rows: NDArray[np.integer[Any]]) -> Part:
