@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 from threadpoolctl import threadpool_limits
 
 from batchjob.data import annotations as coco
-from batchjob.data import masks
+from batchjob.data.masks import mask_of as decode
 from batchjob.errors import UserError
 from batchjob.geometry import Geometry
 
@@ -166,8 +166,9 @@ def test_where_the_owners_are_known_the_other_masks_are_not_decoded(
     found = coco.instances_on_grid(only(path), GRID, 4, 4)
     known = np.append(found.index, -1)[found.owner]
     decoded: list[Any] = []
-    mask_of = masks.mask_of
-    monkeypatch.setattr(masks, "mask_of", lambda segments, *size: decoded.append(segments) or mask_of(segments, *size))
+
+    seen = lambda segments, *size: decoded.append(segments) or decode(segments, *size)  # noqa: E731
+    monkeypatch.setattr("batchjob.data.masks.mask_of", seen)
     again = coco.instances_on_grid(only(path), GRID, 4, 4, known=known)
     assert len(decoded) == 2
     for field in dataclasses.fields(found):

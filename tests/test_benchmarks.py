@@ -28,6 +28,16 @@ def test_the_benchmark_runs_and_gives_finite_ratios(name: str, tmp_path: Path) -
     assert done.stdout.count("| ") >= len(results)
 
 
+@pytest.mark.slow
+def test_the_cost_of_stats_is_measured_as_runs_grow() -> None:
+    command = [sys.executable, "-m", "tests.benchmarks.stats_at_scale", "--images", "24", "30"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=True)
+    rows = [line.split(" | ") for line in done.stdout.splitlines() if " MB" in line]
+    assert [row[0] for row in rows] == ["| 24", "| 30"]
+    assert all(float(row[2]) > 1 and 100 < float(row[4].split()[0].replace(",", "")) < 4000 for row in rows)
+    assert "118,000 images on 16 cores" in done.stdout
+
+
 def test_the_ratio_is_peer_seconds_over_our_seconds_for_the_same_work() -> None:
     calls: list[str] = []
 

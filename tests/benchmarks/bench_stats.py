@@ -36,7 +36,7 @@ def contests(*, smoke: bool) -> Iterator[Contest]:
         with threadpool_limits(1):  # else the peer's k-means mostly waits for its own threads
             yield _against_scikit_learn(scenes_run, annotations, images, times=1 if smoke else 8)
         few = 16 if smoke else 512
-        small, large = (_tiled(Path(folder), scenes_run, annotations, images, count) for count in (few, 4 * few))
+        small, large = (tiled(Path(folder), scenes_run, annotations, images, count) for count in (few, 4 * few))
         yield Contest(
             name="an image's cost in a run of four times the images",
             peer="the small run",
@@ -96,7 +96,7 @@ def _scikit_learns(labels: Any, truth: PatchInstances) -> None:
         adjusted_rand_score(truth.owner, row)
 
 
-def _tiled(folder: Path, run: Path, annotations: Path, images: int, count: int) -> tuple[Path, Path]:
+def tiled(folder: Path, run: Path, annotations: Path, images: int, count: int) -> tuple[Path, Path]:
     """A run of `count` images that repeats those of another, and its annotations."""
     target = folder / f"tiled-{count}"
     shutil.copytree(run, target)
@@ -109,7 +109,11 @@ def _tiled(folder: Path, run: Path, annotations: Path, images: int, count: int) 
                 continue
             values = np.resize(array[:], (count, *array.shape[1:])) if name != "image_id" else np.array(names, object)
             dtype = "str" if name == "image_id" else array.dtype
-            made = group.create_array(name, shape=values.shape, dtype=dtype, dimension_names=dims, overwrite=True)
+            size = {"image": min(1024, count), "algorithm": 1, "layer": 1, "head": 1}  # as the job's store is chunked
+            chunks = tuple(size.get(dim, length) for dim, length in zip(dims, values.shape, strict=True))
+            made = group.create_array(
+                name, shape=values.shape, chunks=chunks, dtype=dtype, dimension_names=dims, overwrite=True
+            )
             made[:] = values
         group.attrs["rows"] = count
         group.attrs["rows_per_partition"] = count
