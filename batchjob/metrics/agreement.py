@@ -15,9 +15,20 @@ Floats = NDArray[np.float64]
 
 
 def contingency(labels: NDArray[np.integer[Any]], groups: NDArray[np.integer[Any]], count: int = 0) -> Floats:
-    """[C, K, G]: patches with cluster k and group g. `labels` [C, P]; `groups` [P], negative: in no group, left out.
+    """Counts the patches of each cluster and group, for a stack of labellings.
 
-    G is `count`, or one more than the largest group; label 255 is left out, 254 (noise) is one cluster more.
+    Parameters
+    ----------
+    labels
+        [C, P] or [P]: 255 is left out, 254 (noise) is one cluster more.
+    groups
+        [P]; negative where a patch is in no group, and left out.
+    count
+        G; by default one more than the largest group.
+
+    Returns
+    -------
+    float64 [C, K, G].
     """
     labels = np.atleast_2d(labels).astype(np.int64)
     groups = np.asarray(groups, np.int64)

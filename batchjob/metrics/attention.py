@@ -1,4 +1,4 @@
-"""Scores of attention rows, in NumPy: the specification that `map_scores` follows on the device, and the nulls' way.
+"""Scores of attention rows, in NumPy: the specification that `on_device` follows.
 
 `rows` [C, P, P] is attention from query to key, each row summing to 1.
 """
@@ -25,9 +25,19 @@ class PatchPairs:
 
 
 def attention_scores(rows: NDArray[np.floating[Any]], grid: tuple[int, int]) -> dict[str, Floats]:
-    """The scores of attention by itself, [C] each: distance, relative distance, entropy, its exp, NMI, sink.
+    """The scores of attention by itself: distance, relative distance, entropy, its exponential, NMI, sink.
 
-    Distances in patches, entropies in nats; the relative distance is divided by that of uniform attention.
+    Parameters
+    ----------
+    rows
+        [C, P, P] of C heads.
+    grid
+        (rows, columns) of the P patches.
+
+    Returns
+    -------
+    score -> [C]. Distances are in patches, entropies in nats; the relative distance is divided by that of uniform
+    attention.
     """
     rows = np.asarray(rows, np.float64)
     patches = rows.shape[-1]
@@ -71,9 +81,18 @@ def _triangle(n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 def draw_pairs(
     owner: NDArray[np.integer[Any]], category: NDArray[np.integer[Any]], *, row: int, seed: int, limit: int = MAX_PAIRS
 ) -> PatchPairs:
-    """At most `limit` pairs of patches of the same instance, and as many of different ones, in each category.
+    """Draws pairs of patches of the same instance and pairs of different ones, within each category.
 
-    The same (owner, category, row, seed) gives the same pairs. Categories without both kinds are left out.
+    Parameters
+    ----------
+    owner
+        [P] instance of each patch, −1 for none.
+    category
+        [m] of the instances. Categories without both kinds of pairs are left out.
+    row, seed
+        The image's row in the run and the run's seed: equal numbers, equal pairs.
+    limit
+        Most pairs of each kind and category.
     """
     random = np.random.default_rng((seed, row))
     parts: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_], int]] = []
@@ -98,10 +117,21 @@ def draw_pairs(
 
 
 def pair_scores(rows: NDArray[np.floating[Any]], pairs: PatchPairs, grid: tuple[int, int]) -> dict[str, Floats]:
-    """Is attention within an instance larger than between two of a category? [C] each, NaN without such pairs.
+    """Is attention within an instance larger than between two of a category?
 
-    `pair_auc` over all pairs, `pair_auc_matched` inside bins of equal distance; `pair_auc.distance` is the first of
-    −distance in place of attention.
+    Parameters
+    ----------
+    rows
+        [C, P, P] of C heads.
+    pairs
+        As `draw_pairs` gives them.
+    grid
+        (rows, columns) of the P patches.
+
+    Returns
+    -------
+    score -> [C], NaN without pairs: `pair_auc` over all pairs, `pair_auc_matched` inside bins of equal distance, and
+    `pair_auc.distance`, the first of −distance in place of attention.
     """
     heads = len(rows)
     if not len(pairs.group):
@@ -132,9 +162,22 @@ def _binned_auc(values: Floats, pairs: PatchPairs, bins: NDArray[np.int64]) -> F
 def group_auc(
     values: Floats, positive: NDArray[np.bool_], group: NDArray[np.int64]
 ) -> tuple[Floats, NDArray[np.int64], NDArray[np.int64]]:
-    """AUC [C, G] of values [C, N] for positive against negative within each group, ties as ½; and both counts [G].
+    """The area under the ROC curve for positive against negative values within each group, ties as ½.
 
-    NaN where a group lacks one kind. From the mid-ranks of one sort of all groups (Mann-Whitney's U).
+    From the mid-ranks of one sort of all groups (Mann and Whitney's U).
+
+    Parameters
+    ----------
+    values
+        [C, N] of C heads.
+    positive
+        [N] whether a value should be large.
+    group
+        [N] from 0 to G − 1.
+
+    Returns
+    -------
+    AUC [C, G], NaN where a group lacks one kind; the numbers of positive and of negative values, [G] each.
     """
     count = int(group.max(initial=-1)) + 1
     ones = np.bincount(group, positive, minlength=count).astype(np.int64)

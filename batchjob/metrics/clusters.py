@@ -32,16 +32,41 @@ class Pairs:
 
 
 def instance_scores(labels: Labels, owner: Labels, category: Labels) -> dict[str, Floats]:
-    """`instance_ari` and `instance_ami`, [C] each: do the clusters separate objects of the same class?"""
+    """`instance_ari` and `instance_ami`: do the clusters separate objects of the same class?
+
+    Parameters
+    ----------
+    labels
+        [C, P] of C heads.
+    owner
+        [P] instance of each patch, −1 for none.
+    category
+        [m] of the instances.
+
+    Returns
+    -------
+    score -> [C]; NaN where no category has two instances.
+    """
     table = contingency(labels, owner, max(len(category), 1))
     indices = {"instance_ari": ari, "instance_ami": ami}
     return {name: within_categories(index, table, category) for name, index in indices.items()}
 
 
 def within_categories(index: Callable[[Floats], Floats], table: Floats, category: Labels) -> Floats:
-    """[C]: an index of tables [C, K, m] over each category with at least two of the m instances, their mean.
+    """The mean of an index over the categories that have two instances or more.
 
-    NaN where no category has two.
+    Parameters
+    ----------
+    index
+        `ari` or `ami` of tables [C, K, members].
+    table
+        [C, K, m] patches by cluster and instance.
+    category
+        [m] of the instances.
+
+    Returns
+    -------
+    [C]; NaN where no category has two instances.
     """
     groups = [np.flatnonzero(category == c) for c in np.unique(category)]
     values = [index(table[:, :, members]) for members in groups if len(members) >= 2]
@@ -49,9 +74,18 @@ def within_categories(index: Callable[[Floats], Floats], table: Floats, category
 
 
 def image_ari(labels: Labels, owner: Labels) -> Floats:
-    """[C]: adjusted Rand index over all labelled patches, those of no instance as one further group.
+    """The adjusted Rand index over all labelled patches, those of no instance as one further group.
 
-    NaN for an image without instances: there is nothing to find.
+    Parameters
+    ----------
+    labels
+        [C, P] of C heads.
+    owner
+        [P] instance of each patch, −1 for none.
+
+    Returns
+    -------
+    [C]; NaN for an image without instances, in which there is nothing to find.
     """
     labels = np.atleast_2d(labels)
     if (owner < 0).all():
@@ -60,19 +94,57 @@ def image_ari(labels: Labels, owner: Labels) -> Floats:
 
 
 def pair_ari(labels: Labels, owner: Labels, pairs: Pairs) -> Floats:
-    """[C, n]: adjusted Rand index for each pair of instances, over the patches of the two."""
+    """The adjusted Rand index for each pair of instances, over the patches of the two.
+
+    Parameters
+    ----------
+    labels
+        [C, P] of C heads.
+    owner
+        [P] instance of each patch, −1 for none.
+    pairs
+        As `instance_pairs` gives them.
+
+    Returns
+    -------
+    [C, n].
+    """
     count = int(max(pairs.second.max(initial=-1), pairs.first.max(initial=-1), np.max(owner, initial=-1))) + 1
     return pair_ari_of(contingency(labels, owner, max(count, 1)), pairs)
 
 
 def pair_ari_of(table: Floats, pairs: Pairs) -> Floats:
-    """[C, n]: the same from the table [C, K, m] of patches by cluster and instance."""
+    """`pair_ari` from a table that is at hand.
+
+    Parameters
+    ----------
+    table
+        [C, K, m] patches by cluster and instance.
+    pairs
+        n pairs of the m instances.
+
+    Returns
+    -------
+    [C, n].
+    """
     both = np.stack([table[:, :, pairs.first], table[:, :, pairs.second]], axis=-1)  # [C, K, n, 2]
     return ari(both.swapaxes(1, 2))
 
 
 def instance_pairs(owner: Labels, category: Labels, boxes: NDArray[np.floating[Any]], grid: tuple[int, int]) -> Pairs:
-    """The pairs of one image; `boxes` [m, 4] (left, top, right, bottom) in any unit."""
+    """Lists each two instances of one category, with what may decide whether clusters separate them.
+
+    Parameters
+    ----------
+    owner
+        [P] instance of each patch, −1 for none.
+    category
+        [m] of the instances.
+    boxes
+        [m, 4] left, top, right, bottom, in any unit.
+    grid
+        (rows, columns) of the P patches.
+    """
     category = np.asarray(category)
     first, second = np.triu_indices(len(category), 1)
     same = category[first] == category[second]
@@ -95,7 +167,17 @@ def instance_pairs(owner: Labels, category: Labels, boxes: NDArray[np.floating[A
 
 
 def box_iou(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -> Floats:
-    """[...]: intersection over union of boxes [..., 4] (left, top, right, bottom); 0 where both are empty."""
+    """Intersection over union of boxes (left, top, right, bottom); 0 where both are empty.
+
+    Parameters
+    ----------
+    a, b
+        [..., 4] each, of shapes that fit each other.
+
+    Returns
+    -------
+    [...].
+    """
     width = np.clip(np.minimum(a[..., 2], b[..., 2]) - np.maximum(a[..., 0], b[..., 0]), 0, None)
     height = np.clip(np.minimum(a[..., 3], b[..., 3]) - np.maximum(a[..., 1], b[..., 1]), 0, None)
     both = width * height
@@ -108,7 +190,19 @@ def _area(box: NDArray[np.floating[Any]]) -> Floats:
 
 
 def coherence(labels: Labels, grid: tuple[int, int]) -> Floats:
-    """[C] in [0, 1]: share of neighbouring labelled patches (4-neighbours) with equal labels; needs no annotation."""
+    """The share of neighbouring labelled patches (4-neighbours) with equal labels; it needs no annotation.
+
+    Parameters
+    ----------
+    labels
+        [C, P] of C heads.
+    grid
+        (rows, columns) of the P patches.
+
+    Returns
+    -------
+    [C] from 0 to 1; NaN where no two neighbours are labelled.
+    """
     maps = np.atleast_2d(labels).reshape(-1, *grid)
     equal, total = np.zeros(len(maps)), np.zeros(len(maps))
     for a, b in ((maps[:, 1:], maps[:, :-1]), (maps[:, :, 1:], maps[:, :, :-1])):
@@ -133,7 +227,17 @@ def cluster_sizes(labels: Labels) -> dict[str, Floats]:
 
 
 def agreement(first: Labels, second: Labels) -> Floats:
-    """[C, D]: adjusted Rand index between every labelling of one stack [C, P] and every one of another [D, P]."""
+    """The adjusted Rand index between every labelling of one stack and every one of another.
+
+    Parameters
+    ----------
+    first, second
+        [C, P] and [D, P].
+
+    Returns
+    -------
+    [C, D].
+    """
     a, b = _one_hot(first), _one_hot(second)  # [C, K, P], [D, J, P]
     table = a.reshape(-1, a.shape[2]) @ b.reshape(-1, b.shape[2]).T
     table = table.reshape(a.shape[0], a.shape[1], b.shape[0], b.shape[1])

@@ -1,4 +1,4 @@
-"""The null models of scores of objects: other photos' objects in place of the image's own, and labels shuffled."""
+"""The `swap` null: which other photos' objects take the place of the image's own."""
 
 from typing import Any
 
@@ -26,8 +26,19 @@ class Donors:
         *,
         seed: int,
     ) -> None:
-        """`counts` [n] objects of each photo, 0 for those that lend none; `has_twins` [n]; `shapes` [n] any number
-        that is equal where the same patches are image."""
+        """Sorts the photos by what decides who lends to whom.
+
+        Parameters
+        ----------
+        counts
+            [n] objects of each photo; one with 0 lends nothing.
+        has_twins
+            [n] whether two objects of a photo are of one category.
+        shapes
+            [n] any number that is equal where the same patches are image.
+        seed
+            Of the run.
+        """
         self._counts, self._twins, self._seed = np.asarray(counts), np.asarray(has_twins, bool), seed
         self._shapes = np.zeros(len(counts), int) if shapes is None else np.asarray(shapes)
         self._groups: dict[tuple[bool, int, int], NDArray[np.intp]] = {}
@@ -40,7 +51,19 @@ class Donors:
                 self._groups[twins, int(shape), int(count)] = lends[group.ravel() == place]
 
     def of(self, row: int, limit: int = SWAPS) -> NDArray[np.intp]:
-        """At most `limit` rows, never `row` itself; always the same for one seed. Empty where nobody is alike."""
+        """The photos that lend their objects to an image; always the same for one seed.
+
+        Parameters
+        ----------
+        row
+            The image's, which is never among them.
+        limit
+            Most photos.
+
+        Returns
+        -------
+        Rows of the run; none where no photo is alike.
+        """
         random = np.random.default_rng((self._seed, row, 2))
         twins, shape, count = bool(self._twins[row]), int(self._shapes[row]), int(self._counts[row])
         alike = sorted((s != shape, abs(n - count), s, n) for t, s, n in self._groups if t == twins)
@@ -55,7 +78,15 @@ class Donors:
 
 
 def shuffle(labels: NDArray[np.uint8], *, row: int, seed: int) -> NDArray[np.uint8]:
-    """[C, P]: each labelling's labels permuted over the image's labelled patches: a test of the code, not a null."""
+    """Permutes each labelling's labels over the image's labelled patches: a test of the code, not a null model.
+
+    Parameters
+    ----------
+    labels
+        uint8 [C, P].
+    row, seed
+        The image's row and the run's seed: equal numbers, equal order.
+    """
     random = np.random.default_rng((seed, row, 1))
     keep = (labels != NO_LABEL).all(axis=0)
     shuffled = labels.copy()

@@ -30,7 +30,7 @@ class Objects:
         return len(np.unique(self.category)) < len(self.category)
 
     def inside(self, keep: NDArray[np.bool_] | None) -> "Objects":
-        """The same where `keep` [P] is false for patches that take part in nothing, padding for one."""
+        """The same where `keep` [P] is false for patches that take part in nothing, such as padding."""
         if keep is None or keep.all():
             return self
         owner, kept = cut(self.owner, len(self.category), keep)
@@ -40,9 +40,22 @@ class Objects:
 def cut(
     owner: NDArray[np.integer[Any]], count: int, keep: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.intp]]:
-    """Who owns the patches [P] of `count` objects where only those that `keep` [P] names are left; and who is left.
+    """Who owns the patches of an image of which only some are left, and which objects are left.
 
-    Objects that then own fewer than `MIN_PATCHES` are left out, and the others numbered anew.
+    Objects that then own fewer than `MIN_PATCHES` are left out, and the others are numbered anew.
+
+    Parameters
+    ----------
+    owner
+        [P] object of each patch, −1 for none.
+    count
+        How many objects there are.
+    keep
+        [P] which patches are left.
+
+    Returns
+    -------
+    owner [P] by the new numbers, and the old numbers of the objects that are left.
     """
     owner = np.where(keep, owner, -1)
     kept = np.flatnonzero(np.bincount(owner[owner >= 0], minlength=count) >= MIN_PATCHES)

@@ -20,7 +20,21 @@ _ELEMENTS_AT_ONCE = 1 << 26  # of one temporary copy of the rows: 256 MB
 
 
 def attention_scores(rows: Tensor, grid: tuple[int, int], keep: Tensor | None = None) -> dict[str, Tensor]:
-    """`ATTENTION_SCORES`, float32 [B, H] each; see `attention.attention_scores`. Four reads of the rows."""
+    """`ATTENTION_SCORES`; see `attention.attention_scores`. Reads the rows four times.
+
+    Parameters
+    ----------
+    rows
+        [B, H, P, P] attention.
+    grid
+        (rows, columns) of the P patches.
+    keep
+        bool [B, P], False for patches of padding.
+
+    Returns
+    -------
+    score -> float32 [B, H].
+    """
     size = max(1, _ELEMENTS_AT_ONCE // max(1, rows[0].numel()))
     parts = [
         _attention_scores(rows[start : start + size], grid, None if keep is None else keep[start : start + size])

@@ -12,7 +12,19 @@ MASSES = (0.6, 0.8, 0.9)  # t of jaccard_t; CorLoc takes the first
 
 
 def normalise(maps: NDArray[np.floating[Any]], keep: NDArray[np.bool_] | None = None) -> Floats:
-    """float64 [C, P]: maps whose sum is 1 over the patches that `keep` [P] names (all by default), 0 elsewhere."""
+    """Maps whose sum is 1 over the patches that count, and 0 elsewhere.
+
+    Parameters
+    ----------
+    maps
+        [C, P] or [P], not negative.
+    keep
+        [P] which patches count; all by default.
+
+    Returns
+    -------
+    float64 [C, P]. A map of zeros stays zeros.
+    """
     maps = np.atleast_2d(maps).astype(np.float64)
     if keep is not None:
         maps = maps * keep
@@ -21,10 +33,20 @@ def normalise(maps: NDArray[np.floating[Any]], keep: NDArray[np.bool_] | None = 
 
 
 def mass_mask(maps: Floats, share: float) -> NDArray[np.bool_]:
-    """bool [C, P]: the fewest patches of each map [C, P] (sum 1) that hold at least `share` of its mass.
+    """The fewest patches of each map that hold at least a share of its mass; of equal patches the earlier ones.
 
-    Of equal patches the earlier ones are taken. The same set as DINO's `visualize_attention.py` keeps, which drops the
-    smallest values until 1 − share is gone.
+    Keeps the same set as DINO's `visualize_attention.py`, which drops the smallest values until 1 − share is gone.
+
+    Parameters
+    ----------
+    maps
+        [C, P], each of sum 1.
+    share
+        From 0 to 1.
+
+    Returns
+    -------
+    bool [C, P].
     """
     order = np.argsort(-maps, axis=1, kind="stable")
     held = np.cumsum(np.take_along_axis(maps, order, axis=1), axis=1)
@@ -36,9 +58,20 @@ def mass_mask(maps: Floats, share: float) -> NDArray[np.bool_]:
 
 
 def jaccard(mask: NDArray[np.bool_], coverage: NDArray[np.floating[Any]]) -> Floats:
-    """[C, m]: intersection over union of patch masks [C, P] with instances, given as `coverage` [m, P] of each patch.
+    """Intersection over union of patch masks with instances.
 
     The mask is constant on a patch, so this is the IoU at unlimited resolution with masks up-sampled by nearest.
+
+    Parameters
+    ----------
+    mask
+        bool [C, P].
+    coverage
+        [m, P] share of each patch that an instance covers.
+
+    Returns
+    -------
+    [C, m].
     """
     both = mask.astype(np.float64) @ np.asarray(coverage, np.float64).T
     either = mask.sum(axis=1)[:, None] + coverage.sum(axis=1)[None, :] - both
@@ -46,9 +79,22 @@ def jaccard(mask: NDArray[np.bool_], coverage: NDArray[np.floating[Any]]) -> Flo
 
 
 def corloc(mask: NDArray[np.bool_], grid: tuple[int, int], boxes: NDArray[np.floating[Any]]) -> Floats:
-    """[C]: 1 where the box of the mask's largest connected component has IoU ≥ 0.5 with any of `boxes` [m, 4], else 0.
+    """Whether the box of a mask's largest connected component has IoU ≥ 0.5 with the box of any instance.
 
-    Boxes are (left, top, right, bottom) in patches. 4-neighbours; of equal components the first in row-major order.
+    4-neighbours; of equal components the first in row-major order.
+
+    Parameters
+    ----------
+    mask
+        bool [C, P].
+    grid
+        (rows, columns) of the P patches.
+    boxes
+        [m, 4] left, top, right, bottom in patches.
+
+    Returns
+    -------
+    [C] of 0 and 1; NaN without boxes.
     """
     found = component_boxes(mask, grid)
     if not len(boxes):
@@ -57,7 +103,19 @@ def corloc(mask: NDArray[np.bool_], grid: tuple[int, int], boxes: NDArray[np.flo
 
 
 def component_boxes(mask: NDArray[np.bool_], grid: tuple[int, int]) -> Floats:
-    """[C, 4]: left, top, right, bottom (in patches) of each mask's largest 4-connected component; zeros for none."""
+    """The box of each mask's largest 4-connected component.
+
+    Parameters
+    ----------
+    mask
+        bool [C, P].
+    grid
+        (rows, columns) of the P patches.
+
+    Returns
+    -------
+    [C, 4] left, top, right, bottom in patches; zeros for an empty mask.
+    """
     from scipy import ndimage
 
     cross = np.zeros((3, 3, 3), bool)  # the stack's maps are not each other's neighbours

@@ -31,10 +31,20 @@ def clusters_of(
 
 
 def settle(rows: Floats, start: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-    """int64 [P]: where Lloyd's algorithm ends on rows [P, D] from the clusters `start` [P].
+    """Where Lloyd's algorithm ends from given clusters.
 
-    Every row goes to the nearest mean, of equally near ones to the first cluster's; an empty cluster stays empty. Rows
-    whose start is −1 take no part.
+    Every row goes to the nearest mean, of equally near ones to the first cluster's; an empty cluster stays empty.
+
+    Parameters
+    ----------
+    rows
+        [P, D].
+    start
+        [P] cluster of each row; −1 for rows that take no part.
+
+    Returns
+    -------
+    int64 [P].
     """
     labels, inside = np.array(start, np.int64), np.flatnonzero(np.asarray(start) >= 0)
     rows = rows[inside] - rows[inside].mean(axis=0)

@@ -29,9 +29,20 @@ class Interval:
 
 
 def interval(values: Floats, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """Mean of each column of `values` [n, C] over its finite rows, with the percentile bootstrap interval over images.
+    """Means over images with percentile bootstrap intervals (Efron 1979).
 
     Columns are resampled together, so that differences of columns are paired. Memory does not grow with n × resamples.
+
+    Parameters
+    ----------
+    values
+        [n, C]; NaN where an image has no value.
+    level
+        Of the interval.
+    resamples
+        How often images are drawn with replacement.
+    seed
+        Equal seeds, equal draws.
     """
     values = np.asarray(values, np.float64)
     finite = np.isfinite(values)
@@ -49,7 +60,15 @@ def interval(values: Floats, *, level: float = 0.95, resamples: int = RESAMPLES,
 
 
 def mean_known(values: Floats, axis: int) -> Floats:
-    """The mean of the finite values along an axis; NaN where there are none."""
+    """The mean of the finite values along an axis; NaN where there are none.
+
+    Parameters
+    ----------
+    values
+        Any shape.
+    axis
+        Which is left out of the result.
+    """
     known = np.isfinite(values)
     count = known.sum(axis=axis)
     total = np.where(known, values, 0).sum(axis=axis)
@@ -57,14 +76,42 @@ def mean_known(values: Floats, axis: int) -> Floats:
 
 
 def resampled_means(values: Floats, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
-    """[resamples, C]: means of the columns of `values` [n, C] over images drawn with replacement."""
+    """Means over images drawn with replacement.
+
+    Parameters
+    ----------
+    values
+        [n, C], all finite.
+    resamples
+        How often images are drawn.
+    seed
+        Equal seeds, equal draws.
+
+    Returns
+    -------
+    [resamples, C].
+    """
     n = len(values)
     means = [counts @ values / n for counts in _counts(n, resamples, seed)]
     return np.concatenate(means)
 
 
 def resampled_ratios(above: Floats, below: Floats, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
-    """[resamples, C]: Σ above / Σ below ([n, C] each) over images drawn with replacement: means of what they hold."""
+    """Σ above / Σ below over images drawn with replacement: the mean over what images hold unequally many of.
+
+    Parameters
+    ----------
+    above, below
+        [n, C] each: an image's sum, and how many it is of.
+    resamples
+        How often images are drawn.
+    seed
+        Equal seeds, equal draws.
+
+    Returns
+    -------
+    [resamples, C]; NaN where nothing was drawn.
+    """
     n = len(above)
     parts = []
     for counts in _counts(n, resamples, seed):
@@ -93,10 +140,22 @@ def _equal_columns(finite: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
 
 
 def sign_flip(gains: Floats, *, flips: int = FLIPS, seed: int = 0) -> Floats:
-    """[C]: two-sided p-value that the mean of each column of `gains` [n, C] is zero, by flipping signs of whole images.
+    """Tests whether a mean gain is zero, by flipping the signs of whole images.
 
-    All 2ⁿ flips where they are fewer than `flips`, else that many random ones and the observed one. NaN rows are left
-    out; NaN without rows.
+    All 2ⁿ flips where they are fewer than `flips`, else that many random ones and the observed one.
+
+    Parameters
+    ----------
+    gains
+        [n, C]; NaN where an image has none, which is left out.
+    flips
+        Most flips.
+    seed
+        Equal seeds, equal flips.
+
+    Returns
+    -------
+    [C] two-sided p-values; NaN without images.
     """
     gains = np.asarray(gains, np.float64)
     result = np.full(gains.shape[1], np.nan)
@@ -137,7 +196,15 @@ def informative(values: Floats) -> int:
 
 
 def is_enough(n: int, informative_n: int) -> bool:
-    """Whether so many images, so many of them informative, allow a claim; below, intervals are too narrow."""
+    """Whether the images allow a claim; with fewer, intervals are too narrow.
+
+    Parameters
+    ----------
+    n
+        Images with a value.
+    informative_n
+        Those whose value is not the most common one.
+    """
     return n >= FEWEST_IMAGES and informative_n >= FEWEST_INFORMATIVE
 
 

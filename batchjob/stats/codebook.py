@@ -40,9 +40,16 @@ class Codebook:
 
 
 def count(run: Run, annotations: Annotations | None, *, are_planned: bool = False) -> Codebook:
-    """The codebook of a run in dataset scope: one pass over its labels, a few hundred images at a time.
+    """Counts where the clusters of a run in dataset scope occur, in one pass over its labels.
 
-    With `are_planned`, the annotations are those of the plan, and the categories of patches are in labels.zarr.
+    Parameters
+    ----------
+    run
+        In dataset scope.
+    annotations
+        Of its images, or None.
+    are_planned
+        The annotations are those of the plan: the categories of patches are then read from labels.zarr.
     """
     known = annotations.categories if annotations is not None else {}
     number = {category: i + 1 for i, category in enumerate(sorted(known))}
@@ -238,7 +245,15 @@ def _agreement(book: Codebook, layer: NDArray[Any], head: NDArray[Any]) -> pd.Da
 
 
 def describe(found: dict[str, pd.DataFrame], *, is_annotated: bool) -> list[str]:
-    """What a person should read of the tables, line by line."""
+    """What the tables say, in lines to read.
+
+    Parameters
+    ----------
+    found
+        As `tables` gives them.
+    is_annotated
+        Whether categories are known.
+    """
     clusters, agreement = found["codebook"], found["codebook_agreement"]
     empty = int((clusters["rows"] == 0).sum())
     lines = [f"codebook: {len(clusters):,} clusters, {empty} of them in no image; each is one thing in every image"]
@@ -265,7 +280,15 @@ def describe(found: dict[str, pd.DataFrame], *, is_annotated: bool) -> list[str]
 
 
 def write(run: Run, annotations: Annotations | None, *, csv: bool, are_planned: bool) -> Sequence[str]:
-    """Writes the codebook's tables under RUN/stats and returns the lines to read; `are_planned` as in `count`."""
+    """Writes the codebook's tables under RUN/stats and returns the lines to read.
+
+    Parameters
+    ----------
+    run, annotations, are_planned
+        As in `count`.
+    csv
+        Writes a CSV file beside each Parquet file.
+    """
     found = tables(count(run, annotations, are_planned=are_planned))
     for name, table in found.items():
         table.to_parquet(run.folder / "stats" / f"{name}.parquet", index=False)

@@ -62,14 +62,36 @@ def finest(runs: Sequence[Run]) -> Geometry:
 
 
 def upsample(values: NDArray[Any], grid: tuple[int, int], finer: tuple[int, int]) -> NDArray[Any]:
-    """[..., finer patches]: values [..., patches of `grid`] by nearest neighbour."""
+    """Values on a finer grid, by nearest neighbour.
+
+    Parameters
+    ----------
+    values
+        [..., P] on `grid`.
+    grid, finer
+        (rows, columns) of the two grids.
+
+    Returns
+    -------
+    [..., P of the finer grid].
+    """
     y = (np.arange(finer[0]) * 2 + 1) * grid[0] // (2 * finer[0])
     x = (np.arange(finer[1]) * 2 + 1) * grid[1] // (2 * finer[1])
     return values[..., (y[:, None] * grid[1] + x[None, :]).ravel()]
 
 
 def compare(runs: Sequence[Run], annotations: Annotations | None, pool: Pool) -> Common:
-    """The runs' scores on the images that all of them labelled."""
+    """The scores of several runs on the images that all of them labelled.
+
+    Parameters
+    ----------
+    runs
+        Two or more that are `comparable`.
+    annotations
+        Of the images, or None: then only the labels of heads are compared.
+    pool
+        Whose processes share the images.
+    """
     ids = [run.ids for run in runs]
     places = [{name: row for row, name in enumerate(names)} for names in ids]
     shared = [name for name in ids[0] if all(name in p for p in places)]

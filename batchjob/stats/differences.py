@@ -34,13 +34,39 @@ GAINS = tuple(f"{name} over position" for name in COMPARED if catalogue.is_of_la
 
 
 def heads_of(run: Run, score: str) -> list[tuple[str, int, int]]:
-    """(algorithm, layer, head) of each column of a score."""
+    """Which head each column of a score is of.
+
+    Parameters
+    ----------
+    run
+        Whose heads.
+    score
+        A name of COMPARED or GAINS.
+
+    Returns
+    -------
+    (algorithm, layer, head) of each column; '' where a score has no algorithm.
+    """
     algorithms = run.algorithms if catalogue.is_of_labels(score.split(" ")[0]) else ("",)
     return [(m, x, h) for m in algorithms for x in run.layers for h in run.heads]
 
 
 def values_of(common: Common, place: int, score: str) -> Floats | None:
-    """[n, C] of a score of COMPARED or GAINS; None where no image has it."""
+    """The values of a score of one of the runs that are compared.
+
+    Parameters
+    ----------
+    common
+        What the runs have in common.
+    place
+        Which of the runs, counted from 0.
+    score
+        A name of COMPARED or GAINS.
+
+    Returns
+    -------
+    [n, C]; None where no image has the score.
+    """
     name = score.removesuffix(" over position")
     found = common.values[place].get(name)
     if found is None or not np.isfinite(found).any():
@@ -49,10 +75,22 @@ def values_of(common: Common, place: int, score: str) -> Floats | None:
 
 
 def differences(runs: Sequence[Run], common: Common) -> pd.DataFrame:
-    """One row for each pair of runs, score and kind: `best head`, `mean of heads`, and `head` where the shapes agree.
+    """Paired differences run_a − run_b on the same images, for each two runs and each score.
 
     The best head of each run is the one of the largest mean on the first half of the images; its figures are the other
-    half's. A difference is run_a − run_b on the same images; p by sign flips, p_holm over the heads of `head`.
+    half's.
+
+    Parameters
+    ----------
+    runs
+        Those that are compared.
+    common
+        Their scores on the images that all of them labelled.
+
+    Returns
+    -------
+    One row for each pair of runs, score and kind: `best head`, `mean of heads`, and `head` where the shapes agree. p is
+    by sign flips, p_holm is corrected over the heads of `head`.
     """
     first = first_half(common.ids)
     rows: list[tuple[Any, ...]] = []
@@ -103,7 +141,15 @@ def _best(values: Floats) -> int:
 
 
 def agreements(runs: Sequence[Run], common: Common) -> pd.DataFrame:
-    """Mean adjusted Rand index between the labels of the same head of two runs (two seeds, say), with its interval."""
+    """Mean adjusted Rand index between the labels of the same head of two runs (two seeds, say), with its interval.
+
+    Parameters
+    ----------
+    runs
+        Those that are compared.
+    common
+        What they have in common.
+    """
     rows = []
     for (a, b), values in common.agreement.items():
         found = interval(values)
@@ -114,7 +160,17 @@ def agreements(runs: Sequence[Run], common: Common) -> pd.DataFrame:
 
 
 def describe(runs: Sequence[Run], common: Common, table: pd.DataFrame) -> list[str]:
-    """What the comparison says, for the screen."""
+    """What the comparison says, in lines to read.
+
+    Parameters
+    ----------
+    runs
+        Those that are compared.
+    common
+        What they have in common.
+    table
+        As `differences` gives it.
+    """
     lines = [
         f"{len(runs)} runs on the same {len(common.ids):,} images, on {common.grid[0]}×{common.grid[1]} patches, "
         "instances that survive on every grid, equal k"

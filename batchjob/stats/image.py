@@ -35,9 +35,20 @@ class Scene:
 
 
 def score_labels(labels: NDArray[np.uint8], k: NDArray[np.uint8], scene: Scene) -> dict[str, Floats]:
-    """Every score of labels [C, P] and of its nulls (`SCORE.NULL`), [C] each; `k` [C] is given to the position null.
+    """Every score of an image's labels and of its nulls (`SCORE.NULL`); without objects, the scores that need none.
 
-    Without objects, the scores that need none.
+    Parameters
+    ----------
+    labels
+        [C, P] of C heads.
+    k
+        [C] clusters of each head: what the position null is given.
+    scene
+        The image.
+
+    Returns
+    -------
+    score -> [C].
     """
     rows = [s for s in catalogue.SCORES if s.source == "labels" and s.compute]
     rows = [s for s in rows if scene.objects is not None or not s.needs_objects]
@@ -58,7 +69,17 @@ def score_labels(labels: NDArray[np.uint8], k: NDArray[np.uint8], scene: Scene) 
 
 
 def pair_table(labels: NDArray[np.uint8], k: NDArray[np.uint8], scene: Scene) -> PairTable | None:
-    """The image's pairs of objects of a category and the index of each; None where there are none."""
+    """The image's pairs of objects of a category and the index of each; None where there are no pairs.
+
+    Parameters
+    ----------
+    labels
+        [C, P] of C heads.
+    k
+        [C] clusters of each head.
+    scene
+        The image.
+    """
     if scene.objects is None:
         return None
     own = Labelled(labels, scene.grid, scene.objects)
@@ -78,7 +99,21 @@ def _by_position(k: NDArray[np.uint8], scene: Scene) -> dict[int, Labelled]:
 
 
 def score_maps(maps: Floats, heads: int, scene: Scene) -> dict[str, Floats]:
-    """Every score of CLS maps [C, P] of sum 1 and of its nulls, [C] each, or [C / heads] of an oracle."""
+    """Every score of an image's CLS maps and of its nulls; nothing without objects.
+
+    Parameters
+    ----------
+    maps
+        [C, P] of sum 1, C = layers × heads, the head fastest.
+    heads
+        How many heads a layer has.
+    scene
+        The image.
+
+    Returns
+    -------
+    score -> [C], or [C / heads] of an oracle.
+    """
     if scene.objects is None:
         return {}
     own = Mapped(maps, scene.grid, heads, scene.objects)

@@ -31,10 +31,20 @@ COLUMNS += ["pair_ari_low", "pair_ari_high", "position", "gain", "gain_low", "ga
 def modifier_table(run: Run, pool: Pool) -> pd.DataFrame:
     """`pair_ari` by head in bins of each modifier: mean over pairs, 95 % interval over images, gain over position.
 
-    Only of the half of the images that did not choose the best head.
+    Of the half of the images alone that did not choose the best head. Images are resampled, not pairs: those of one
+    image are not independent.
 
-    `correlation` is Spearman's, of the modifier and the gain over all pairs, the same in every bin's row. Images are
-    resampled, not pairs: those of one image are not independent.
+    Parameters
+    ----------
+    run
+        With the table of pairs that `Tables` wrote.
+    pool
+        Whose processes share the layers and modifiers.
+
+    Returns
+    -------
+    One row for each modifier, bin and head. `correlation` is Spearman's, of the modifier and the gain over all pairs,
+    the same in every bin's row.
     """
     path = run.folder / "stats" / "pairs.parquet"
     if not pq.read_metadata(path).num_rows:
@@ -95,7 +105,15 @@ def _rank_correlation(values: Floats, gains: Floats) -> Floats:
 
 
 def describe(table: pd.DataFrame, layer: int, head: int, algorithm: str) -> list[str]:
-    """The modifiers of one head in words, a line each."""
+    """The modifiers of one head in words, a line each.
+
+    Parameters
+    ----------
+    table
+        As `modifier_table` gives it.
+    layer, head, algorithm
+        Of the head.
+    """
     mine = table[(table.layer == layer) & (table["head"] == head) & (table.algorithm == algorithm)]
     lines = []
     for modifier, of_it in mine.groupby("modifier", sort=False):

@@ -4,12 +4,28 @@ import numpy as np
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A value with a true minus sign; a dash for nothing."""
+    """A value with a true minus sign; a dash where it is not known.
+
+    Parameters
+    ----------
+    value
+        Any number.
+    digits
+        Behind the point.
+    """
     return "–" if not np.isfinite(value) else f"{value:z.{digits}f}".replace("-", "−")
 
 
 def gain(value: float, digits: int = 3) -> str:
-    """A difference, with its sign unless it rounds to nothing."""
+    """A difference with its sign, unless it rounds to nothing; a dash where it is not known.
+
+    Parameters
+    ----------
+    value
+        Any number.
+    digits
+        Behind the point.
+    """
     if not np.isfinite(value):
         return "–"
     text = f"{value:+z.{digits}f}".replace("-", "−")

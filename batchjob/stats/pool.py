@@ -23,7 +23,17 @@ class Pool:
         self._pool = ChildPool(jobs, start=_one_thread) if jobs > 1 else None
 
     def map(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """Results in order; only a few items are taken from `items` ahead of them, so that memory stays bounded."""
+        """Results of all items in order.
+
+        Only a few items are taken from `items` ahead of the results, so that memory stays bounded.
+
+        Parameters
+        ----------
+        work
+            A function that can be sent to another process.
+        items
+            What it is called with.
+        """
         if self._pool is None:
             yield from map(work, items)
             return

@@ -15,9 +15,24 @@ SEEDS = 20  # one seed alone is noise: two objects side by side give −0.02 to 
 def position_labels(
     grid: tuple[int, int], k: int, *, seed: int = 0, keep: NDArray[np.bool_] | None = None
 ) -> NDArray[np.uint8]:
-    """uint8 [S, P]: k-means of the (y, x) coordinates with `SEEDS` seeds from `seed` on; 255 outside `keep`.
+    """k-means of the patches' (y, x) coordinates with `SEEDS` seeds.
 
     Computed once for each grid, mask, k and seed in a process: it does not depend on the image.
+
+    Parameters
+    ----------
+    grid
+        (rows, columns) of the P patches.
+    k
+        Clusters.
+    seed
+        The first of the seeds.
+    keep
+        [P] False for patches of padding.
+
+    Returns
+    -------
+    uint8 [S, P]; 255 outside `keep`.
     """
     mask = b"" if keep is None or keep.all() else np.packbits(keep).tobytes()
     return _position_labels(grid, mask, int(k), seed)

@@ -12,10 +12,13 @@ _MAY_DIFFER = ("weights", "seed")
 
 
 def match_randoms(runs: Sequence[Run]) -> dict[Path, list[Run]]:
-    """folder of each run -> its untrained runs.
+    """The untrained runs that are the `random` null of each run, by its folder.
 
-    Raises UserError, with the difference, where an untrained run is the null of none of the trained ones: another k,
-    layer or size would be another question.
+    Raises
+    ------
+    UserError
+        An untrained run is the null of none of the trained ones; the message names the difference. Another k, layer or
+        size would be another question.
     """
     trained = [run for run in runs if not run.is_random]
     found: dict[Path, list[Run]] = {run.folder: [] for run in runs}
@@ -36,7 +39,17 @@ def match_randoms(runs: Sequence[Run]) -> dict[Path, list[Run]]:
 
 
 def difference(trained: Run, random: Run) -> list[str]:
-    """A phrase for each result option but weights and seed that differs, and for the images where they do."""
+    """Why an untrained run is not the same experiment as a trained one; empty where it is.
+
+    Parameters
+    ----------
+    trained, random
+        The two runs.
+
+    Returns
+    -------
+    A phrase for each result option but weights and seed that differs, and for the images where they do.
+    """
     parts = []
     for f in dataclasses.fields(Options):
         values = [run.options.get(f.name, f.default) for run in (trained, random)]

@@ -29,21 +29,45 @@ THAN = {
 
 
 def head_name(run: Run, layer: int, head: int) -> str:
-    """`head 3`, with its layer where the run has several."""
+    """`head 3`, with its layer where the run has several.
+
+    Parameters
+    ----------
+    run
+        Whose head.
+    layer, head
+        Their numbers.
+    """
     return f"head {head}" if len(run.layers) == 1 else f"head {head} of layer {layer}"
 
 
 def claim(score: str, rows_name: str) -> str:
-    """What a score says that a head does; of a CNN's self-similarity not that it attends."""
+    """What a score says that a head does; of a CNN's self-similarity it does not say that it attends.
+
+    Parameters
+    ----------
+    score
+        Its name.
+    rows_name
+        What the run's rows are: `attention` or `self-similarity`.
+    """
     row = catalogue.score(score)
     found = row.claim if row and row.claim else f"has {score.replace('_', ' ')}"
     return found if rows_name == "attention" else found.replace("attends", f"finds more {rows_name}")
 
 
 def sentence(run: Run, rows: Sequence[Row]) -> str:
-    """What the chosen head does on the other half; `rows` are one score's and algorithm's, a null each, the main first.
+    """What the chosen head does on the other half of the images.
 
-    Claims that it does something only where the main null's test says so and the images are enough for one.
+    It claims that the head does something only where the main null's test says so and the images are enough for a
+    claim.
+
+    Parameters
+    ----------
+    run
+        Whose head.
+    rows
+        Of stats/selection.parquet: one score's and algorithm's, one a null, the main one first.
     """
     main, score = rows[0], str(rows[0]["score"])
     row = catalogue.score(score)
@@ -86,7 +110,15 @@ def counts(rows: Sequence[Row]) -> str:
 
 
 def answer(run: Run, selection: pd.DataFrame) -> list[str]:
-    """The study's question answered, for each algorithm; nothing without objects."""
+    """The study's question answered, for each algorithm; nothing without objects.
+
+    Parameters
+    ----------
+    run
+        That is asked.
+    selection
+        stats/selection.parquet.
+    """
     lines = []
     for rows in _grouped(selection, [catalogue.QUESTION]):
         lines.append(sentence(run, rows))
@@ -101,7 +133,17 @@ def answer(run: Run, selection: pd.DataFrame) -> list[str]:
 
 
 def exploratory(run: Run, selection: pd.DataFrame, scores: Sequence[str] = ()) -> list[str]:
-    """The other scores, marked as exploratory: they are many, and their p-values are not corrected for that."""
+    """The other scores, marked as exploratory: they are many, and their p-values are not corrected for that.
+
+    Parameters
+    ----------
+    run
+        That is asked.
+    selection
+        stats/selection.parquet.
+    scores
+        Their names; by default all by which a head is chosen.
+    """
     wanted = scores or [s.name for s in catalogue.SCORES if s.is_chosen]
     return [
         f"Exploratory, {rows[0]['score']}: {sentence(run, rows)}"

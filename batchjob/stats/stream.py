@@ -30,7 +30,17 @@ class Scored:
 
 
 def score_run(run: Run, truth: Truth | None, pool: Pool) -> Iterator[Scored]:
-    """The scores of all rows in order, block by block; without truth those that need none."""
+    """The scores of all rows in order, block by block.
+
+    Parameters
+    ----------
+    run
+        With labels.
+    truth
+        The objects of all images; None: only the scores that need none.
+    pool
+        Whose processes share the blocks.
+    """
     return pool.map(functools.partial(_score_block, run, truth), blocks(run))
 
 

@@ -22,11 +22,24 @@ _CHOSEN += ["mean", "low", "high", "null_mean", "gain", "gain_low", "gain_high",
 
 
 def summarise(run: Run, names: Sequence[str], randoms: Sequence[Run], pool: Pool) -> pd.DataFrame:
-    """One row for each score, algorithm, layer, head and null: n, mean, interval; the null's mean, the gain, its p.
+    """Sums the scores of all images up, head by head.
 
-    `names` are the arrays in scores.zarr, nulls among them; `randoms` are untrained runs of the same options. A score
-    without a null has one row, `null` empty. `informative` counts the images whose value is not the most common one.
-    p_holm is corrected over the heads and layers of an algorithm and null.
+    Parameters
+    ----------
+    run
+        With its scores in scores.zarr.
+    names
+        The arrays there, nulls among them.
+    randoms
+        Untrained runs of the same options.
+    pool
+        Whose processes share the scores.
+
+    Returns
+    -------
+    One row for each score, algorithm, layer, head and null: n, mean, interval; the null's mean, the gain, its p. A
+    score without a null has one row, `null` empty. `informative` counts the images whose value is not the most common
+    one. p_holm is corrected over the heads and layers of an algorithm and null.
     """
     work = functools.partial(_summarise_score, run, tuple(names), tuple(randoms))
     frames = [frame for frame in pool.map(work, sorted(n for n in names if "." not in n)) if len(frame)]
@@ -34,7 +47,19 @@ def summarise(run: Run, names: Sequence[str], randoms: Sequence[Run], pool: Pool
 
 
 def columns_of(run: Run, name: str) -> list[tuple[str, int, int]]:
-    """(algorithm, layer, head) of each of a score's columns; '' and −1 where it has none."""
+    """Which head each column of a score's array is of.
+
+    Parameters
+    ----------
+    run
+        Whose heads.
+    name
+        The score's.
+
+    Returns
+    -------
+    (algorithm, layer, head) of each column; '' and −1 where it has none.
+    """
     dims = catalogue.dims_of(name)
     if "head" not in dims:
         return [("", x, -1) for x in run.layers]
@@ -45,7 +70,25 @@ def columns_of(run: Run, name: str) -> list[tuple[str, int, int]]:
 def nulls_of(
     run: Run, score: str, shape: tuple[int, ...], names: Sequence[str], randoms: Sequence[Run]
 ) -> dict[str, Floats]:
-    """null -> [n, C], every null model that is at hand for a score, image by image."""
+    """Every null model that is at hand for a score, image by image.
+
+    Parameters
+    ----------
+    run
+        That is scored.
+    score
+        Its name.
+    shape
+        Of its values, (n, C).
+    names
+        The arrays in scores.zarr.
+    randoms
+        Untrained runs of the same options.
+
+    Returns
+    -------
+    null -> [n, C].
+    """
     found: dict[str, Floats] = {}
     for null in catalogue.nulls_of(score):
         if f"{score}.{null}" in names:
@@ -55,7 +98,23 @@ def nulls_of(
 
 
 def random_null(run: Run, score: str, shape: tuple[int, ...], randoms: Sequence[Run]) -> Floats | None:
-    """[n, C]: the mean over untrained runs and over the heads of a layer, which are alike before training; or None."""
+    """The mean of a score over untrained runs and over the heads of a layer, which are alike before training.
+
+    Parameters
+    ----------
+    run
+        That is scored.
+    score
+        Its name.
+    shape
+        Of its values, (n, C).
+    randoms
+        Untrained runs of the same options.
+
+    Returns
+    -------
+    [n, C], or None without such runs.
+    """
     parts = []
     for other in randoms:
         values = other.read_score(score)
@@ -108,8 +167,21 @@ def _corrected(p: Floats, columns: Sequence[tuple[str, int, int]]) -> Floats:
 def select_heads(run: Run, summary: pd.DataFrame, pool: Pool) -> pd.DataFrame:
     """The best head of each score and algorithm, chosen on one half of the images, with the other half's figures.
 
-    Best is the largest mean gain over the score's first null (`swap`). A row for each null that the score meets;
-    `worse` and `better` count the heads whose gain over all images is sure after Holm's correction.
+    Best is the largest mean gain over the score's first null (`swap`).
+
+    Parameters
+    ----------
+    run
+        With its scores in scores.zarr.
+    summary
+        As `summarise` gives it.
+    pool
+        Whose processes share the scores.
+
+    Returns
+    -------
+    A row for each null that the score meets; `worse` and `better` count the heads whose gain over all images is sure
+    after Holm's correction.
     """
     names = [s.name for s in catalogue.SCORES if s.is_chosen and s.name in set(summary["score"])]
     rows = [row for found in pool.map(functools.partial(_select_of_score, run), names) for row in found]
@@ -154,7 +226,15 @@ def _select_of_score(run: Run, score: str) -> list[tuple[Any, ...]]:
 
 
 def agreement_table(run: Run, sums: dict[str, NDArray[np.float64]]) -> pd.DataFrame:
-    """Mean adjusted Rand index between each two heads of a layer, each two algorithms, with a normal 95 % interval."""
+    """Mean adjusted Rand index between each two heads of a layer and each two algorithms, with a normal 95 % interval.
+
+    Parameters
+    ----------
+    run
+        Whose labels were compared.
+    sums
+        kind -> [3, …]: how many images, the sum and the sum of squares of their indices.
+    """
     rows = []
     for kind, (n, total, squares) in sums.items():
         names: Sequence[Any] = run.heads if kind == "heads" else run.algorithms

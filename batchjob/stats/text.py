@@ -17,7 +17,21 @@ LEFT_OUT = "left out: "  # how the keys of counts.json begin that count annotati
 
 
 def head_table(run: Run, summary: pd.DataFrame, score: str) -> list[str]:
-    """A table of one score, a line a head, the best first: mean and interval; each null, the gain over it and its p."""
+    """A table of one score, a line a head, the best first: mean and interval; each null, the gain over it and its p.
+
+    Parameters
+    ----------
+    run
+        Whose heads.
+    summary
+        stats/summary.parquet.
+    score
+        Its name.
+
+    Returns
+    -------
+    Lines; none where no head has the score.
+    """
     found = summary[(summary.score == score) & summary["mean"].notna() & (summary["head"] >= 0)]
     if found.empty:
         return []
@@ -56,7 +70,17 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def describe(run: Run, counts: Mapping[str, int], summary: pd.DataFrame, selection: pd.DataFrame) -> list[str]:
-    """What `batchjob stats` prints about one run: what it holds, its heads, and what they say."""
+    """What `batchjob stats` prints about one run: what it holds, its heads, and what they say.
+
+    Parameters
+    ----------
+    run
+        That was scored.
+    counts
+        stats/counts.json.
+    summary, selection
+        The tables of these names.
+    """
     height, width = run.geometry.grid
     weights = ", untrained" if run.is_random else ""
     lines = [f"{run.name}: {run.model}{weights}, {height}×{width} patches, k = {run.options['k']}"]
@@ -94,7 +118,19 @@ def left_out(counts: Mapping[str, int]) -> list[str]:
 
 
 def missing_inputs(run: Run, names: Sequence[str], *, has_annotations: bool, has_random: bool) -> list[str]:
-    """For every score that could not be had, the command that would give it."""
+    """For every score that could not be had, the command that would give it.
+
+    Parameters
+    ----------
+    run
+        That was scored.
+    names
+        The arrays in scores.zarr.
+    has_annotations
+        Whether objects are known.
+    has_random
+        Whether untrained runs were given.
+    """
     hints = []
     others = as_arguments(run.options, without=("weights", "seed", "scores", "annotations"))
     again = " ".join(["batchjob run DATA", *others])

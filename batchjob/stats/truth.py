@@ -85,7 +85,15 @@ class Truth:
         )
 
     def donors(self, row: int, keep: NDArray[np.bool_] | None) -> list[Objects]:
-        """The objects of the other photos that the `swap` null lends to a row, without what falls outside `keep`."""
+        """The objects of the other photos that the `swap` null lends to an image.
+
+        Parameters
+        ----------
+        row
+            The image's.
+        keep
+            [P] False for the image's own padding: what falls there is left out.
+        """
         lent = [self.of(int(other)) for other in self._donors.of(row)]
         return [objects.inside(keep) for objects in lent if objects is not None]
 
@@ -98,10 +106,21 @@ def _open(folder: Path, patches: int, seed: int) -> Truth:
 def lay_out(
     run: Run, annotations: Annotations, folder: Path, pool: Pool, *, are_planned: bool
 ) -> tuple[Truth, Counter[str]]:
-    """Writes the objects of all labelled images below `folder`; and counts them, and the images that have none.
+    """Writes the objects of all labelled images to files, and counts them and the images that have none.
 
-    With `are_planned`, the annotations are those of the plan: who owns which patch is then read from labels.zarr, and
-    only the masks of objects that own something are decoded, for their coverage and boxes.
+    Parameters
+    ----------
+    run
+        With labels.
+    annotations
+        Of its images.
+    folder
+        Where the files go.
+    pool
+        Whose processes share the images.
+    are_planned
+        The annotations are those of the plan: who owns which patch is then read from labels.zarr, and only the masks of
+        objects that own something are decoded, for their coverage and boxes.
     """
     ids, counts = run.ids, Counter[str]()
     tasks = ((*rows, [annotations.image(i) for i in ids[slice(*rows)]]) for rows in blocks(run))
