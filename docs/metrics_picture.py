@@ -288,7 +288,7 @@ def draw_cls() -> Any:
     target = np.array([[*(v[owner == i].min() for v in (X, Y)), *(v[owner == i].max() + 1 for v in (X, Y))]
                        for i in range(3)], float)  # fmt: skip
     box = component_boxes(mask[1:2], GRID)[0]
-    hit = float(saliency.corloc(mask[1:2], GRID, target)[0])
+    hit = float(saliency.corloc(saliency.component_boxes(mask[1:2], GRID), target)[0])
     show(axes[5], 2 * mask[1], "corloc: box of the\nlargest part (60 %)", f"IoU ≥ ½ with an object's\ncorloc {hit:.0f}",
          cmap="labels")  # fmt: skip
     for corners, colour, style in ((box, DIFFERENT, "-"), *((t, "black", ":") for t in target)):

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from _pytest.terminal import TerminalReporter
 
 from tests.slurm_jobs import calm, cluster, slurm_photos, submit  # noqa: F401  # one for all files that ask for it
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is imported
+hypothesis.settings.register_profile("untimed", deadline=None)  # how busy the machine is decides nothing
+hypothesis.settings.load_profile("untimed")
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "batchjob" / "sample"
 TINY = ["--model", "vit_tiny_patch16_224", "--weights", "random", "--image-size", "64", "--k", "3"]

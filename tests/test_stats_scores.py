@@ -250,10 +250,11 @@ def test_jaccard_is_the_iou_of_masks_up_sampled_to_pixels() -> None:
 def test_corloc_takes_the_box_of_the_largest_four_connected_part() -> None:
     picture = "##.. ##.. ..## ...#"  # two parts that meet at a corner only: four patches, and three
     mask = np.array([[c == "#" for c in picture.replace(" ", "")]])
-    assert saliency.component_boxes(mask, (4, 4)).tolist() == [[0, 0, 2, 2]]
-    assert saliency.corloc(mask, (4, 4), np.array([[0, 0, 2, 4.0], [3, 3, 4, 4]])).tolist() == [1]  # IoU one half
-    assert saliency.corloc(mask, (4, 4), np.array([[0, 0, 2, 4.1]])).tolist() == [0]
-    assert np.isnan(saliency.corloc(mask, (4, 4), np.zeros((0, 4)))).all()
+    found = saliency.component_boxes(mask, (4, 4))
+    assert found.tolist() == [[0, 0, 2, 2]]
+    assert saliency.corloc(found, np.array([[0, 0, 2, 4.0], [3, 3, 4, 4]])).tolist() == [1]  # IoU one half
+    assert saliency.corloc(found, np.array([[0, 0, 2, 4.1]])).tolist() == [0]
+    assert np.isnan(saliency.corloc(found, np.zeros((0, 4)))).all()
     assert saliency.component_boxes(np.zeros((1, 16), bool), (4, 4)).tolist() == [[0, 0, 0, 0]]
 
 

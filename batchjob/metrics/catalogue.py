@@ -75,9 +75,10 @@ def _image_ari(own: Labelled) -> Floats:
 
 
 def _pair_ari(own: Labelled) -> Floats:
-    if not len(own.pairs.first):
+    first, second = clusters.twins(own.objects.category)
+    if not len(first):
         return np.full(len(own.labels), np.nan)
-    return np.asarray(clusters.pair_ari_of(own.table[:, :, 1:], own.pairs).mean(axis=1))
+    return np.asarray(clusters.pair_ari_of(own.table[:, :, 1:], first, second).mean(axis=1))
 
 
 def _jaccard(share: float) -> Callable[[Mapped], Floats]:
@@ -98,7 +99,7 @@ def _jaccard_oracle(share: float) -> Callable[[Mapped], Floats]:
 
 
 def _corloc(own: Mapped) -> Floats:
-    return saliency.corloc(own.mask(saliency.MASSES[0]), own.grid, own.objects.boxes)
+    return saliency.corloc(own.largest_part, own.objects.boxes)
 
 
 def _coherence(own: Labelled) -> Floats:

@@ -110,25 +110,33 @@ def pair_ari(labels: Labels, owner: Labels, pairs: Pairs) -> Floats:
     [C, n].
     """
     count = int(max(pairs.second.max(initial=-1), pairs.first.max(initial=-1), np.max(owner, initial=-1))) + 1
-    return pair_ari_of(contingency(labels, owner, max(count, 1)), pairs)
+    return pair_ari_of(contingency(labels, owner, max(count, 1)), pairs.first, pairs.second)
 
 
-def pair_ari_of(table: Floats, pairs: Pairs) -> Floats:
+def pair_ari_of(table: Floats, first: NDArray[np.int64], second: NDArray[np.int64]) -> Floats:
     """`pair_ari` from a table that is at hand.
 
     Parameters
     ----------
     table
         [C, K, m] patches by cluster and instance.
-    pairs
-        n pairs of the m instances.
+    first, second
+        [n] each: the instances of n pairs.
 
     Returns
     -------
     [C, n].
     """
-    both = np.stack([table[:, :, pairs.first], table[:, :, pairs.second]], axis=-1)  # [C, K, n, 2]
+    both = np.stack([table[:, :, first], table[:, :, second]], axis=-1)  # [C, K, n, 2]
     return ari(both.swapaxes(1, 2))
+
+
+def twins(category: Labels) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Each two instances of one category, [n] and [n]; `category` [m]."""
+    category = np.asarray(category)
+    first, second = np.triu_indices(len(category), 1)
+    same = category[first] == category[second]
+    return first[same], second[same]
 
 
 def instance_pairs(owner: Labels, category: Labels, boxes: NDArray[np.floating[Any]], grid: tuple[int, int]) -> Pairs:
@@ -146,9 +154,7 @@ def instance_pairs(owner: Labels, category: Labels, boxes: NDArray[np.floating[A
         (rows, columns) of the P patches.
     """
     category = np.asarray(category)
-    first, second = np.triu_indices(len(category), 1)
-    same = category[first] == category[second]
-    first, second = first[same], second[same]
+    first, second = twins(category)
     y, x = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
     owned = owner >= 0
     size = np.bincount(owner[owned], minlength=len(category)).astype(np.float64)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from batchjob.metrics.agreement import contingency
 from batchjob.metrics.clusters import Pairs, instance_pairs
-from batchjob.metrics.saliency import mass_mask
+from batchjob.metrics.saliency import MASSES, component_boxes, mass_mask
 
 Floats = NDArray[np.float64]
 MIN_PATCHES = 2  # an object that owns fewer says nothing about clusters
@@ -95,12 +95,20 @@ class Mapped:
     def __init__(self, maps: Floats, grid: tuple[int, int], heads: int, objects: Objects) -> None:
         self.maps, self.grid, self.heads, self.objects = maps, grid, heads, objects
         self._masks: dict[float, NDArray[np.bool_]] = {}
+        self._parts: list[Floats] = []  # [C, 4], once it was asked for
 
     def beside(self, objects: Objects) -> "Mapped":
         """The same maps against other objects; what depends on the maps alone is shared."""
         other = Mapped(self.maps, self.grid, self.heads, objects)
-        other._masks = self._masks
+        other._masks, other._parts = self._masks, self._parts
         return other
+
+    @property
+    def largest_part(self) -> Floats:
+        """[C, 4]: the box of the largest connected part of each 60 % mask, in patches."""
+        if not self._parts:
+            self._parts.append(component_boxes(self.mask(MASSES[0]), self.grid))
+        return self._parts[0]
 
     def mask(self, share: float) -> NDArray[np.bool_]:
         """[C, P]: the fewest patches of each map that hold `share` of its mass."""

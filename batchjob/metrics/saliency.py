@@ -78,32 +78,27 @@ def jaccard(mask: NDArray[np.bool_], coverage: NDArray[np.floating[Any]]) -> Flo
     return np.asarray(both / np.where(either > 0, either, 1))
 
 
-def corloc(mask: NDArray[np.bool_], grid: tuple[int, int], boxes: NDArray[np.floating[Any]]) -> Floats:
+def corloc(found: Floats, boxes: NDArray[np.floating[Any]]) -> Floats:
     """Whether the box of a mask's largest connected component has IoU ≥ 0.5 with the box of any instance.
-
-    4-neighbours; of equal components the first in row-major order.
 
     Parameters
     ----------
-    mask
-        bool [C, P].
-    grid
-        (rows, columns) of the P patches.
+    found
+        [C, 4] as `component_boxes` gives them.
     boxes
-        [m, 4] left, top, right, bottom in patches.
+        [m, 4] of the instances: left, top, right, bottom in patches.
 
     Returns
     -------
     [C] of 0 and 1; NaN without boxes.
     """
-    found = component_boxes(mask, grid)
     if not len(boxes):
-        return np.full(len(mask), np.nan)
+        return np.full(len(found), np.nan)
     return np.asarray((box_iou(found[:, None, :], boxes[None, :, :]).max(axis=1) >= 0.5).astype(np.float64))
 
 
 def component_boxes(mask: NDArray[np.bool_], grid: tuple[int, int]) -> Floats:
-    """The box of each mask's largest 4-connected component.
+    """The box of each mask's largest 4-connected component; of equal components the first in row-major order.
 
     Parameters
     ----------

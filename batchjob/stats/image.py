@@ -83,12 +83,13 @@ def pair_table(labels: NDArray[np.uint8], k: NDArray[np.uint8], scene: Scene) ->
     if scene.objects is None:
         return None
     own = Labelled(labels, scene.grid, scene.objects)
-    if not len(own.pairs.first):
+    pairs = own.pairs
+    if not len(pairs.first):
         return None
-    position = np.full((len(labels), len(own.pairs.first)), np.nan)
+    position = np.full((len(labels), len(pairs.first)), np.nan)
     for value, of_place in _by_position(k, scene).items():
-        position[k == value] = clusters.pair_ari_of(of_place.table[:, :, 1:], own.pairs).mean(axis=0)
-    return PairTable(own.pairs, clusters.pair_ari_of(own.table[:, :, 1:], own.pairs), position)
+        position[k == value] = clusters.pair_ari_of(of_place.table[:, :, 1:], pairs.first, pairs.second).mean(axis=0)
+    return PairTable(pairs, clusters.pair_ari_of(own.table[:, :, 1:], pairs.first, pairs.second), position)
 
 
 def _by_position(k: NDArray[np.uint8], scene: Scene) -> dict[int, Labelled]:
