@@ -129,6 +129,13 @@ def _add_options(
         )
 
 
-if __name__ == "__main__":
+def entry() -> NoReturn:
+    """The command as a process of its own, which heeds signals from its first moment to its last."""
     ends.at_once()
-    sys.exit(main())
+    code = main()
+    ends.ignore_signals()
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    entry()

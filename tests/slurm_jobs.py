@@ -131,13 +131,13 @@ class Job:
     def done(self) -> int:
         return len(list((self.run / "done").glob("[0-9]*.json")))
 
-    def processes(self, **variables: str) -> list[int]:
-        """Process ids of the label command of this run, those with the given environment."""
+    def processes(self, verb: str = "label", **variables: str) -> list[int]:
+        """Process ids of the label (or another) command of this run, those with the given environment."""
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 command = (folder / "cmdline").read_bytes().split(b"\0")
-                if b"label" not in command or str(self.run).encode() not in command or b"batchjob" not in command:
+                if verb.encode() not in command or str(self.run).encode() not in command or b"batchjob" not in command:
                     continue
                 if Path(os.readlink(folder / "exe")).name.startswith("python"):
                     given = (folder / "environ").read_bytes().split(b"\0")
@@ -153,8 +153,8 @@ class Job:
         self.send(signal.SIGSTOP)
         assert least <= self.done() < PARTITIONS, self.log()
 
-    def send(self, number: signal.Signals, **variables: str) -> None:
-        for process in self.processes(**variables):
+    def send(self, number: signal.Signals, verb: str = "label", **variables: str) -> None:
+        for process in self.processes(verb, **variables):
             os.kill(process, number)
 
     def is_over(self) -> bool:

@@ -11,6 +11,7 @@ import time
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,7 +21,9 @@ from batchjob.launch import ends
 from batchjob.model.weights import Weights, state_dict
 from batchjob.store import lifecycle as store
 from batchjob.store.partitions import marker_path, published
+from tests.chaos_verbs import session
 from tests.conftest import ROOT, TINY, Command
+from tests.made_up_runs import write_annotations, write_run
 from tests.runs import Ids, label, made_up_plan
 from tests.test_job import make_photos
 
@@ -53,6 +56,16 @@ def test_what_the_system_refuses_is_one_line_with_the_file(number: int, code: in
     said = capfd.readouterr().err
     assert "/runs/a\\x1b[31m\\nb/stats" in said
     assert said.count("\n") == 1
+
+
+def test_what_numpy_says_of_a_full_disk_is_understood(capfd: pytest.CaptureFixture[str]) -> None:
+    def work() -> int:
+        with open("/dev/full", "wb") as full:
+            np.save(full, np.zeros(100_000))  # its error has no number
+        return 0
+
+    assert ends.code_of(work) == 75
+    assert "No space left on device; free some space" in capfd.readouterr().err
 
 
 def test_a_defect_is_not_hidden() -> None:
@@ -155,6 +168,25 @@ def test_the_processes_of_a_pool_end_with_their_parent(tmp_path: Path, method: s
     while any(is_running(child) for child in born) and time.monotonic() < until:
         time.sleep(0.1)
     assert not any(is_running(child) for child in born)
+
+
+def test_statistics_that_are_killed_leave_no_process(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", 12)
+    write_annotations(tmp_path / "instances.json", 12)
+    command = [*COMMAND, "stats", run, "--annotations", tmp_path / "instances.json", "--jobs", "3"]
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
+    born: list[int] = []
+    until = time.monotonic() + 120
+    while len(born) < 3 and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
+        born = [child for child in session(process.pid) if child != process.pid]
+    process.kill()
+    process.wait()
+    assert len(born) >= 3, "the kill came too early or too late to prove anything"
+    until = time.monotonic() + 10
+    while session(process.pid) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert session(process.pid) == []
 
 
 # ---- what never ended, or ended in a traceback ----

@@ -173,25 +173,6 @@ def test_a_tar_that_is_replaced_under_a_run_gives_no_pixels(tmp_path: Path) -> N
     assert failure.value.cause == "changed"
 
 
-def started(*arguments: object) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "batchjob", *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def test_equal_commands_on_one_new_run_all_end_0_and_one_with_other_options_is_refused(tmp_path: Path) -> None:
-    photos, run = make_photos(tmp_path / "photos", 6), tmp_path / "run"
-    equal = [started("run", photos, run, *TINY, *SHARDS, *RUNTIME) for _ in range(3)]
-    other = started("run", photos, run, *TINY[:-1], 4, *SHARDS, *RUNTIME)
-    ended = [(p, *p.communicate(timeout=300)) for p in [*equal, other]]
-    k = int(plans.load(run).options.k)
-    refused = [p for p, _, _ in ended if p.returncode == 2]
-    assert {p.returncode for p, _, _ in ended} <= {0, 2}, [err for *_, err in ended]
-    assert refused == ([other] if k == 3 else equal)
-    assert all("planned with other options: k" in err for p, _, err in ended if p in refused)
-    assert set(np.unique(package.open(run).k.values)) == {k}
-    assert store.verify(run) == []
-
-
 @pytest.mark.parametrize("left", ["work", "done", "index", "labels.zarr"])
 def test_a_plan_that_was_stopped_at_any_step_goes_on(tmp_path: Path, batchjob: Command, left: str) -> None:
     photos, run = make_photos(tmp_path / "photos", 2), tmp_path / "run"
@@ -215,3 +196,35 @@ def test_a_folder_of_somebody_else_is_refused_whatever_its_folders_are_called(
     ended = batchjob("plan", photos, run, *TINY)
     assert ended.code == 2
     assert "holds something else (work)" in ended.err
+
+
+@pytest.mark.parametrize("how", ["delete", "cut", "flip"])
+def test_a_plan_that_was_lost_or_damaged_is_made_again_where_it_is_the_plan_of_the_labels(
+    tmp_path: Path, batchjob: Command, how: str
+) -> None:
+    photos, run = make_photos(tmp_path / "photos", 4), tmp_path / "run"
+    assert batchjob("run", photos, run, *TINY, *SHARDS, *RUNTIME).code == 0
+    path, before = run / "plan.json", contents(run)
+    written, index = path.read_bytes(), {p: p.read_bytes() for p in (run / "index").iterdir()}
+    if how == "delete":
+        path.unlink()
+    elif how == "cut":
+        path.write_bytes(written[:200])
+    else:
+        flip(path, written.index(b'"seed"') + 9)
+    shown = batchjob("show", run)
+    assert shown.code == 2
+    assert shown.err.count("\n") == 1
+    os.utime(photos / "photo-001.jpg", ns=(0, 0))
+    for data, options in ((photos, TINY), (make_photos(tmp_path / "others", 5), TINY), (photos, [*TINY[:-1], "4"])):
+        refused = batchjob("run", data, run, *options, *SHARDS, *RUNTIME)
+        assert refused.code == 2
+        assert "holds the labels of another plan: DATA or the options are not those" in refused.err
+        assert {p: p.read_bytes() for p in (run / "index").iterdir()} == index
+    stamp = np.load(run / "index" / "stamps.npy")
+    os.utime(photos / "photo-001.jpg", ns=(0, int(stamp[1, 1])))
+    mended = batchjob("run", photos, run, *TINY, *SHARDS, *RUNTIME)
+    assert mended.code == 0, mended.err
+    assert f"{path} was damaged or lost and is made again" in mended.err
+    assert path.read_bytes() == written
+    assert contents(run) == before

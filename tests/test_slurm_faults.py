@@ -1,5 +1,7 @@
 """Faults of a cluster's nodes and settings on a real Slurm: the state that a job ends in, and what its log says."""
 
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -7,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm_jobs import ROOT, Job, on_slurm, sh, wait_until
+from tests.slurm_jobs import FLAGS, OPTIONS, ROOT, Job, on_slurm, sh, wait_until
 
 pytestmark = on_slurm
 
@@ -84,6 +86,55 @@ def test_a_preempted_report_is_requeued_and_completes(submit: Callable[..., Job]
     job.check_equal(calm)
     assert job.facts(job.report)["Restarts"] == "1"
     assert "(attempt 1): done: " in job.log("report")
+
+
+LONG_FIT = ["--scope", "dataset", "--layers", "all", "--k", "8", "--n-init", "8"]
+
+
+@pytest.fixture(scope="session")
+def calm_fit(slurm_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of LONG_FIT that nothing happened to: four processes, no Slurm."""
+    run = tmp_path_factory.mktemp("calm") / "run"
+    command = ["run", slurm_photos, run, *OPTIONS, *LONG_FIT, *FLAGS, "--gpus", "4"]
+    sh(sys.executable, "-m", "batchjob", *command, OMP_NUM_THREADS="1")
+    return run
+
+
+def held_fit(submit: Callable[..., Job]) -> Job:
+    """A fit of four tasks that is held between two iterations, a quarter of its heads done."""
+    job = submit(options=LONG_FIT)
+    wait_until("centroids", lambda: " inertia " in job.log("fit") or job.state(job.ids["fit"]) == "FAILED")
+    job.send(signal.SIGSTOP, "fit")
+    assert not (job.run / "fit" / "centroids.npz").exists(), job.log("fit")
+    return job
+
+
+@pytest.mark.slow
+def test_a_killed_task_of_a_fit_costs_an_attempt_that_reads_no_image_again(
+    submit: Callable[..., Job], calm_fit: Path
+) -> None:
+    job = held_fit(submit)
+    job.send(signal.SIGKILL, "fit", SLURM_PROCID="2")
+    job.send(signal.SIGCONT, "fit")
+    assert job.ended(job.ids["fit"]) == "COMPLETED", job.log("fit")
+    log = job.log("fit")
+    assert "a task failed (exit 137): going on from what the fit has kept" in log
+    assert "going on after 6 of 6 partitions of the first process, read by an earlier attempt" in log
+    assert re.search(r"going on with layer \d+, head \d+ after \d+ iterations", log)
+    assert job.facts(job.ids["fit"])["Restarts"] == "0"
+    job.check_equal(calm_fit)
+
+
+@pytest.mark.slow
+def test_a_requeued_fit_goes_on_where_it_was(submit: Callable[..., Job], calm_fit: Path) -> None:
+    job = held_fit(submit)
+    sh("scontrol", "requeue", job.ids["fit"])
+    job.send(signal.SIGCONT, "fit")
+    wait_until("the requeue", lambda: job.facts(job.ids["fit"])["Restarts"] == "1")
+    assert job.ended(job.ids["fit"]) == "COMPLETED", job.log("fit")
+    assert "attempt 1): fit" in job.log("fit")
+    assert "going on after 6 of 6 partitions of the first process, read by an earlier attempt" in job.log("fit")
+    job.check_equal(calm_fit)
 
 
 @pytest.mark.slow

@@ -140,7 +140,7 @@ def test_creating_again_keeps_what_is_there_and_refuses_another_plan(run: Path) 
     label(run, PLAN, [1])
     store.create(run, PLAN, Ids(20))
     assert store.missing(run, PLAN) == [0, 2]
-    with pytest.raises(UserError, match="labels of another plan; choose another RUN"):
+    with pytest.raises(UserError, match="labels of another plan: DATA or the options are not those"):
         store.create(run, made_up_plan(inputs={"index/k.npy": "d2"}), Ids(20))
 
 

@@ -36,7 +36,7 @@ def fit(run: Path, plan: Plan, runtime: Runtime, *, say: Say) -> None:
         from batchjob.job.fit import fit as fit_here  # takes seconds, in which a signal is noted already
 
         share = shares.share_of(os.environ, in_batch_body=in_body)
-        fit_here(run, runtime, rank=share.index, world=share.count, should_stop=stop)
+        fit_here(run, runtime, rank=share.index, world=share.count, should_stop=stop, say=say)
 
 
 def label(run: Path, plan: Plan, runtime: Runtime, named: Sequence[int] | None, *, say: Say) -> None:
@@ -77,4 +77,4 @@ def _label(
     from batchjob.job.label import label as label_here
 
     with SharedProgress(run, attempt, share, plan, partitions) as shared:
-        label_here(run, runtime, own, should_stop=stop, shared=shared)
+        label_here(run, runtime, own, should_stop=stop, shared=shared, say=say)

@@ -2,8 +2,9 @@
 
 import os
 import re
-import sys
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from batchjob.codebook.rows import (
     row_numbers,
 )
 from batchjob.config import Runtime
-from batchjob.errors import UserError, WorkLeft
+from batchjob.errors import UserError, WorkLeft, tell
 from batchjob.job.opening import open_job
 from batchjob.job.progress import Progress
 from batchjob.job.read_rows import ReadRows
@@ -36,9 +37,11 @@ from batchjob.model.attention import LayerMaps, renormalise
 from batchjob.plan import Plan
 from batchjob.store import centroids as stored
 from batchjob.store.centroids import Centroids, Checkpoint
+from batchjob.store.claims import Claims
 
 AUTO_STARTS = 4  # of a dataset-wide k-means on its sample, for --n-init auto
 CPU_SAMPLE_SHARE = 0.25  # of the machine's memory for the sample
+WAIT_S = 1.0  # between two looks at whether another fit of the same run has ended
 GPU_SAMPLE_SHARE = 0.5  # of the device's memory for the sample; the model, its batch and the pool take the rest
 
 
@@ -115,7 +118,7 @@ def fit(
     world: int = 1,
     budget_bytes: int = 0,
     should_stop: Callable[[], bool] = lambda: False,
-    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+    say: Callable[[str], None] = tell,
 ) -> Centroids:
     """The centroids of a dataset-scope run, written to RUN/fit by the first of `world` processes; done ones are read.
 
@@ -130,8 +133,10 @@ def fit(
         return stored.load(run, plan.digest)
     device = choose_device(runtime.device)
     shares = plan.partitions[rank::world]
-    with join(rank, world, device) as group:
-        tell = say if rank == 0 else lambda line: None
+    tell = say if rank == 0 else lambda line: None
+    with join(rank, world, device) as group, only_fit(run, group, should_stop=should_stop, say=tell):
+        if group.largest(float(stored.is_fitted(run))):  # another fit has ended meanwhile
+            return stored.load(run, plan.digest)
         refiner, reason = dataset.open_refiner(runtime.engine, device, group)
         budget = budget_bytes or sample_budget(device, world)
         kind, sample, sentence = sample_for(plan, shares, group, budget)
@@ -150,10 +155,29 @@ def fit(
         found = fit_all(run, plan, rows, refiner, device, group=group, wanted=wanted, should_stop=should_stop, say=tell)
         if rank == 0:
             stored.save(run, found)
-            stored.drop_checkpoint(run)
-        kept.drop()
+            stored.drop_state(run)
         group.barrier()  # nobody labels before the centroids are there
     return found
+
+
+@contextmanager
+def only_fit(run: Path, group: Group, *, should_stop: Callable[[], bool], say: Callable[[str], None]) -> Iterator[None]:
+    """While inside, no other fit works on `run`: two would each throw away what the other keeps between attempts.
+
+    A second one waits until the first ends or dies. Raises WorkLeft, in all processes of `group` together, where one is
+    told to stop meanwhile.
+    """
+    with ExitStack() as stack:
+        claims = stack.enter_context(Claims(run / "fit")) if group.rank == 0 else None
+        is_told = False
+        while not group.largest(float(claims is not None and claims.take(0))):
+            if not is_told:
+                say(f"waiting for another fit of {run}")
+            is_told = True
+            if group.largest(float(should_stop())):
+                raise WorkLeft(f"told to stop while another fit of {run} goes on; go on with the same command")
+            time.sleep(WAIT_S)
+        yield
 
 
 def collect(

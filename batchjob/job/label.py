@@ -2,7 +2,6 @@
 
 import os
 import socket
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from batchjob import clustering
 from batchjob import plan as plans
 from batchjob.config import Runtime
-from batchjob.errors import WorkLeft
+from batchjob.errors import WorkLeft, tell
 from batchjob.job.buffers import Buffers, Failure
 from batchjob.job.clusters import FindClusters, choose_engine, forecast, open_clusterer
 from batchjob.job.opening import Job, open_job
@@ -33,7 +32,7 @@ def label(
     *,
     should_stop: Callable[[], bool] = lambda: False,
     shared: SharedProgress | None = None,
-    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+    say: Callable[[str], None] = tell,
 ) -> None:
     """Labels these partitions of a run and publishes each whole. Raises WorkLeft where it is told to stop."""
     plan = plans.load(run)

@@ -4,7 +4,8 @@ import csv
 import io
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,10 +34,27 @@ if TYPE_CHECKING:
 def prepare(data: str, run: Path, options: Options, *, say: Callable[[str], None]) -> Plan:
     """The plan of RUN: the one that is there if it asks for the same, else a new one with its index and empty arrays.
 
-    `say` gets a line for every choice made by itself. Raises UserError before anything is written.
+    A plan.json that is damaged or lost is made again, where DATA and the options still give the plan that the labels
+    are of.
+
+    Parameters
+    ----------
+    data
+        DATA as the user gave it.
+    run
+        The folder of the run, which need not be there.
+    options
+        The result options.
+    say
+        Gets a line for every choice made by itself.
+
+    Raises
+    ------
+    UserError
+        Something is wrong with DATA, RUN or the options; nothing was written.
     """
-    if (run / "plan.json").exists():
-        return _planned(data, run, options, say)
+    if found := _planned(data, run, options, say):
+        return found
     check_input(data, options)
     _check_folder(run)
     from batchjob.model import describe as model
@@ -52,9 +70,9 @@ def prepare(data: str, run: Path, options: Options, *, say: Callable[[str], None
         raise UserError(
             f"--cluster-on {options.cluster_on}: {spec.name} computes no attention; give token for its features"
         )
-    found = weights.locate(options.model, options.weights, say=say)
+    located = weights.locate(options.model, options.weights, say=say)
     trial = model.load_model(
-        spec, weights.state_dict(found, say=say), precision="fp32", device="cpu"
+        spec, weights.state_dict(located, say=say), precision="fp32", device="cpu"
     )  # refuses wrong weights
     index = sources.index_images(data, split=options.split, limit=options.limit, progress=True)
     precision, reason, is_for_gpu = choose_precision(options.precision)
@@ -72,26 +90,29 @@ def prepare(data: str, run: Path, options: Options, *, say: Callable[[str], None
     k, instances, categories = _known(data, options, index, annotations, geometry, say=say)
     kept = kept_rows(options.keep_maps, index)
     with clear_disk_errors(run, f"RUN {run} can't be written"), only_one(run):
-        if (run / "plan.json").exists():  # another process was first
-            return _planned(data, run, options, say)
-        _put_index(run, index, k, instances)
+        if found := _planned(data, run, options, say):  # another process was first
+            return found
         annotations = ",".join(os.path.abspath(path) for path in annotations.split(",") if path)
-        plan = Plan(
-            options=options,
-            data=os.path.abspath(data),
-            model=spec,
-            weights=found.to_json(),
-            annotations=annotations,
-            layers=layers,
-            heads=heads,
-            precision=precision,
-            row_count=len(index),
-            rows_per_partition=rows,
-            kept_rows=kept,
-            inputs=inputs.hashes(run, annotations),
-            versions=plans.versions(),
-            categories=categories,
-        )
+        with _index_aside(run, index, k, instances) as aside:
+            plan = Plan(
+                options=options,
+                data=os.path.abspath(data),
+                model=spec,
+                weights=located.to_json(),
+                annotations=annotations,
+                layers=layers,
+                heads=heads,
+                precision=precision,
+                row_count=len(index),
+                rows_per_partition=rows,
+                kept_rows=kept,
+                inputs=inputs.hashes(aside, annotations),
+                versions=plans.versions(),
+                categories=categories,
+            )
+            if store.is_of(run, plan):  # raises where it is of another
+                say(f"{run / 'plan.json'} was damaged or lost and is made again: it is the plan of the labels in {run}")
+            _replace_index(run, aside)
         store.create(run, plan, index)
         plans.save(plan, run)
         return plan
@@ -107,16 +128,28 @@ def check_input(data: str, options: Options) -> None:
         )
 
 
-def _planned(data: str, run: Path, options: Options, say: Callable[[str], None]) -> Plan:
-    """The plan that is there, if it asks for the same; a damaged index is made again, from data that did not change."""
-    plan = plans.load(run, checks_index=False)
+def _planned(data: str, run: Path, options: Options, say: Callable[[str], None]) -> Plan | None:
+    """The plan that is there, if it asks for the same; None where there is none, or it is damaged.
+
+    A damaged index is made again, from data that did not change.
+    """
+    if not (run / "plan.json").exists():
+        return None
+    try:
+        plan = plans.load(run, checks_index=False)
+    except plans.DamagedPlan:
+        return None
     plans.check_same(plan, run, data, options)
     if damaged := inputs.differences(run, plan.inputs):
         index = sources.index_images(plan.data, split=options.split, limit=options.limit)
         k, instances, _ = _known(data, options, index, plan.annotations, plan.geometry, say=lambda line: None)
-        with clear_disk_errors(run, f"RUN {run} can't be written"), only_one(run):
-            if inputs.differences(run, plan.inputs):  # no other process was first
-                _put_index(run, index, k, instances, plan.inputs)
+        with (
+            clear_disk_errors(run, f"RUN {run} can't be written"),
+            only_one(run),
+            _index_aside(run, index, k, instances) as aside,
+        ):
+            if inputs.differences(run, plan.inputs) and not inputs.differences(aside, plan.inputs):
+                _replace_index(run, aside)  # no other process was first
         inputs.raise_for_changes(run, plan.inputs)
         say(f"the index is made again: {damaged[0]}")
     return plan
@@ -146,25 +179,25 @@ def _known(
     return read_k(options, index, instances, geometry), instances, categories
 
 
-def _put_index(
-    run: Path,
-    index: "ImageIndex",
-    k: NDArray[np.uint8],
-    instances: "GridInstances | None",
-    planned: Mapping[str, str] | None = None,
-) -> None:
-    """Puts RUN/index in place, in place of what is there; with `planned`, only if it is what these hashes say."""
+@contextmanager
+def _index_aside(
+    run: Path, index: "ImageIndex", k: NDArray[np.uint8], instances: "GridInstances | None"
+) -> Iterator[Path]:
+    """A folder that holds `index/` as RUN would, to be looked at before it replaces anything."""
     scratch = new_scratch(run)
     try:
         index.save(scratch / "index")
         np.save(scratch / "index" / "k.npy", k)
         if instances is not None:
             instances.save(scratch / "index")
-        if planned is None or not inputs.differences(scratch, planned):
-            shutil.rmtree(run / "index", ignore_errors=True)
-            (scratch / "index").rename(run / "index")
+        yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _replace_index(run: Path, aside: Path) -> None:
+    shutil.rmtree(run / "index", ignore_errors=True)
+    (aside / "index").rename(run / "index")
 
 
 def choose_precision(asked: str) -> tuple[str, str, bool]:
@@ -198,6 +231,7 @@ def _check_folder(run: Path) -> None:
         ours = {"done", "logs"}
         if (run / LOCK).exists():
             ours |= {"index", "labels.zarr", "scores.zarr", "work"}
+            ours |= {"fit", "failures.csv", "stats", "figures", "report.html"}  # of a run whose plan.json was lost
         strange = sorted(p.name for p in run.iterdir() if p.name not in ours and not p.name.startswith("plan.json"))
         if strange:
             names = escape(os.fsencode(", ".join(strange[:3])))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from batchjob.errors import UserError
+from batchjob.files import clear_disk_errors, removed_if_torn
 
 EVERY_S = 120.0
 MOST_SHARE = 0.05  # of the time may go into writing
@@ -38,10 +38,27 @@ class ReadRows:
         return time.monotonic() - self._last > max(EVERY_S, self._cost_s / MOST_SHARE)
 
     def save(self, x: torch.Tensor, numbers: torch.Tensor, partitions: int) -> None:
-        """Writes the file whole or not at all. Raises UserError where it can't."""
+        """Writes the file whole or not at all.
+
+        Parameters
+        ----------
+        x
+            float32 [L, H, n, D]: the rows of every layer and head.
+        numbers
+            int64 [n]: their numbers in the data set.
+        partitions
+            How many of this process's partitions they are of.
+
+        Raises
+        ------
+        WorkLeft
+            The disk is full.
+        UserError
+            RUN can't be written.
+        """
         began = time.monotonic()
         part = self.path.with_suffix(f".part{os.getpid()}")
-        try:
+        with clear_disk_errors(self.run, f"cannot keep the rows that were read in {part}"), removed_if_torn(part):
             part.parent.mkdir(exist_ok=True)
             with part.open("wb") as file:
                 np.save(file, np.array([self.key, str(partitions), str(x.shape[2])]))
@@ -54,9 +71,6 @@ class ReadRows:
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(self.path)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise UserError(f"{part} can't be written: {error.strerror}; make room, or give another RUN") from error
         self._last = time.monotonic()
         self._cost_s = self._last - began
 
@@ -78,7 +92,3 @@ class ReadRows:
         except (OSError, ValueError, EOFError):  # read again
             return 0, 0
         return (int(partitions), int(count)) if is_whole else (0, 0)
-
-    def drop(self) -> None:
-        """Removes the rows of a fit that is finished."""
-        self.path.unlink(missing_ok=True)

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
-from batchjob.errors import UserError, WorkLeft
+from batchjob.errors import UserError, WorkLeft, printable
+from batchjob.files import errno_of
 
 WORK_LEFT = 75
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -40,6 +41,12 @@ def at_once() -> None:
             signal.signal(number, _exit)
 
 
+def ignore_signals() -> None:
+    """From now on the exit code is what the work was worth: Python takes long to end, and a signal would replace it."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def code_of(work: Callable[[], int], *, only_shows: bool = False) -> int:
     """The exit code of a command: what `work` returns, 2 where the input is wrong, 75 where work is left.
 
@@ -66,15 +73,16 @@ def code_of(work: Callable[[], int], *, only_shows: bool = False) -> int:
         _mute(sys.stdout, sys.stderr)
         return 0 if only_shows else code
     except OSError as error:
-        if error.errno not in _ENDS:
+        number = errno_of(error)
+        if number not in _ENDS:
             raise
-        code, remedy = _ENDS[error.errno]
+        code, remedy = _ENDS[number]
         try:
             sys.stdout.flush()
         except OSError:  # it is stdout that is full, and Python's own last flush would make the code 120
             _mute(sys.stdout)
         file = f": {os.fsdecode(error.filename)}" if error.filename else ""
-        return _say(f"{os.strerror(error.errno)}{file}; {remedy}", code)
+        return _say(f"{os.strerror(number)}{file}; {remedy}", code)
 
 
 def _exit(number: int, frame: FrameType | None) -> NoReturn:
@@ -111,10 +119,8 @@ def _mute(*streams: Any) -> None:
 
 
 def _say(message: object, code: int) -> int:
-    # one line, whatever a file's name holds
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in str(message))
     try:
-        print(f"batchjob: {line}", file=sys.stderr, flush=True)
+        print(f"batchjob: {printable(message)}", file=sys.stderr, flush=True)
     except OSError:
         _mute(sys.stderr)
     return code

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -28,6 +29,7 @@ _PICTURE_IMAGES = 6
 _SAMPLE = 60
 _EXTREME_HEADS, _EXTREMES = 6, 3  # heads whose best and worst images are in the browser, and how many of each
 _HERE = Path(__file__).parent
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _THEME = (
     (canvas.INK, "var(--ink)"),
     (canvas.QUIET, "var(--quiet)"),
@@ -115,7 +117,7 @@ def render(views: Sequence[Run], *, seed: int = 0) -> str:
     layer = write.chosen_layer(view, Look())
     books = [(book, picture(book.figure, book.name, book.caption, book.alt)) for book in codebook.books(view, layer)]
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined, finalize=_shown
     )
     return environment.get_template("page.html").render(
         version=VERSION,
@@ -273,6 +275,11 @@ def _sample_note(shown: int, count: int, view: Run) -> str:
     if not view.kept_rows:
         text += " No attention rows were stored; a run with --keep-maps N shows what each patch of N images attends to."
     return text
+
+
+def _shown(value: Any) -> Any:
+    r"""What an expression of the page gives: in text, which may be a file's name, control characters as \x1b."""
+    return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", value) if type(value) is str else value
 
 
 def _json(values: Any) -> Markup:

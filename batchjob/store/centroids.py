@@ -16,6 +16,7 @@ from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from batchjob.errors import UserError
+from batchjob.files import clear_disk_errors, removed_if_torn
 from batchjob.store.partitions import Damage
 
 
@@ -62,22 +63,23 @@ class Checkpoint:
 
 
 def save(run: Path, value: Centroids | Checkpoint) -> None:
-    """Writes RUN/fit/centroids.npz or checkpoint.npz, whole or not at all. Raises UserError where it can't."""
+    """Writes RUN/fit/centroids.npz or checkpoint.npz, whole or not at all.
+
+    Raises WorkLeft where the disk is full, UserError where it is read-only.
+    """
     name, values = ("centroids", value) if isinstance(value, Centroids) else ("checkpoint", value.finished)
     arrays: dict[str, Any] = {f.name: getattr(values, f.name) for f in fields(values)}
     if isinstance(value, Checkpoint):
         arrays |= {"at": [value.layer, value.head, value.iterations, int(value.done)], "current": value.current}
     folder = run / "fit"
     part = folder / f"{name}.part{os.getpid()}"
-    try:
+    with clear_disk_errors(run, f"cannot write {part}"), removed_if_torn(part):
         folder.mkdir(exist_ok=True)
         with part.open("wb") as file:
             np.savez(file, **arrays)
             file.flush()
             os.fsync(file.fileno())
         part.replace(folder / f"{name}.npz")
-    except OSError as error:
-        raise UserError(f"{part} can't be written: {error.strerror}; make room, or give another RUN") from error
 
 
 def load(run: Path, plan_digest: str) -> Centroids:
@@ -141,9 +143,11 @@ def load_checkpoint(run: Path, wanted: Centroids) -> Checkpoint | None:
     return Checkpoint(finished, layer, head, arrays["current"], iterations, bool(done))
 
 
-def drop_checkpoint(run: Path) -> None:
-    """Removes the state of a fit that is finished."""
-    (run / "fit" / "checkpoint.npz").unlink(missing_ok=True)
+def drop_state(run: Path) -> None:
+    """Removes what a fit that is finished kept for another attempt: of all its processes, and of killed ones."""
+    for pattern in ("checkpoint.npz", "rows-*", "*.part*"):
+        for path in (run / "fit").glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def store_files(run: Path) -> dict[str, bytes]:

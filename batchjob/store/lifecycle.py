@@ -14,7 +14,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batchjob.errors import UserError, WorkLeft
+from batchjob.errors import UserError, WorkLeft, printable
 from batchjob.files import (
     clear_disk_errors,
     clear_work,
@@ -73,12 +73,9 @@ def create(run: Path, plan: Plan, index: IndexLike) -> None:
     Raises UserError where RUN holds a store of another plan or schema, or can't be written.
     """
     with clear_disk_errors(run, f"cannot make the store in {run}"):
+        if is_of(run, plan):
+            return
         if (run / "labels.zarr").exists():
-            found = read_root(run)["attributes"]
-            if found["plan_digest"] == plan.digest:
-                return
-            if published(run):
-                raise UserError(f"{run}/labels.zarr holds the labels of another plan; choose another RUN")
             for name in ("labels.zarr", "scores.zarr"):  # a plan that was killed before it was saved
                 shutil.rmtree(run / name, ignore_errors=True)
         run.mkdir(parents=True, exist_ok=True)
@@ -94,6 +91,20 @@ def create(run: Path, plan: Plan, index: IndexLike) -> None:
                 (scratch / name).rename(run / name)
         sync_folder(run)
         scratch.rmdir()
+
+
+def is_of(run: Path, plan: Plan) -> bool:
+    """Whether RUN holds a store of this plan. Raises UserError where it holds labels of another plan or schema."""
+    if not (run / "labels.zarr").exists():
+        return False
+    if read_root(run)["attributes"]["plan_digest"] == plan.digest:
+        return True
+    if published(run):
+        raise UserError(
+            f"{run}/labels.zarr holds the labels of another plan: DATA or the options are not those that it was made "
+            "with; choose another RUN, or restore plan.json if it was lost"
+        )
+    return False
 
 
 def mend(run: Path, plan: Plan, index: IndexLike) -> list[Damage]:
@@ -287,13 +298,6 @@ def _seal_static(run: Path, files: Mapping[str, bytes], scratch: Path) -> None:
     seal_file(run / "done" / "store.json", {"files": checks}, scratch)
 
 
-def _without_controls(text: str) -> str:
-    r"""The text with control characters as \x1b: a file's name must not steer the terminal that shows the CSV."""
-    return "".join(
-        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape", "replace").decode() for c in text
-    )
-
-
 def _failures(run: Path, partitions: int) -> tuple[Counter[str], bytes]:
     """Failed images by cause, and the content of failures.csv."""
     causes: Counter[str] = Counter()
@@ -303,6 +307,6 @@ def _failures(run: Path, partitions: int) -> tuple[Counter[str], bytes]:
     for partition in range(partitions):
         marker = read_marker(run, partition)
         for failure in marker["failures"] if marker else ():
-            writer.writerow(_without_controls(text) for text in failure)
+            writer.writerow(printable(text, keep="\n\t") for text in failure)
             causes[failure[1]] += 1
     return causes, text.getvalue().encode()

@@ -1,6 +1,7 @@
 """The tables and scores that `stats` writes: sealed when it ends, checked before they are read."""
 
 import json
+import shutil
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ def writing_stats(run: Path) -> Iterator[None]:
     """What is written inside counts as the statistics of RUN once the block ends; one process at a time."""
     with clear_disk_errors(run, f"cannot write the statistics of {run}"), only_one(run, "done/stats.lock"):
         labels = _checks_of_labels(run)
+        _drop_half_written(run)
         _seal(run, {"ended": False, "labels": labels, "files": {}})
         yield
         _seal(run, {"ended": True, "labels": labels, "files": checks_of(run, _written(run))})
@@ -75,11 +77,26 @@ def _seal(run: Path, body: dict[str, Any]) -> None:
     scratch.rmdir()
 
 
-def _written(run: Path) -> list[str]:
-    """The files that `stats` writes, relative to RUN: its folder, and the arrays of scores that labelling does not."""
+def _drop_half_written(run: Path) -> None:
+    """Removes the scores of a `stats` that was stopped: half an array is not an array to any reader."""
+    sealed = unseal_file(run / _SEAL)
+    if not (run / _SEAL).exists() or (sealed and sealed["ended"]):
+        return
+    if unseal_file(run / "done" / "store.json") is None:  # which arrays are whose is not known
+        return
+    for folder in _own_arrays(run) if _labelled(run) else [run / "scores.zarr"]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _own_arrays(run: Path) -> list[Path]:
+    """The folders of scores.zarr that `stats` writes, and labelling does not."""
     known = _labelled(run)
-    own = [folder for folder in (run / "scores.zarr").glob("*/") if folder.name not in known]
-    files = [path for folder in (run / "stats", *own) for path in folder.rglob("*")]
+    return [folder for folder in (run / "scores.zarr").glob("*/") if folder.name not in known]
+
+
+def _written(run: Path) -> list[str]:
+    """The files that `stats` writes, relative to RUN: its folder, and its arrays of scores."""
+    files = [path for folder in (run / "stats", *_own_arrays(run)) for path in folder.rglob("*")]
     return sorted(str(path.relative_to(run)) for path in files if path.is_file())
 
 

@@ -1,0 +1,147 @@
+"""A warm parent that forks whole commands on request, so that a signal costs no import of torch.
+
+Each child is a `batchjob` command in a session of its own: it parses, works, cleans up and exits as the real one does.
+"""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn
+
+ROOT = Path(__file__).parent.parent
+IMPORTED = (
+    "torch timm xarray matplotlib.pyplot numba dask.array pyarrow.dataset scipy.ndimage "
+    "batchjob.commands batchjob.job.prepare batchjob.job.dispatch batchjob.job.label batchjob.job.fit "
+    "batchjob.clustering.search batchjob.stats.run batchjob.figures.write batchjob.report.page"
+)
+
+
+class Commands:
+    """Starts commands in `folder`: forked from the warm parent, or as new interpreters; their words go to a log."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._log = folder / "log"
+
+    def __enter__(self) -> "Commands":
+        command = [sys.executable, "-m", "tests.chaos_verbs"]
+        pipe = subprocess.PIPE
+        self._parent = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True, env=_environment())
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._parent.communicate("null\n", timeout=60)
+
+    def run(self, arguments: Sequence[str], moment: "Moment | None" = None, *, is_new: bool = False) -> "Ended":
+        """The command from start to end, with a signal at that moment; `is_new`: as an interpreter of its own."""
+        self._log.write_bytes(b"")
+        own: subprocess.Popen[bytes] | None = None
+        if is_new:
+            command = [sys.executable, "-m", "batchjob", *arguments]
+            with self._log.open("ab") as log:
+                own = subprocess.Popen(
+                    command, cwd=self._folder, stdout=log, stderr=log, start_new_session=True, env=_environment()
+                )
+            pid = own.pid
+        else:
+            pid = int(self._ask({"arguments": list(arguments), "folder": str(self._folder), "log": str(self._log)}))
+        began, landed = time.monotonic(), False
+        if moment is not None:
+            time.sleep(moment.after_s)
+            if landed := is_running(pid):
+                moment.send(pid)
+        code = int(self._ask({"wait": pid})) if own is None else own.wait()
+        return Ended(pid, code, landed, time.monotonic() - began, self._log.read_text(errors="replace"))
+
+    def _ask(self, order: dict[str, Any]) -> Any:
+        assert self._parent.stdin is not None
+        assert self._parent.stdout is not None
+        self._parent.stdin.write(json.dumps(order) + "\n")
+        self._parent.stdin.flush()
+        return json.loads(self._parent.stdout.readline())
+
+
+class Moment:
+    """A signal, so many seconds after a command's start, to it alone or to all processes of its session."""
+
+    def __init__(self, number: signal.Signals, after_s: float, *, to_all: bool) -> None:
+        self.number, self.after_s, self._to_all = number, after_s, to_all
+
+    def send(self, pid: int) -> None:
+        # a child that has ended is a zombie until it is waited for, so its number is nobody else's
+        os.killpg(pid, self.number) if self._to_all and os.getpgid(pid) == pid else os.kill(pid, self.number)
+
+    def __str__(self) -> str:
+        return f"{self.number.name} to {'all' if self._to_all else 'one'} after {self.after_s:.2f} s"
+
+
+class Ended:
+    """How a command ended: its code (minus a signal's number), whether the signal came in time, what it said."""
+
+    def __init__(self, pid: int, code: int, landed: bool, seconds: float, said: str) -> None:
+        self.pid, self.code, self.landed, self.seconds, self.said = pid, code, landed, seconds, said
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process is there and not a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def session(pid: int) -> list[int]:
+    """The processes that run in the session that process `pid` began."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            facts = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(facts[3]) == pid and facts[0] != "Z":
+            found.append(int(folder.name))
+    return found
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def _begin(order: dict[str, Any]) -> NoReturn:
+    from batchjob.__main__ import entry
+
+    os.setsid()
+    os.chdir(order["folder"])
+    log = os.open(order["log"], os.O_WRONLY | os.O_APPEND)
+    for number, handle in enumerate((os.open(os.devnull, os.O_RDONLY), log, log)):
+        os.dup2(handle, number)
+    sys.argv = ["batchjob", *order["arguments"]]
+    entry()
+
+
+def main() -> None:
+    """Reads a JSON line for each command to start or to wait for, answers with its id or code; a null ends it."""
+    for name in IMPORTED.split():
+        importlib.import_module(name)
+    for line in sys.stdin:
+        order = json.loads(line)
+        if order is None:
+            return
+        if "wait" in order:
+            print(os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1]), flush=True)
+            continue
+        child = os.fork()
+        if child == 0:
+            _begin(order)
+        print(child, flush=True)
+
+
+if __name__ == "__main__":
+    main()
