@@ -1,1 +1,1 @@
-"""A room."""
+"""One k-means over the rows of all images of a data set."""

@@ -1,1 +1,1 @@
-"""A room."""
+"""Prepare, fit and label: the loop over partitions and batches."""

@@ -1,1 +1,1 @@
-"""A room."""
+"""From a network to attention rows, layer by layer."""
