@@ -80,6 +80,7 @@ def test_the_compiled_steps_and_those_of_the_device_are_the_specification() -> N
     starts[2, 2:] = -1  # an image with fewer starts
     x, given = torch.as_tensor(rows, dtype=torch.float32), torch.as_tensor(starts)
     compiled, in_torch = settle(x, given), settle_in_torch(x, given)
+    assert torch.equal(settle_in_torch(x, given, budget_bytes=1), in_torch)  # image by image
     moved = 0
     for image, head, start in np.ndindex(3, 2, 4):
         own = starts[image, start]

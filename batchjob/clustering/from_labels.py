@@ -9,7 +9,6 @@ from torch import Tensor
 
 from batchjob.clustering.gram import centred_gram
 
-_BYTES_AT_ONCE = 1 << 29  # of memberships and distances on the device
 _STEPS_AT_ONCE = 4  # between two questions to the device how far it is
 
 
@@ -34,12 +33,7 @@ def settle(x: Tensor, starts: Tensor) -> Tensor:
     """
     if x.device.type == "cpu":
         return torch.from_numpy(_settle_compiled(x.float().numpy(), starts.numpy()))
-    images, heads, patches, _ = x.shape
-    clusters = int(starts.max()) + 1 if starts.numel() else 0
-    one = 4 * heads * patches * (2 * patches + 4 * starts.shape[1] * clusters)
-    size = max(1, _BYTES_AT_ONCE // one)
-    parts = [settle_in_torch(x[i : i + size], starts[i : i + size].to(x.device)) for i in range(0, images, size)]
-    return torch.cat(parts) if parts else x.new_empty((0, heads, *starts.shape[1:]), dtype=torch.int16)
+    return settle_in_torch(x, starts)
 
 
 def _settle_compiled(x: NDArray[np.float32], starts: NDArray[np.int16]) -> NDArray[np.int16]:
@@ -67,8 +61,31 @@ def _settle_compiled(x: NDArray[np.float32], starts: NDArray[np.int16]) -> NDArr
     return found
 
 
-def settle_in_torch(x: Tensor, starts: Tensor) -> Tensor:
-    """`settle` on any device: what the compiled code is held against where there is no GPU."""
+def settle_in_torch(x: Tensor, starts: Tensor, *, budget_bytes: int = 1 << 29) -> Tensor:
+    """`settle` on any device: what the compiled code is held against where there is no GPU.
+
+    Parameters
+    ----------
+    x, starts
+        As in `settle`; `starts` on the CPU.
+    budget_bytes
+        Of memory beside the rows and the labels, or one image's if that is more.
+    """
+    images, heads, patches, _ = x.shape
+    found = torch.full((images, heads, *starts.shape[1:]), -1, dtype=torch.int16, device=x.device)
+    clusters = starts.flatten(1).amax(1) + 1 if images else torch.zeros(0)
+    order = clusters.argsort(descending=True)  # those of one part work with as many clusters as the first of them has
+    first = 0
+    while first < images:
+        one = 4 * heads * patches * (2 * patches + 4 * starts.shape[1] * int(clusters[order[first]]))
+        part = order[first : first + max(1, budget_bytes // one)]
+        of_part = part.to(x.device)
+        found[of_part] = _settle_part(x[of_part], starts[part].to(x.device), int(clusters[order[first]]))
+        first += len(part)
+    return found
+
+
+def _settle_part(x: Tensor, starts: Tensor, clusters: int) -> Tensor:
     from batchjob.clustering.steps import MAX_STEPS, NOISE
 
     images, heads, patches, _ = x.shape
@@ -76,7 +93,6 @@ def settle_in_torch(x: Tensor, starts: Tensor) -> Tensor:
     gram = x.new_empty(images * heads, patches, patches, dtype=torch.float32)
     centred_gram(x.flatten(0, 1).float(), keep, gram)
     labels = starts.long().repeat_interleave(heads, 0)  # [N, S, P]
-    clusters = int(starts.max()) + 1 if starts.numel() else 0
     noise = NOISE * torch.diagonal(gram, dim1=1, dim2=2).amax(1)
     found, going = labels.clone(), torch.arange(len(labels), device=x.device)
     for _ in range(0, MAX_STEPS if clusters else 0, _STEPS_AT_ONCE):
