@@ -1,4 +1,4 @@
-"""The command line. No logic: each verb's rooms are imported when it runs, and errors become one line and a code."""
+"""The command line. No logic: what a verb needs is imported when it runs, and errors become one line and a code."""
 
 import argparse
 import dataclasses

@@ -1,4 +1,4 @@
-"""What each verb of the command line does, in a few lines each: the rooms joined, results on stdout."""
+"""What each verb of the command line does, in a few lines each: the packages joined, results on stdout."""
 
 import dataclasses
 import json
@@ -139,13 +139,15 @@ def stats(args: Namespace) -> int:
 
 def figures(args: Namespace) -> int:
     """The pictures of RUN; of several, the models side by side too."""
-    from batchjob import figures as room
+    from batchjob import figures as pictures
 
-    names = {field.name for field in dataclasses.fields(room.Look)} - {"formats", "query"}
-    look = room.Look(
-        **{name: getattr(args, name) for name in names}, formats=room.formats(args.format), query=room.query(args.query)
+    names = {field.name for field in dataclasses.fields(pictures.Look)} - {"formats", "query"}
+    look = pictures.Look(
+        **{name: getattr(args, name) for name in names},
+        formats=pictures.formats(args.format),
+        query=pictures.query(args.query),
     )
-    for path in room.write_figures([Path(run) for run in args.runs], look):
+    for path in pictures.write_figures([Path(run) for run in args.runs], look):
         print(path)
     return 0
 

@@ -32,7 +32,19 @@ LOCK = "done/lock"  # below RUN; that it is there says that RUN is ours, also be
 def clear_disk_errors(run: Path, doing: str) -> Iterator[None]:
     """Turns the errors of a full, read-only or forbidden file system into one line; others pass.
 
-    Raises WorkLeft for a full disk or quota (free some space and go on), UserError for what isn't writable.
+    Parameters
+    ----------
+    run
+        The folder of the run, which the line names.
+    doing
+        What was tried, as the line begins: `cannot finish RUN`.
+
+    Raises
+    ------
+    WorkLeft
+        The disk or the quota is full: free some space and go on.
+    UserError
+        Something can't be written.
     """
     try:
         yield
@@ -58,7 +70,20 @@ def errno_of(error: OSError) -> int:
 
 @contextlib.contextmanager
 def only_one(run: Path, name: str = LOCK) -> Iterator[None]:
-    """While inside, no other process holds this lock of RUN: the next one waits until this one ends or dies."""
+    """While inside, no other process holds this lock of RUN: the next one waits until this one ends or dies.
+
+    Parameters
+    ----------
+    run
+        The folder of the run.
+    name
+        The lock file, relative to RUN.
+
+    Raises
+    ------
+    UserError
+        RUN can't be written.
+    """
     try:
         (run / name).parent.mkdir(parents=True, exist_ok=True)
     except FileNotFoundError as error:  # below /proc, say
@@ -94,7 +119,22 @@ def new_scratch(run: Path) -> Path:
 
 
 def write_file(path: Path, data: bytes, scratch: Path) -> None:
-    """`path` holds `data`, or what it held before: written aside, fsynced, renamed. Its folder is not synced."""
+    """Writes `path` whole or leaves what it held: written aside, fsynced, renamed. Its folder is not synced.
+
+    Parameters
+    ----------
+    path
+        The file.
+    data
+        Its content.
+    scratch
+        A folder on the same file system, made if it is not there.
+
+    Raises
+    ------
+    OSError
+        It could not be written; nothing of it is left.
+    """
     aside = scratch / f"{uuid.uuid4().hex[:8]}-{path.name}"
     with removed_if_torn(aside):
         scratch.mkdir(parents=True, exist_ok=True)  # a clock that jumped made it look like one that a dead process left
@@ -134,7 +174,17 @@ def sync_folder(folder: Path) -> None:
 
 
 def seal_file(path: Path, body: Mapping[str, Any], scratch: Path) -> None:
-    """Writes `body` as JSON with a checksum of itself, durably."""
+    """Writes `body` as JSON with a checksum of itself, durably.
+
+    Parameters
+    ----------
+    path
+        The file.
+    body
+        What JSON can hold.
+    scratch
+        A folder on the same file system.
+    """
     write_file(path, seal(body), scratch)
     sync_folder(path.parent)
 

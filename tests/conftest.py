@@ -1,4 +1,4 @@
-"""What several rooms' tests share: the command line as a function, the sample, a network with known attention."""
+"""What several packages' tests share: the command line as a function, the sample, a network with known attention."""
 
 import os
 import subprocess

@@ -13,9 +13,9 @@ import torch
 from batchjob import plan as plans
 from batchjob.data.index import ImageIndex
 from batchjob.data.reading import ReadFailure
-from batchjob.job.fit import SampledRows
 from batchjob.job.presence import is_a_loss_of_data
 from batchjob.job.read_rows import ReadRows
+from batchjob.job.sampled_rows import SampledRows
 from batchjob.loader.loader import Batch
 from batchjob.model.attention import LayerMaps
 from batchjob.store import centroids

@@ -94,3 +94,14 @@ def test_the_site_is_built_and_lists_every_option(tmp_path: Path) -> None:
     python = (tmp_path / "site" / "api.html").read_text()
     for name in batchjob.__all__:
         assert f"batchjob.api.{name}" in python or f"frames.{name}" in python
+
+
+def test_every_fault_of_a_cluster_names_a_test_that_is_there() -> None:
+    table = (DOCS / "cluster.md").read_text().split("| fault | final state |")[1].split("\n\n")[0]
+    rows = table.splitlines()[2:]
+    assert len(rows) > 20
+    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    for row in rows:
+        named = re.findall(r"`(test_\w+)`", row.split("|")[-2])
+        assert named, row
+        assert all(f"def {name}(" in tests for name in named), row

@@ -186,7 +186,7 @@ def test_what_a_dead_job_had_claimed_is_taken_over(run: Path, capfd: pytest.Capt
     assert "waiting for another job that labels partitions 0 of this RUN" in capfd.readouterr().err
 
 
-def test_the_board_adds_up_what_all_have_done(run: Path) -> None:
+def test_the_shared_progress_adds_up_what_all_have_done(run: Path) -> None:
     label(run, PLAN, [0])
     partitions = [1, 2]  # 12 of the 20 images
     with SharedProgress(run, "a", shares.Share(0, 2), PLAN, partitions) as first:

@@ -1,4 +1,4 @@
-"""The job scripts by themselves, Slurm's commands played: when an attempt got on, and what each ending says."""
+"""The scripts by themselves, Slurm's commands played: when an attempt got on, what each ending and `status` say."""
 
 import os
 import subprocess
@@ -112,3 +112,44 @@ def test_attempts_that_a_limit_stopped_are_counted_anew_once_one_got_on(run: Pat
     assert [job(run, "fit", step).returncode for _ in range(2)] == [-9, -9]
     assert job(run, "fit", f'touch "$RUN/fit/rows-0-of-1.bin"; {step}').returncode == -9
     assert [job(run, "fit", step).returncode for _ in range(3)] == [-9, -9, 75]
+
+
+def status(here: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """`jobs.sh status` in a folder, where Slurm knows two jobs, and a show that is played."""
+    played = here / "bin"
+    played.mkdir()
+    known = "*101*) echo JobState=RUNNING ;; *102*) echo 'JobState=PENDING Reason=Dependency' ;;"
+    (played / "scontrol").write_text(f"#!/bin/bash\ncase $* in {known} esac\n")
+    (played / "python").write_text('#!/bin/bash\necho "shown $*"\n')
+    for name in ("scontrol", "python"):
+        (played / name).chmod(0o755)
+    own = {"PATH": f"{played}:{os.environ['PATH']}", "BATCHJOB_PYTHON": str(played / "python")}
+    command = [ROOT / "slurm" / "jobs.sh", "status", *arguments]
+    return subprocess.run(command, cwd=here, env=os.environ | own, capture_output=True, text=True, check=False)
+
+
+def test_status_without_a_run_lists_the_newest_five_and_how_to_see_more(tmp_path: Path) -> None:
+    for number in range(7):
+        folder = tmp_path / "runs" / f"a run {number}"
+        (folder / "logs").mkdir(parents=True)
+        (folder / "done").mkdir()
+        (folder / "plan.json").write_text("{}")
+        os.utime(folder / "plan.json", (1000 + number, 1000 + number))
+        for partition in range(number):
+            (folder / "done" / f"{partition:06d}.json").write_text("{}")
+    (tmp_path / "runs" / "a run 6" / "logs" / "jobs.txt").write_text("101 label\n102 report\n")
+    ended = status(tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines() == [
+        "runs/a run 6: 6 partitions published",
+        "  label job 101: RUNNING",
+        "  report job 102: PENDING (Dependency)",
+        *(f"runs/a run {number}: {number} partitions published" for number in (5, 4, 3, 2)),
+        "more of one of them: make status RUN=runs/a\\ run\\ 6",
+    ]
+
+
+def test_status_where_there_is_no_run_says_how_one_is_made(tmp_path: Path) -> None:
+    ended = status(tmp_path)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert f"no run in {tmp_path}/runs; make submit DATA=… makes one there" in ended.stdout

@@ -193,6 +193,23 @@ def test_make_submit_hands_on_names_as_they_are(login: Login, name: str) -> None
     assert not (ROOT / "made").exists()
 
 
+@pytest.mark.parametrize(("value", "asked"), [("1", True), ("0", False), ("", False)])
+def test_make_asks_for_failed_images_again(tmp_path: Path, value: str, asked: bool) -> None:
+    environment, given = python_that_writes_down_its_arguments(tmp_path)
+    make("run", "DATA=photos", f"RETRY_FAILED={value}", environment=environment)
+    assert given.read_bytes().split(b"\0")[:4] == [b"-m", b"batchjob", b"run", b"photos"]
+    assert (b"--retry-failed" in given.read_bytes()) is asked
+
+
+@pytest.mark.parametrize("refused", ["none", "test 2"])
+def test_submit_takes_back_failed_images_only_once_slurm_would_take_the_jobs(login: Login, refused: str) -> None:
+    ended = login.submit("photos", "--retry-failed", REFUSE=refused, REASON="Invalid account")
+    planned = (login.folder / "given").read_bytes()
+    assert ended.returncode == (0 if refused == "none" else 2)
+    assert planned.startswith(b"-m\0batchjob\0plan\0photos\0")
+    assert planned.count(b"--retry-failed") == (1 if refused == "none" else 0)
+
+
 def test_the_environment_gives_make_no_options(tmp_path: Path) -> None:
     environment, given = python_that_writes_down_its_arguments(tmp_path)
     make("run", "DATA=photos", environment=environment | {"K": "9", "SEED": "4", "LIMIT": "1", "RUN": "x", "GPUS": "8"})

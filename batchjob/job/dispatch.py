@@ -19,7 +19,19 @@ Say = Callable[[str], None]
 
 
 def fit(run: Path, plan: Plan, runtime: Runtime, *, say: Say) -> None:
-    """Fits the centroids of a dataset-scope run, by one process a device, unless they are there."""
+    """Fits the centroids of a dataset-scope run, by one process a device, unless they are there.
+
+    Parameters
+    ----------
+    run
+        The folder of the run.
+    plan
+        Its plan.
+    runtime
+        The runtime options.
+    say
+        Gets a line for each choice and for progress.
+    """
     if plan.options.scope != "dataset" or centroids.is_fitted(run):
         return
     numbers = processes.devices(runtime, visible_gpus(runtime.device))
@@ -42,7 +54,25 @@ def fit(run: Path, plan: Plan, runtime: Runtime, *, say: Say) -> None:
 def label(run: Path, plan: Plan, runtime: Runtime, named: Sequence[int] | None, *, say: Say) -> None:
     """Labels the missing partitions, or those of them that are `named`: this process's share, or all on many devices.
 
-    Raises UserError for a partition that the run does not have, WorkLeft where it is told to stop.
+    Parameters
+    ----------
+    run
+        The folder of the run.
+    plan
+        Its plan.
+    runtime
+        The runtime options.
+    named
+        Numbers of partitions; None for all that are missing.
+    say
+        Gets a line for each choice and for progress.
+
+    Raises
+    ------
+    UserError
+        The run does not have such a partition.
+    WorkLeft
+        The process was told to stop.
     """
     with Stop() as stop:  # before the imports, which take seconds in which a signal would kill
         _label(run, plan, runtime, named, stop=stop, say=say)

@@ -3,18 +3,15 @@
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from batchjob import plan as plans
-from batchjob.clustering.base import problem_seeds
 from batchjob.codebook import kmeans as dataset
-from batchjob.codebook.features import features
 from batchjob.codebook.processes import Group, join
 from batchjob.codebook.rows import (
     RowKind,
@@ -23,91 +20,23 @@ from batchjob.codebook.rows import (
     asked_rows,
     draw,
     row_kind,
-    row_numbers,
 )
 from batchjob.config import Runtime
 from batchjob.errors import UserError, WorkLeft, tell
 from batchjob.job.opening import open_job
 from batchjob.job.progress import Progress
 from batchjob.job.read_rows import ReadRows
+from batchjob.job.sampled_rows import SampledRows
 from batchjob.loader.chunks import Range
-from batchjob.loader.loader import Batch
 from batchjob.machine import choose_device, total_memory_bytes
-from batchjob.model.attention import LayerMaps, renormalise
 from batchjob.plan import Plan
 from batchjob.store import centroids as stored
 from batchjob.store.centroids import Centroids, Checkpoint
 from batchjob.store.claims import Claims
 
-AUTO_STARTS = 4  # of a dataset-wide k-means on its sample, for --n-init auto
 CPU_SAMPLE_SHARE = 0.25  # of the machine's memory for the sample
 WAIT_S = 1.0  # between two looks at whether another fit of the same run has ended
 GPU_SAMPLE_SHARE = 0.5  # of the device's memory for the sample; the model, its batch and the pool take the rest
-
-
-class SampledRows:
-    """The rows of this process's images that the fit sees, in all layers and heads: [L, H, n, D], allocated at once."""
-
-    def __init__(
-        self, plan: Plan, kind: RowKind, sample: Sample, shares: Iterable[tuple[int, int]], device: torch.device
-    ):
-        self._plan, self._kind, self._sample = plan, kind, sample
-        room = sum(sample.room(start * kind.per_image, stop * kind.per_image) for start, stop in shares)
-        self._x = torch.empty(len(plan.layers), len(plan.heads), room, kind.width, device=device)
-        self._numbers = torch.empty(room, dtype=torch.int64, device=device)
-        self._filled = 0
-
-    def __len__(self) -> int:
-        return self._filled
-
-    def add(self, batch: Batch, layers: Iterable[LayerMaps]) -> None:
-        """Keeps the chosen rows of a batch. An image that failed, or overflowed in any layer, gives none."""
-        numbers = row_numbers(batch.rows, self._kind)
-        wanted = torch.from_numpy(self._sample.chosen(numbers) & (batch.status == 0)[:, None]).to(self._x.device)
-        if batch.mask is not None and self._kind.queries == "rows":
-            wanted = wanted & batch.mask
-        chosen = wanted.flatten().nonzero()[: len(self._numbers) - self._filled, 0]
-        source, place = chosen // self._kind.per_image, chosen % self._kind.per_image
-        finite = torch.ones(len(batch.rows), dtype=torch.bool, device=self._x.device)
-        end = self._filled + len(chosen)
-        for layer, maps in enumerate(layers):
-            own = self._own_rows(maps, source, place, batch.mask)
-            x = features(own, place, self._kind, distance=self._plan.options.distance)
-            self._x[layer, :, self._filled : end] = x.transpose(0, 1)
-            finite &= maps.finite
-        self._numbers[self._filled : end] = torch.from_numpy(numbers).to(self._x.device).flatten()[chosen]
-        good = finite[source]
-        if not bool(good.all()):
-            kept = self._filled + good.nonzero()[:, 0]
-            end = self._filled + len(kept)
-            self._x[:, :, self._filled : end] = self._x[:, :, kept]
-            self._numbers[self._filled : end] = self._numbers[kept]
-        self._filled = end
-
-    def _own_rows(self, maps: LayerMaps, source: Tensor, place: Tensor, mask: Tensor | None) -> Tensor:
-        """[n, H, D]: the rows of the images `source` at their patches `place`, attention renormalised."""
-        if maps.vectors is not None:
-            return maps.vectors[source, :, place]
-        assert maps.rows is not None
-        own = maps.cls[source] if self._kind.queries == "cls" else maps.rows[source, :, place]
-        return renormalise(own[:, :, None], None if mask is None else mask[source])[:, :, 0]
-
-    def take(self, kept: ReadRows) -> int:
-        """Takes the rows that an earlier attempt kept; of how many partitions they are."""
-        done, self._filled = kept.load_into(self._x, self._numbers)
-        return done
-
-    def keep(self, kept: ReadRows, count: int, partitions: int) -> None:
-        """Keeps the first `count` rows, all of the first `partitions` partitions."""
-        kept.save(self._x[:, :, :count], self._numbers[:count], partitions)
-
-    def problem(self, layer: int, head: int, group: Group) -> dataset.Problem:
-        """The k-means of one layer and head, counted as in the plan; its rows are a view."""
-        options, plan = self._plan.options, self._plan
-        no_image = torch.zeros(1, dtype=torch.int64)
-        seed = problem_seeds(no_image, plan.layers[layer], [plan.heads[head]], int(options.k), options.seed)
-        x, numbers = self._x[layer, head, : self._filled], self._numbers[: self._filled]
-        return dataset.Problem(x, numbers, int(options.k), int(seed[0]), options.starts or AUTO_STARTS, group)
 
 
 def fit(
@@ -120,9 +49,30 @@ def fit(
     should_stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = tell,
 ) -> Centroids:
-    """The centroids of a dataset-scope run, written to RUN/fit by the first of `world` processes; done ones are read.
+    """Fits the centroids of a dataset-scope run; the first of `world` processes writes them to RUN/fit. Finished ones
+    are read.
 
-    Raises WorkLeft where it is told to stop; the same command goes on from the last full iteration.
+    Parameters
+    ----------
+    run
+        The folder of the run.
+    runtime
+        The runtime options.
+    rank, world
+        This process's number and how many fit together.
+    budget_bytes
+        Bytes for this process's rows; 0: half a GPU's memory, or its part of a quarter of the machine's.
+    should_stop
+        Whether somebody wants this process to end; asked after each batch and iteration.
+    say
+        Gets a line for each choice and for progress; only the first process's lines are passed on.
+
+    Raises
+    ------
+    WorkLeft
+        It was told to stop; the same command goes on from the last full iteration.
+    UserError
+        RUN has image scope, or its rows fit nowhere.
     """
     plan = plans.load(run)
     if plan.options.scope != "dataset":
@@ -192,9 +142,33 @@ def collect(
     should_stop: Callable[[], bool],
     say: Callable[[str], None],
 ) -> bool:
-    """Streams this process's images through the model into `rows`; True where it was told to stop before the end.
+    """Streams this process's images through the model into `rows`. What an earlier attempt read and `kept` is not read
+    again.
 
-    What an earlier attempt read and `kept` is not read again.
+    Parameters
+    ----------
+    run
+        The folder of the run.
+    plan
+        Its plan.
+    runtime
+        The runtime options.
+    rows
+        Where the rows go.
+    shares
+        This process's ranges of images [start, stop).
+    kept
+        What an earlier attempt read; this one's rows are added.
+    device
+        Of the model and the rows.
+    should_stop
+        Whether somebody wants this process to end; asked after each batch.
+    say
+        Gets a line for each choice and for progress.
+
+    Returns
+    -------
+        Whether it was told to stop before the end.
     """
     done = rows.take(kept)
     if done:
@@ -230,7 +204,28 @@ def sample_budget(device: torch.device, world: int) -> int:
 def sample_for(
     plan: Plan, shares: Sequence[tuple[int, int]], group: Group, budget_bytes: int
 ) -> tuple[RowKind, Sample, str]:
-    """(what a row is, which rows the fit sees, a sentence): as many as asked for, or as every process can hold."""
+    """Chooses which rows the fit sees: as many as asked for, or as every process can hold.
+
+    Parameters
+    ----------
+    plan
+        Its plan.
+    shares
+        This process's ranges of images [start, stop).
+    group
+        The processes that fit together.
+    budget_bytes
+        Bytes for this process's rows.
+
+    Returns
+    -------
+        (what a row is, which rows the fit sees, a sentence about it).
+
+    Raises
+    ------
+    UserError
+        There are fewer rows than clusters.
+    """
     kind = row_kind(plan.options, plan.model.grid, plan.vector_size)
     total, wanted = plan.row_count * kind.per_image, asked_rows(plan.options)
     share = group.largest(sum(stop - start for start, stop in shares) / plan.row_count)
@@ -258,9 +253,33 @@ def fit_all(
     should_stop: Callable[[], bool],
     say: Callable[[str], None],
 ) -> Centroids:
-    """The centroids of all layers and heads, one problem after the other; every iteration is kept on disk.
+    """Fits all layers and heads, one problem after the other; every iteration is kept on disk.
 
-    Raises WorkLeft, in all processes together, if any of them is told to stop.
+    Parameters
+    ----------
+    run
+        The folder of the run.
+    plan
+        Its plan.
+    rows
+        This process's rows.
+    refiner
+        What improves centroids.
+    device
+        Of the rows.
+    group
+        The processes that fit together.
+    wanted
+        Centroids that are not fitted yet, and what they depend on.
+    should_stop
+        Whether somebody wants this process to end; asked after each batch.
+    say
+        Gets a line for each choice and for progress.
+
+    Raises
+    ------
+    WorkLeft
+        Any of the processes was told to stop; raised in all of them together.
     """
     before = stored.load_checkpoint(run, wanted)
     group.barrier()  # all have read it before the first writes the next

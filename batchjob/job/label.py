@@ -34,7 +34,30 @@ def label(
     shared: SharedProgress | None = None,
     say: Callable[[str], None] = tell,
 ) -> None:
-    """Labels these partitions of a run and publishes each whole. Raises WorkLeft where it is told to stop."""
+    """Labels these partitions of a run and publishes each whole.
+
+    Parameters
+    ----------
+    run
+        The folder of the run.
+    runtime
+        The runtime options.
+    partitions
+        Their numbers.
+    should_stop
+        Whether somebody wants this process to end; asked after each batch.
+    shared
+        Counts the images of all processes; None for a process that is alone.
+    say
+        Gets a line for each choice and for progress.
+
+    Raises
+    ------
+    WorkLeft
+        The process was told to stop, or lost sight of DATA.
+    UserError
+        The weights changed, or nothing fits the device.
+    """
     plan = plans.load(run)
     device = choose_device(runtime.device)
     engine, reason = choose_engine(plan, runtime.engine, device)
@@ -90,7 +113,23 @@ def label(
 def compute(
     job: Job, partition: int, cluster: FindClusters, score: Scorer
 ) -> tuple[dict[str, NDArray[Any]], list[Failure]]:
-    """All arrays of a partition, and its failures. Starts from nothing, so that it may be called again."""
+    """Computes all arrays of a partition. Starts from nothing, so that it may be called again.
+
+    Parameters
+    ----------
+    job
+        The opened run.
+    partition
+        Its number.
+    cluster
+        Finds the clusters of a batch.
+    score
+        Scores a batch's rows.
+
+    Returns
+    -------
+        (arrays by name, rows in order; the failures).
+    """
     out, stages = Buffers(job.plan, partition), job.stages
     for batch in job.batches(job.plan.rows_of(partition)):
         out.put_images(batch, job.instances)

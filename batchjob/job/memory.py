@@ -72,10 +72,29 @@ def forecast(
 
 
 def choose_batch_size(asked: str, plan: Plan, device: torch.device) -> tuple[int, str]:
-    """(images of one forward pass, why): as asked, or the largest power of two whose forecast fits the device.
+    """Chooses how many images go through the model at once: as asked, or the largest power of two whose forecast fits
+    the device.
 
     Judged by the device's whole memory, not by what is free just now: the batch size takes part in how products are
-    rounded, so a job that goes on must choose the same. Raises UserError where not even one image fits.
+    rounded, so a job that goes on must choose the same.
+
+    Parameters
+    ----------
+    asked
+        `auto` or a number.
+    plan
+        The run's plan.
+    device
+        Of the model.
+
+    Returns
+    -------
+        (images of a batch, why).
+
+    Raises
+    ------
+    UserError
+        Not even one image fits.
     """
     budget, spec = memory_budget(device), plan.model
     kind = device.type if device.type in MOST_IMAGES else "cpu"

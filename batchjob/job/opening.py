@@ -69,10 +69,37 @@ def open_job(
     should_stop: Callable[[], bool],
     say: Callable[[str], None],
 ) -> Iterator[Job]:
-    """Opens the images, in these `ranges` of rows, and the model; closes the workers at the end.
+    """Opens the images and the model, and closes the workers at the end.
 
-    `say` gets a line for each choice. Raises UserError where the weights are gone or nothing fits the device, WorkLeft
-    where DATA can't be seen.
+    Parameters
+    ----------
+    run
+        The folder of the run.
+    plan
+        Its plan.
+    runtime
+        The runtime options.
+    ranges
+        Ranges of images [start, stop) that will be asked for, in this order.
+    device
+        Of the model.
+    progress
+        Counts images.
+    should_stop
+        Whether somebody wants this process to end; asked after each batch.
+    say
+        Gets a line for each choice and for progress.
+
+    Yields
+    ------
+        The opened run.
+
+    Raises
+    ------
+    UserError
+        The weights are gone or changed, or nothing fits the device.
+    WorkLeft
+        DATA can't be seen.
     """
     began = time.monotonic()
     index = ImageIndex.load(run / "index")

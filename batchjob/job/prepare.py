@@ -248,7 +248,20 @@ def _is_read_only(folder: Path) -> bool:
 
 
 def kept_rows(asked: str, index: "ImageIndex") -> tuple[int, ...]:
-    """Rows whose attention rows are stored: N spread evenly, or those whose ids a file lists, a line each."""
+    """Rows whose attention rows are stored: N spread evenly, or those whose ids a file lists, a line each.
+
+    Parameters
+    ----------
+    asked
+        `--keep-maps`: a number, or a file of image ids.
+    index
+        The images.
+
+    Raises
+    ------
+    UserError
+        The file can't be read, or names an image that the data do not have.
+    """
     if asked.isdigit():
         count = min(int(asked), len(index))
         return tuple(sorted({int(row) for row in np.linspace(0, len(index) - 1, count)})) if count else ()

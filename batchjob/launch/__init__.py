@@ -1,1 +1,1 @@
-"""A room."""
+"""Who labels what, on which device and until when, and how a command ends."""

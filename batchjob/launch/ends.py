@@ -48,10 +48,19 @@ def ignore_signals() -> None:
 
 
 def code_of(work: Callable[[], int], *, only_shows: bool = False) -> int:
-    """The exit code of a command: what `work` returns, 2 where the input is wrong, 75 where work is left.
+    """Runs a command and returns its exit code: its own, 2 where the input is wrong, 75 where work is left. A signal, a
+    full disk and a reader that went away leave work. Other errors are defects and pass.
 
-    A signal, a full disk and a reader that went away leave work, but for a command that `only_shows`. Other errors are
-    defects and pass.
+    Parameters
+    ----------
+    work
+        The command; returns its exit code.
+    only_shows
+        Whether it only shows something: then a reader that went away leaves no work.
+
+    Returns
+    -------
+        The exit code; what is wrong was said in one line on stderr.
     """
     code = WORK_LEFT
     try:

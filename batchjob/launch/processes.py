@@ -22,9 +22,19 @@ NOBODY: Mapping[str, str] = {}
 
 
 def devices(runtime: Runtime, visible: int) -> list[int]:
-    """The numbers of the GPUs to use, one process each: `--gpus` of the `visible` ones.
+    """Returns the numbers of the GPUs to use, one process each. On a CPU `--gpus N` means N processes, and `all` one.
 
-    On a CPU `--gpus N` means N processes, and `all` one. Raises UserError for a GPU that isn't there.
+    Parameters
+    ----------
+    runtime
+        The runtime options, `--gpus` among them.
+    visible
+        How many GPUs this machine shows.
+
+    Raises
+    ------
+    UserError
+        A GPU was asked for that is not there.
     """
     on_cpu = runtime.device == "cpu" or (runtime.device == "auto" and visible == 0)
     if runtime.gpus == "all":
@@ -44,10 +54,28 @@ def devices(runtime: Runtime, visible: int) -> list[int]:
 
 
 def label_on(run: Path, runtime: Runtime, numbers: Sequence[int], partitions: Sequence[int] | None) -> None:
-    """`batchjob label RUN` in a process a device, until all have ended; they share the work and one progress bar.
+    """Runs `batchjob label RUN` in a process a device until all have ended; they share the work and one progress bar. A
+    process that dies takes nothing of the others' with it.
 
-    A process that dies takes nothing of the others' with it. Raises WorkLeft where one was stopped or killed, UserError
-    where the input is wrong (its own line is on stderr), SystemExit(1) for anything else.
+    Parameters
+    ----------
+    run
+        The folder of the run.
+    runtime
+        The runtime options, handed on.
+    numbers
+        The devices.
+    partitions
+        The partitions to label; None for all that are missing.
+
+    Raises
+    ------
+    WorkLeft
+        A process was stopped or killed.
+    UserError
+        The input is wrong; the process's own line is on stderr.
+    SystemExit
+        Anything else; its code is 1.
     """
     _run_on(
         ["label", str(run), *_flags(runtime), *(f"--partition={partition}" for partition in partitions or ())],
@@ -57,9 +85,26 @@ def label_on(run: Path, runtime: Runtime, numbers: Sequence[int], partitions: Se
 
 
 def fit_on(run: Path, runtime: Runtime, numbers: Sequence[int]) -> None:
-    """`batchjob fit RUN` in a process a device. They talk to each other: where one ends badly, the others are ended.
+    """Runs `batchjob fit RUN` in a process a device. They talk to each other: where one ends badly, the others are
+    ended.
 
-    Raises as `label_on` does.
+    Parameters
+    ----------
+    run
+        The folder of the run.
+    runtime
+        The runtime options, handed on.
+    numbers
+        The devices.
+
+    Raises
+    ------
+    WorkLeft
+        A process was stopped or killed.
+    UserError
+        The input is wrong; the process's own line is on stderr.
+    SystemExit
+        Anything else; its code is 1.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -33,11 +33,21 @@ class Share:
 
 
 def share_of(environment: Mapping[str, str], *, in_batch_body: bool = False) -> Share:
-    """The share that the launcher's variables mean.
+    """Reads off the launcher's variables which share of the work is this process's. RANK and WORLD_SIZE of torchrun
+    come first; else SLURM_PROCID and SLURM_NTASKS, only inside an srun step (the body of a batch script has them
+    too, but runs once); else it is one process. A job array multiplies.
 
-    torchrun's RANK and WORLD_SIZE first; else SLURM_PROCID and SLURM_NTASKS, only inside an srun step (the body of a
-    batch script has them too, but runs once); else one process. A job array multiplies. Raises UserError where they
-    contradict each other.
+    Parameters
+    ----------
+    environment
+        The process's environment.
+    in_batch_body
+        Whether this is the body of a batch script.
+
+    Raises
+    ------
+    UserError
+        The variables contradict each other.
     """
     rank, world, source = 0, 1, "one process"
     if "RANK" in environment and "WORLD_SIZE" in environment:
@@ -100,10 +110,24 @@ def attempt_of(environment: Mapping[str, str]) -> str:
 
 
 def agreed_partitions(run: Path, attempt: str, missing: Callable[[], list[int]]) -> list[int]:
-    """The attempt's list of partitions to label: the first process to ask publishes what is missing, the rest read it.
+    """Returns the attempt's list of partitions to label: the first process to ask publishes what is missing, the rest
+    read it.
 
     Where all of a list has been labelled and something is missing all the same (damage, found later; an attempt's name
     used again), the next list of the attempt is published.
+
+    Parameters
+    ----------
+    run
+        The folder of the run.
+    attempt
+        The name that all processes of an attempt share; empty for a process that is alone.
+    missing
+        Finds the partitions that are missing, which takes long.
+
+    Returns
+    -------
+        Numbers of partitions, the same in every process of the attempt.
     """
     if not attempt:
         return missing()
@@ -121,10 +145,27 @@ def agreed_partitions(run: Path, attempt: str, missing: Callable[[], list[int]])
 
 
 def claimed(writer: store.Writer, partitions: Sequence[int], should_stop: Callable[[], bool]) -> Iterator[int]:
-    """The partitions that are still to be labelled, claimed one at a time for this process.
+    """Yields the partitions that are still to be labelled, claimed one at a time for this process.
 
-    Units that another job works on are waited for at the end, and taken over if their process dies. Raises WorkLeft
-    where it is told to stop while it waits.
+    Partitions that another job works on are waited for at the end, and taken over if their process dies.
+
+    Parameters
+    ----------
+    writer
+        What claims and publishes.
+    partitions
+        This process's share.
+    should_stop
+        Whether somebody wants this process to end.
+
+    Yields
+    ------
+        The number of a partition that is this process's now.
+
+    Raises
+    ------
+    WorkLeft
+        The process was told to stop while it waited.
     """
     left, told = list(partitions), False
     while left:

@@ -1,1 +1,1 @@
-"""A room."""
+"""Every byte under RUN: how it is made, published, checked, mended and read."""

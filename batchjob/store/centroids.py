@@ -128,7 +128,15 @@ def check(run: Path) -> list[Damage]:
 
 
 def load_checkpoint(run: Path, wanted: Centroids) -> Checkpoint | None:
-    """The state to go on from, if it is of the same plan, sample and engine as `wanted`; else None."""
+    """The state to go on from, if it is of the same plan, sample and engine as `wanted`; else None.
+
+    Parameters
+    ----------
+    run
+        The folder of the run.
+    wanted
+        What is to be fitted.
+    """
     try:
         arrays = _read(run / "fit" / "checkpoint.npz")
     except UserError:

@@ -33,7 +33,26 @@ class Damage:
 
 
 def publish(run: Path, partition: int, files: Mapping[str, bytes], facts: Mapping[str, Any], scratch: Path) -> None:
-    """Puts the files (paths relative to RUN) of one partition in place, its done-marker last."""
+    """Puts the files of one partition in place, its done-marker last.
+
+    Parameters
+    ----------
+    run
+        The folder of the run.
+    partition
+        Its number.
+    files
+        Path relative to RUN -> content.
+    facts
+        What else the done-marker holds.
+    scratch
+        A folder of this process on the same file system.
+
+    Raises
+    ------
+    OSError
+        A file could not be written; the partition counts as missing.
+    """
     marker_path(run, partition).unlink(missing_ok=True)  # a repair: while it is half done it is not done
     for path, data in files.items():
         write_file(run / path, data, scratch)
@@ -70,7 +89,21 @@ def read_marker(run: Path, partition: int) -> dict[str, Any] | None:
 
 
 def check_partition(run: Path, partition: int, *, contents: bool) -> list[Damage]:
-    """What is wrong with a published partition; without `contents` only sizes are looked at."""
+    """Finds what is wrong with a published partition.
+
+    Parameters
+    ----------
+    run
+        The folder of the run.
+    partition
+        Its number.
+    contents
+        Whether every byte is read; else only sizes are looked at.
+
+    Returns
+    -------
+        One Damage a file; nothing where all is as it was published.
+    """
     marker = read_marker(run, partition)
     if marker is None:
         return [Damage(partition, f"done/{partition:06d}.json", "the done-marker is unreadable")]
@@ -78,7 +111,23 @@ def check_partition(run: Path, partition: int, *, contents: bool) -> list[Damage
 
 
 def check_files(run: Path, partition: int, files: Mapping[str, Sequence[int]], *, contents: bool) -> list[Damage]:
-    """What is wrong with files (path relative to RUN -> [size, crc32])."""
+    """Finds what is wrong with files.
+
+    Parameters
+    ----------
+    run
+        The folder of the run.
+    partition
+        What they belong to; -1 for the whole store.
+    files
+        Path relative to RUN -> [size, crc32].
+    contents
+        Whether every byte is read; else only sizes are looked at.
+
+    Returns
+    -------
+        One Damage a file that is not as it was published.
+    """
     damages = []
     for path, (size, checksum) in files.items():
         try:
@@ -97,7 +146,21 @@ def check_files(run: Path, partition: int, files: Mapping[str, Sequence[int]], *
 
 
 def check_all(run: Path, partitions: Iterable[int], *, contents: bool) -> list[Damage]:
-    """`check_partition` of many, in order, eight at a time: file systems of clusters are slow one by one."""
+    """Checks many partitions, in order, eight at a time: file systems of clusters are slow one by one.
+
+    Parameters
+    ----------
+    run
+        The folder of the run.
+    partitions
+        Their numbers.
+    contents
+        Whether every byte is read; else only sizes are looked at.
+
+    Returns
+    -------
+        What `check_partition` finds in each.
+    """
     with ThreadPoolExecutor(8) as pool:
         found = pool.map(lambda i: check_partition(run, i, contents=contents), partitions)
         return [damage for damages in found for damage in damages]

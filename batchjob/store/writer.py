@@ -60,10 +60,24 @@ class Writer:
         self._claims.release(partition)
 
     def write(self, partition: int, arrays: Mapping[str, NDArray[Any]], failures: Sequence[Failure] = ()) -> None:
-        """Hands over all arrays of a partition, rows in order; returns before they are published, once the partition
-        handed over before is.
+        """Hands over all arrays of a partition; returns before they are published, once the partition handed over
+        before is.
 
-        The arrays must not be changed afterwards. Raises ValueError where an array is missing or of another shape.
+        Parameters
+        ----------
+        partition
+            The number of a partition that this process has claimed.
+        arrays
+            Every array of the store by name, rows in order; they must not be changed afterwards.
+        failures
+            (image id, cause, message) of each image that failed.
+
+        Raises
+        ------
+        ValueError
+            An array is missing or of another shape.
+        WorkLeft, UserError
+            An earlier partition could not be written.
         """
         self._raise_failure()
         self._encoder.check(partition, arrays)
