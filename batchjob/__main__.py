@@ -108,6 +108,7 @@ def _add_look(parser: argparse.ArgumentParser) -> None:
     add("--query", metavar="ROW,COLUMN", help="the patch whose attention is shown [of the greatest CLS attention]")
     add("--heads-across", type=int, default=12, metavar="N", help="of the grid; 6 cuts twelve into two figures [12]")
     add("--format", default="png", metavar="LIST", help="png, svg, pdf [png]")
+    add("--no-objects", dest="objects", action="store_false", help="without the outlines of annotated objects")
     add("--smooth", action="store_true", help="attention between patches interpolated, for the eye")
 
 

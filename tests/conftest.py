@@ -13,6 +13,7 @@ import hypothesis
 import pytest
 from _pytest.terminal import TerminalReporter
 
+from tests.pages import TINY, chromium, codebook_page, page, runs  # noqa: F401  # one for all files that ask for it
 from tests.slurm_jobs import calm, cluster, slurm_photos, submit  # noqa: F401  # one for all files that ask for it
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is imported
@@ -20,7 +21,6 @@ hypothesis.settings.register_profile("untimed", deadline=None)  # how busy the m
 hypothesis.settings.load_profile("untimed")
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "batchjob" / "sample"
-TINY = ["--model", "vit_tiny_patch16_224", "--weights", "random", "--image-size", "64", "--k", "3"]
 
 
 @dataclass(frozen=True, slots=True)

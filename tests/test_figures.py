@@ -74,7 +74,7 @@ def test_the_grid_takes_any_number_of_heads_methods_and_patches(
         titles=["a $x^2 photo", "long " * 60],
         algorithms=[f"algorithm {m}" for m in range(algorithms)],
     )
-    assert len(figure.axes) == 2 * (1 + heads * (1 + algorithms))
+    assert len(figure.axes) == 2 * (1 + heads * (1 + algorithms)) + 1  # the bar of the colours
     (path,) = figures.save(figure, tmp_path / "grid")
     assert pixels(path).shape[2] == 3
 
@@ -193,7 +193,7 @@ def test_the_gain_map_holds_each_heads_gain_in_its_place_and_is_symmetric_about_
     image = statistics.gain_map(rows, heading="model").axes[0].images[0]
     shown = np.asarray(image.get_array())
     assert shown.shape == (3, 4)
-    assert shown[0].tolist() == pytest.approx([-0.4, -0.3, -0.2, -0.1])  # the last layer on top
+    assert shown[0].tolist() == pytest.approx([0.0, 0.1, 0.2, 0.3])  # the first layer on top, as in the maps
     assert image.get_clim() == pytest.approx((-0.4, 0.4))
 
 
@@ -205,12 +205,19 @@ def test_a_forest_begins_with_the_best_head_and_cuts_the_middle_of_very_many() -
     assert len(axes.get_yticklabels()) == 30
 
 
-@pytest.mark.parametrize("layers", [1, 3])
-def test_the_corners_are_named_and_reach_far_enough_to_mean_what_they_say(layers: int) -> None:
-    axes = statistics.corners(summary_of(layers, 4), heading="model").axes[0]
-    assert {"instance head", "class head", "local, or noise"} <= {text.get_text() for text in axes.texts}
-    assert axes.get_xlim()[1] >= 0.7
-    assert len(statistics.distance_by_layer(summary_of(layers, 4), heading="model").axes) == 1
+@pytest.mark.parametrize(("layers", "heads"), [(1, 4), (3, 4), (12, 12)])
+def test_heads_stand_by_their_gains_over_two_nulls_and_their_names_never_overlap(layers: int, heads: int) -> None:
+    figure = statistics.against_nulls(summary_of(layers, heads), score="instance_ari", heading="model")
+    axes = figure.axes[0]
+    points = np.asarray(axes.collections[-1].get_offsets())
+    assert sorted(points[:, 0]) == pytest.approx(sorted(0.1 * h - 0.2 * x for x in range(layers) for h in range(heads)))
+    assert points[:, 0] == pytest.approx(points[:, 1])
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) >= min(layers * heads, 4)
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
+    spread = np.ptp(points[:, 0]) / np.ptp(axes.get_xlim())
+    assert spread > 0.5  # the picture is not half empty
 
 
 def test_an_svg_in_a_page_has_ids_of_its_own_and_the_pages_colours() -> None:

@@ -183,15 +183,21 @@ def _unpack(text: str) -> NDArray[np.int64]:
 
 
 def read_masks(
-    instances: Sequence[Instance], height: int, width: int, wanted: NDArray[np.integer[Any]] | None = None
+    instances: Sequence[Instance],
+    height: int,
+    width: int,
+    wanted: NDArray[np.integer[Any]] | None = None,
+    *,
+    crowds: bool = False,
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """(number, mask uint8 [height, width]) of the instances that are not crowds and cover a pixel.
+    """(number, mask uint8 [height, width]) of the instances that cover a pixel; crowds only with `crowds`.
 
     Of the numbers `wanted` alone, where they are given.
     """
     numbers = None if wanted is None else set(wanted.tolist())
     for number, instance in enumerate(instances):
-        if not instance.crowd and instance.segments and (numbers is None or number in numbers):
+        is_wanted = (crowds or not instance.crowd) and (numbers is None or number in numbers)
+        if is_wanted and instance.segments:
             mask = mask_of(instance.segments, height, width)
             if mask.any():
                 yield number, mask

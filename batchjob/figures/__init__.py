@@ -2,6 +2,7 @@
 
 from batchjob.figures.canvas import save
 from batchjob.figures.grid import study_grid
-from batchjob.figures.write import Look, formats, query, write_figures
+from batchjob.figures.look import Look, formats, query
+from batchjob.figures.write import write_figures
 
 __all__ = ["Look", "formats", "query", "save", "study_grid", "write_figures"]

@@ -2,7 +2,7 @@
 
 import functools
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +16,11 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from batchjob.figures.outlines import Outline, count_words
+from batchjob.figures.palette import MAP_COLOURS
+
 T = TypeVar("T", bound=np.generic)
+MARGIN = 0.14  # inches around a sheet
 INK, QUIET, RULE = "#1b1f24", "#5d6672", "#d5d9df"
 STYLE: Any = {
     "font.family": "DejaVu Sans",
@@ -40,6 +44,7 @@ STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "batchjob",
 }
+OBJECTS_NOTE = "Outlines: annotated objects; dotted, too small for the patch grid; dashed, crowds. Neither is scored."
 PHOTO_SHARE = 0.36  # of a photo's grey under the clusters' colours: the object stays visible, the colour leads
 SIDE_PX = 224  # photos in a figure are no finer than this a cell: a PDF of 8 photos stays small
 
@@ -103,6 +108,23 @@ def short_id(text: str, limit: int) -> str:
     return shorten(bare, limit) if len(text) > limit else text
 
 
+def heading(figure: Figure, text: str, *, size: float = 9.5) -> None:
+    """The figure's title in the upper left corner: what is shown, and below it, after a line break, of which run."""
+    width = figure.get_size_inches()[0] - 2 * MARGIN
+    for number, line in enumerate(text.split("\n")[:2]):
+        how = {"size": 7.5, "color": QUIET} if number else {"size": size, "weight": "bold"}
+        room = int(width / (0.055 if number else 0.0091 * size))
+        write(figure, MARGIN, MARGIN + (0.2 if number else 0), shorten(line, room), **how)
+
+
+def heat_note(figure: Figure, left: float, top: float, text: str) -> None:
+    """Small print that begins with the bar of an attention map's colours, at `left`, `top` inches."""
+    bar = place(figure, left + 0.1, top, 0.5, 0.085)
+    bar.imshow(np.linspace(0, 1, 128)[None], cmap=MAP_COLOURS, aspect="auto")
+    write(figure, left, top - 0.01, "0", size=6.5, color=QUIET)
+    note(figure, left + 0.66, top - 0.01, f"each map's own 99th percentile and more. {text}".rstrip())
+
+
 def note(figure: Figure, left: float, top: float, text: str) -> None:
     """Small print at `left`, `top` inches, broken into the lines that fit the sheet."""
     room = int((figure.get_size_inches()[0] - left - 0.1) / 0.054)  # a character of 6.5 points
@@ -147,6 +169,44 @@ def show_labels(
     """Draws the photo in grey, each patch in its cluster's colour (`colours` [256, 4]), and the clusters' borders."""
     show_photo(axes, blend(photo, labels, colours=colours, span=span))
     show_lines(axes, borders(labels), labels.shape, span, colors="white", linewidths=hairline(axes, labels.shape))
+
+
+def show_objects(
+    axes: Axes, outlines: Sequence[Outline], colours: Mapping[str, str] | None = None, *, width: float = 1.0
+) -> None:
+    """Draws the outlines of objects on a photo's box, in the colours of their categories, or in white.
+
+    Crowds are dashed, objects that are too small for the patch grid dotted and thin. width: of a line, in points.
+    """
+    for kind, dashes, share in (("small", (0, (1, 1.2)), 0.6), ("crowd", (0, (4, 2)), 0.8), ("instance", "-", 1.0)):
+        mine = [o for o in outlines if o.kind == kind]
+        lines = [line for o in mine for line in o.lines]
+        inks = [colours[o.category] if colours else "#ffffff" for o in mine for _ in o.lines]
+        how: dict[str, Any] = {"capstyle": "butt", "zorder": 4}
+        if lines:
+            axes.add_collection(LineCollection(lines, colors="#000000", linewidths=share * width + 0.7, **how))
+            axes.add_collection(LineCollection(lines, colors=inks, linewidths=share * width, linestyles=dashes, **how))
+
+
+def key(figure: Figure, left: float, top: float, room: float, outlines: Sequence[Outline], colours: Any) -> None:
+    """One line, `room` inches long, that says in which colour each category is outlined and how many there are."""
+    counts, rest = count_words(outlines)
+    renderer, dpi = FigureCanvasAgg(figure).get_renderer(), figure.dpi  # type: ignore[no-untyped-call]
+    size = figure.get_size_inches()
+
+    def put(text: str, at: float, colour: str) -> tuple[Any, float]:
+        drawn = figure.text(at / size[0], 1 - top / size[1], text, size=6, color=colour, ha="left", va="top")
+        return drawn, at + float(drawn.get_window_extent(renderer).width) / dpi
+
+    at, names = left, [(f"{name} {n}", colours[name]) for name, n in counts] + [(rest, "")] * bool(rest)
+    for text, colour in names:
+        swatch, start = put("■" if colour else "", at, colour or QUIET)
+        label, at = put(text, start + 0.02 * bool(colour), QUIET)
+        if at > left + room:
+            swatch.remove()
+            label.remove()
+            break
+        at += 0.07
 
 
 def hairline(axes: Axes, grid: tuple[int, ...], *, share: float = 0.11) -> float:

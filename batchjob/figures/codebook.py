@@ -48,12 +48,12 @@ def codebook(entries: Sequence[Entry], *, heading: str = "", note: str = "", is_
     has_maps = any(entry.centroid is not None for entry in entries)
     wide = (has_maps + photos) * (_CELL + _GAP) - _GAP
     width = 2 * _MARGIN + across * wide + (across - 1) * _APART
-    top = _MARGIN + (0.34 if heading else 0.0)
+    top = _MARGIN + (0.5 if heading else 0.0)
     height = top + down * (_CELL + _CAPTION + _APART) + 0.5
     with canvas.style():
         figure = canvas.sheet(width, height)
         if heading:
-            canvas.write(figure, _MARGIN, _MARGIN, canvas.shorten(heading, int(width * 10)), size=9.5, weight="bold")
+            canvas.heading(figure, heading)
         for i, entry in enumerate(entries):
             left = _MARGIN + (i % across) * (wide + _APART)
             _entry(figure, entry, left, top + (i // across) * (_CELL + _CAPTION + _APART), is_relative)
@@ -87,13 +87,13 @@ def spotlight(photo: Typical) -> NDArray[np.uint8]:
     return np.asarray(np.where(lit, photo.pixels, 0.45 * grey), np.uint8)
 
 
-def entries_of(view: Run, layer: int, head: int, *, most: int = MOST, photos: int = PHOTOS) -> list[Entry]:
+def entries_of(run: Run, layer: int, head: int, *, most: int = MOST, photos: int = PHOTOS) -> list[Entry]:
     """The clusters of a head, the most common first. One pass over its labels: 0.1 s for 50,000 images.
 
     Photos: of rows those with the largest share of their patches in the cluster, of CLS rows those nearest to it.
     """
-    centroids = view.data["centroids"].sel(layer=layer, head=head).values[0]
-    counts, best, values = _counts(view, layer, head, len(centroids), photos)
+    centroids = run.data["centroids"].sel(layer=layer, head=head).values[0]
+    counts, best, values = _counts(run, layer, head, len(centroids), photos)
     order = np.argsort(-counts, kind="stable")[:most]
     found, opened = [], dict[int, Photo]()  # a photo is often typical of several clusters
     for number in (int(n) for n in order):
@@ -101,40 +101,40 @@ def entries_of(view: Run, layer: int, head: int, *, most: int = MOST, photos: in
         found.append(
             Entry(
                 number,
-                shown_centroid(view, centroids[number]),
+                shown_centroid(run, centroids[number]),
                 float(counts[number] / max(counts.sum(), 1)),
-                [_typical(view, row, layer, head, number, opened) for row in rows],
+                [_typical(run, row, layer, head, number, opened) for row in rows],
             )
         )
     return found
 
 
-def shown_centroid(view: Run, centroid: NDArray[np.float32]) -> NDArray[np.float32] | None:
+def shown_centroid(run: Run, centroid: NDArray[np.float32]) -> NDArray[np.float32] | None:
     """[rows, columns] of attention: the map of a centroid, its distance's square roots undone; None of vectors."""
-    if view.options["cluster_on"] != "attention":
+    if run.options["cluster_on"] != "attention":
         return None
-    shape = row_shape(view)
-    return np.asarray((np.square(centroid) if view.options["distance"] == "hellinger" else centroid).reshape(shape))
+    shape = row_shape(run)
+    return np.asarray((np.square(centroid) if run.options["distance"] == "hellinger" else centroid).reshape(shape))
 
 
-def row_shape(view: Run) -> tuple[int, int]:
+def row_shape(run: Run) -> tuple[int, int]:
     """(rows, columns) of the map that a centroid is."""
     from batchjob.codebook.rows import RowKind
 
-    options = view.options
-    return RowKind(options["queries"], options["features"], view.geometry.grid).shape
+    options = run.options
+    return RowKind(options["queries"], options["features"], run.geometry.grid).shape
 
 
 def _counts(
-    view: Run, layer: int, head: int, k: int, photos: int
+    run: Run, layer: int, head: int, k: int, photos: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """(rows of each cluster [k], its best images [k, photos], their values; −inf where there are fewer)."""
-    name = "labels" if "labels" in view.data else "image_labels"
-    labels = view.data[name].sel(layer=layer, head=head).isel(algorithm=0)
-    inertia = view.data["inertia"].sel(layer=layer, head=head).isel(algorithm=0)
+    name = "labels" if "labels" in run.data else "image_labels"
+    labels = run.data[name].sel(layer=layer, head=head).isel(algorithm=0)
+    inertia = run.data["inertia"].sel(layer=layer, head=head).isel(algorithm=0)
     total = np.zeros(k, np.int64)
     best, values = np.zeros((k, photos), np.int64), np.full((k, photos), -np.inf)
-    for start in range(0, len(view.ids), _ROWS_AT_ONCE):
+    for start in range(0, len(run.ids), _ROWS_AT_ONCE):
         block = labels.isel(image=slice(start, start + _ROWS_AT_ONCE)).values.astype(np.int64)
         block = block.reshape(len(block), -1)
         codes = (np.arange(len(block))[:, None] * k + block)[block < k]
@@ -151,13 +151,13 @@ def _counts(
     return total, best, values
 
 
-def _typical(view: Run, row: int, layer: int, head: int, number: int, opened: dict[int, Photo]) -> Typical:
+def _typical(run: Run, row: int, layer: int, head: int, number: int, opened: dict[int, Photo]) -> Typical:
     if row not in opened:
-        opened[row] = photo_of(view, row, side=_PHOTO_PX)
+        opened[row] = photo_of(run, row, side=_PHOTO_PX)
     photo = opened[row]
-    if "labels" not in view.data:
+    if "labels" not in run.data:
         return Typical(photo.pixels, None, photo.span)
-    return Typical(photo.pixels, view.stack("labels", [row], layer=layer, head=head)[0, 0] == number, photo.span)
+    return Typical(photo.pixels, run.stack("labels", [row], layer=layer, head=head)[0, 0] == number, photo.span)
 
 
 def clustered(options: Mapping[str, Any]) -> str:
@@ -166,9 +166,9 @@ def clustered(options: Mapping[str, Any]) -> str:
     return "attention rows of patches" if on == "attention" else f"{on.replace('query', 'querie')}s of patches"
 
 
-def explain(view: Run, shown: int) -> str:
+def explain(run: Run, shown: int) -> str:
     """The small print under the picture."""
-    options, k = view.options, int(view.options["k"])
+    options, k = run.options, int(run.options["k"])
     what = "CLS rows" if options["queries"] == "cls" else clustered(options)
     where = "the query is in the middle, marked +" if options["features"] == "relative" else "by key position"
     order = "all of them" if shown == k else f"the {shown} most common of {k}"

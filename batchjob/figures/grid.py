@@ -1,6 +1,7 @@
 """The study's figure: images × heads, raw CLS attention above, one row of clusters for each algorithm below."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,21 @@ from numpy.typing import NDArray
 
 from batchjob.codes import NOISE
 from batchjob.figures import canvas
+from batchjob.figures.outlines import Outline, colours_of
 from batchjob.figures.palette import MAP_COLOURS, label_colours, match_colours
 
 _SHEET = 12.0  # inches that the cells of the heads share; fewer heads get larger cells
-_GAP, _BETWEEN = 0.045, 0.30  # inches between cells, between images
-_MARGIN, _TITLES = 0.14, 0.32  # around the sheet; for the rows' titles
+_GAP, _BETWEEN = 0.045, 0.32  # inches between cells, between images
+_KEY = 0.12  # inches, of the line that says what is outlined
+_MARGIN, _TITLES = canvas.MARGIN, 0.32  # around the sheet; for the rows' titles
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What the study's grid says of each image and head beside its maps."""
+
+    name: str  # of the score, in words
+    values: NDArray[np.floating[Any]]  # [n, H], NaN where there is none
 
 
 def study_grid(
@@ -29,6 +40,8 @@ def study_grid(
     spans: Sequence[tuple[float, float]] | None = None,
     match: bool = True,
     smooth: bool = False,
+    objects: Sequence[Sequence[Outline]] | None = None,
+    scored: Scored | None = None,
 ) -> Figure:
     """A figure with one block an image: the photo, and for each head its CLS attention and its clusters.
 
@@ -37,7 +50,9 @@ def study_grid(
     heads: the H heads' numbers, if not 0 to H − 1. spans: for each photo the (height, width) that its patch grid
     covers in photo heights and widths; more than 1 where the input was padded. match: renumber the clusters of one
     image so that an object keeps its colour in all its maps; not wanted where numbers mean something (centroids).
+    objects: of each photo, outlined on it and on its clusters. scored: written over each head's maps.
     """
+    colours = colours_of(objects or [])
     heads = list(range(labels.shape[2])) if heads is None else list(heads)
     spans = spans or [(1.0, 1.0)] * len(photos)
     rows = 1 + len(algorithms)
@@ -46,16 +61,18 @@ def study_grid(
     blocks = [rows * cell + (rows - 1) * _GAP for cell in cells]
     photo_width = max(min(wide * 2.2, block / (cell / wide)) for block, cell in zip(blocks, cells, strict=True))
     left = _MARGIN + photo_width + _TITLES + _GAP
-    top = _MARGIN + (0.32 if heading else 0.0) + 0.20
+    between = _BETWEEN + (_KEY if colours else 0)
+    top = _MARGIN + (0.48 if heading else 0.0) + 0.20 + (0.1 if scored else 0)
     width = left + len(heads) * (wide + _GAP) - _GAP + _MARGIN
-    height = top + sum(blocks) + (len(blocks) - 1) * _BETWEEN + 0.5
+    height = top + sum(blocks) + (len(blocks) - 1) * between + 0.62 + (0.1 if colours else 0)
     with canvas.style():
         figure = canvas.sheet(width, height)
         if heading:
-            canvas.write(figure, _MARGIN, _MARGIN, canvas.shorten(heading, int(width * 10)), size=9.5, weight="bold")
+            canvas.heading(figure, heading)
         for column, head in enumerate(heads):
             centre = left + column * (wide + _GAP) + wide / 2
-            canvas.write(figure, centre, top - 0.05, f"head {head}", ha="center", va="bottom", size=7.5)
+            y = top - 0.05 - (0.11 if scored else 0)
+            canvas.write(figure, centre, y, f"head {head}", ha="center", va="bottom", size=7.5)
         for i, photo in enumerate(photos):
             maps = (
                 match_colours(labels[i].reshape(-1, *labels.shape[-2:])).reshape(labels[i].shape)
@@ -71,12 +88,20 @@ def study_grid(
                 row_titles=[attention_name, *(_row_title(m, labels[i, r]) for r, m in enumerate(algorithms))],
                 span=spans[i],
                 smooth=smooth,
+                objects=(objects[i], colours) if objects else ((), {}),
+                scores=scored.values[i] if scored else None,
             )
-            top += blocks[i] + _BETWEEN
-        note = f"{attention_name}: each map from 0 (dark) to its own 99th percentile (bright)."
-        note += " Clusters: colours matched within an image; they mean nothing across images." if match else ""
-        canvas.note(figure, _MARGIN, top - _BETWEEN + 0.14, note)
+            top += blocks[i] + between
+        top += 0.14 - between + (_KEY if colours else 0)
+        canvas.heat_note(figure, _MARGIN, top, f"({attention_name})")
+        canvas.note(figure, _MARGIN, top + 0.13, _explain(match, colours, scored))
     return figure
+
+
+def _explain(match: bool, colours: Mapping[str, str], scored: Scored | None) -> str:
+    parts = ["Clusters: colours matched within an image; they mean nothing across images."] if match else []
+    parts += [f"Numbers over the maps: {scored.name}; – where it is not defined."] if scored else []
+    return " ".join(parts + [canvas.OBJECTS_NOTE] * bool(colours))
 
 
 def _block(
@@ -89,13 +114,18 @@ def _block(
     row_titles: Sequence[str],
     span: tuple[float, float],
     smooth: bool,
+    objects: tuple[Sequence[Outline], Mapping[str, str]],
+    scores: NDArray[np.floating[Any]] | None,
 ) -> None:
     attention, labels = maps
     left, top, cell, photo_width, wide = at
     rows = 1 + len(labels)
     ratio = cell / wide
     shown = min(photo_width, (rows * cell + (rows - 1) * _GAP) / ratio)
-    canvas.show_photo(canvas.place(figure, _MARGIN, top, shown, shown * ratio), photo)
+    photo_axes = canvas.place(figure, _MARGIN, top, shown, shown * ratio)
+    canvas.show_photo(photo_axes, photo)
+    canvas.show_objects(photo_axes, *objects)
+    canvas.key(figure, _MARGIN, top + shown * ratio + 0.03, photo_width, *objects)
     canvas.write(figure, _MARGIN, top - 0.05, canvas.short_id(title, int(photo_width * 15)), va="bottom", size=7)
     present = labels[labels < NOISE]
     colours = label_colours(int(present.max()) + 1 if present.size else 1)
@@ -108,12 +138,18 @@ def _block(
             axes = canvas.place(figure, left + head * (wide + _GAP), y, wide, cell)
             if row:
                 canvas.show_labels(axes, photo, labels[row - 1, head], colours=colours, span=span)
+                canvas.show_objects(axes, objects[0], width=0.5)
             else:
                 values = attention[head].astype(np.float64)
                 peak = float(np.nanpercentile(values, 99)) if np.isfinite(values).any() else 0.0
                 canvas.show_map(
                     axes, values, span=span, smooth=smooth, cmap=MAP_COLOURS, vmin=0, vmax=peak if peak > 0 else 1
                 )
+
+    for head, value in enumerate(() if scores is None else scores):
+        middle = left + head * (wide + _GAP) + wide / 2
+        text = f"{value:.2f}".replace("-", "−") if np.isfinite(value) else "–"
+        canvas.write(figure, middle, top - 0.03, text, ha="center", va="bottom", size=6.2, color=canvas.QUIET)
 
 
 def _row_title(algorithm: str, labels: NDArray[np.uint8]) -> str:

@@ -1,6 +1,6 @@
 """Pictures of attention maps: one head over many images, layers × heads, attended masks, models side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 
 from batchjob.codes import NOISE
 from batchjob.figures import canvas
+from batchjob.figures.outlines import Outline, colours_of
 from batchjob.figures.palette import MAP_COLOURS, label_colours
 
 Floats = NDArray[np.floating[Any]]
-_MARGIN, _GAP = 0.14, 0.05
+_MARGIN, _GAP = canvas.MARGIN, 0.05
 _SHEET = 11.6  # inches: as wide as the study's grid of twelve heads
+_KEY = 0.13  # inches, of the line that says what is outlined
 _OUTLINE = "#ffb000"  # seen on dark and light photos alike, by all eyes
 
 
@@ -28,13 +30,25 @@ class Panel:
     labels: NDArray[np.uint8] | None
     title: str
     span: tuple[float, float] = (1.0, 1.0)
+    objects: Sequence[Outline] = ()
+    score: str = ""  # written before the title
 
 
 def one_head(
-    panels: Sequence[Panel], *, heading: str, attention_name: str = "CLS attention", smooth: bool = False
+    groups: Mapping[str, Sequence[Panel]],
+    *,
+    heading: str,
+    attention_name: str = "CLS attention",
+    smooth: bool = False,
+    remark: str = "",
 ) -> Figure:
-    """A figure of one head over many images: photo, attention and clusters in a column each, side by side."""
-    return _columns([[panel] for panel in panels], heading, [""], attention_name, smooth)
+    """A figure of one head over many images: photo, attention and clusters in a column each, side by side.
+
+    groups: name -> images; each begins a strip of its own with its name over it, unless that is empty. remark: for the
+    small print.
+    """
+    columns = {name: [[panel] for panel in panels] for name, panels in groups.items() if panels}
+    return _columns(columns, heading, [""], attention_name, smooth, remark)
 
 
 def side_by_side(
@@ -49,51 +63,86 @@ def side_by_side(
 
     photos: for each photo one panel a model; the photo itself is drawn once.
     """
-    return _columns(photos, heading, models, attention_name, smooth)
+    return _columns({"": photos}, heading, models, attention_name, smooth)
 
 
 def _columns(
-    photos: Sequence[Sequence[Panel]], heading: str, models: Sequence[str], attention_name: str, smooth: bool
+    groups: Mapping[str, Sequence[Sequence[Panel]]],
+    heading: str,
+    models: Sequence[str],
+    attention_name: str,
+    smooth: bool,
+    remark: str = "",
 ) -> Figure:
     row_height, titles = 1.02, 0.95 if models[0] else 0.30
+    photos = [panels for group in groups.values() for panels in group]
+    colours = colours_of(panels[0].objects for panels in photos)
+    key = _KEY if colours else 0.0
     widths = [row_height * float(np.clip(p[0].photo.shape[1] / p[0].photo.shape[0], 0.4, 2.2)) for p in photos]
-    strips = _wrap(widths, _SHEET - 2 * _MARGIN - titles)
+    strips = _strips(groups, widths, _SHEET - 2 * _MARGIN - titles)
     has_labels = any(panel.labels is not None for panels in photos for panel in panels)
     rows = 1 + len(models) * (2 if has_labels else 1)
-    block = rows * (row_height + _GAP) + (len(models) - 1) * 0.08 + 0.34
-    used = max(sum(widths[i] + _GAP for i in strip) for strip in strips)
+    block = rows * (row_height + _GAP) + key + (len(models) - 1) * 0.08 + 0.34
+    used = max(sum(widths[i] + _GAP for i in strip) for _, strip in strips)
     width = max(min(_SHEET, 2 * _MARGIN + titles + used), 4.5)
-    head = _MARGIN + 0.46
+    named = 0.2  # inches over a strip that begins a group with a name
+    top = _MARGIN + 0.62
+    height = top + len(strips) * block + named * sum(bool(name) for name, _ in strips) + 0.3
     with canvas.style():
-        figure = canvas.sheet(width, head + len(strips) * block + 0.16)
-        canvas.write(figure, _MARGIN, _MARGIN, canvas.shorten(heading, int(width * 11)), size=9.5, weight="bold")
-        for number, strip in enumerate(strips):
-            top = head + number * block
-            _row_names(figure, top, row_height, models, attention_name, has_labels)
+        figure = canvas.sheet(width, height + (0.12 if colours else 0))
+        canvas.heading(figure, heading)
+        for name, strip in strips:
+            if name:
+                canvas.write(figure, _MARGIN, top - 0.13, name, size=8)
+                top += named
+            _row_names(figure, top + key, row_height, models, attention_name, has_labels)
             left = _MARGIN + titles
             for i in strip:
-                _column(figure, photos[i], (left, top, widths[i], row_height), smooth)
+                _column(figure, photos[i], (left, top, widths[i], row_height), smooth, colours)
                 left += widths[i] + _GAP
-        what = attention_name[:1].upper() + attention_name[1:]
-        note = f"{what}: each map from 0 (dark) to its own 99th percentile (bright)."
-        canvas.note(figure, _MARGIN, head + len(strips) * block - 0.14, note)
+            top += block
+        canvas.heat_note(figure, _MARGIN, top - 0.12, f"({attention_name})")
+        told = [remark] * bool(remark) + [canvas.OBJECTS_NOTE] * bool(colours)
+        canvas.note(figure, _MARGIN, top + 0.01, " ".join(told))
     return figure
 
 
-def _column(figure: Figure, panels: Sequence[Panel], at: tuple[float, float, float, float], smooth: bool) -> None:
+def _strips(groups: Mapping[str, Sequence[Any]], widths: Sequence[float], room: float) -> list[tuple[str, list[int]]]:
+    """(name of the group that begins here, or empty; numbers of the photos) of each strip."""
+    found, start = [], 0
+    for name, photos in groups.items():
+        for number, strip in enumerate(_wrap(widths[start : start + len(photos)], room)):
+            found.append((name if not number else "", [start + i for i in strip]))
+        start += len(photos)
+    return found
+
+
+def _column(
+    figure: Figure,
+    panels: Sequence[Panel],
+    at: tuple[float, float, float, float],
+    smooth: bool,
+    colours: Mapping[str, str],
+) -> None:
     left, top, width, height = at
-    title = canvas.short_id(panels[0].title, max(8, int(width * 17)))
+    first = panels[0]
+    room = max(8, int(width * 17) - len(first.score))
+    title = f"{first.score}  {canvas.short_id(first.title, room)}".strip()
     canvas.write(figure, left, top - 0.03, title, va="bottom", size=6.2, color=canvas.QUIET)
-    canvas.show_photo(canvas.place(figure, left, top, width, height), panels[0].photo)
-    y = top + height + _GAP
+    axes = canvas.place(figure, left, top, width, height)
+    canvas.show_photo(axes, first.photo)
+    canvas.show_objects(axes, first.objects, colours, width=0.8)
+    canvas.key(figure, left, top + height + 0.025, width, first.objects, colours)
+    y = top + height + _GAP + (_KEY if colours else 0)
     for panel in panels:
         _heat(canvas.place(figure, left, y, width, height), panel.attention, panel.span, smooth)
         y += height + _GAP
         if panel.labels is not None:
             shown = panel.labels[panel.labels < NOISE]
-            colours = label_colours(int(shown.max()) + 1 if shown.size else 1)
+            inks = label_colours(int(shown.max()) + 1 if shown.size else 1)
             axes = canvas.place(figure, left, y, width, height)
-            canvas.show_labels(axes, panel.photo, panel.labels, colours=colours, span=panel.span)
+            canvas.show_labels(axes, panel.photo, panel.labels, colours=inks, span=panel.span)
+            canvas.show_objects(axes, panel.objects, width=0.5)
             y += height + _GAP
         y += 0.08
 
@@ -124,20 +173,24 @@ def layer_grid(
     span: tuple[float, float] = (1.0, 1.0),
     query: tuple[int, int] | None = None,
     smooth: bool = False,
+    objects: Sequence[Outline] = (),
 ) -> Figure:
     """A figure of layers × heads of one image. maps: [L, H, rows, columns]; query: the (row, column) to mark."""
     ratio = float(np.clip(photo.shape[0] / photo.shape[1], 0.4, 1.8))
     cell = float(np.clip(min(9.0 / len(heads), 10.0 / len(layers) / ratio), 0.5, 1.45))
     tall = cell * ratio
     photo_width = float(np.clip(len(layers) * cell, cell, min(2.6, 3.2 / ratio)))
-    left, head = _MARGIN + photo_width + 0.62, _MARGIN + 0.56
+    left, head = _MARGIN + photo_width + 0.62, _MARGIN + 0.68
     width = left + len(heads) * (cell + _GAP) + _MARGIN
-    height = head + max(len(layers) * (tall + _GAP), photo_width * ratio + 0.1) + 0.28
+    height = head + max(len(layers) * (tall + _GAP), photo_width * ratio + 0.25) + 0.28
     with canvas.style():
         figure = canvas.sheet(width, height)
-        canvas.write(figure, _MARGIN, _MARGIN, canvas.shorten(heading, int(width * 11)), size=9.5, weight="bold")
+        canvas.heading(figure, heading)
         axes = canvas.place(figure, _MARGIN, head, photo_width, photo_width * ratio)
         canvas.show_photo(axes, photo)
+        colours = colours_of([objects])
+        canvas.show_objects(axes, objects, colours)
+        canvas.key(figure, _MARGIN, head + photo_width * ratio + 0.03, photo_width + 0.5, objects, colours)
         _mark(axes, query, maps.shape[-2:], span, 6)
         for column, number in enumerate(heads):
             x = left + column * (cell + _GAP) + cell / 2
@@ -149,7 +202,7 @@ def layer_grid(
                 axes = canvas.place(figure, left + column * (cell + _GAP), y, cell, tall)
                 _heat(axes, maps[row, column], span, smooth)
                 _mark(axes, query, maps.shape[-2:], span, 3.5)
-        canvas.note(figure, left, height - 0.24, f"{what}: each map from 0 (dark) to its own 99th percentile (bright).")
+        canvas.heat_note(figure, _MARGIN, height - 0.2, f"({what})")
     return figure
 
 
@@ -163,36 +216,42 @@ def mask_grid(
     spans: Sequence[tuple[float, float]],
     mass: float = 0.6,
     attention_name: str = "attention",
+    objects: Sequence[Sequence[Outline]] | None = None,
 ) -> Figure:
     """A figure of images × heads: the fewest patches that hold `mass` of the CLS attention, outlined on the photo.
 
     cls_attention: [n, H, rows, columns], as in Caron et al. 2021 (DINO), figure 1 and appendix.
     """
-    cell, top = float(np.clip(11.0 / (len(heads) + 1), 0.86, 1.45)), _MARGIN + 0.56
+    colours = colours_of(objects or [])
+    apart = 0.26 + (_KEY if colours else 0)  # inches between photos
+    cell, top = float(np.clip(11.0 / (len(heads) + 1), 0.86, 1.45)), _MARGIN + 0.68
     ratios = [float(np.clip(p.shape[0] / p.shape[1], 0.4, 1.8)) for p in photos]
     width = 2 * _MARGIN + (len(heads) + 1) * (cell + _GAP)
-    height = top + sum(cell * r + 0.26 for r in ratios) + 0.2
+    height = top + sum(cell * r + apart for r in ratios) + 0.3
     with canvas.style():
         figure = canvas.sheet(width, height)
-        canvas.write(figure, _MARGIN, _MARGIN, canvas.shorten(heading, int(width * 11)), size=9.5, weight="bold")
+        canvas.heading(figure, heading)
         for column, number in enumerate(heads):
             x = _MARGIN + (column + 1.5) * (cell + _GAP)
             canvas.write(figure, x, top - 0.05, f"head {number}", ha="center", va="bottom", size=7.5)
-        for photo, maps, title, span, ratio in zip(photos, cls_attention, titles, spans, ratios, strict=True):
-            canvas.show_photo(canvas.place(figure, _MARGIN, top, cell, cell * ratio), photo)
+        outlined = objects or [()] * len(photos)
+        for photo, maps, title, span, ratio, own in zip(
+            photos, cls_attention, titles, spans, ratios, outlined, strict=True
+        ):
+            axes = canvas.place(figure, _MARGIN, top, cell, cell * ratio)
+            canvas.show_photo(axes, photo)
+            canvas.show_objects(axes, own, colours, width=0.8)
+            canvas.key(figure, _MARGIN, top + cell * ratio + 0.025, 3 * cell, own, colours)
             canvas.write(
                 figure, _MARGIN, top - 0.04, canvas.short_id(title, 22), va="bottom", size=6.2, color=canvas.QUIET
             )
             for column, values in enumerate(maps):
                 axes = canvas.place(figure, _MARGIN + (column + 1) * (cell + _GAP), top, cell, cell * ratio)
                 _outline(axes, photo, attended(values, mass), span)
-            top += cell * ratio + 0.26
-        canvas.note(
-            figure,
-            _MARGIN,
-            height - 0.26,
-            f"Outlined: the fewest patches that hold {mass:.0%} of the {attention_name}.",
-        )
+                canvas.show_objects(axes, own, width=0.45)
+            top += cell * ratio + apart
+        note = f"Bright, in orange: the fewest patches that hold {mass:.0%} of the {attention_name}."
+        canvas.note(figure, _MARGIN, height - 0.36, note + f" {canvas.OBJECTS_NOTE}" * bool(colours))
     return figure
 
 

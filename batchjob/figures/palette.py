@@ -16,6 +16,8 @@ _BASE = (
     "#ddcc77", "#882255", "#44aa99", "#aa4499", "#999933", "#117733", "#88ccee", "#cc6677",
 )
 # fmt: on
+# Outlines of objects, by category: bright, since they lie on photos, with a dark rim.
+OBJECT_COLOURS = ("#ffd400", "#00e0ff", "#ff4fa3", "#7dff5a", "#ff8a1f", "#c79bff")
 _NOISE_COLOUR = (0.30, 0.30, 0.30)
 MAP_COLOURS = "magma"  # perceptually uniform, monotone in lightness: reads the same in black and white
 _GOLDEN = 0.6180339887498949

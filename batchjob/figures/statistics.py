@@ -1,4 +1,4 @@
-"""Pictures of the tables that `stats` writes: gains by layer and head, forests, corners, distances."""
+"""Pictures of the tables that `stats` writes: gains by layer and head, forests, heads against nulls, distances."""
 
 import re
 from collections.abc import Sequence
@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+from numpy.typing import NDArray
 
 from batchjob.figures import canvas
 from batchjob.metrics import catalogue
@@ -20,6 +23,7 @@ _NULLS = {  # null -> marker and name
     "random": ("^", "untrained"),
 }
 _SURE = 0.05  # of a p-value by Holm
+_MOST_NAMES = 8  # points of a scatter that are named
 _MOST_HEADS = 30  # of a forest: the best and the worst of more
 
 
@@ -44,13 +48,15 @@ def gain_map(rows: pd.DataFrame, *, heading: str, null: str = "swap") -> Figure:
 
     rows: one for each layer and head, with `layer`, `head`, `gain`, `p_holm`.
     """
-    table = rows.pivot(index="layer", columns="head", values="gain").sort_index(ascending=False)
+    table = rows.pivot(
+        index="layer", columns="head", values="gain"
+    ).sort_index()  # the first layer on top, as in the maps
     values = table.to_numpy(dtype=np.float64)
     limit = float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 1.0
     cell = float(np.clip(6.4 / max(values.shape), 0.26, 0.62))
     size = (values.shape[1] * cell, values.shape[0] * cell * 0.72)
     with canvas.style():
-        figure, axes = _chart((max(size[0], 2.6) + 1.75, size[1] + 1.15), heading, (0.75, 0.55, size[0], size[1]))
+        figure, axes = _chart((max(size[0], 2.6) + 1.75, size[1] + 1.35), heading, (0.75, 0.65, size[0], size[1]))
         image = axes.imshow(values, cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto")
         axes.set_xticks(range(len(table.columns)), [str(h) for h in table.columns])
         axes.set_yticks(range(len(table.index)), [str(x) for x in table.index])
@@ -62,10 +68,10 @@ def gain_map(rows: pd.DataFrame, *, heading: str, null: str = "swap") -> Figure:
         for i, layer in enumerate(table.index):
             for j, head in enumerate(table.columns):
                 _gain_cell(axes, (j, i), place.get((int(layer), int(head))), limit, cell)
-        bar = figure.add_axes(_fraction(figure, 0.75 + size[0] + 0.15, 0.55, 0.1, size[1]))
+        bar = figure.add_axes(fraction(figure, 0.75 + size[0] + 0.15, 0.65, 0.1, size[1]))
         figure.colorbar(image, cax=bar).set_label(f"gain over {_NULLS[null][1]}", size=6.5)
         bar.tick_params(length=2)
-        canvas.note(figure, 0.14, size[1] + 0.95, f"● p ≤ {_SURE} after Holm's correction over all heads")
+        canvas.note(figure, 0.14, size[1] + 1.1, f"● p ≤ {_SURE} after Holm's correction over all heads")
     return figure
 
 
@@ -89,35 +95,49 @@ def forest(summary: pd.DataFrame, *, score: str, heading: str, algorithm: str = 
     The gain is what is tested: a filled mark stays clear of zero after Holm's correction. The mean score is in words.
     """
     found = of_score(summary, score, algorithm=algorithm)
-    nulls = [n for n in _NULLS if n in set(found["null"])]
-    main = found[found["null"] == nulls[0]] if nulls else found.drop_duplicates(["layer", "head"])
-    heads = main.sort_values(["gain", "mean", "layer", "head"], ascending=[False, False, True, True])
-    cut = len(heads) > _MOST_HEADS
+    heads = best_first(found)
+    count, cut = len(heads), len(heads) > _MOST_HEADS
     if cut:
         heads = pd.concat([heads.head(_MOST_HEADS // 2), heads.tail(_MOST_HEADS // 2)])
-    several = heads["layer"].nunique() > 1
     height = 0.24 * len(heads) + 0.1
     with canvas.style():
-        figure, axes = _chart((6.2, height + 1.35), heading, (1.45, 0.5, 4.5, height))
-        y = np.arange(len(heads))
-        for number, null in enumerate(nulls):
-            against = found[found["null"] == null].set_index(["layer", "head"])
-            mine = against.reindex(list(zip(heads["layer"], heads["head"], strict=True)))
-            _gains(axes, mine, y + 0.24 * (number - (len(nulls) - 1) / 2), null, (BLUE, canvas.QUIET, RED)[number % 3])
-        if not nulls:
-            axes.hlines(y, heads["low"], heads["high"], color=BLUE, lw=1.4)
-            axes.plot(heads["mean"], y, "o", ms=4, color=BLUE, label="mean, with its 95 % interval")
-        names = [f"layer {r.layer} head {r.head}" if several else f"head {r.head}" for r in heads.itertuples()]
-        means = [f"{m:.2f}".replace("-", "−") for m in heads["mean"]]
-        axes.set_yticks(y, [f"{n}   {m}" if nulls else n for n, m in zip(names, means, strict=True)])
-        axes.set_ylim(len(heads) - 0.4, -0.6)
-        axes.axvline(0, color=canvas.QUIET, lw=0.8, zorder=0)
-        what = f"{score_name(score)}: {'gain' if nulls else 'mean'}"
-        axes.set_xlabel(f"{what}, over {_count(heads['n'])} images" + (" (left: the mean score)" if nulls else ""))
+        figure, axes = _chart((6.2, height + 1.5 + 0.12 * cut), heading, (1.45, 0.65, 4.5, height))
+        forest_on(axes, found, heads, score)
         if cut:
             axes.axhline(_MOST_HEADS // 2 - 0.5, color=canvas.RULE, lw=0.8, ls=(0, (4, 3)))
-        _legend(figure, axes, 0.14, height + 1.0)
+            half = _MOST_HEADS // 2
+            told = f"Shown: the {half} heads of {count} with the largest and the {half} with the smallest gain."
+            canvas.note(figure, 0.14, height + 1.36, told)
+        legend(figure, axes, 0.14, height + 1.15)
     return figure
+
+
+def best_first(found: pd.DataFrame) -> pd.DataFrame:
+    """A row for each head of one score, by its gain over the first null that is known, the largest first."""
+    nulls = [n for n in _NULLS if n in set(found["null"])]
+    main = found[found["null"] == nulls[0]] if nulls else found.drop_duplicates(["layer", "head"])
+    return main.sort_values(["gain", "mean", "layer", "head"], ascending=[False, False, True, True])
+
+
+def forest_on(axes: Axes, found: pd.DataFrame, heads: pd.DataFrame, score: str) -> None:
+    """Draws these heads' gains over each null of `found` on the axes, a line a head, their mean scores in words."""
+    nulls = [n for n in _NULLS if n in set(found["null"])]
+    y = np.arange(len(heads))
+    for number, null in enumerate(nulls):
+        against = found[found["null"] == null].set_index(["layer", "head"])
+        mine = against.reindex(list(zip(heads["layer"], heads["head"], strict=True)))
+        _gains(axes, mine, y + 0.24 * (number - (len(nulls) - 1) / 2), null, (BLUE, canvas.QUIET, RED)[number % 3])
+    if not nulls:
+        axes.hlines(y, heads["low"], heads["high"], color=BLUE, lw=1.4)
+        axes.plot(heads["mean"], y, "o", ms=4, color=BLUE, label="mean, with its 95 % interval")
+    several = found["layer"].nunique() > 1
+    names = [f"layer {r.layer} head {r.head}" if several else f"head {r.head}" for r in heads.itertuples()]
+    means = [f"{m:.2f}".replace("-", "−") for m in heads["mean"]]
+    axes.set_yticks(y, [f"{n}   {m}" if nulls else n for n, m in zip(names, means, strict=True)])
+    axes.set_ylim(len(heads) - 0.4, -0.6)
+    axes.axvline(0, color=canvas.QUIET, lw=0.8, zorder=0)
+    what = f"{score_name(score)}: {'gain' if nulls else 'mean'}"
+    axes.set_xlabel(f"{what}, over {_count(heads['n'])} images" + (" (left: the mean score)" if nulls else ""))
 
 
 def _gains(axes: Axes, rows: pd.DataFrame, y: Any, null: str, colour: str) -> None:
@@ -131,54 +151,73 @@ def _gains(axes: Axes, rows: pd.DataFrame, y: Any, null: str, colour: str) -> No
     axes.plot([], [], marker, mfc=colour, label=f"over {name} (open: p > {_SURE})", **marks)
 
 
-def corners(summary: pd.DataFrame, *, heading: str, algorithm: str = "") -> Figure:
-    """Each head's whole-image ARI against its within-category gain over other photos' objects, three corners named."""
-    image = of_score(summary, "image_ari", null="swap", algorithm=algorithm)
-    gain = of_score(summary, "instance_ari", null="swap", algorithm=algorithm)
-    both = image.merge(gain, on=["layer", "head"], suffixes=("_image", "_gain"))
+def against_nulls(summary: pd.DataFrame, *, score: str, heading: str, algorithm: str = "") -> Figure:
+    """Each head's gain over other photos' objects against its gain over position, with both 95 % intervals.
+
+    Only a head in the upper right does what neither null model can do.
+    """
+    by_null = [of_score(summary, score, null=null, algorithm=algorithm) for null in ("position", "swap")]
+    both = by_null[0].merge(by_null[1], on=["layer", "head"], suffixes=("_x", "_y"))
     layers = both["layer"].to_numpy(dtype=int)
-    x, y = both["mean_image"].to_numpy(float), both["gain_gain"].to_numpy(float)
+    several = len(set(layers)) > 1
+    x, y = both["gain_x"].to_numpy(float), both["gain_y"].to_numpy(float)
     with canvas.style():
-        figure, axes = _chart((5.2, 4.6), heading, (0.7, 0.55, 4.2 if len(set(layers)) == 1 else 3.75, 3.45))
-        axes.axhline(0, color=canvas.QUIET, lw=0.7, zorder=0)
-        wide: dict[str, Any] = {"color": canvas.RULE, "lw": 0.9, "zorder": 1}
-        axes.hlines(y, both["low_image"], both["high_image"], **wide)
-        axes.vlines(x, both["gain_low_gain"], both["gain_high_gain"], **wide)
-        several = len(set(layers)) > 1
-        shades: dict[str, Any] = {"c": layers, "cmap": "cividis"} if several else {"color": BLUE}
-        points = axes.scatter(x, y, s=26, lw=0.5, ec="white", zorder=3, **shades)
-        order = np.argsort(-y)[: 6 if several else len(y)]
-        for i in order:
-            layer, head = both["layer"].iloc[i], both["head"].iloc[i]
-            name = f"{layer}/{head}" if several else f"head {head}"
-            axes.annotate(name, (x[i], y[i]), (4, 4), textcoords="offset points", size=6)
-        # wide enough for the corners to mean what they say: a perfect class head is near (0.66, 0)
-        axes.set_xlim(min(-0.1, float(x.min()) - 0.05), max(0.7, float(x.max()) + 0.05))
-        axes.set_ylim(min(-0.15, float(y.min()) - 0.1), max(0.6, float(y.max()) + 0.1))
-        for (u, v), name in {
-            (0.99, 0.99): "instance head",
-            (0.99, 0.01): "class head",
-            (0.01, 0.01): "local, or noise",
-        }.items():
-            axes.text(
-                u,
-                v,
-                name,
-                transform=axes.transAxes,
-                ha="right" if u > 0.5 else "left",
-                va="top" if v > 0.5 else "bottom",
-                size=7,
-                style="italic",
-                color=canvas.QUIET,
-            )
-        axes.set_xlabel("ARI of the whole image")
-        axes.set_ylabel("ARI within categories: gain over other photos' objects")
+        figure, axes = _chart((5.2, 5.08), heading, (0.75, 0.7, 3.7 if several else 4.2, 3.55))
+        for line in (axes.axhline, axes.axvline):
+            line(0, color=canvas.QUIET, lw=0.7, zorder=1)
+        wide: dict[str, Any] = {"color": canvas.RULE, "lw": 0.9, "zorder": 2}
+        axes.hlines(y, both["gain_low_x"], both["gain_high_x"], **wide)
+        axes.vlines(x, both["gain_low_y"], both["gain_high_y"], **wide)
+        shades: dict[str, Any] = {"c": layers, "cmap": "viridis_r"} if several else {"color": BLUE}
+        points = axes.scatter(x, y, s=26, lw=0.5, ec="white", zorder=4, **shades)
+        axes.margins(0.06)
+        _name_corners(axes)
+        axes.set_xlabel(f"{score_name(score)}: gain over position alone")
+        axes.set_ylabel("gain over other photos' objects")
         if several:
-            bar = figure.add_axes(_fraction(figure, 4.58, 0.55, 0.1, 3.45))
-            figure.colorbar(points, cax=bar).set_label("layer", size=6.5)
-        if several:
-            canvas.note(figure, 0.7, 4.38, "Points are named layer/head for the six largest gains.")
+            bar = figure.add_axes(fraction(figure, 4.6, 0.7, 0.1, 3.55))
+            figure.colorbar(points, cax=bar, ticks=sorted(set(layers))).set_label("layer", size=6.5)
+        names = [f"{r.layer}/{r.head}" if several else f"head {r.head}" for r in both.itertuples()]
+        order = np.argsort(-np.minimum(x, y))[:_MOST_NAMES]
+        _name_points(figure, axes, np.column_stack([x, y]), [(int(i), names[i]) for i in order])
+        told = f"Lines: 95 % intervals over {_count(both['n_x'])} images."
+        some = f" Named as layer/head: the {_MOST_NAMES} best by the smaller of the two gains."
+        canvas.note(figure, 0.14, 4.74, told + some * (several and len(x) > _MOST_NAMES))
     return figure
+
+
+def _name_corners(axes: Axes) -> None:
+    """What a head in each corner does, where the corner is in the picture at all."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    words = {(1, 1): "more than both nulls", (0, 1): "this photo's objects, no more than position"}
+    words |= {(1, 0): "more than position, for any photo's objects", (0, 0): "less than both"}
+    for (u, v), text in words.items():
+        if (right if u else -left) <= 0.12 * (right - left) or (high if v else -low) <= 0.06 * (high - low):
+            continue
+        where: dict[str, Any] = {"ha": "right" if u else "left", "va": "top" if v else "bottom"}
+        axes.text(0.985 if u else 0.015, 0.985 if v else 0.015, text, transform=axes.transAxes, size=6, style="italic",
+                  color=canvas.QUIET, zorder=5, **where)  # fmt: skip
+
+
+def _name_points(figure: Figure, axes: Axes, points: NDArray[np.float64], names: Sequence[tuple[int, str]]) -> None:
+    """Writes names beside points where they meet neither a point nor a word; a name without such a place stays out."""
+    renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
+    figure.draw_without_rendering()
+    pixels = axes.transData.transform(points)
+    radius = 4.0 * figure.dpi / 72
+    taken = [Bbox([p - radius, p + radius]) for p in pixels]
+    taken += [text.get_window_extent(renderer) for text in axes.texts]
+    inside = axes.get_window_extent(renderer)
+    for i, name in names:
+        for dx, dy in ((5, 5), (5, -5), (-5, 5), (-5, -5), (7, 0), (-7, 0), (0, 8), (0, -8), (14, 9), (-14, -9)):
+            how: dict[str, Any] = {"ha": "left" if dx > 0 else "right" if dx < 0 else "center"}
+            how["va"] = "bottom" if dy > 0 else "top" if dy < 0 else "center"
+            text = axes.annotate(name, points[i], (dx, dy), textcoords="offset points", size=6, zorder=5, **how)
+            box = text.get_window_extent(renderer)
+            if not any(box.overlaps(other) for other in taken) and inside.fully_overlaps(box):
+                taken.append(box)
+                break
+            text.remove()
 
 
 def distance_by_layer(summary: pd.DataFrame, *, heading: str, rows_name: str = "attention") -> Figure:
@@ -187,7 +226,7 @@ def distance_by_layer(summary: pd.DataFrame, *, heading: str, rows_name: str = "
     several = rows["layer"].nunique() > 1
     x = rows["layer" if several else "head"].to_numpy(dtype=float)
     with canvas.style():
-        figure, axes = _chart((5.2, 3.5), heading, (0.7, 0.55, 4.2, 2.35))
+        figure, axes = _chart((5.2, 3.6), heading, (0.7, 0.65, 4.2, 2.35))
         if several:
             by_layer = rows.groupby("layer")["mean"].mean()
             axes.plot(by_layer.index, by_layer, "-", color=canvas.QUIET, lw=1, label="mean of the heads")
@@ -214,7 +253,7 @@ def by_modifier(
     rows = rows.sort_values("low")
     x = np.arange(len(rows))
     with canvas.style():
-        figure, axes = _chart((5.2, 3.75), heading, (0.7, 0.55, 4.2, 2.3))
+        figure, axes = _chart((5.2, 3.85), heading, (0.7, 0.65, 4.2, 2.3))
         axes.axhline(0, color=canvas.RULE, lw=0.8, zorder=0)
         axes.plot(
             x, rows["position"], "D--", ms=4, lw=0.9, mfc="none", color=canvas.QUIET, label="null: position alone"
@@ -225,7 +264,7 @@ def by_modifier(
         axes.set_xlim(-0.4, len(rows) - 0.6)
         axes.set_xlabel(xlabel)
         axes.set_ylabel("ARI of pairs")
-        _legend(figure, axes, 0.14, 3.5)
+        legend(figure, axes, 0.14, 3.6)
     return figure
 
 
@@ -239,22 +278,22 @@ def _count(n: "pd.Series[Any]") -> str:
 
 def _chart(size: tuple[float, float], heading: str, box: tuple[float, float, float, float]) -> tuple[Figure, Axes]:
     figure = canvas.sheet(*size)
-    canvas.write(figure, 0.14, 0.14, canvas.shorten(heading, int(size[0] * 13)), size=8.5, weight="bold")
-    return figure, figure.add_axes(_fraction(figure, *box))
+    canvas.heading(figure, heading, size=8.5)
+    return figure, figure.add_axes(fraction(figure, *box))
 
 
-def _fraction(
-    figure: Figure, left: float, top: float, width: float, height: float
-) -> tuple[float, float, float, float]:
+def fraction(figure: Figure, left: float, top: float, width: float, height: float) -> tuple[float, float, float, float]:
+    """The box in parts of the sheet, as matplotlib wants it; given in inches from the upper left corner."""
     wide, tall = figure.get_size_inches()
     return left / wide, 1 - (top + height) / tall, width / wide, height / tall
 
 
-def _legend(figure: Figure, axes: Axes, left: float, top: float) -> None:
+def legend(figure: Figure, axes: Axes, left: float, top: float, *, columns: int = 3) -> None:
+    """What the marks of the axes mean, at `left`, `top` inches of the sheet."""
     width, height = figure.get_size_inches()
     handles, names = axes.get_legend_handles_labels()
     figure.legend(
-        handles[::-1], names[::-1], loc="upper left", bbox_to_anchor=(left / width, 1 - top / height), ncols=3,
+        handles[::-1], names[::-1], loc="upper left", bbox_to_anchor=(left / width, 1 - top / height), ncols=columns,
         borderaxespad=0, handletextpad=0.4, columnspacing=1.4,
     )  # fmt: skip
 

@@ -12,7 +12,6 @@ from batchjob.stats import sentences as told
 from batchjob.stats.numbers import gain, number, p_value
 from batchjob.store.run import Run
 
-QUESTION = "Do clusters of {rows} separate objects of the same class?"
 _DIFFERENCES_HEADER = ["Score", "Heads", "n", "First run", "Second run", "Difference", "95 % interval", "p"]
 
 
@@ -23,12 +22,6 @@ class Differences:
     note: str = ""
     header: list[str] = field(default_factory=list)
     rows: list[list[str]] = field(default_factory=list)
-
-
-def question(views: Sequence[Run]) -> str:
-    """The study's question, of attention or of what stands in its place in these runs."""
-    rows = dict.fromkeys("self-similarity" if v.rows_name != "attention" else "self-attention" for v in views)
-    return QUESTION.format(rows=" or ".join(rows))
 
 
 def sentences(view: Run) -> list[str]:

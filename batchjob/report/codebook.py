@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from batchjob.figures import codebook, write
+from batchjob.figures import codebook, pictures
 from batchjob.report.table import Cell, Column, Row, Table, number
 from batchjob.store.run import Run
 
@@ -40,7 +40,7 @@ def books(view: Run, layer: int) -> Iterator[Book]:
         yield Book(
             f"Head {head}",
             _line(clusters, agreement, layer, head),
-            write.codebook_of(view, layer, head, most=_MOST),
+            pictures.codebook_of(view, layer, head, most=_MOST),
             f"Layer {layer}, head {head}: {shown}. The centroid first, then photos that show it most.",
             f"Centroids of layer {layer}, head {head} as small maps, each with its share and three photos.",
             table_of(clusters, f"layer {layer} head {head}"),

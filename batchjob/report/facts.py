@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from batchjob.config import Options, as_arguments
-from batchjob.figures.write import model_name
+from batchjob.figures.pictures import model_name
 from batchjob.stats.text import left_out
 from batchjob.store.run import Run
 

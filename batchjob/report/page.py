@@ -18,10 +18,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from batchjob.codes import VERSION
-from batchjob.figures import canvas, statistics, write
+from batchjob.figures import canvas, look, statistics, write
+from batchjob.figures import pictures as drawn
+from batchjob.figures.look import Look
 from batchjob.figures.photos import choose_rows, open_run
-from batchjob.figures.write import Look
 from batchjob.report import answer, browser, codebook, facts, table
+from batchjob.stats import sentences as told
 from batchjob.store.run import Run
 
 _PICTURE_DPI = 150
@@ -48,10 +50,10 @@ _CHARTS = {
         "Gain by layer and head",
         "What each head separates within categories beyond what it does with other photos' objects.",
     ),
-    "stats-corners": (
-        "Kinds of heads",
-        "Whole-image ARI against the gain within categories: an instance head is high in both, a class head finds "
-        "objects and joins those of one category, a local head and noise know nothing of this photo's objects.",
+    "stats-nulls": (
+        "Each head against two null models",
+        "The gain over other photos' objects against the gain over position alone, with both 95 % intervals. Only a "
+        "head in the upper right does what neither null model can do.",
     ),
     "stats-distance": ("Attention distance", "How far each head looks on average, in patches."),
     "stats-instances": (
@@ -109,12 +111,12 @@ def render(views: Sequence[Run], *, seed: int = 0) -> str:
     scores = [None if one.image_score is None else one.image_score[1] for one in views]
     parcel = browser.pack(views, _wanted(view, seed), scores)
     parcel.json |= {"score": (view.image_score or ("",))[0].replace("_", " "), "start": _start(view)}
-    for run, one, told in zip(parcel.json["runs"], views, runs, strict=True):
-        run["name"], run["kept"] = told.folder, len(one.kept_rows)
+    for run, one, fact in zip(parcel.json["runs"], views, runs, strict=True):
+        run["name"], run["kept"] = fact.folder, len(one.kept_rows)
     shown = len(parcel.json["images"])
     gaps = answer.differences(views) if len(runs) > 1 else answer.Differences()
     summary = view.table("summary")
-    layer = write.chosen_layer(view, Look())
+    layer = look.chosen_layer(view, Look())
     books = [(book, picture(book.figure, book.name, book.caption, book.alt)) for book in codebook.books(view, layer)]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined, finalize=_shown
@@ -127,7 +129,7 @@ def render(views: Sequence[Run], *, seed: int = 0) -> str:
         style=Markup((_HERE / "page.css").read_text()),
         script=Markup((_HERE / "page.js").read_text()),
         runs=runs,
-        question=answer.question(views),
+        question=told.question(views),
         answer=answer.sentences(view),
         stats_command=f"batchjob stats {view.folder}",
         tiles=_tiles(runs[0], view),
@@ -151,11 +153,11 @@ def render(views: Sequence[Run], *, seed: int = 0) -> str:
 def pictures(views: Sequence[Run]) -> list[Picture]:
     """The figures of the page, of few images each: `batchjob figures` makes more of them, and larger."""
     view = views[0]
-    look = Look(count=_PICTURE_IMAGES)
-    layer, head = write.chosen_layer(view, look), write.chosen_head(view, look)
-    rows = choose_rows(view, "spread", look.count)
+    how = Look(count=_PICTURE_IMAGES)
+    layer, head = look.chosen_layer(view, how), look.chosen_head(view, how)
+    rows = choose_rows(view, "spread", how.count)
     found = []
-    for _, figure in write.grids(view, rows, layer, look):
+    for _, figure in drawn.grids(view, rows, layer, how):
         what = " and ".join([view.attention_name, "clusters"] if view.patch_algorithms else [view.attention_name])
         caption = (
             f"{what} of every head, layer {layer}. In a row of clusters, one colour is one cluster; "
@@ -165,10 +167,10 @@ def pictures(views: Sequence[Run]) -> list[Picture]:
         found.append(picture(figure, "Images and heads", caption, alt))
     if len(views) > 1:
         caption = "The same photos through the models of the runs, one head of each."
-        found.append(picture(write.models(views, rows, look), "Models side by side", caption, caption))
+        found.append(picture(drawn.models(views, rows, how), "Models side by side", caption, caption))
     caption = f"The fewest patches that hold 60 % of the {view.attention_name}, outlined on the photo."
-    found.append(picture(write.masks(view, rows, layer), "Masks of 60 %", caption, f"{caption} Layer {layer}."))
-    for name, figure in write.layers(view, rows[0], look):
+    found.append(picture(drawn.masks(view, rows, layer, how), "Masks of 60 %", caption, f"{caption} Layer {layer}."))
+    for name, figure in drawn.layers(view, rows[0], how):
         is_query = name == "layers-query"
         title = f"{view.rows_name.capitalize()} of one patch" if is_query else "Layers and heads"
         what = f"the marked patch's {view.rows_name}" if is_query else view.attention_name
@@ -178,7 +180,7 @@ def pictures(views: Sequence[Run]) -> list[Picture]:
     found += [chart(figure, name, view.rows_name) for name, figure in write.charts(view)]
     many = choose_rows(view, "spread", 14)
     caption = f"Layer {layer}, head {head}, over {len(many)} images."
-    found.append(picture(write.head_gallery(view, many, layer, head, look), "One head", caption, caption))
+    found.append(picture(drawn.head_gallery(view, many, layer, head, how), "One head", caption, caption))
     return found
 
 
@@ -229,7 +231,7 @@ def _sections(*, has_several: bool, has_books: bool) -> list[tuple[str, str]]:
 
 def _start(view: Run) -> dict[str, int]:
     """Where the browser opens: at the head that the figures show."""
-    layer, head = write.chosen_layer(view, Look()), write.chosen_head(view, Look())
+    layer, head = look.chosen_layer(view, Look()), look.chosen_head(view, Look())
     return {"layer": view.layers.index(layer), "head": view.heads.index(head)}
 
 

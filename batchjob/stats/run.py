@@ -13,7 +13,7 @@ from batchjob.data.annotations import AnnotationFiles, Annotations, open_annotat
 from batchjob.errors import UserError
 from batchjob.inputs import raise_for_changes
 from batchjob.metrics import catalogue
-from batchjob.stats import codebook, differences, text
+from batchjob.stats import codebook, differences, sentences, text
 from batchjob.stats.compare import comparable, compare
 from batchjob.stats.modifiers import describe as describe_modifiers
 from batchjob.stats.modifiers import modifier_table
@@ -147,6 +147,8 @@ def _tabulate(
     counts = json.loads((run.folder / "stats" / "counts.json").read_text())
     hints = text.missing_inputs(run, sorted(names), has_annotations=annotations is not None, has_random=bool(randoms))
     lines = text.describe(run, counts, summary, selection)
+    answer = {"question": sentences.question([run]), "lines": sentences.answer(run, selection)}
+    (run.folder / "stats" / "answer.json").write_text(json.dumps(answer, indent=1, ensure_ascii=False))
     main = catalogue.main_null("pair_ari")
     for row in selection[(selection.score == "pair_ari") & (selection.null == main)].to_dict("records"):
         lines += ["", *describe_modifiers(modifiers, row["layer"], row["head"], row["algorithm"])]

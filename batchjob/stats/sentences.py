@@ -12,6 +12,7 @@ from batchjob.stats.summary import SURE
 from batchjob.store.run import Run
 
 AN_EXAMPLE = 8  # images; fewer are told as an example
+_QUESTION = "Do clusters of {rows} separate objects of the same class?"
 Row = Mapping[str, Any]  # of stats/selection.parquet
 # What each null model is, in the place of X in "0.44, against 0.21 X".
 AGAINST = {
@@ -26,6 +27,12 @@ THAN = {
     "distance": "than distance alone",
     "random": "than untrained",
 }
+
+
+def question(runs: Sequence[Run]) -> str:
+    """The study's question, of attention or of what stands in its place in these runs."""
+    rows = dict.fromkeys("self-similarity" if run.rows_name != "attention" else "self-attention" for run in runs)
+    return _QUESTION.format(rows=" or ".join(rows))
 
 
 def head_name(run: Run, layer: int, head: int) -> str:

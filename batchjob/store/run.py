@@ -1,5 +1,6 @@
 """A run as everything behind `finish` reads it: what it is, its arrays, and the tables that `stats` wrote."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -241,6 +242,12 @@ class Run:
         return pd.read_parquet(path) if path.exists() else None
 
     @cached_property
+    def answer(self) -> "Answer":
+        """What `stats` found out about the study's question; without lines where it has not, or knows no objects."""
+        path = self.folder / "stats" / "answer.json"
+        return Answer(**json.loads(path.read_text())) if path.exists() else Answer()
+
+    @cached_property
     def best(self) -> tuple[int, int] | None:
         """(layer, head) that the statistics chose on one half of the images; None without statistics."""
         selection = self.table("selection")
@@ -269,6 +276,14 @@ class Run:
 
     def _array(self, name: str) -> Any:
         return _values(self._group, name)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The study's question and its answer in sentences, the main one first."""
+
+    question: str = ""
+    lines: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,87 @@
+"""The objects of a photo as outlines: by their masks where the annotations are at hand, else on the patch grid."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import contourpy
+import matplotlib.path
+import numpy as np
+from numpy.typing import NDArray
+
+from batchjob.errors import UserError
+from batchjob.figures import canvas
+from batchjob.figures.outlines import Kind, Outline
+from batchjob.store.run import Run
+
+_SIDE = 640  # pixels: masks of larger photos are thinned out before their outline is followed
+_TOLERANCE = 0.8  # pixels of these that a thinned outline may be off
+
+
+def objects_of(run: Run, row: int) -> list[Outline]:
+    """The objects of an image, in the order of its annotations; none where the run knows no annotations.
+
+    By the masks, as annotated, where the annotations are still the planned ones; else the patches that each instance
+    owns, which the run holds itself: these have neither crowds nor small objects.
+    """
+    if "instance" not in run.data:
+        return []
+    owner = run.data["instance"].isel(image=row).values
+    known = _annotations(run.folder)
+    if known is None:
+        return _on_grid(run, row, owner)
+    height, width = int(run.data["height"][row]), int(run.data["width"][row])
+    image = known.image(run.ids[row])
+    if image is None or not image.fits(height, width):
+        return []
+    from batchjob.data.annotations import all_masks
+
+    left, top, right, bottom = run.geometry.source_box(height, width)
+    kept, found = set(np.unique(owner).tolist()), []
+    for number, category, is_crowd, mask in all_masks(image, height, width):
+        kind: Kind = "crowd" if is_crowd else "instance" if number in kept else "small"
+        lines = tuple((line - (left, top)) / (right - left, bottom - top) for line in follow(mask))
+        found.append(Outline(known.categories.get(category, str(category)), kind, lines))
+    return found
+
+
+@functools.lru_cache(maxsize=4)
+def _annotations(folder: Path) -> Any:
+    """The annotations that the run was planned with, joined to its images; None where they are gone or have changed."""
+    from batchjob.data.annotations import open_annotations
+    from batchjob.inputs import raise_for_changes
+
+    run = Run(folder)
+    try:
+        raise_for_changes(folder, run.plan["inputs"], index=False, annotations=True)
+        return open_annotations(run.annotations).join(run.ids, str(folder))
+    except (UserError, OSError):
+        return None
+
+
+def follow(mask: NDArray[np.uint8]) -> list[NDArray[np.float64]]:
+    """The outlines of a mask [height, width] as lines [n, (x, y)], closed, in pixels of the mask."""
+    step = -(-max(mask.shape) // _SIDE)
+    thin = np.pad(mask[::step, ::step] > 0, 1).astype(np.float32)
+    lines = []
+    for line in contourpy.contour_generator(z=thin).lines(0.5):
+        path = matplotlib.path.Path(np.asarray(line))
+        path.simplify_threshold = _TOLERANCE
+        kept = np.asarray(path.cleaned(simplify=True).vertices, np.float64)[:-1]  # the last is the mark of the end
+        lines.append((kept - 0.5) * step)
+    return lines
+
+
+def _on_grid(run: Run, row: int, owner: NDArray[np.int16]) -> list[Outline]:
+    from batchjob.figures.photos import display
+
+    category = run.data["category"].isel(image=row).values
+    names = run.data["category"].attrs.get("categories", {})
+    _, span = display(run.geometry, int(run.data["height"][row]), int(run.data["width"][row]), _SIDE)
+    scale = np.array([span[1] / owner.shape[1], span[0] / owner.shape[0]])
+    found = []
+    for number in np.unique(owner[owner >= 0]):
+        lines = (canvas.borders(np.pad(owner == number, 1)) - 1) * scale
+        name = str(category[owner == number][0])
+        found.append(Outline(names.get(name, name), "instance", tuple(lines)))
+    return found

@@ -1,0 +1,40 @@
+"""What an object's outline is, which colour its category has, and how a photo's objects are counted in words."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batchjob.figures.palette import OBJECT_COLOURS
+
+Kind = Literal["instance", "small", "crowd"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """One object: `small` ones own fewer than two patches, and like crowds are not part of any score."""
+
+    category: str
+    kind: Kind
+    lines: tuple[NDArray[np.float64], ...]  # [n, (x, y)] each, in widths and heights of the photo as it is shown
+
+
+def colours_of(photos: Iterable[Sequence[Outline]]) -> dict[str, str]:
+    """Category -> colour, the same in all photos of a picture; the most common category has the first."""
+    objects = [o for outlines in photos for o in outlines]
+    counts = Counter(o.category for o in objects if o.kind == "instance")
+    others = Counter(o.category for o in objects if o.kind != "instance")
+    order = sorted(counts, key=lambda name: (-counts[name], name))
+    order += sorted((n for n in others if n not in counts), key=lambda name: (-others[name], name))
+    return {name: OBJECT_COLOURS[i % len(OBJECT_COLOURS)] for i, name in enumerate(order)}
+
+
+def count_words(outlines: Sequence[Outline]) -> tuple[list[tuple[str, int]], str]:
+    """((category, its instances), the most common first) and what else there is, such as `+14 small, 1 crowd`."""
+    counts = Counter(o.category for o in outlines if o.kind == "instance")
+    small, crowds = (sum(o.kind == kind for o in outlines) for kind in ("small", "crowd"))
+    rest = ", ".join([f"{small} small"] * bool(small) + [f"{crowds} crowd{'s' * (crowds > 1)}"] * bool(crowds))
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0])), f"+ {rest}" if rest and counts else rest

@@ -1,0 +1,237 @@
+"""The pictures of a run's maps and clusters: its arrays, photos and objects handed to the drawing functions."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from batchjob.errors import UserError
+from batchjob.figures import codebook, maps
+from batchjob.figures.grid import Scored, study_grid
+from batchjob.figures.look import Look, chosen_head, chosen_layer
+from batchjob.figures.objects import objects_of
+from batchjob.figures.outlines import Outline
+from batchjob.figures.photos import choose_rows, photo_of
+from batchjob.figures.statistics import score_name
+from batchjob.metrics import catalogue
+from batchjob.store.run import Run
+
+_EXTREMES = 6  # best images of a picture, and as many worst ones
+
+
+def grids(run: Run, rows: Sequence[int], layer: int, look: Look) -> Iterator[tuple[str, Figure]]:
+    """The study's figure: one, or one for each `heads_across` heads."""
+    photos = [photo_of(run, row) for row in rows]
+    attention = run.stack(run.attention, rows, layer=layer)
+    shape = (len(rows), 0, len(run.heads), *attention.shape[-2:])
+    labels = run.stack("labels", rows, layer=layer) if run.patch_algorithms else np.zeros(shape, np.uint8)
+    scored = _scored(run, rows, layer)
+    for start in range(0, len(run.heads), look.heads_across):
+        part = slice(start, start + look.heads_across)
+        heads = run.heads[part]
+        several = f"-heads-{heads[0]}-{heads[-1]}" if len(run.heads) > look.heads_across else ""
+        figure = study_grid(
+            [photo.pixels for photo in photos],
+            attention[:, part],
+            labels[:, :, part],
+            titles=[run.ids[row] for row in rows],
+            algorithms=run.patch_algorithms,
+            heads=heads,
+            heading=f"{_maps_and_clusters(run)} of every head\n{headline(run, layer)}",
+            attention_name=run.attention_name,
+            spans=[photo.span for photo in photos],
+            match=not run.has_shared_centroids,
+            smooth=look.smooth,
+            objects=outlines(run, rows, look),
+            scored=scored and Scored(scored.name, scored.values[:, part]),
+        )
+        yield f"grid-layer-{layer}{several}", figure
+
+
+def codebook_of(run: Run, layer: int, head: int, *, most: int = codebook.MOST) -> Figure:
+    """The centroids of one head of a dataset-wide run, with the photos they are typical of."""
+    entries = codebook.entries_of(run, layer, head, most=most)
+    return codebook.codebook(
+        entries,
+        heading=f"The clusters of head {head}, one set for the whole data set\n{headline(run, layer)}",
+        note=codebook.explain(run, len(entries)),
+        is_relative=run.options["features"] == "relative",
+    )
+
+
+def head_gallery(run: Run, rows: Sequence[int], layer: int, head: int, look: Look) -> Figure:
+    """One head over many images."""
+    return maps.one_head(
+        {"": [panel(run, row, layer, head, look) for row in rows]},
+        heading=f"Head {head} over {len(rows)} images\n{headline(run, layer)}",
+        attention_name=run.attention_name,
+        smooth=look.smooth,
+        remark=f"Numbers before the ids: {_score_words(run)}." if run.image_score else "",
+    )
+
+
+def extremes(run: Run, layer: int, head: int, look: Look) -> Figure | None:
+    """The images with the highest and the lowest score of a head; None where fewer than two have one."""
+    if run.image_score is None:
+        return None
+    scores = run.image_score[1][:, 0, run.layers.index(layer), run.heads.index(head)]
+    count = min(_EXTREMES, int(np.isfinite(scores[run.ok_rows]).sum()) // 2)
+    if not count:
+        return None
+    groups = {
+        name.capitalize(): [panel(run, row, layer, head, look) for row in choose_rows(run, name, count, score=scores)]
+        for name in ("best", "worst")
+    }
+    return maps.one_head(
+        groups,
+        heading=f"The best and the worst images of head {head}\n{headline(run, layer)}",
+        attention_name=run.attention_name,
+        smooth=look.smooth,
+        remark=f"Numbers before the ids: {_score_words(run)}.",
+    )
+
+
+def masks(run: Run, rows: Sequence[int], layer: int, look: Look) -> Figure:
+    """The patches that hold 60 % of each head's attention, outlined."""
+    photos = [photo_of(run, row) for row in rows]
+    return maps.mask_grid(
+        [photo.pixels for photo in photos],
+        run.stack(run.attention, rows, layer=layer),
+        titles=[run.ids[row] for row in rows],
+        heads=run.heads,
+        heading=f"Where 60 % of the {run.attention_name} of each head lies\n{headline(run, layer)}",
+        spans=[photo.span for photo in photos],
+        attention_name=run.attention_name,
+        objects=outlines(run, rows, look),
+    )
+
+
+def layers(run: Run, row: int, look: Look) -> Iterator[tuple[str, Figure]]:
+    """Layers × heads of one image: its CLS rows, and a query patch's rows of an image whose maps were kept."""
+    model = f"{model_name(run)}, {run.spec['input_px'][0]} px"
+    if len(run.layers) > 1:
+        photo = photo_of(run, row)
+        yield (
+            "layers-cls",
+            maps.layer_grid(
+                photo.pixels,
+                run.stack(run.attention, [row])[0],
+                layers=run.layers,
+                heads=run.heads,
+                heading=f"{run.attention_name} of every layer and head\n{model}: {run.ids[row]}",
+                what=run.attention_name,
+                span=photo.span,
+                smooth=look.smooth,
+                objects=(outlines(run, [row], look) or [[]])[0],
+            ),
+        )
+    if run.kept_rows:
+        row = row if row in run.kept_rows else run.kept_rows[0]
+        photo, grid = photo_of(run, row), run.geometry.grid
+        query = look.query or brightest(run.stack(run.attention, [row])[0])
+        kept = run.data["attention_rows"].sel(kept_image=row).isel(query=query[0] * grid[1] + query[1])
+        what = f"{run.rows_name} of the marked patch"
+        yield (
+            "layers-query",
+            maps.layer_grid(
+                photo.pixels,
+                kept.values.reshape(len(run.layers), len(run.heads), *grid),
+                layers=run.layers,
+                heads=run.heads,
+                heading=f"{what.capitalize()}, in every layer and head\n{model}: {run.ids[row]}",
+                what=what,
+                span=photo.span,
+                query=query,
+                smooth=look.smooth,
+                objects=(outlines(run, [row], look) or [[]])[0],
+            ),
+        )
+
+
+def brightest(attention: NDArray[np.floating]) -> tuple[int, int]:
+    """(row, column) of the patch with the greatest attention, mean over layers and heads of [L, H, rows, columns]."""
+    mean = attention.astype(np.float64).mean(axis=(0, 1))
+    row, column = np.unravel_index(int(mean.argmax()), mean.shape)
+    return int(row), int(column)
+
+
+def models(runs: Sequence[Run], rows: Sequence[int], look: Look) -> Figure:
+    """The same photos through each run's model, the best head of each; joined by the images' ids."""
+    first = runs[0]
+    places = [{name: row for row, name in enumerate(run.ids)} for run in runs]
+    shared = [row for row in rows if all(first.ids[row] in place for place in places)]
+    if not shared:
+        raise UserError(
+            f"the runs share no image of {first.ids[rows[0]]!r} and the others shown; give runs of one DATA"
+        )
+    heads = [(chosen_layer(run, Look()), chosen_head(run, Look())) for run in runs]
+    panels = [
+        [panel(run, place[first.ids[row]], *at, look) for run, place, at in zip(runs, places, heads, strict=True)]
+        for row in shared
+    ]
+    names = [f"{model_name(run)}\nlayer {at[0]}, head {at[1]}" for run, at in zip(runs, heads, strict=True)]
+    kinds = dict.fromkeys("saliency" if run.attention == "saliency" else "attention" for run in runs)
+    return maps.side_by_side(
+        panels,
+        models=names,
+        heading="The same photos through each model\none head of each",
+        attention_name=" or ".join(kinds),
+        smooth=look.smooth,
+    )
+
+
+def panel(run: Run, row: int, layer: int, head: int, look: Look) -> maps.Panel:
+    """One photo, its objects and score, its attention and the first algorithm's clusters, of one layer and head."""
+    photo = photo_of(run, row)
+    attention = run.stack(run.attention, [row], layer=layer, head=head)[0]
+    labels = run.stack("labels", [row], layer=layer, head=head)[0, 0] if run.patch_algorithms else None
+    score = ""
+    if run.image_score is not None:
+        value = float(run.image_score[1][row, 0, run.layers.index(layer), run.heads.index(head)])
+        score = f"{value:.2f}".replace("-", "−") if np.isfinite(value) else "–"
+    objects = objects_of(run, row) if look.objects else []
+    return maps.Panel(photo.pixels, attention, labels, run.ids[row], photo.span, objects, score)
+
+
+def outlines(run: Run, rows: Sequence[int], look: Look) -> list[list[Outline]] | None:
+    """The objects of each image; None where none are to be drawn."""
+    found = [objects_of(run, row) for row in rows] if look.objects else []
+    return found if any(found) else None
+
+
+def headline(run: Run, layer: int) -> str:
+    """Model, weights where they are not the model's own, layer and input size."""
+    height, width = run.spec["input_px"]
+    size = f"{height} px" if height == width else f"{height}×{width} px"
+    return f"{model_name(run)}, layer {layer}, {size}"
+
+
+def model_name(run: Run) -> str:
+    """The model's name, with `untrained` where its weights are random."""
+    return f"{run.model} (untrained)" if run.is_random else run.model
+
+
+def _maps_and_clusters(run: Run) -> str:
+    return f"{run.attention_name} and clusters" if run.patch_algorithms else run.attention_name
+
+
+def _scored(run: Run, rows: Sequence[int], layer: int) -> Scored | None:
+    """Each head's score of each image, of the first algorithm; None without statistics."""
+    if run.image_score is None:
+        return None
+    return Scored(_score_words(run), run.image_score[1][list(rows), 0, run.layers.index(layer)])
+
+
+def _score_words(run: Run) -> str:
+    """`ARI within categories of the image (other photos' objects: 0.18 on average)`."""
+    assert run.image_score is not None
+    name = run.image_score[0]
+    words = f"{score_name(name)} of the image"
+    summary, null = run.table("summary"), catalogue.main_null(name)
+    if summary is None or not null:
+        return words
+    found = summary[(summary["score"] == name) & (summary["null"] == null)]["null_mean"].dropna()
+    if not len(found) or null != "swap":
+        return words
+    return f"{words} (with other photos' objects {found.mean():.2f} on average)"

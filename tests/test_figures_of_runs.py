@@ -1,0 +1,140 @@
+"""The pictures that a run gets: each kind where the run holds it, the objects outlined, the best and worst images."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from batchjob.errors import UserError
+from batchjob.figures import Look, objects, write_figures
+from batchjob.figures.outlines import Outline, colours_of, count_words
+from batchjob.figures.overview import overview
+from batchjob.figures.photos import open_run, photo_of
+from batchjob.figures.pictures import extremes, grids
+from batchjob.store.run import Run
+from tests.runs import plan_what_is_there
+
+
+def test_every_kind_of_figure_is_written_for_runs_that_hold_it(runs: list[Path]) -> None:
+    look = Look(images="best", count=2, heads_across=2, query=(1, 2), formats=("svg",))
+    names = {path.name.split("-layer")[0] for path in write_figures(runs, look)}
+    assert {"overview.svg", "grid", "extremes-0", "masks", "layers-cls.svg", "layers-query.svg", "models.svg"} <= names
+    assert {f"stats-{kind}.svg" for kind in ("forest", "gain", "nulls", "distance", "instances")} <= names
+    assert len(list((runs[0] / "figures").glob("grid-layer-*-heads-*.svg"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("look", "told"),
+    [
+        (Look(head=9), "--head 9 is not in"),
+        (Look(layer=3), "--layer 3 is not in"),
+        (Look(images="nothing.jpg"), "image 'nothing.jpg' is not in"),
+        (Look(query=(40, 0)), "outside the grid of 4×4"),
+    ],
+)
+def test_what_a_run_does_not_have_is_refused_in_a_line(runs: list[Path], look: Look, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        write_figures(runs[0], look)
+
+
+def test_a_photo_that_is_gone_is_grey_and_the_rest_of_the_page_stays(runs: list[Path], tmp_path: Path) -> None:
+    shutil.copytree(runs[0], tmp_path / "run")
+    index = json.loads((tmp_path / "run" / "index" / "index.json").read_text())
+    (tmp_path / "run" / "index" / "index.json").write_text(json.dumps(index | {"root": str(tmp_path / "gone")}))
+    plan_what_is_there(tmp_path / "run")
+    view = open_run(tmp_path / "run")
+    photo = photo_of(view, int(view.ok_rows[0]))
+    assert not photo.found
+    assert len(np.unique(photo.pixels)) == 1
+
+
+def box_of(outline: Outline) -> tuple[float, ...]:
+    """(left, top, right, bottom) of all lines."""
+    points = np.concatenate(outline.lines)
+    return (*points.min(0), *points.max(0))
+
+
+def test_objects_are_outlined_by_their_masks_crowds_and_small_ones_apart(runs: list[Path]) -> None:
+    run = open_run(runs[0])
+    found = objects.objects_of(run, run.ids.index("val2017/photo-0.jpg"))
+    assert [o.kind for o in found] == ["instance", "instance", "small", "crowd"]
+    assert {o.category for o in found} == {"square"}
+    assert box_of(found[0]) == pytest.approx((8 / 128, 30 / 96, 52 / 128, 70 / 96), abs=0.01)
+    assert box_of(found[3]) == pytest.approx((0, 0, 120 / 128, 20 / 96), abs=0.01)
+
+
+def test_without_the_annotations_the_patches_of_each_instance_are_outlined(runs: list[Path], tmp_path: Path) -> None:
+    shutil.copytree(runs[0], tmp_path / "run")
+    root = runs[0].parent / "data" / "annotations" / "instances_val2017.json"
+    root.rename(tmp_path / "gone")
+    try:
+        objects._annotations.cache_clear()
+        run = Run(tmp_path / "run")
+        row = run.ids.index("val2017/photo-0.jpg")
+        found = objects.objects_of(run, row)
+    finally:
+        (tmp_path / "gone").rename(root)
+        objects._annotations.cache_clear()
+    assert [(o.category, o.kind) for o in found] == [("square", "instance")] * 2
+    owner = run.data["instance"].values[row]
+    y, x = np.nonzero(owner == 0)
+    edges = x.min() / 4, y.min() / 4, (x.max() + 1) / 4, (y.max() + 1) / 4
+    assert box_of(found[0]) == pytest.approx(edges)
+    assert not objects.objects_of(Run(runs[0]), Run(runs[0]).ids.index("val2017/cut.jpg"))
+
+
+def test_a_masks_outline_runs_along_its_edge_and_round_its_holes() -> None:
+    mask = np.zeros((60, 80), np.uint8)
+    mask[10:50, 20:70] = 1
+    mask[20:30, 30:40] = 0
+    outer, hole = sorted(objects.follow(mask), key=lambda line: -np.ptp(line[:, 0]))
+    assert (*outer.min(0), *outer.max(0)) == pytest.approx((20, 10, 70, 50), abs=0.6)
+    assert (*hole.min(0), *hole.max(0)) == pytest.approx((30, 20, 40, 30), abs=0.6)
+
+
+def test_a_category_has_one_colour_in_a_picture_and_the_key_counts_what_is_scored_first() -> None:
+    line = (np.zeros((2, 2)),)
+    one = [Outline("cat", "instance", line), Outline("cat", "instance", line), Outline("dog", "instance", line)]
+    other = [Outline("dog", "small", line), Outline("bird", "crowd", line)]
+    colours = colours_of([one, other])
+    assert list(colours) == ["cat", "dog", "bird"]
+    assert len(set(colours.values())) == 3
+    assert count_words(one + other) == ([("cat", 2), ("dog", 1)], "+ 1 small, 1 crowd")
+
+
+def test_objects_are_drawn_unless_they_are_switched_off(runs: list[Path]) -> None:
+    said = []
+    for look in (Look(), Look(objects=False)):
+        run = open_run(runs[0])
+        (_, figure), *_ = grids(run, run.ok_rows[:2].tolist(), 11, look)
+        said.append(" ".join(text.get_text() for text in figure.texts))
+    assert "square" in said[0]
+    assert "Outlines:" in said[0]
+    assert "square" not in said[1]
+
+
+def test_the_best_images_come_before_the_worst_with_their_scores(runs: list[Path]) -> None:
+    run = open_run(runs[0])
+    assert run.image_score is not None
+    figure = extremes(run, 11, 1, Look())
+    assert figure is not None
+    words = [text.get_text() for text in figure.texts]
+    values = run.image_score[1][:, 0, run.layers.index(11), 1]
+    best, worst = np.nanargmax(values), np.nanargmin(values)
+    for row in (best, worst):
+        score = f"{values[row]:.2f}".replace("-", "−")
+        assert any(text.startswith(score) and Path(run.ids[row]).name[-9:] in text for text in words)
+    assert words.index("Best") < words.index("Worst")
+
+
+def test_the_overview_asks_the_question_shows_three_photos_and_answers(runs: list[Path]) -> None:
+    figure = overview(open_run(runs[0]), Look())
+    assert figure is not None
+    words = " ".join(text.get_text() for text in figure.texts)
+    assert "Do clusters of self-attention separate objects of the same class?" in words
+    for word in ("best: ", "median: ", "worst: ", "An example"):
+        assert word in words
+    assert len(figure.axes) == 2 * 3 + 1  # photos, their clusters, the forest
+    assert len(figure.axes[-1].get_yticklabels()) == 6
