@@ -67,14 +67,18 @@ run: env  ## the whole job, on the sample or on DATA=/folder, tar, COCO root or 
 	else
 	  run=$(RUN_OR_SAMPLE)
 	  $(PY) -m batchjob run $(SAMPLE) "$$run" --k instances --image-size 448 --keep-maps 8 \
-	    --scores attention,pairs $(RETRY) $(RESULT_FLAGS) $(RUNTIME_FLAGS)
-	  $(PY) -m batchjob stats "$$run"
-	  $(PY) -m batchjob figures "$$run"
-	  $(PY) -m batchjob report "$$run"
+	    --scores attention,pairs $(RETRY) $(RESULT_FLAGS) $(RUNTIME_FLAGS) >/dev/null
+	  answer=$$($(PY) -m batchjob stats "$$run")
+	  echo 'drawing the figures and the report' >&2
+	  $(PY) -m batchjob figures "$$run" >/dev/null
+	  $(PY) -m batchjob report "$$run" >/dev/null
 	  echo
-	  echo "open:   $$run/report.html  (the figure alone: $$run/figures/)"
-	  echo "arrays: $$run/labels.zarr  (README.md has five lines that load it)"
-	  echo 'next:   make run DATA=/your/images'
+	  grep -v -e '^$$' -e '^tables: ' -e '^heads, ' <<< "$$answer"
+	  echo
+	  echo "open:    $$run/report.html"
+	  echo "figures: $$run/figures/  (overview.png stands for all)"
+	  echo "arrays:  $$run/labels.zarr  (README.md has five lines that load it)"
+	  echo "more:    $(PY) -m batchjob stats $$run --verbose; make run DATA=/your/images"
 	fi
 
 submit: env  ## queue the job on a Slurm cluster: DATA=/coco NODES=2 GPUS=4 (ARRAY=8: as a job array)

@@ -70,6 +70,7 @@ def make_parser(*, shows_all: bool = False) -> Parser:
     for name in ("stats", "figures", "report"):
         made[name].add_argument("runs", metavar="RUN", nargs="+", help="folders of runs; several are compared")
     made["stats"].add_argument("--annotations", default="", metavar="FILE", help="COCO JSON or VOC folder [the run's]")
+    made["stats"].add_argument("--verbose", action="store_true", help="every head, the other scores, what is missing")
     made["stats"].add_argument("--csv", action="store_true", help="CSV beside every parquet table")
     made["stats"].add_argument("--jobs", type=int, default=0, metavar="N", help="processes [as many as pay]")
     _add_look(made["figures"])

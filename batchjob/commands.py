@@ -36,7 +36,7 @@ def run(args: Namespace) -> int:
     code = _finish(folder, runtime.max_failures)
     print(f"store: {folder / 'labels.zarr'}")
     if code == 0:
-        print(f"next: batchjob figures {folder}")
+        print(f"next: batchjob stats {folder}, then figures and report")
     return code
 
 
@@ -132,7 +132,8 @@ def stats(args: Namespace) -> int:
     """Tables of scores, null models and intervals; what they say, in words."""
     from batchjob.stats import run_stats
 
-    for line in run_stats(args.runs, annotations=args.annotations, csv=args.csv, jobs=args.jobs, say=tell):
+    flags: dict[str, Any] = {name: getattr(args, name) for name in ("annotations", "csv", "jobs", "verbose")}
+    for line in run_stats(args.runs, **flags, say=tell):
         _print(line)
     return 0
 

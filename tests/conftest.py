@@ -13,7 +13,7 @@ import hypothesis
 import pytest
 from _pytest.terminal import TerminalReporter
 
-from tests.pages import TINY, chromium, codebook_page, page, runs  # noqa: F401  # one for all files that ask for it
+from tests.pages import TINY, both_runs, chromium, codebook_page, page, runs  # noqa: F401  # one for all files that ask for it
 from tests.slurm_jobs import calm, cluster, slurm_photos, submit  # noqa: F401  # one for all files that ask for it
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is imported

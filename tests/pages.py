@@ -80,7 +80,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def page(runs: list[Path]) -> Path:
-    return write_report(runs[:1])
+    """The page of the first run."""
+    return write_report(runs[:1]).rename(runs[0] / "page.html")
+
+
+@pytest.fixture(scope="session")
+def both_runs(runs: list[Path]) -> Path:
+    """The page of both."""
+    return write_report(runs).rename(runs[0] / "both.html")
 
 
 @pytest.fixture(scope="session")
@@ -120,8 +127,8 @@ def until(test: Callable[[], Any], what: str, *, seconds: float = 15) -> Any:
     raise AssertionError(f"after {seconds} s still not: {what}")
 
 
-def open_page(driver: Any, path: Path, *, width: int = 1440, scheme: str = "light") -> float:
-    """Opens the page at a width and in a colour scheme; the seconds it took to load."""
+def open_page(driver: Any, path: Path, *, width: int = 1440, scheme: str = "light", part: str = "") -> float:
+    """Opens the page, or what `part` of its address shows, at a width and in a colour scheme; the seconds it took."""
     metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     features = [{"name": "prefers-color-scheme", "value": scheme}]
@@ -129,7 +136,8 @@ def open_page(driver: Any, path: Path, *, width: int = 1440, scheme: str = "ligh
     for kind in ("browser", "performance"):
         driver.get_log(kind)  # what came before
     start = time.monotonic()
-    driver.get(path.as_uri())
+    driver.get("about:blank")  # another part of an open page is not loaded anew
+    driver.get(path.as_uri() + (f"#{part}" if part else ""))
     return time.monotonic() - start
 
 

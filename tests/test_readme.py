@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,12 +30,20 @@ def here(sample_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return tmp_path
 
 
-def test_the_five_lines_from_the_zarr_to_a_plot_run(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_of_the_readme_runs(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MPLBACKEND", "agg")
+    first, second = sorted((ROOT / "batchjob" / "sample" / "val2017").glob("*.jpg"))[:2]
+    (here / "photos").mkdir()
+    for photo, copy in ((first, "cat.jpg"), (first, "photos/1.jpg"), (second, "photos/2.jpg")):
+        shutil.copy(photo, here / copy)
     code = "\n".join(commands("python"))
+    assert code.count('layers="all"') == 1
+    code = code.replace('layers="all"', 'layers="all", image_size=112')  # 64 patches in place of 256: for the time
+    code += "\nprint(labels.shape, sorted(tables)[-1], run.labels.shape)"
     done = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert re.search(r"val2017/\d+\.jpg has \d+ clusters in head 3", done.stdout)
+    assert done.stdout.endswith("(1, 1, 6, 256) summary (2, 1, 12, 6, 8, 8)\n")
 
 
 def test_every_batchjob_command_of_the_readme_runs(here: Path) -> None:

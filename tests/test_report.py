@@ -1,23 +1,29 @@
 """The report's text and data: what it tells of a run, and how much of it fits."""
 
+import base64
+import dataclasses
+import io
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from batchjob.figures.photos import open_run
+from batchjob.report import answer, codebook, facts
 from batchjob.report import browser as packing
-from batchjob.report import codebook, facts
 from batchjob.report import page as report_page
+from batchjob.report.headmap import head_map
 from batchjob.store.run import Run
 
 
 def test_a_codebook_has_a_section_of_its_own_with_a_line_for_every_cluster(codebook_page: Path, page: Path) -> None:
     text, run = codebook_page.read_text(), codebook_page.parent
     section = text.split('<section id="codebook">')[1].split("</section>")[0]
-    assert section.count("data:image/webp") == section.count("<details") == 3  # heads
+    assert section.count("data:image/webp") == section.count('<details class="book"') == 3  # heads
     assert section.count("<tr data-find") == 3 * 6
     for column in ("Prevalence", "Images", "Best category", "Lift", "Mean x", "Mean y"):
         assert section.count(f">{column}</button>") == 3
@@ -65,7 +71,7 @@ def test_a_page_of_very_many_images_carries_a_sample_and_says_so(
     runs: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packing, "MAX_IMAGES", 4)
-    monkeypatch.setattr(report_page, "pictures", lambda views: [])
+    monkeypatch.setattr(report_page, "pictures", lambda runs: [])
     assert "A sample of 4 of 9 labelled images" in report_page.render([open_run(runs[0])])
 
 
@@ -73,14 +79,16 @@ def test_the_browsers_data_stop_at_their_limits_whatever_the_run_holds(
     runs: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     view = open_run(runs[0])
-    everything = packing.pack([view], view.ok_rows.tolist(), [None])
+    everything = packing.pack([view], view.ok_rows.tolist(), [None], [(0, 2)])
     assert len(everything.json["images"]) == 9
     assert sum(len(image["runs"][0]["rows"]) for image in everything.json["images"]) == 3 * 2 * 3
     monkeypatch.setattr(packing, "IMAGES_BYTES", everything.size // 3)
     monkeypatch.setattr(packing, "ROWS_BYTES", everything.rows_size // 3)
-    less = packing.pack([view], view.ok_rows.tolist(), [None])
+    less = packing.pack([view], view.ok_rows.tolist(), [None], [(0, 2)])
     assert 3 <= len(less.json["images"]) < 9
-    assert 0 < sum(len(image["runs"][0]["rows"]) for image in less.json["images"]) < 18
+    rows = [image["runs"][0]["rows"] for image in less.json["images"] if image["runs"][0]["rows"]]
+    assert 0 < sum(map(len, rows)) < 18
+    assert all("0,2" in places for places in rows)  # the head that is shown first goes in first
 
 
 def test_attention_of_fine_grids_is_averaged_over_cells() -> None:
@@ -90,3 +98,59 @@ def test_attention_of_fine_grids_is_averaged_over_cells() -> None:
     corner = [0, 1, 4, 5]  # the patches of the upper left cell
     assert pooled[0, 0] == pytest.approx(rows[np.ix_(corner, corner)].mean())
     assert packing.pool(rows, (4, 4), 3).shape == (4, 4)  # two rows of two cells, the last ones smaller
+
+
+def test_figures_stand_on_a_clear_ground_in_an_ink_for_light_and_dark_pages(page: Path) -> None:
+    found = re.findall(r'class="paper"[^>]*base64,([^"]+)"', page.read_text())
+    assert len(found) >= 5
+    for data in found:
+        with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+            assert image.mode == "RGBA"
+            pixels = np.asarray(image)
+        assert pixels[0, 0, 3] == 0
+        heading = pixels[10:60][pixels[10:60, :, 3] > 250][:, :3]
+        assert 90 < np.median(heading) < 160
+
+
+def test_the_differences_are_found_whichever_run_is_named_first(runs: list[Path]) -> None:
+    both = [Run(run) for run in runs]
+    found = [answer.differences(named) for named in (both, both[::-1])]
+    assert found[0].rows
+    assert found[0] == found[1]
+    assert found[0].header[3:5] == ["first", "second"]
+
+
+def test_the_page_never_asks_for_statistics_that_cannot_be(runs: list[Path], tmp_path: Path) -> None:
+    both = [Run(run) for run in runs]
+    for run in both:
+        run.__dict__["table"] = lambda name: None
+    assert answer.differences(both).note.endswith(f"batchjob stats {runs[0]} {runs[1]}")
+    both[0].__dict__["options"] = {**both[0].options, "weights": "", "resize": "crop"}
+    assert "second is untrained: a null model" in answer.differences(both).note
+    both[1].__dict__["options"] = {**both[1].options, "weights": ""}
+    both[0].__dict__["geometry"] = dataclasses.replace(both[0].geometry, resize="crop")
+    assert answer.differences(both).note == (
+        "The runs are not compared patch by patch: second was resized by squash, first by crop."
+    )
+    both[0].__dict__["geometry"] = both[1].geometry
+    both[0].__dict__["ids"] = ["elsewhere.jpg"]
+    assert answer.differences(both).note == "The runs are not compared: they have no image in common."
+
+
+def test_the_map_holds_every_heads_gain_and_where_it_leads(runs: list[Path]) -> None:
+    run = Run(runs[0])
+    summary = run.table("summary")
+    assert summary is not None
+    summary["gain"] = 0.1 * summary["head"] - 0.05 * (summary["layer"] - 9)
+    summary["p_holm"] = np.where(summary["gain"] > 0.1, 0.01, 1.0)
+    run.__dict__["table"] = lambda name: summary
+    found = head_map(run, 1)
+    assert found is not None
+    mine = summary[(summary["score"] == "instance_ari") & (summary["null"] == "swap")].set_index(["layer", "head"])
+    assert [layer for layer, _ in found.rows] == [10, 11]
+    for layer, tiles in found.rows:
+        for head, tile in enumerate(tiles):
+            assert float(tile.text.replace("−", "-")) == pytest.approx(mine.loc[(layer, head), "gain"], abs=0.0051)
+            assert tile.share == round(100 * abs(mine.loc[(layer, head), "gain"]) / 0.15)
+            assert tile.is_sure == (mine.loc[(layer, head), "gain"] > 0.1)
+            assert tile.link == f"#layer2={layer}&head2={head}&algorithm2=kmeans"

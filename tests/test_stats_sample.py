@@ -29,6 +29,14 @@ def test_the_samples_table_is_as_it_was(sample_run: Path, tmp_path: Path, batchj
     shutil.copytree(sample_run, run)
     ended = batchjob("stats", run)
     assert ended.code == 0
+    folded = [line for line in ended.out.splitlines() if line]
+    assert folded[0] == "sample: vit_small_patch14_dinov2.lvd142m, 8 images, 0 failed"
+    assert folded[1] == "Do clusters of self-attention separate objects of the same class?"
+    assert folded[2].startswith("An example, ")
+    assert "with other photos' objects and" in folded[2]
+    assert folded[3:] == [f"tables: {run / 'stats'}", f"heads, other scores and nulls: batchjob stats {run} --verbose"]
+    ended = batchjob("stats", run, "--verbose")
+    assert ended.code == 0
     assert "instance_ari by head, best first, with 95 % intervals over images against swap and position" in ended.out
     assert "An example, " in ended.out
     assert "evidence" not in ended.out

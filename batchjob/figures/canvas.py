@@ -260,7 +260,23 @@ def show_lines(
 
 
 def save(figure: Figure, path: Path, *, formats: Sequence[str] = ("png",), dpi: int = 200) -> list[Path]:
-    """The files written: `path` with each format's suffix, all with equal bytes for equal figures."""
+    """Writes a figure; equal figures give equal bytes.
+
+    Parameters
+    ----------
+    figure : matplotlib.figure.Figure
+    path : Path
+        Without its suffix; missing folders are made.
+    formats : strings
+        Of png, svg and pdf.
+    dpi : int
+        Of the PNG, and of the photos inside the others.
+
+    Returns
+    -------
+    list of Path
+        The files, one a format.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     written = []
     for suffix in formats:

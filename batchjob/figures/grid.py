@@ -43,14 +43,42 @@ def study_grid(
     objects: Sequence[Sequence[Outline]] | None = None,
     scored: Scored | None = None,
 ) -> Figure:
-    """A figure with one block an image: the photo, and for each head its CLS attention and its clusters.
+    """Draws one block an image: the photo, and for each head its CLS attention and its clusters.
 
-    photos: n arrays uint8 [height, width, 3] of any size, the part that the model saw, at its own aspect ratio.
-    cls_attention: [n, H, rows, columns]; labels: uint8 [n, M, H, rows, columns], 254 noise, 255 none.
-    heads: the H heads' numbers, if not 0 to H − 1. spans: for each photo the (height, width) that its patch grid
-    covers in photo heights and widths; more than 1 where the input was padded. match: renumber the clusters of one
-    image so that an object keeps its colour in all its maps; not wanted where numbers mean something (centroids).
-    objects: of each photo, outlined on it and on its clusters. scored: written over each head's maps.
+    Parameters
+    ----------
+    photos : n arrays uint8 [height, width, 3]
+        Of any size: the part that the model saw, at its own aspect ratio.
+    cls_attention : [n, H, rows, columns]
+        On the patch grid; each map is drawn on a scale of its own.
+    labels : uint8 [n, M, H, rows, columns]
+        Of M algorithms; 254 noise, 255 none.
+    titles : n strings
+        Over the photos.
+    algorithms : M strings
+    heads : H integers, optional
+        The heads' numbers; by default 0 to H − 1.
+    heading : str
+        What is shown; after a line break, of which run.
+    attention_name : str
+        What `cls_attention` is.
+    spans : n pairs of float, optional
+        The (height, width) that a photo's patch grid covers, in photo heights and widths: above 1 where the input was
+        padded.
+    match : bool
+        Whether the clusters of one image are renumbered so that a region keeps its colour in all maps. Not wanted where
+        numbers mean something (centroids).
+    smooth : bool
+        Whether attention is interpolated between patches.
+    objects : n lists of Outline, optional
+        Outlined on the photo and on its clusters.
+    scored : Scored, optional
+        Written over each head's maps.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Known to no pyplot window.
     """
     colours = colours_of(objects or [])
     heads = list(range(labels.shape[2])) if heads is None else list(heads)

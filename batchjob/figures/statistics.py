@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
@@ -16,6 +18,8 @@ from batchjob.figures import canvas
 from batchjob.metrics import catalogue
 
 BLUE, RED = "#0072b2", "#d55e00"
+# viridis without its ends, which are not seen on a dark or on a white ground
+_LAYERS = ListedColormap(colormaps["viridis"](np.linspace(0.25, 0.88, 128)))
 _NULLS = {  # null -> marker and name
     "swap": ("o", "other photos' objects"),
     "position": ("D", "position alone"),
@@ -168,7 +172,7 @@ def against_nulls(summary: pd.DataFrame, *, score: str, heading: str, algorithm:
         wide: dict[str, Any] = {"color": canvas.RULE, "lw": 0.9, "zorder": 2}
         axes.hlines(y, both["gain_low_x"], both["gain_high_x"], **wide)
         axes.vlines(x, both["gain_low_y"], both["gain_high_y"], **wide)
-        shades: dict[str, Any] = {"c": layers, "cmap": "viridis_r"} if several else {"color": BLUE}
+        shades: dict[str, Any] = {"c": layers, "cmap": _LAYERS} if several else {"color": BLUE}
         points = axes.scatter(x, y, s=26, lw=0.5, ec="white", zorder=4, **shades)
         axes.margins(0.06)
         _name_corners(axes)

@@ -16,9 +16,24 @@ from batchjob.store.run import Run
 
 
 def write_figures(runs: Path | Sequence[Path], look: Look | None = None) -> list[Path]:
-    """The files written under the first run's figures/. Several runs add a picture of the models side by side.
+    """Draws every picture that the run holds the data for.
 
-    Raises UserError where there is no run, no labelled image, or an image, layer or head that the run doesn't have.
+    Parameters
+    ----------
+    runs : Path or Paths
+        Folders of runs. Several add a picture of the models side by side; the others are of the first.
+    look : Look, optional
+        What is shown and how.
+
+    Returns
+    -------
+    list of Path
+        The files, under the first run's figures/.
+
+    Raises
+    ------
+    UserError
+        Where there is no run or no labelled image, or the run doesn't have the image, layer, head or patch asked for.
     """
     look = look or Look()
     folders = [runs] if isinstance(runs, Path) else list(runs)

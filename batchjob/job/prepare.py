@@ -139,6 +139,8 @@ def _planned(data: str, run: Path, options: Options, say: Callable[[str], None])
         plan = plans.load(run, checks_index=False)
     except plans.DamagedPlan:
         return None
+    if options != plan.options or os.path.abspath(data) != plan.data:
+        check_input(data, options)  # a name that nothing has is told as such, not as another plan
     plans.check_same(plan, run, data, options)
     if damaged := inputs.differences(run, plan.inputs):
         index = sources.index_images(plan.data, split=options.split, limit=options.limit)

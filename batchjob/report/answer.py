@@ -9,9 +9,14 @@ import pandas as pd
 
 from batchjob.metrics import catalogue
 from batchjob.stats import sentences as told
+from batchjob.stats.compare import comparable
 from batchjob.stats.numbers import gain, number, p_value
 from batchjob.store.run import Run
 
+_NOTE = (
+    "On the same images: the best head of each run, chosen on one half of them, on the other half; and the mean over "
+    "heads. A difference is the first run less the second."
+)
 _DIFFERENCES_HEADER = ["Score", "Heads", "n", "First run", "Second run", "Difference", "95 % interval", "p"]
 
 
@@ -24,40 +29,58 @@ class Differences:
     rows: list[list[str]] = field(default_factory=list)
 
 
-def sentences(view: Run) -> list[str]:
+def sentences(run: Run) -> list[str]:
     """The answer to the study's question first, then what qualifies it; nothing without statistics."""
-    selection = view.table("selection")
+    selection = run.table("selection")
     if selection is None or not len(selection):
-        return _without_objects(view)
-    lines = told.answer(view, selection)
-    return [*lines, *told.exploratory(view, selection, catalogue.leading()[:4])] or _without_objects(view)
+        return _without_objects(run)
+    lines = told.answer(run, selection)
+    return [*lines, *told.exploratory(run, selection, catalogue.leading()[:4])] or _without_objects(run)
 
 
-def _without_objects(view: Run) -> list[str]:
-    if view.table("summary") is None:
+def _without_objects(run: Run) -> list[str]:
+    if run.table("summary") is None:
         return []
     return [
         "The statistics know no objects: the question needs instance masks.",
-        f"Give them: batchjob stats {view.folder} --annotations instances.json. The table below has what needs none.",
+        f"Give them: batchjob stats {run.folder} --annotations instances.json. The table below has what needs none.",
     ]
 
 
-def differences(views: Sequence[Run]) -> Differences:
-    """Paired differences of the first run and each other, from the comparison that `stats RUN RUN …` wrote."""
-    runs = " ".join(str(view.folder) for view in views)
-    missing = Differences(f"Paired differences come from statistics of the runs together: batchjob stats {runs}")
-    table = views[0].table("comparison")
-    if table is None or not len(table):
-        return missing
-    names = [view.folder.absolute().name for view in views]
-    table = table[table["run_a"].isin(names) & table["run_b"].isin(names) & (table["of"] != "head")]
-    if not len(table):
-        return missing
-    note = "On the same images: the best head of each run, chosen on one half of them, on the other half; and the mean "
-    note += "over heads. A difference is the first run less the second."
-    several = len(views) > 2
-    rows = [_difference(row, several) for row in table.to_dict("records")]
-    return Differences(note, (["Runs"] if several else []) + _DIFFERENCES_HEADER, rows)
+def differences(runs: Sequence[Run]) -> Differences:
+    """Paired differences of the runs, from the comparison that `stats RUN RUN …` wrote into one of them.
+
+    Without one, the note says why there can't be any, or which command makes it.
+    """
+    names = [run.name for run in runs]
+    for run in runs:
+        table = run.table("comparison")
+        if table is None or not len(table):
+            continue
+        table = table[table["run_a"].isin(names) & table["run_b"].isin(names) & (table["of"] != "head")]
+        if len(table):
+            several = len(runs) > 2
+            rows = [_difference(row, several) for row in table.to_dict("records")]
+            first, second = (str(table[side].iloc[0]) for side in ("run_a", "run_b"))
+            header = [*_DIFFERENCES_HEADER[:3], *((first, second) if not several else _DIFFERENCES_HEADER[3:5])]
+            header += _DIFFERENCES_HEADER[5:]
+            return Differences(_NOTE, (["Runs"] if several else []) + header, rows)
+    return Differences(_why_none(runs))
+
+
+def _why_none(runs: Sequence[Run]) -> str:
+    trained = [run for run in runs if not run.is_random]
+    if trained and len(trained) < 2:
+        untrained = ", ".join(run.name for run in runs if run.is_random)
+        return (
+            f"{untrained} is untrained: a null model of the other run, in whose table it stands, not a side to compare."
+        )
+    if reason := comparable(trained or runs):
+        return f"The runs are not compared patch by patch: {reason}."
+    if not set.intersection(*(set(run.ids) for run in runs)):
+        return "The runs are not compared: they have no image in common."
+    folders = " ".join(str(run.folder) for run in runs)
+    return f"Paired differences come from statistics of the runs together: batchjob stats {folders}"
 
 
 def _difference(row: Any, several: bool) -> list[str]:

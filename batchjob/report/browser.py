@@ -2,7 +2,9 @@
 
 import base64
 import io
+import json
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from batchjob.figures.maps import peak
-from batchjob.figures.palette import MAP_COLOURS, label_colours, match_colours
+from batchjob.figures.objects import objects_of
+from batchjob.figures.outlines import count_words
+from batchjob.figures.palette import MAP_COLOURS, OBJECT_COLOURS, label_colours, match_colours
 from batchjob.figures.photos import photo_of
 from batchjob.store.run import Run
 
@@ -26,11 +30,12 @@ _MAX_MATCHED = 64  # partitions of one image whose colours are matched in one go
 
 
 @dataclass
-class Parcel:
+class PageData:
     """The page's data: one JSON value, and texts that are read only when they are looked at."""
 
     json: dict[str, Any] = field(default_factory=dict)
     blobs: dict[str, str] = field(default_factory=dict)  # element id -> base64
+    categories: Counter[str] = field(default_factory=Counter)  # of the objects that are outlined
     size: int = 0
     rows_size: int = 0
 
@@ -43,92 +48,119 @@ class Parcel:
 
 
 def pack(
-    views: Sequence[Run],
+    runs: Sequence[Run],
     wanted: Iterable[int],
     scores: Sequence[NDArray[np.floating[Any]] | None],
-) -> Parcel:
+    starts: Sequence[tuple[int, int]],
+) -> PageData:
     """The browser's data of as many images as fit: kept ones first, then `wanted` rows of the first run, in order.
 
-    scores: for each run what orders the images of a head, [image, algorithm, layer, head], or None.
+    Parameters
+    ----------
+    runs, wanted
+        The runs; rows of the first one.
+    scores
+        For each run what orders the images of a head, [image, algorithm, layer, head], or None.
+    starts
+        For each run the places of the layer and the head that are shown first: their attention rows go in first.
     """
-    parcel = Parcel()
-    first = views[0]
-    places = [{name: row for row, name in enumerate(view.ids)} if view is not first else {} for view in views]
+    page_data = PageData()
+    first = runs[0]
+    places = [{name: row for row, name in enumerate(run.ids)} if run is not first else {} for run in runs]
     chosen: dict[int, dict[str, Any]] = {}
     for row in _in_turn(first.kept_rows[:8], wanted):
         if row in chosen:
             continue
-        if len(chosen) >= MAX_IMAGES or parcel.size > IMAGES_BYTES:
+        if len(chosen) >= MAX_IMAGES or page_data.size > IMAGES_BYTES:
             break
-        rows = [row if view is first else place.get(first.ids[row]) for view, place in zip(views, places, strict=True)]
-        chosen[row] = _image(parcel, views, rows, scores)
-    for number, view in enumerate(views):
-        _pack_rows(parcel, view, number, list(chosen.values()))
-    parcel.json = {
+        rows = [row if run is first else place.get(first.ids[row]) for run, place in zip(runs, places, strict=True)]
+        chosen[row] = _image(page_data, runs, rows, scores)
+    for number, run in enumerate(runs):
+        _pack_rows(page_data, run, number, list(chosen.values()), starts[number])
+    images = [chosen[row] for row in sorted(chosen)]
+    names = [name for name, _ in page_data.categories.most_common()]
+    page_data.json = {
+        "categories": {name: OBJECT_COLOURS[i % len(OBJECT_COLOURS)] for i, name in enumerate(names)},
         "palette": _bytes(label_colours(254)),
         "heat": _bytes(matplotlib.colormaps[MAP_COLOURS](np.arange(256))),
-        "runs": [_run(view) for view in views],
-        "images": [chosen[row] for row in sorted(chosen)],
+        "runs": [_run(run) for run in runs],
+        "images": images,
     }
-    return parcel
+    return page_data
 
 
-def _run(view: Run) -> dict[str, Any]:
-    grid = view.geometry.grid
+def _run(run: Run) -> dict[str, Any]:
+    grid = run.geometry.grid
     return {
-        "model": view.model,
-        "layers": view.layers,
-        "heads": view.heads,
-        "algorithms": view.patch_algorithms,
+        "model": run.model,
+        "layers": run.layers,
+        "heads": run.heads,
+        "algorithms": run.patch_algorithms,
         "grid": list(grid),
         "cell": _cell(grid),
-        "attention": view.attention_name,
-        "rows_name": view.rows_name,
-        "matched": not view.has_shared_centroids,
+        "attention": run.attention_name,
+        "rows_name": run.rows_name,
+        "matched": not run.has_shared_centroids,
     }
 
 
 def _image(
-    parcel: Parcel,
-    views: Sequence[Run],
+    page_data: PageData,
+    runs: Sequence[Run],
     rows: Sequence[int | None],
     scores: Sequence[NDArray[np.floating[Any]] | None],
 ) -> dict[str, Any]:
-    first, row = views[0], rows[0]
+    first, row = runs[0], rows[0]
     assert row is not None
     photo = photo_of(first, row, side=PHOTO_PX)
     name = f"photo-{row}"
     file = io.BytesIO()
     Image.fromarray(photo.pixels).save(file, "JPEG", quality=74, optimize=True)
-    parcel.add(name, file.getvalue())
+    page_data.add(name, file.getvalue())
     inside: list[dict[str, Any] | None] = []
-    for number, (view, at, score) in enumerate(zip(views, rows, scores, strict=True)):
-        if at is None or int(view.data["status"][at]) != 0:
+    for number, (run, at, score) in enumerate(zip(runs, rows, scores, strict=True)):
+        if at is None or int(run.data["status"][at]) != 0:
             inside.append(None)
             continue
-        span = photo.span if view is first else photo_of(view, at, side=32).span
+        span = photo.span if run is first else photo_of(run, at, side=32).span
         inside.append(
             {
                 "row": at,
                 "span": [round(v, 5) for v in span],
-                "maps": parcel.add(f"maps-{number}-{row}", zlib.compress(_maps(view, at), 9)),
+                "maps": page_data.add(f"maps-{number}-{row}", zlib.compress(_maps(run, at), 9)),
                 "score": None if score is None else _rounded(score[at]),
                 "rows": {},
             }
         )
     height, width = photo.pixels.shape[:2]
-    return {"id": first.ids[row], "height": height, "width": width, "photo": name, "found": photo.found, "runs": inside}
+    shape = {"height": height, "width": width, "found": photo.found}
+    return {"id": first.ids[row], **shape, "photo": name, "runs": inside, **_objects(page_data, first, row)}
 
 
-def _maps(view: Run, row: int) -> bytes:
+def _objects(page_data: PageData, run: Run, row: int) -> dict[str, Any]:
+    """The outlines of an image's objects, in thousandths of its width and height, and what its key says of them."""
+    outlines = objects_of(run, row)
+    counts, rest = count_words(outlines)
+    told = {"key": [{"name": name, "count": count} for name, count in counts], "rest": rest}
+    if not outlines:
+        return told
+    page_data.categories.update(o.category for o in outlines)
+    drawn = [
+        [o.category, o.kind, [np.round(1000 * line).astype(int).ravel().tolist() for line in o.lines]] for o in outlines
+    ]
+    text = json.dumps(drawn, separators=(",", ":"))
+    return told | {"objects": page_data.add(f"objects-{row}", zlib.compress(text.encode(), 9))}
+
+
+def _maps(run: Run, row: int) -> bytes:
     """Labels [M, L, H, P] with matched colours, then the CLS maps [L, H, P] as indices of the colour map."""
-    attention = view.data[view.attention].isel(image=row).values
+    attention = run.data[run.attention].isel(image=row).values
     cells = attention.reshape(-1, *attention.shape[-2:])
     packed = b"".join(_index(one) for one in cells)
-    if not view.patch_algorithms:
+    if not run.patch_algorithms:
         return packed
-    labels = view.data["labels"].isel(image=row).values
-    if not view.has_shared_centroids:
+    labels = run.data["labels"].isel(image=row).values
+    if not run.has_shared_centroids:
         # matched to each other within one layer, where there are many: matching all of them grows with their number
         flat = labels.reshape(-1, *labels.shape[-2:])
         if len(flat) <= _MAX_MATCHED:
@@ -140,26 +172,28 @@ def _maps(view: Run, row: int) -> bytes:
     return bytes(labels.astype(np.uint8).tobytes()) + packed
 
 
-def _pack_rows(parcel: Parcel, view: Run, number: int, images: Sequence[dict[str, Any]]) -> None:
-    """Adds attention rows of the kept images, the last layer of each first, while there is room."""
-    kept = set(view.kept_rows)
+def _pack_rows(
+    page_data: PageData, run: Run, number: int, images: Sequence[dict[str, Any]], start: tuple[int, int]
+) -> None:
+    """Adds attention rows of the kept images while there is room: of the first head shown, its layer, then the last."""
+    kept = set(run.kept_rows)
     shown = [image["runs"][number] for image in images]
     shown = [one for one in shown if one is not None and one["row"] in kept]
-    grid = view.geometry.grid
-    for place in reversed(range(len(view.layers))):
+    grid = run.geometry.grid
+    places = [(place, head) for place in reversed(range(len(run.layers))) for head in range(len(run.heads))]
+    places.sort(key=lambda at: (at != start, at[0] != start[0]))  # the others stay in order
+    for place, head in places:
         for one in shown:
-            for head in range(len(view.heads)):
-                if parcel.rows_size > ROWS_BYTES:
-                    return
-                rows = view.data["attention_rows"].sel(kept_image=one["row"]).isel(layer=place, head=head).values
-                pooled = pool(rows.astype(np.float32), grid, _cell(grid))
-                before = parcel.size
-                name = f"rows-{number}-{one['row']}-{place}-{head}"
-                one["rows"][f"{place},{head}"] = parcel.add(
-                    name, zlib.compress(b"".join(_index(row) for row in pooled), 9)
-                )
-                parcel.rows_size += parcel.size - before
-                parcel.size = before
+            if page_data.rows_size > ROWS_BYTES:
+                return
+            rows = run.data["attention_rows"].sel(kept_image=one["row"]).isel(layer=place, head=head).values
+            pooled = pool(rows.astype(np.float32), grid, _cell(grid))
+            before = page_data.size
+            name = f"rows-{number}-{one['row']}-{place}-{head}"
+            packed = zlib.compress(b"".join(_index(row) for row in pooled), 9)
+            one["rows"][f"{place},{head}"] = page_data.add(name, packed)
+            page_data.rows_size += page_data.size - before
+            page_data.size = before
 
 
 def pool(rows: NDArray[np.float32], grid: tuple[int, int], cell: int) -> NDArray[np.float32]:

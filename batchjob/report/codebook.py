@@ -28,35 +28,35 @@ class Book:
     table: Table
 
 
-def books(view: Run, layer: int) -> Iterator[Book]:
+def books(run: Run, layer: int) -> Iterator[Book]:
     """The heads of a layer; nothing for a run that clusters image by image."""
-    if "centroids" not in view.data:
+    if "centroids" not in run.data:
         return
-    k = int(view.options["k"])
-    agreement = view.table("codebook_agreement")
-    for head in view.heads[:_HEADS]:
-        clusters = clusters_of(view, layer, head)
+    k = int(run.options["k"])
+    agreement = run.table("codebook_agreement")
+    for head in run.heads[:_HEADS]:
+        clusters = clusters_of(run, layer, head)
         shown = f"the {_MOST} most common of {k} clusters" if k > _MOST else f"all {k} clusters"
         yield Book(
             f"Head {head}",
             _line(clusters, agreement, layer, head),
-            pictures.codebook_of(view, layer, head, most=_MOST),
+            pictures.codebook_of(run, layer, head, most=_MOST),
             f"Layer {layer}, head {head}: {shown}. The centroid first, then photos that show it most.",
             f"Centroids of layer {layer}, head {head} as small maps, each with its share and three photos.",
             table_of(clusters, f"layer {layer} head {head}"),
         )
 
 
-def note(view: Run, layer: int) -> str:
+def note(run: Run, layer: int) -> str:
     """What the numbers are, once for all heads."""
-    options, rows = view.options, int(view.data["centroids"].attrs["rows"])
+    options, rows = run.options, int(run.data["centroids"].attrs["rows"])
     what = "CLS rows, one an image" if options["queries"] == "cls" else codebook.clustered(options)
     text = f"Layer {layer}. {options['k']} centroids a head, fitted to {rows:,} {what}: a number means the same in "
     text += "every image. "
-    if len(view.heads) > _HEADS:
-        text += f"The first {_HEADS} of {len(view.heads)} heads; batchjob figures --head N draws any other. "
-    if view.table("codebook") is None:
-        text += f"Categories and positions come with: batchjob stats {view.folder}"
+    if len(run.heads) > _HEADS:
+        text += f"The first {_HEADS} of {len(run.heads)} heads; batchjob figures --head N draws any other. "
+    if run.table("codebook") is None:
+        text += f"Categories and positions come with: batchjob stats {run.folder}"
     elif options["queries"] == "cls":
         text += "Mean position: where the centroid attends."
     else:
@@ -64,28 +64,28 @@ def note(view: Run, layer: int) -> str:
     return text
 
 
-def clusters_of(view: Run, layer: int, head: int) -> pd.DataFrame:
+def clusters_of(run: Run, layer: int, head: int) -> pd.DataFrame:
     """A line a cluster, the most common first: cluster, share, and what the statistics know of it.
 
     y, x: mean position of its patches (of CLS rows: of the attention of its centroid), from 0 at the top and on the
     left to 1; NaN for a cluster that no image shows.
     """
-    found = view.table("codebook")
+    found = run.table("codebook")
     if found is None:
-        entries = codebook.entries_of(view, layer, head, most=int(view.options["k"]), photos=0)
+        entries = codebook.entries_of(run, layer, head, most=int(run.options["k"]), photos=0)
         return pd.DataFrame({"cluster": [e.number for e in entries], "share": [e.share for e in entries]})
     found = found[(found["layer"] == layer) & (found["head"] == head)].sort_values("share", ascending=False)
-    positions = view.table("codebook_positions")
+    positions = run.table("codebook_positions")
     if positions is not None:
         positions = positions[(positions["layer"] == layer) & (positions["head"] == head)]
         places = pd.DataFrame({"cluster": positions["cluster"], "w": positions["share"]})
-        for name, size in zip("yx", view.geometry.grid, strict=True):
+        for name, size in zip("yx", run.geometry.grid, strict=True):
             places[name] = (positions[name] + 0.5) / size * positions["share"]
         sums = places.groupby("cluster").sum()
         means = sums[["y", "x"]].div(sums["w"], axis=0)
     else:
-        centroids = view.data["centroids"].sel(layer=layer, head=head).values[0]
-        maps = [codebook.shown_centroid(view, centroid) for centroid in centroids]
+        centroids = run.data["centroids"].sel(layer=layer, head=head).values[0]
+        maps = [codebook.shown_centroid(run, centroid) for centroid in centroids]
         means = pd.DataFrame([_centre(shown) for shown in maps if shown is not None], columns=["y", "x"])
     return found.join(means, on="cluster")
 

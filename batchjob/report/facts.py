@@ -66,23 +66,23 @@ class Facts:
     plan: str  # JSON
 
 
-def gather(view: Run) -> Facts:
+def gather(run: Run) -> Facts:
     """All facts of a run that its folder holds; what is not there is left out."""
-    plan = view.plan
-    causes, failures = _failures(view.folder / "failures.csv")
+    plan = run.plan
+    causes, failures = _failures(run.folder / "failures.csv")
     defaults = {f.name: f.default for f in dataclasses.fields(Options)}
     options = [(n.replace("_", "-"), str(v), v == defaults.get(n)) for n, v in plan["options"].items()]
     return Facts(
-        folder=str(view.folder),
-        title=model_name(view),
-        images=len(view.ids),
-        labelled=len(view.ok_rows),
-        pending=int((view.data["status"].values == 255).sum()),
+        folder=str(run.folder),
+        title=model_name(run),
+        images=len(run.ids),
+        labelled=len(run.ok_rows),
+        pending=int((run.data["status"].values == 255).sum()),
         causes=causes,
         failures=failures,
-        timing=_timing(view.folder / "logs"),
-        command=command(plan, view.folder),
-        rows=_rows(view),
+        timing=_timing(run.folder / "logs"),
+        command=command(plan, run.folder),
+        rows=_rows(run),
         options=options,
         versions=[(name, str(value)) for name, value in plan.get("versions", {}).items()],
         plan=json.dumps(plan, indent=1),
@@ -95,19 +95,19 @@ def command(plan: dict[str, Any], folder: Path) -> str:
     return " ".join(shlex.quote(word) for word in words)
 
 
-def _rows(view: Run) -> list[tuple[str, str]]:
-    plan, options, model = view.plan, view.options, view.spec
+def _rows(run: Run) -> list[tuple[str, str]]:
+    plan, options, model = run.plan, run.options, run.spec
     weights = plan["weights"]
     origin = weights.get("origin") or weights.get("source") or "unknown"
     height, width = model["input_px"]
-    grid = view.geometry.grid
+    grid = run.geometry.grid
     rows = [
-        ("Images", f"{len(view.ids):,} of {plan['data']}"),
-        ("Model", view.model),
+        ("Images", f"{len(run.ids):,} of {plan['data']}"),
+        ("Model", run.model),
         ("Weights", f"{origin}, sha256 {weights['sha256'][:12]}" if weights.get("sha256") else origin),
         ("Input", f"{height} × {width} pixels ({options['resize']}), {grid[0]} × {grid[1]} patches"),
-        ("Layers", _ranges(view.layers)),
-        ("Heads", _ranges(view.heads)),
+        ("Layers", _ranges(run.layers)),
+        ("Heads", _ranges(run.heads)),
         (
             "Clustering",
             f"{', '.join(options['algorithm'].split(','))}; k = {options['k']}; {options['distance']} distance",
@@ -118,7 +118,7 @@ def _rows(view: Run) -> list[tuple[str, str]]:
     if options["cluster_on"] != "attention":
         rows.append(("Clustered", f"{options['cluster_on']} vectors in place of attention rows"))
     rows += [("Annotations", str(plan["annotations"]))] if plan.get("annotations") else []
-    counts = view.folder / "stats" / "counts.json"
+    counts = run.folder / "stats" / "counts.json"
     lines = left_out(json.loads(counts.read_text())) if counts.is_file() else []
     return rows + ([("Left out", "; ".join(lines))] if lines else [])
 

@@ -30,6 +30,27 @@ for (const button of document.querySelectorAll(".zoom")) {
   });
 }
 
+// sections are folded; an address of one, and paper, open it
+const unfold = () => {
+  const at = /^#[a-z]+$/.test(location.hash) && document.querySelector(location.hash + " > details.fold");
+  if (at) { at.open = true; at.parentElement.scrollIntoView(); }
+};
+addEventListener("hashchange", unfold);
+for (const link of document.querySelectorAll(".top nav a")) link.addEventListener("click", () => setTimeout(unfold));
+addEventListener("beforeprint", () => {
+  for (const fold of document.querySelectorAll("details.fold")) fold.open = true;
+  for (const image of document.images) image.loading = "eager";
+});
+unfold();
+
+function copyText(text) {
+  const area = make("textarea", { value: text, className: "hidden" });
+  document.body.append(area);
+  area.select();
+  document.execCommand("copy"); // the clipboard API is not there for a page opened from disk
+  area.remove();
+}
+
 // --- tables ---------------------------------------------------------------------------------------------------------
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0], rows = [...body.rows], headers = [...table.tHead.rows[0].cells];
@@ -39,7 +60,8 @@ for (const table of document.querySelectorAll("table.sortable")) {
   };
   const sort = (column) => {
     const header = headers[column], numeric = header.dataset.kind === "number";
-    const first = numeric ? "descending" : "ascending", other = numeric ? "ascending" : "descending";
+    const first = header.dataset.first ?? (numeric ? "descending" : "ascending");
+    const other = first === "ascending" ? "descending" : "ascending";
     const way = header.getAttribute("aria-sort") === first ? other : first;
     headers.forEach((h) => h.removeAttribute("aria-sort"));
     header.setAttribute("aria-sort", way);
@@ -52,6 +74,22 @@ for (const table of document.querySelectorAll("table.sortable")) {
     body.append(...rows);
   };
   headers.forEach((header, column) => header.firstElementChild.addEventListener("click", () => sort(column)));
+}
+
+// the rows and columns that are shown, numbers as they are; an interval has a column of its own
+function csvOf(table) {
+  const shown = [...table.tHead.rows[0].cells].map((cell, i) => [cell, i]).filter(([cell]) => !cell.hidden);
+  const rows = [...table.tBodies[0].rows].filter((row) => !row.hidden);
+  const quoted = (text) => (/[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+  const lines = [[], ...rows.map(() => [])];
+  for (const [cell, column] of shown) {
+    lines[0].push(cell.textContent.trim());
+    rows.forEach((row, i) => lines[i + 1].push(row.cells[column].dataset.sort ?? row.cells[column].textContent.trim()));
+    if (!rows.some((row) => row.cells[column].querySelector("small"))) continue;
+    lines[0].push(`${cell.textContent.trim()} interval`);
+    rows.forEach((row, i) => lines[i + 1].push((row.cells[column].querySelector("small")?.textContent ?? "").replaceAll("−", "-")));
+  }
+  return lines.map((line) => line.map(quoted).join(",")).join("\n") + "\n";
 }
 
 // the one of heads can be filtered
@@ -70,6 +108,16 @@ function setUpFilters() {
     $("count").textContent = shown === rows.length ? `${shown} heads` : `${shown} of ${rows.length} heads`;
   };
   $("filters").addEventListener("input", filter);
+  for (const box of document.querySelectorAll("#filters [data-column]")) {
+    box.addEventListener("change", () => {
+      for (const row of $("table").rows) row.cells[box.dataset.column].hidden = !box.checked;
+    });
+  }
+  $("csv").addEventListener("click", () => {
+    copyText(csvOf($("table")));
+    $("csv").textContent = "Copied";
+    setTimeout(() => { $("csv").textContent = "Copy as CSV"; }, 1500);
+  });
   $("filters").addEventListener("submit", (event) => event.preventDefault());
   filter();
 }
@@ -100,7 +148,8 @@ const photoUrl = (image) => `data:image/jpeg;base64,${$(image.photo).textContent
 class Panel {
   // One run's view of the chosen image: its own layer, head and algorithm.
   constructor(number, run, many) {
-    Object.assign(this, { number, run, layer: run.layers.length - 1, head: 0, algorithm: 0, at: null });
+    const [layer, head] = page.start.places[number];
+    Object.assign(this, { number, run, layer, head, algorithm: 0, at: null, outlines: [] });
     const choose = (name, values, key) => {
       const select = make("select", {}, ...values.map((v, i) => make("option", { value: i, textContent: v })));
       select.value = this[key];
@@ -111,10 +160,16 @@ class Panel {
     this.layerLabel = choose("Layer", run.layers, "layer");
     this.headLabel = choose("Head", run.heads, "head");
     const controls = make("div", { className: "controls" }, this.layerLabel, this.headLabel);
-    if (run.algorithms.length) controls.append(choose("Algorithm", run.algorithms, "algorithm"));
+    if (run.algorithms.length > 1) controls.append(this.algorithmLabel = choose("Algorithm", run.algorithms, "algorithm"));
+    if (number === 0) {
+      const back = make("a", { href: "#heads", className: "row-of", textContent: "its row in the table" });
+      back.addEventListener("click", (event) => { event.preventDefault(); this.showRow(); });
+      controls.append(back);
+    }
     this.views = {};
     const views = make("div", { className: "views" });
-    const names = { clusters: "Clusters", heat: run.attention, row: `${capital(run.rows_name)} of the patch` };
+    const photo = number === 0 ? { photo: "Photo" } : {};
+    const names = { ...photo, clusters: "Clusters", heat: run.attention, row: `${capital(run.rows_name)} of the patch` };
     for (const [key, name] of Object.entries(names)) {
       if (key === "clusters" && !run.algorithms.length) continue;
       const canvas = make("canvas", { tabIndex: 0 });
@@ -150,7 +205,19 @@ class Panel {
     return this.maps.subarray(start, start + this.size);
   }
 
-  async show(image, photo) {
+  showRow() {
+    const { layers, heads, algorithms } = this.run;
+    const find = `layer ${layers[this.layer]} head ${heads[this.head]}`;
+    const rows = [...$("table").tBodies[0].rows].filter((row) => row.dataset.find.endsWith(find));
+    const row = rows.find((r) => r.dataset.algorithm === algorithms[this.algorithm]) ?? rows[0];
+    if (!row) { $("heads").scrollIntoView(); return; }
+    row.hidden = false;
+    row.scrollIntoView({ block: "center" });
+    document.querySelectorAll("tr.flash").forEach((r) => r.classList.remove("flash"));
+    row.classList.add("flash");
+  }
+
+  async show(image, photo, outlines) {
     const inside = image.runs[this.number];
     this.missing.hidden = Boolean(inside);
     this.shown.hidden = !inside;
@@ -158,9 +225,10 @@ class Panel {
     const turn = (this.turn = (this.turn || 0) + 1);
     const maps = await unpack(inside.maps);
     if (turn !== this.turn) return; // another image was chosen meanwhile
-    Object.assign(this, { image, photo, inside, maps, rows: null });
+    Object.assign(this, { image, photo, inside, maps, outlines, rows: null });
     this.layerLabel.lastChild.value = this.layer;
     this.headLabel.lastChild.value = this.head;
+    if (this.algorithmLabel) this.algorithmLabel.lastChild.value = this.algorithm;
     if (!this.at) this.at = this.brightest();
     this.drawStrip();
     const name = inside.rows[`${this.layer},${this.head}`];
@@ -195,6 +263,13 @@ class Panel {
     if (at[0] === this.at[0] && at[1] === this.at[1]) return;
     this.at = at;
     this.draw();
+    // the other runs show the same place of the photo
+    const place = [0, 1].map((i) => (at[i] + 0.5) / this.run.grid[i] * this.inside.span[i]);
+    for (const other of browser.panels.filter((p) => p !== this && p.inside)) {
+      other.at = [0, 1].map((i) => Math.max(0, Math.min(other.run.grid[i] - 1, Math.floor(place[i] / other.inside.span[i] * other.run.grid[i]))));
+      other.draw();
+    }
+    address.write();
   }
 
   drawStrip() {
@@ -222,11 +297,19 @@ class Panel {
     const [rows, columns] = this.run.grid, [y, x] = this.at, strength = Number($("opacity").value) / 100;
     const labels = this.labelsOf(this.head), width = 480, height = Math.round(width * this.image.height / this.image.width);
     for (const { canvas } of Object.values(this.views)) { canvas.width = width; canvas.height = height; }
+    if (this.views.photo) {
+      const { canvas, caption } = this.views.photo, context = canvas.getContext("2d");
+      context.drawImage(this.photo, 0, 0, width, height);
+      outlineObjects(canvas, this.outlines, true);
+      caption.replaceChildren(objectsKey(this.image));
+      this.describe(canvas, `Photo ${this.image.id}`);
+    }
     const head = `layer ${this.run.layers[this.layer]}, head ${this.run.heads[this.head]}`;
     if (labels) {
       const { canvas, caption, name } = this.views.clusters, own = labels[y * columns + x];
       this.paint(canvas, labels, page.palette, strength, true);
       this.outline(canvas, labels, own);
+      outlineObjects(canvas, this.outlines, false);
       const count = labels.filter((v) => v === own).length, k = new Set(labels.filter((v) => v < 254)).size;
       const what = own === 255 ? "no label" : own === 254 ? `noise, ${count} patches` : `this patch's cluster: ${count} patches`;
       caption.textContent = `${name}, ${head}: k = ${k}; ${what}`;
@@ -234,6 +317,7 @@ class Panel {
     }
     const heat = this.views.heat;
     this.paint(heat.canvas, this.heatOf(this.head), page.heat, 1, false);
+    outlineObjects(heat.canvas, this.outlines, false);
     heat.caption.textContent = `${heat.name}, ${head}: from 0 (dark) to its 99th percentile (bright)`;
     this.describe(heat.canvas, `${heat.name} of ${this.image.id}, ${head}`);
     this.drawRow(head);
@@ -253,6 +337,7 @@ class Panel {
     const tall = Math.ceil(rows / cell), wide = Math.ceil(columns / cell), count = tall * wide;
     const query = Math.floor(y / cell) * wide + Math.floor(x / cell);
     this.paint(canvas, this.rows.subarray(query * count, (query + 1) * count), page.heat, 0.3 + 0.7 * Number($("opacity").value) / 100, false, [tall, wide], true);
+    outlineObjects(canvas, this.outlines, false);
     const mean = cell > 1 ? `, mean over ${cell} × ${cell} patches` : "";
     caption.textContent = `${capital(this.run.rows_name)} of the patch in row ${y}, column ${x}, ${head}${mean}`;
   }
@@ -313,6 +398,77 @@ class Panel {
   }
 }
 
+// The outlines of the annotated objects: in the colours of their categories, or in white; small ones dotted, crowds dashed.
+async function outlinesOf(image) {
+  return image.objects && ($("objects")?.checked ?? false) ? JSON.parse(new TextDecoder().decode(await unpack(image.objects))) : [];
+}
+function outlineObjects(canvas, outlines, isColoured, scale = 1) {
+  const context = canvas.getContext("2d"), { width, height } = canvas;
+  context.lineCap = "butt";
+  for (const [category, kind, lines] of outlines) {
+    const path = new Path2D();
+    for (const line of lines) {
+      for (let i = 0; i < line.length; i += 2) path[i ? "lineTo" : "moveTo"](line[i] / 1000 * width, line[i + 1] / 1000 * height);
+    }
+    const wide = (kind === "instance" ? 2 : 1.2) * scale * (isColoured ? 1 : 0.75);
+    context.setLineDash([]); context.strokeStyle = "#000"; context.lineWidth = wide + 1.6 * scale; context.stroke(path);
+    context.setLineDash(kind === "small" ? [1.5, 1.5] : kind === "crowd" ? [7, 4] : []);
+    context.strokeStyle = isColoured ? page.categories[category] : "#fff"; context.lineWidth = wide; context.stroke(path);
+  }
+  context.setLineDash([]);
+}
+function objectsKey(image) {
+  const node = make("span", { className: "key" });
+  if (!$("objects")?.checked) return make("span", { textContent: "Photo" });
+  for (const { name, count } of image.key) {
+    const swatch = make("i");
+    swatch.style.background = page.categories[name];
+    node.append(make("span", {}, swatch, `${name} ${count}`));
+  }
+  if (image.rest) node.append(make("span", { textContent: `${image.rest}, not scored (small: dotted, crowd: dashed)` }));
+  if (!image.key.length && !image.rest) node.append("No annotated objects");
+  return node;
+}
+
+// The address holds what is shown: #layer=11&head=3&image=…&patch=7,9; of a second run layer2=… and so on.
+const address = {
+  known() { return new URLSearchParams(location.hash.includes("=") ? location.hash.slice(1) : ""); },
+  write() {
+    const words = new URLSearchParams();
+    browser.panels.forEach((panel, i) => {
+      const which = i ? String(i + 1) : "", { layers, heads, algorithms } = panel.run;
+      words.set(`layer${which}`, layers[panel.layer]);
+      words.set(`head${which}`, heads[panel.head]);
+      if (algorithms.length > 1) words.set(`algorithm${which}`, algorithms[panel.algorithm]);
+    });
+    words.set("image", page.images[browser.sequence[browser.position]].id);
+    if (browser.panels[0].at) words.set("patch", browser.panels[0].at.join(","));
+    if ($("order").value !== "row") words.set("order", $("order").value);
+    if ($("objects") && !$("objects").checked) words.set("objects", "0");
+    this.written = "#" + words;
+    history.replaceState(null, "", this.written);
+  },
+  // Sets the panels; the number of the image that is asked for, or null.
+  read() {
+    const words = this.known();
+    browser.panels.forEach((panel, i) => {
+      const which = i ? String(i + 1) : "";
+      for (const [key, values] of [["layer", panel.run.layers], ["head", panel.run.heads], ["algorithm", panel.run.algorithms]]) {
+        const at = values.findIndex((value) => String(value) === words.get(key + which));
+        if (at >= 0) panel[key] = at;
+      }
+    });
+    if ($("objects") && words.has("objects")) $("objects").checked = words.get("objects") !== "0";
+    if (words.has("order") && [...$("order").options].some((o) => o.value === words.get("order"))) $("order").value = words.get("order");
+    const image = page.images.findIndex((one) => one.id === words.get("image"));
+    return image >= 0 ? image : null;
+  },
+  patch() {
+    const at = (this.known().get("patch") ?? "").split(",").map(Number);
+    return at.length === 2 && at.every((v, i) => Number.isInteger(v) && v >= 0 && v < browser.panels[0].run.grid[i]) ? at : null;
+  },
+};
+
 const browser = {
   panels: [], position: 0, sequence: [],
 
@@ -320,9 +476,13 @@ const browser = {
     const scores = panel.inside?.score ?? null;
     return scores ? scores[panel.algorithm]?.[panel.layer]?.[head] ?? null : null;
   },
-  scoreOf(image) {
-    const panel = this.panels[0], scores = image.runs[0]?.score;
+  scoreOf(image, number = 0) {
+    const panel = this.panels[number], scores = image.runs[number]?.score;
     return scores ? scores[panel.algorithm]?.[panel.layer]?.[panel.head] ?? null : null;
+  },
+  gapOf(image) { // the first run's score less the second's
+    const [a, b] = [this.scoreOf(image), this.panels[1] ? this.scoreOf(image, 1) : null];
+    return a === null || b === null ? null : a - b;
   },
 
   start() {
@@ -330,26 +490,44 @@ const browser = {
     if (!page.images?.length) return;
     this.panels = page.runs.map((run, i) => new Panel(i, run, page.runs.length > 1));
     $("panels").append(...this.panels.map((p) => p.node));
+    $("panels").classList.toggle("many", this.panels.length > 1);
     if (page.images.some((image) => image.runs[0]?.score)) {
       $("order").append(make("option", { value: "best", textContent: `best ${page.score} of the head first` }),
         make("option", { value: "worst", textContent: `worst ${page.score} of the head first` }));
     }
-    const [first] = this.panels, start = page.start ?? {};
-    if (start.layer !== undefined) Object.assign(first, { layer: start.layer, head: start.head, algorithm: start.algorithm ?? 0 });
-    $("image").addEventListener("change", () => { this.position = Number($("image").value); this.show(); });
+    if (page.runs.length > 1 && page.images.every((image) => !image.runs[0]?.score === !image.runs[1]?.score) && page.images.some((image) => image.runs[0]?.score)) {
+      $("order").append(make("option", { value: "ahead", textContent: "first run most ahead first" }),
+        make("option", { value: "behind", textContent: "second run most ahead first" }));
+    }
+    $("image").addEventListener("change", () => { this.position = Number($("image").value); this.show(); address.write(); });
     $("order").addEventListener("change", () => { this.position = 0; this.changed(true); });
+    $("objects")?.addEventListener("change", () => { this.extremes(); this.show(true); address.write(); });
     $("previous").addEventListener("click", () => this.step(-1));
     $("next").addEventListener("click", () => this.step(1));
     $("opacity").addEventListener("input", () => this.panels.forEach((p) => p.maps && p.inside && p.draw()));
     $("browser").hidden = false;
-    this.changed(true);
+    this.goTo(address.read() ?? page.start.image);
+    addEventListener("hashchange", () => this.follow());
+  },
+
+  // Shows what the address asks for, after a click on a head or on Back.
+  follow() {
+    if (!location.hash.includes("=") || location.hash === address.written) return;
+    this.goTo(address.read() ?? this.sequence[this.position]);
+    $("images").scrollIntoView();
+  },
+  goTo(image) {
+    this.arrange();
+    this.position = Math.max(0, this.sequence.indexOf(image));
+    this.extremes();
+    this.show();
   },
 
   arrange() {
-    const order = $("order").value, sign = order === "worst" ? 1 : -1;
+    const order = $("order").value, sign = order === "worst" || order === "behind" ? 1 : -1;
     this.sequence = page.images.map((_, i) => i);
     if (order !== "row") {
-      const value = (i) => this.scoreOf(page.images[i]);
+      const value = (i) => (order === "ahead" || order === "behind" ? this.gapOf(page.images[i]) : this.scoreOf(page.images[i]));
       this.sequence = this.sequence.filter((i) => value(i) !== null).sort((a, b) => sign * (value(a) - value(b)));
       if (!this.sequence.length) this.sequence = page.images.map((_, i) => i);
     }
@@ -366,22 +544,28 @@ const browser = {
     this.arrange();
     this.position = fromStart ? 0 : Math.max(0, this.sequence.indexOf(current));
     this.extremes();
-    this.show();
+    this.show(!fromStart);
+    address.write();
   },
 
   step(by) {
     this.position = (this.position + by + this.sequence.length) % this.sequence.length;
     this.show();
+    address.write();
   },
 
-  async show() {
+  async show(keepsPatch = false) {
     $("image").value = this.position;
     const image = page.images[this.sequence[this.position]], photo = new Image();
     photo.src = photoUrl(image);
     await photo.decode();
     if (image !== page.images[this.sequence[this.position]]) return;
-    this.panels.forEach((panel) => { panel.at = null; });
-    await Promise.all(this.panels.map((panel) => panel.show(image, photo)));
+    const outlines = await outlinesOf(image);
+    if (!keepsPatch) this.panels.forEach((panel, i) => { panel.at = i ? null : address.known().get("image") === image.id ? address.patch() : null; });
+    await Promise.all(this.panels.map((panel) => panel.show(image, photo, outlines)));
+    const gap = this.gapOf(image);
+    $("paired").hidden = gap === null;
+    if (gap !== null) $("paired").textContent = `${capital(page.score)} of this image: ${two(this.scoreOf(image))} and ${two(this.scoreOf(image, 1))}, difference ${gap > 0 ? "+" : ""}${two(gap)}`;
     document.body.dataset.shown = image.id;
   },
 
@@ -392,15 +576,34 @@ const browser = {
     const group = (name, list) => make("div", {}, make("h3", { textContent: `${name} of layer ${run.layers[layer]}, head ${run.heads[head]}` }),
       make("div", { className: "strip" }, ...list.map(([score, i]) => {
         const image = page.images[i];
-        const button = make("button", { type: "button", title: image.id }, make("img", { src: photoUrl(image), alt: image.id, loading: "lazy" }), `${two(score)}`);
-        button.addEventListener("click", () => { this.position = Math.max(0, this.sequence.indexOf(i)); this.show(); $("browser").scrollIntoView({ block: "start" }); });
+        const button = make("button", { type: "button", title: image.id }, `${two(score)}`);
+        button.setAttribute("aria-label", `${image.id}, ${two(score)}`);
+        button.addEventListener("click", () => { this.position = Math.max(0, this.sequence.indexOf(i)); this.show(); address.write(); $("browser").scrollIntoView({ block: "start" }); });
+        this.thumbnails(button, image);
         return button;
       })));
     $("extremes").replaceChildren(group("Best images", scored.slice(0, some)), group("Worst images", scored.slice(-some).reverse()));
   },
 };
 
+// Why an image is good or bad: its objects, and below them the head's clusters.
+browser.thumbnails = async (button, image) => {
+  const [panel] = browser.panels, inside = image.runs[0], photo = new Image();
+  photo.src = photoUrl(image);
+  const [outlines, maps] = await Promise.all([outlinesOf(image), unpack(inside.maps), photo.decode()]);
+  const look = Object.create(panel, { photo: { value: photo }, inside: { value: inside }, maps: { value: maps } });
+  const labels = look.labelsOf(panel.head), size = { width: 264, height: Math.round(264 * image.height / image.width) };
+  const above = make("canvas", size), below = make("canvas", size);
+  above.getContext("2d").drawImage(photo, 0, 0, size.width, size.height);
+  outlineObjects(above, outlines, true, 1.2);
+  look.paint(below, labels ?? look.heatOf(panel.head), labels ? page.palette : page.heat, labels ? 0.64 : 1, Boolean(labels));
+  outlineObjects(below, outlines, false, 1.2);
+  button.prepend(above, below);
+};
+
 // Read only when it is about to be seen: the page opens at once however much it carries.
 new IntersectionObserver((entries, observer) => {
   if (entries.some((entry) => entry.isIntersecting)) { observer.disconnect(); browser.start(); }
 }, { rootMargin: "600px" }).observe($("images"));
+addEventListener("hashchange", () => { if (!page && location.hash.includes("=")) $("images").scrollIntoView(); });
+if (location.hash.includes("=")) $("images").scrollIntoView();

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -16,11 +17,13 @@ from batchjob.store.run import Run
 
 @dataclass(frozen=True)
 class Column:
-    """What a column is called, how it sorts, and what its head says on hovering."""
+    """What a column is called, how it sorts, what its head says on hovering, and whether it is shown at first."""
 
     name: str
     kind: str  # text or number
     hint: str = ""
+    shown: bool = True
+    first: str = ""  # how a first click sorts, ascending or descending; empty: numbers from the largest, text from A
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Cell:
     left: float | None = None  # percent of the drawn interval
     wide: float = 0.0
     at: float = 0.0
+    link: str = ""  # what of the page it leads to
 
 
 @dataclass(frozen=True)
@@ -65,27 +69,27 @@ def number(value: float, digits: int = 3) -> Cell:
     return Cell(f"{value:z.{digits}f}".replace("-", "−"), repr(float(value)))
 
 
-def plain(view: Run) -> Table:
+def plain(run: Run) -> Table:
     """The table of a run without statistics: what labelling itself knows of each head, mean over the images."""
-    ok = view.ok_rows
-    data = {name: view.data[name].values[ok].astype(np.float64) for name in ("k", "inertia", "prefix_mass")}
-    columns = [Column("Algorithm", "text"), Column("Layer", "number"), Column("Head", "number")]
+    ok = run.ok_rows
+    data = {name: run.data[name].values[ok].astype(np.float64) for name in ("k", "inertia", "prefix_mass")}
+    columns = _place_columns(len(run.algorithms))
     columns += [
         Column("k", "number", "clusters found, mean over images"),
         Column("Inertia", "number", "sum of squared distances to the own centroid, mean over images"),
         Column("Prefix mass", "number", "attention of patches on CLS and registers, mean over images"),
     ]
-    algorithms = [str(m) for m in view.data["algorithm"].values]
+    algorithms = [str(m) for m in run.data["algorithm"].values]
     rows = []
     for m, algorithm in enumerate(algorithms):
-        for x, layer in enumerate(view.layers):
-            for h, head in enumerate(view.heads):
-                cells = [Cell(algorithm), Cell(str(layer), str(layer)), Cell(str(head), str(head))]
+        for x, layer in enumerate(run.layers):
+            for h, head in enumerate(run.heads):
+                cells = _place(algorithm, layer, head)
                 cells.append(number(mean(data["k"][:, m, x, h]), 1))
                 cells.append(number(mean(data["inertia"][:, m, x, h]), 4))
                 cells.append(number(mean(data["prefix_mass"][:, x, h])))
                 rows.append(Row(searchable(algorithm, layer, head), keys(algorithm, layer), cells))
-    return Table(columns, rows, filters(algorithms, view.layers), f"Means over {len(ok):,} images.")
+    return Table(columns, rows, filters(algorithms, run.layers), f"Means over {len(ok):,} images.")
 
 
 def filters(algorithms: Sequence[str], layers: Sequence[int]) -> list[tuple[str, str, list[str]]]:
@@ -110,18 +114,18 @@ def mean(values: Any) -> float:
     return float(finite.mean()) if finite.size else float("nan")
 
 
-def hint(view: Run, score: str) -> str:
+def hint(run: Run, score: str) -> str:
     """What a column is, in the words of the run: a CNN has self-similarity and saliency, no attention."""
     row = catalogue.score(score)
     found = row.hint if row else ""
-    return found.replace("CLS attention", view.attention_name).replace("attention", view.rows_name)
+    return found.replace("CLS attention", run.attention_name).replace("attention", run.rows_name)
 
 
-def scored(view: Run, summary: pd.DataFrame) -> Table:
+def scored(run: Run, summary: pd.DataFrame) -> Table:
     """The table of a run with statistics: the leading score with its null and gain, then what else is known."""
     lead = next((s for s in catalogue.leading() if len(of_score(summary, s))), "")
     if not lead:
-        return plain(view)
+        return plain(run)
     null = catalogue.main_null(lead)
     algorithms = list(dict.fromkeys(summary[summary["score"] == lead]["algorithm"]))
     rows = summary[(summary["score"] == lead) & (summary["head"] >= 0)]
@@ -135,32 +139,69 @@ def scored(view: Run, summary: pd.DataFrame) -> Table:
     values = {s: _means(summary, s) for s in others}
     low, high = _reach(rows)
     has_gain = bool(rows["gain"].notna().any())
-    columns = [Column("Algorithm", "text"), Column("Layer", "number"), Column("Head", "number")]
-    columns.append(Column(score_name(lead), "number", hint(view, lead)))
+    columns = _place_columns(len(algorithms))
+    columns.append(Column(score_name(lead), "number", hint(run, lead)))
     if has_gain:
         columns.append(Column(f"{null} null", "number", "the mean of the null model on the same images"))
         columns.append(Column("Gain", "number", "over the null, with its 95 % interval over images"))
-        columns.append(Column("p", "number", "sign flips, corrected over all heads and layers (Holm)"))
+        p = "sign flips, corrected over all heads and layers (Holm)"
+        columns.append(Column("p", "number", p, first="ascending"))
+    second = _over(summary, lead, "position") if null != "position" else {}
+    if second:
+        columns.append(Column("Over position", "number", "gain over position alone, with its 95 % interval"))
     columns.append(Column("n", "number", "images"))
-    columns += [Column(score_name(s), "number", hint(view, s)) for s in others]
+    columns += [Column(score_name(s), "number", hint(run, s), shown=False) for s in others]
     made = []
     for row in rows.to_dict("records"):
         algorithm, layer, head = str(row["algorithm"]), int(row["layer"]), int(row["head"])
-        cells = [Cell(algorithm or "–"), Cell(str(layer), str(layer)), Cell(str(head), str(head))]
+        cells = _place(algorithm, layer, head)
         cells.append(_with_interval(number(row["mean"]), row["low"], row["high"]))
         clear = row["p_holm"] <= SURE
         if has_gain:
             cells += [number(row["null_mean"]), _gain(row, low, high), _p_value(row["p_holm"])]
+        if second:
+            cells.append(second.get((algorithm, layer, head), Cell("–", "")))
         cells.append(Cell(f"{row['n']:,}", str(row["n"])))
         cells += [
             number(values[s].get((algorithm, layer, head), values[s].get(("", layer, head), np.nan))) for s in others
         ]
         made.append(Row(searchable(algorithm, layer, head), keys(algorithm, layer), cells, bool(clear)))
     note = (
-        f"By {score_name(lead)}, best first; means over images with 95 % intervals. A click on a column's name sorts."
+        f"By {score_name(lead)}, best first; means over images with 95 % intervals. A click on a column's name sorts, "
+        "one on a head shows it in the browser."
     )
     zero = 100 * (0 - low) / (high - low)
     return Table(columns, made, filters(algorithms, sorted(set(rows["layer"]))), note, has_gain, zero)
+
+
+def _place_columns(algorithms: int) -> list[Column]:
+    return [Column("Algorithm", "text", shown=algorithms > 1), Column("Layer", "number"), Column("Head", "number")]
+
+
+def _place(algorithm: str, layer: int, head: int) -> list[Cell]:
+    return [
+        Cell(algorithm or "–"),
+        Cell(str(layer), str(layer)),
+        Cell(str(head), str(head), link=address(algorithm, layer, head)),
+    ]
+
+
+def address(algorithm: str, layer: int, head: int, number: int = 0) -> str:
+    """The part of the page's address that shows a head of the run of this number, among those of the page."""
+    which = "" if number == 0 else str(number + 1)
+    named = f"&algorithm{which}={quote(algorithm)}" if algorithm else ""
+    return f"#layer{which}={layer}&head{which}={head}{named}"
+
+
+def _over(summary: pd.DataFrame, score: str, null: str) -> dict[tuple[str, int, int], Cell]:
+    """Each head's gain over a null, with its interval."""
+    rows = summary[(summary["score"] == score) & (summary["null"] == null) & summary["gain"].notna()]
+    return {
+        (str(r["algorithm"]), int(r["layer"]), int(r["head"])): Cell(
+            gain(r["gain"]), repr(float(r["gain"])), f"[{gain(r['gain_low'])}, {gain(r['gain_high'])}]"
+        )
+        for r in rows.to_dict("records")
+    }
 
 
 def _means(summary: pd.DataFrame, score: str) -> dict[tuple[str, int, int], float]:

@@ -42,6 +42,7 @@ def run_stats(
     annotations: str = "",
     csv: bool = False,
     jobs: int = 0,
+    verbose: bool = True,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[str]:
     """Writes the tables of every run and returns what a person should read, line by line.
@@ -57,6 +58,8 @@ def run_stats(
         Writes a CSV file beside each Parquet file.
     jobs
         Processes; 0: as many as pay.
+    verbose
+        Whether all is told, or the question with its answer, and where the rest stands.
     say
         Takes a line on what is being done.
 
@@ -85,7 +88,8 @@ def run_stats(
             say(f"{run.folder}: scoring {run.rows:,} images with {pool.jobs} processes")
             names[run.folder] = _score(run, known[run.folder], manner)
         for run in opened:
-            lines += ["", *_tabulate(run, names[run.folder], randoms[run.folder], known[run.folder], manner)]
+            folded, full = _tabulate(run, names[run.folder], randoms[run.folder], known[run.folder], manner)
+            lines += ["", *(full if verbose else folded)]
         # untrained runs are a null already, in every trained run's own table
         sides = [v for v in opened if not v.is_random] or opened
         if len(sides) > 1:
@@ -135,8 +139,8 @@ def _score(run: Run, annotations: Annotations | None, manner: _Manner) -> set[st
 
 def _tabulate(
     run: Run, names: set[str], randoms: Sequence[Run], annotations: Annotations | None, manner: _Manner
-) -> list[str]:
-    """Writes the tables that sum the scores of a run up and returns what they say."""
+) -> tuple[list[str], list[str]]:
+    """Writes the tables that sum the scores of a run up and returns what they say, in few lines and in full."""
     pool, csv = manner.pool, manner.csv
     summary = summarise(run, sorted(names), randoms, pool)
     selection = select_heads(run, summary, pool)
@@ -152,9 +156,12 @@ def _tabulate(
     main = catalogue.main_null("pair_ari")
     for row in selection[(selection.score == "pair_ari") & (selection.null == main)].to_dict("records"):
         lines += ["", *describe_modifiers(modifiers, row["layer"], row["head"], row["algorithm"])]
+    clusters = []
     if run.options.get("scope") == "dataset":
-        lines += ["", *codebook.write(run, annotations, csv=csv, are_planned=manner.are_planned)]
-    return [*lines, *([""] if hints else []), *hints, "", f"tables: {run.folder / 'stats'}"]
+        clusters = codebook.write(run, annotations, csv=csv, are_planned=manner.are_planned)
+        lines += ["", *clusters]
+    tables = f"tables: {run.folder / 'stats'}"
+    return text.fold(run, counts, answer, clusters or hints), [*lines, *([""] if hints else []), *hints, "", tables]
 
 
 def _compare(runs: Sequence[Run], annotations: Annotations | None, manner: _Manner) -> list[str]:

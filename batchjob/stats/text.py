@@ -111,6 +111,21 @@ def describe(run: Run, counts: Mapping[str, int], summary: pd.DataFrame, selecti
     return lines + (["", *said] if said else [])
 
 
+def fold(run: Run, counts: Mapping[str, int], answer: Mapping[str, Any], others: Sequence[str]) -> list[str]:
+    """What `describe` says in a few lines: the run, the question and its answer, else the first of the `others`."""
+    untrained = ", untrained" if run.is_random else ""
+    lines = [
+        f"{run.name}: {run.model}{untrained}, {counts.get('images', 0):,} images, {counts.get('failed', 0):,} failed"
+    ]
+    lines += left_out(counts)
+    if answer["lines"]:
+        lines += ["", answer["question"], *answer["lines"]]
+    else:
+        lines += others[:1]
+    folder = run.folder / "stats"
+    return [*lines, "", f"tables: {folder}", f"heads, other scores and nulls: batchjob stats {run.folder} --verbose"]
+
+
 def left_out(counts: Mapping[str, int]) -> list[str]:
     """A line for each cause for which annotations were left out, the most common first."""
     found = [(n, name.removeprefix(LEFT_OUT)) for name, n in counts.items() if name.startswith(LEFT_OUT)]

@@ -101,6 +101,8 @@ def static_files(plan: Plan, index: IndexLike) -> dict[str, bytes]:
             _coordinate(group, "kept_image", "kept_image", np.asarray(plan.kept_rows, "int64"))
         meaning = "path below the root of the data, or the shard's name and the key in it"
         _texts(group, "image_id", plan.row_count, meaning, lambda a, b: [index.id(row) for row in range(a, b)])
+        if store_name == "labels":
+            _id_bytes(group, plan.row_count, index)
         if store_name == "labels" and index.columns:
             named = {_coordinate_of(column, specs): column for column in index.columns}
             group.attrs["coordinates"] = " ".join(named)
@@ -131,6 +133,25 @@ def _texts(group: zarr.Group, name: str, rows: int, meaning: str, values: Callab
     for start in range(0, rows, _ROWS_OF_IDS):
         stop = min(start + _ROWS_OF_IDS, rows)
         array[start:stop] = np.asarray(values(start, stop), object)
+
+
+def _id_bytes(group: zarr.Group, rows: int, index: IndexLike) -> None:
+    """`image_id` once more as numbers: not every reader of Zarr knows strings."""
+    names = [index.id(row).encode() for row in range(rows)]
+    width = max([1, *map(len, names)])
+    array = group.create_array(
+        "image_id_bytes",
+        shape=(rows, width),
+        dtype="uint8",
+        chunks=(min(_ROWS_OF_IDS, rows), width),
+        dimension_names=("image", "id_byte"),
+        compressors=ZstdCodec(level=1),
+        attributes={"meaning": "image_id as UTF-8, ended by zeros, for readers that know no strings"},
+        chunk_key_encoding={"name": "default", "separator": "."},
+    )
+    for start in range(0, rows, _ROWS_OF_IDS):
+        part = names[start : start + _ROWS_OF_IDS]
+        array[start : start + len(part)] = np.array(part, f"S{width}").view(np.uint8).reshape(len(part), width)
 
 
 def _coordinate(group: zarr.Group, name: str, dim: str, values: NDArray[Any]) -> None:

@@ -1,0 +1,143 @@
+"""The figures of the page: photos as WebP that suits a light and a dark page, charts as SVG in the page's colours."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+
+from batchjob.figures import canvas, look, statistics, write
+from batchjob.figures import pictures as drawn
+from batchjob.figures.look import Look
+from batchjob.figures.overview import overview
+from batchjob.figures.photos import choose_rows
+from batchjob.store.run import Run
+
+_PICTURE_DPI = 150
+_PICTURE_IMAGES = 6
+_BOTH = "#787f89"  # ink that is read on white and on the dark page, 4:1 on both
+_THEME = (
+    (canvas.INK, "var(--ink)"),
+    (canvas.QUIET, "var(--quiet)"),
+    (canvas.RULE, "var(--rule)"),
+    ("#8a929c", "var(--quiet)"),
+    (statistics.BLUE, "var(--a)"),
+    (statistics.RED, "var(--bad)"),
+)
+_CHARTS = {
+    "stats-forest": (
+        "Heads and their null models",
+        "Each head's gain over its null models on the same images, with 95 % intervals, the best first. A filled mark "
+        "stays clear of zero after the correction for the number of heads.",
+    ),
+    "stats-gain": (
+        "Gain by layer and head",
+        "What each head separates within categories beyond what it does with other photos' objects.",
+    ),
+    "stats-nulls": (
+        "Each head against two null models",
+        "The gain over other photos' objects against the gain over position alone, with both 95 % intervals. Only a "
+        "head in the upper right does what neither null model can do.",
+    ),
+    "stats-distance": ("Attention distance", "How far each head looks on average, in patches."),
+    "stats-instances": (
+        "Score against the distance between instances",
+        "Pairs of instances of one category by the distance of their centroids: the best head, and position alone, on "
+        "the half of the images that did not choose the head.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One figure of the page: a WebP as base64, or an SVG that takes the page's colours."""
+
+    title: str
+    caption: str
+    alt: str
+    width: int
+    height: int
+    data: str = ""
+    svg: Markup | None = None
+
+    @property
+    def kind(self) -> str:
+        """The group that it stands in: charts come first, side by side where there is room."""
+        return "charts" if self.svg else "sheets"
+
+
+def pictures(runs: Sequence[Run]) -> list[Picture]:
+    """The figures of the page, of few images each: `batchjob figures` makes more of them, and larger."""
+    run = runs[0]
+    how = Look(count=_PICTURE_IMAGES)
+    layer, head = look.chosen_layer(run, how), look.chosen_head(run, how)
+    rows = choose_rows(run, "spread", how.count)
+    found = []
+    if (figure := overview(run, how)) is not None:
+        caption = "The question, the images where the head does best, middling and worst, the heads, and the answer."
+        found.append(picture(figure, "Overview", caption, caption))
+    for _, figure in drawn.grids(run, rows, layer, how):
+        what = " and ".join([run.attention_name, "clusters"] if run.patch_algorithms else [run.attention_name])
+        caption = (
+            f"{what} of every head, layer {layer}. In a row of clusters, one colour is one cluster; "
+            "colours are matched between heads by overlap, so that a region keeps its colour."
+        )
+        alt = f"Grid of {len(rows)} photos by heads {_span(run.heads)} of layer {layer}: {what}."
+        found.append(picture(figure, "Images and heads", caption, alt))
+    if len(runs) > 1:
+        caption = "The same photos through the models of the runs, one head of each."
+        found.append(picture(drawn.models(runs, rows, how), "Models side by side", caption, caption))
+    caption = f"The fewest patches that hold 60 % of the {run.attention_name}, outlined on the photo."
+    found.append(picture(drawn.masks(run, rows, layer, how), "Masks of 60 %", caption, f"{caption} Layer {layer}."))
+    for name, figure in drawn.layers(run, rows[0], how):
+        is_query = name == "layers-query"
+        title = f"{run.rows_name.capitalize()} of one patch" if is_query else "Layers and heads"
+        what = f"the marked patch's {run.rows_name}" if is_query else run.attention_name
+        found.append(
+            picture(figure, title, f"One image, layers by heads: {what}.", f"Layers by heads of one photo: {what}.")
+        )
+    found += [chart(figure, name, run.rows_name) for name, figure in write.charts(run)]
+    if (figure := drawn.extremes(run, layer, head, how)) is not None:
+        caption = f"The images where head {head} of layer {layer} scores highest and lowest: score, objects, clusters."
+        found.append(picture(figure, "Best and worst images", caption, caption))
+    many = choose_rows(run, "spread", 14)
+    caption = f"Layer {layer}, head {head}, over {len(many)} images."
+    found.append(picture(drawn.head_gallery(run, many, layer, head, how), "One head", caption, caption))
+    return found
+
+
+def chart(figure: Figure, name: str, rows_name: str = "attention") -> Picture:
+    """A chart of the statistics as SVG in the page's own colours, light or dark."""
+    file = io.StringIO()
+    with canvas.style():
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    width, height = (round(96 * inches) for inches in figure.get_size_inches())
+    title, caption = _CHARTS[name]
+    title = title.replace("Attention", rows_name.capitalize())
+    svg = Markup(statistics.themed(file.getvalue(), f"{name}-", _THEME))
+    return Picture(title, caption, f"{title}. {caption}", width, height, svg=svg)
+
+
+def picture(figure: Figure, title: str, caption: str, alt: str) -> Picture:
+    """The figure as WebP on a clear ground, its words in an ink for light and dark pages."""
+    for text in figure.findobj(Text):
+        if text.get_color() in (canvas.INK, canvas.QUIET):
+            text.set_color(_BOTH)
+    for axes in figure.axes:
+        axes.patch.set_alpha(0)
+        axes.tick_params(labelcolor=_BOTH)
+    file = io.BytesIO()
+    with canvas.style():
+        figure.savefig(file, dpi=_PICTURE_DPI, facecolor="none", format="png")
+    with Image.open(file) as image:
+        small = io.BytesIO()
+        image.save(small, "WEBP", quality=80, method=4)
+        return Picture(title, caption, alt, *image.size, base64.b64encode(small.getvalue()).decode())
+
+
+def _span(numbers: Sequence[int]) -> str:
+    return f"{numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else str(numbers[0])
