@@ -1,4 +1,4 @@
-"""The command line. No logic: what a verb needs is imported when it runs, and errors become one line and a code."""
+"""The command line. It has no logic: a verb's packages are imported when it runs; an error is one line and a code."""
 
 import argparse
 import dataclasses

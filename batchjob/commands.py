@@ -1,4 +1,4 @@
-"""What each verb of the command line does, in a few lines each: the packages joined, results on stdout."""
+"""What each verb of the command line does, in a few lines each: it calls the packages and prints results to stdout."""
 
 import dataclasses
 import json
@@ -140,15 +140,12 @@ def stats(args: Namespace) -> int:
 
 def figures(args: Namespace) -> int:
     """The pictures of RUN; of several, the models side by side too."""
-    from batchjob import figures as pictures
+    from batchjob.figures import Look, formats, query, write_figures
 
-    names = {field.name for field in dataclasses.fields(pictures.Look)} - {"formats", "query"}
-    look = pictures.Look(
-        **{name: getattr(args, name) for name in names},
-        formats=pictures.formats(args.format),
-        query=pictures.query(args.query),
-    )
-    for path in pictures.write_figures([Path(run) for run in args.runs], look):
+    names = {field.name for field in dataclasses.fields(Look)} - {"formats", "query"}
+    values = {name: getattr(args, name) for name in names}
+    look = Look(**values, formats=formats(args.format), query=query(args.query))
+    for path in write_figures([Path(run) for run in args.runs], look):
         print(path)
     return 0
 

@@ -63,10 +63,11 @@ def sample_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one file stay in one process, which makes their fixtures once; all on Slurm share one cluster."""
+    """Tests of one file stay in one process, which makes their fixtures once; so do all on Slurm, and all on pages."""
     for item in items:
         on_slurm = item.get_closest_marker("slurm") is not None
-        item.add_marker(pytest.mark.xdist_group("slurm" if on_slurm else item.path.stem))
+        on_pages = {"runs", "chromium"} & set(getattr(item, "fixturenames", ()))
+        item.add_marker(pytest.mark.xdist_group("slurm" if on_slurm else "pages" if on_pages else item.path.stem))
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:

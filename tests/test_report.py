@@ -91,6 +91,18 @@ def test_the_browsers_data_stop_at_their_limits_whatever_the_run_holds(
     assert all("0,2" in places for places in rows)  # the head that is shown first goes in first
 
 
+def test_every_run_of_a_page_has_attention_rows_of_its_first_head(
+    runs: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = open_run(runs[0])
+    whole = packing.pack([view], view.ok_rows.tolist(), [None], [(0, 2)])
+    monkeypatch.setattr(packing, "ROWS_BYTES", whole.rows_size)
+    both = packing.pack([view, view], view.ok_rows.tolist(), [None, None], [(0, 2), (1, 1)])
+    for image in both.json["images"]:
+        first, second = (one["rows"] for one in image["runs"])
+        assert ("0,2" in first) == ("1,1" in second) == (image["id"] in [view.ids[row] for row in view.kept_rows])
+
+
 def test_attention_of_fine_grids_is_averaged_over_cells() -> None:
     rows = np.arange(16 * 16, dtype=np.float32).reshape(16, 16)
     pooled = packing.pool(rows, (4, 4), 2)

@@ -51,20 +51,20 @@ SIDE_PX = 224  # photos in a figure are no finer than this a cell: a PDF of 8 ph
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The figures' look inside the `with`; the caller's own settings afterwards."""
+    """Gives the figures' look inside the `with`, and the caller's own settings back afterwards."""
     with mpl.rc_context(STYLE):
         yield
 
 
 def sheet(width: float, height: float) -> Figure:
-    """A white figure of `width` × `height` inches that no pyplot window knows of."""
+    """Makes a white figure of `width` × `height` inches that no pyplot window knows of."""
     figure = Figure(figsize=(width, height), facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
 def place(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
-    """Axes at `left`, `top` (inches from the sheet's upper left corner) without ticks or frame."""
+    """Adds axes without ticks or frame at `left`, `top`, in inches from the sheet's upper left corner."""
     sheet_width, sheet_height = figure.get_size_inches()
     axes = figure.add_axes(
         (left / sheet_width, 1 - (top + height) / sheet_height, width / sheet_width, height / sheet_height)
@@ -74,7 +74,7 @@ def place(figure: Figure, left: float, top: float, width: float, height: float) 
 
 
 def write(figure: Figure, left: float, top: float, text: str, **how: Any) -> None:
-    """Text at `left`, `top` in inches from the upper left corner; `$` and line breaks in it mean themselves."""
+    """Writes text at `left`, `top` in inches from the upper left corner; `$` and line breaks in it mean themselves."""
     width, height = figure.get_size_inches()
     how = {"ha": "left", "va": "top"} | how
     figure.text(left / width, 1 - top / height, text, parse_math=False, **how)
@@ -87,7 +87,7 @@ def _drawn_characters() -> frozenset[int]:
 
 
 def shorten(text: str, limit: int) -> str:
-    """`text` in at most `limit` characters, its middle left out.
+    """Returns `text` in at most `limit` characters, its middle left out.
 
     What the font can't draw becomes a visible escape: control characters, and letters that would all be one empty box.
     """
@@ -100,7 +100,7 @@ def shorten(text: str, limit: int) -> str:
 
 
 def short_id(text: str, limit: int) -> str:
-    """An image's id in at most `limit` characters: its folders go first, since names tell images apart."""
+    """Returns an image's id in at most `limit` characters: its folders go first, since names tell images apart."""
     text = shorten(text, 10_000)
     while len(text) > limit and "/" in text.removeprefix("…/"):
         text = "…/" + text.removeprefix("…/").split("/", 1)[1]
@@ -109,7 +109,7 @@ def short_id(text: str, limit: int) -> str:
 
 
 def heading(figure: Figure, text: str, *, size: float = 9.5) -> None:
-    """The figure's title in the upper left corner: what is shown, and below it, after a line break, of which run."""
+    """Writes the title in the upper left corner: what is shown, and below it, after a line break, of which run."""
     width = figure.get_size_inches()[0] - 2 * MARGIN
     for number, line in enumerate(text.split("\n")[:2]):
         how = {"size": 7.5, "color": QUIET} if number else {"size": size, "weight": "bold"}
@@ -118,7 +118,7 @@ def heading(figure: Figure, text: str, *, size: float = 9.5) -> None:
 
 
 def heat_note(figure: Figure, left: float, top: float, text: str) -> None:
-    """Small print that begins with the bar of an attention map's colours, at `left`, `top` inches."""
+    """Writes small print at `left`, `top` inches that begins with the bar of an attention map's colours."""
     bar = place(figure, left + 0.1, top, 0.5, 0.085)
     bar.imshow(np.linspace(0, 1, 128)[None], cmap=MAP_COLOURS, aspect="auto")
     write(figure, left, top - 0.01, "0", size=6.5, color=QUIET)
@@ -126,7 +126,7 @@ def heat_note(figure: Figure, left: float, top: float, text: str) -> None:
 
 
 def note(figure: Figure, left: float, top: float, text: str) -> None:
-    """Small print at `left`, `top` inches, broken into the lines that fit the sheet."""
+    """Writes small print at `left`, `top` inches, broken into the lines that fit the sheet."""
     room = int((figure.get_size_inches()[0] - left - 0.1) / 0.054)  # a character of 6.5 points
     write(figure, left, top, "\n".join(textwrap.wrap(text, max(room, 20))), size=6.5, color=QUIET, linespacing=1.35)
 
@@ -189,7 +189,7 @@ def show_objects(
 
 
 def key(figure: Figure, left: float, top: float, room: float, outlines: Sequence[Outline], colours: Any) -> None:
-    """One line, `room` inches long, that says in which colour each category is outlined and how many there are."""
+    """Writes one line, `room` inches long: in which colour each category is outlined, and how many there are."""
     counts, rest = count_words(outlines)
     renderer, dpi = FigureCanvasAgg(figure).get_renderer(), figure.dpi  # type: ignore[no-untyped-call]
     size = figure.get_size_inches()
@@ -210,7 +210,7 @@ def key(figure: Figure, left: float, top: float, room: float, outlines: Sequence
 
 
 def hairline(axes: Axes, grid: tuple[int, ...], *, share: float = 0.11) -> float:
-    """A line's width in points: a share of a patch's side, so that borders don't cover small patches."""
+    """Returns a line's width in points: a share of a patch's side, so that borders don't cover small patches."""
     figure = axes.get_figure(root=True)
     assert figure is not None
     box, (width, height) = axes.get_position(), figure.get_size_inches()
@@ -225,7 +225,7 @@ def blend(
     colours: NDArray[np.float64],
     span: tuple[float, float] = (1, 1),
 ) -> NDArray[np.uint8]:
-    """The photo [height, width, 3] with each patch's colour over its grey; patches without a label stay grey."""
+    """Lays each patch's colour over the grey of the photo [height, width, 3]; patches without a label stay grey."""
     rgba = colours[per_pixel(labels, (photo.shape[0], photo.shape[1]), span)]
     grey = (photo @ np.array([0.299, 0.587, 0.114]) / 255)[..., None]
     weight = rgba[..., 3:] * (1 - PHOTO_SHARE)
@@ -233,7 +233,7 @@ def blend(
 
 
 def per_pixel(patches: NDArray[T], size: tuple[int, int], span: tuple[float, float] = (1, 1)) -> NDArray[T]:
-    """The patch under each pixel of a photo of `size` (height, width): nearest up-sampling of [rows, columns]."""
+    """Finds the patch under each pixel of a photo of `size` (height, width): nearest up-sampling of [rows, columns]."""
     (height, width), (rows, columns) = size, patches.shape
     y = np.minimum((np.arange(height) + 0.5) / height / span[0] * rows, rows - 1).astype(np.intp)
     x = np.minimum((np.arange(width) + 0.5) / width / span[1] * columns, columns - 1).astype(np.intp)
@@ -241,7 +241,7 @@ def per_pixel(patches: NDArray[T], size: tuple[int, int], span: tuple[float, flo
 
 
 def borders(labels: NDArray[np.generic]) -> NDArray[np.float64]:
-    """Segments [n, 2, (x, y)] between neighbouring patches of different labels, in patches from the upper left."""
+    """Finds the segments [n, 2, (x, y)] between patches of different labels, in patches from the upper left."""
     y, x = np.nonzero(labels[:, 1:] != labels[:, :-1])
     upright = np.stack([np.stack([x + 1, y], -1), np.stack([x + 1, y + 1], -1)], 1)
     y, x = np.nonzero(labels[1:] != labels[:-1])

@@ -41,7 +41,7 @@ class Entry:
 
 
 def codebook(entries: Sequence[Entry], *, heading: str = "", note: str = "", is_relative: bool = False) -> Figure:
-    """A figure of all entries, four or fewer across, in the order given. `is_relative` marks the query's own place."""
+    """Draws all entries, four or fewer across, in the order given. `is_relative` marks the query's own place."""
     across = max(1, min(4, len(entries)))
     down = -(-len(entries) // across)
     photos = max((len(entry.photos) for entry in entries), default=0)
@@ -80,7 +80,7 @@ def _entry(figure: Figure, entry: Entry, left: float, top: float, is_relative: b
 
 
 def spotlight(photo: Typical) -> NDArray[np.uint8]:
-    """The photo in its colours where its patches are in the cluster, dark and grey elsewhere."""
+    """Returns the photo in its colours where its patches are in the cluster, dark and grey elsewhere."""
     assert photo.inside is not None
     lit = canvas.per_pixel(photo.inside, (photo.pixels.shape[0], photo.pixels.shape[1]), photo.span)[..., None]
     grey = np.repeat((photo.pixels @ np.array([0.299, 0.587, 0.114]))[..., None], 3, axis=2)
@@ -88,7 +88,7 @@ def spotlight(photo: Typical) -> NDArray[np.uint8]:
 
 
 def entries_of(run: Run, layer: int, head: int, *, most: int = MOST, photos: int = PHOTOS) -> list[Entry]:
-    """The clusters of a head, the most common first. One pass over its labels: 0.1 s for 50,000 images.
+    """Collects the clusters of a head, the most common first, in one pass over its labels: 0.1 s for 50,000 images.
 
     Photos: of rows those with the largest share of their patches in the cluster, of CLS rows those nearest to it.
     """
@@ -110,7 +110,7 @@ def entries_of(run: Run, layer: int, head: int, *, most: int = MOST, photos: int
 
 
 def shown_centroid(run: Run, centroid: NDArray[np.float32]) -> NDArray[np.float32] | None:
-    """[rows, columns] of attention: the map of a centroid, its distance's square roots undone; None of vectors."""
+    """Returns a centroid as a map [rows, columns], its distance's square roots undone; None where it is a vector."""
     if run.options["cluster_on"] != "attention":
         return None
     shape = row_shape(run)
@@ -118,7 +118,7 @@ def shown_centroid(run: Run, centroid: NDArray[np.float32]) -> NDArray[np.float3
 
 
 def row_shape(run: Run) -> tuple[int, int]:
-    """(rows, columns) of the map that a centroid is."""
+    """Returns (rows, columns) of the map that a centroid is."""
     from batchjob.codebook.rows import RowKind
 
     options = run.options
@@ -161,13 +161,13 @@ def _typical(run: Run, row: int, layer: int, head: int, number: int, opened: dic
 
 
 def clustered(options: Mapping[str, Any]) -> str:
-    """What the rows of the patches are, in words."""
+    """Says what the rows of the patches are."""
     on = options["cluster_on"]
     return "attention rows of patches" if on == "attention" else f"{on.replace('query', 'querie')}s of patches"
 
 
 def explain(run: Run, shown: int) -> str:
-    """The small print under the picture."""
+    """Writes the small print under the picture."""
     options, k = run.options, int(run.options["k"])
     what = "CLS rows" if options["queries"] == "cls" else clustered(options)
     where = "the query is in the middle, marked +" if options["features"] == "relative" else "by key position"

@@ -176,12 +176,12 @@ def _block(
 
     for head, value in enumerate(() if scores is None else scores):
         middle = left + head * (wide + _GAP) + wide / 2
-        text = f"{value:.2f}".replace("-", "−") if np.isfinite(value) else "–"
+        text = f"{value:z.2f}".replace("-", "−") if np.isfinite(value) else "–"
         canvas.write(figure, middle, top - 0.03, text, ha="center", va="bottom", size=6.2, color=canvas.QUIET)
 
 
 def _row_title(algorithm: str, labels: NDArray[np.uint8]) -> str:
-    """`kmeans, k = 5`, or the range of k where the heads differ."""
+    """Says `kmeans, k = 5`, or the range of k where the heads differ."""
     counts = [len(np.unique(one[one < NOISE])) for one in labels]
     low, high = min(counts), max(counts)
     return f"{algorithm}\nk = {low}" if low == high else f"{algorithm}\nk = {low}–{high}"

@@ -35,7 +35,7 @@ class Look:
 
 
 def formats(text: str) -> tuple[str, ...]:
-    """The file formats that `png,svg` names. Raises UserError for an unknown one."""
+    """Returns the file formats that `png,svg` names. Raises UserError for an unknown one."""
     found = tuple(part.strip().lower() for part in text.split(",") if part.strip())
     if wrong := [name for name in found if name not in FORMATS]:
         raise UserError(f"--format {wrong[0]!r} is unknown; {nearest(wrong[0], list(FORMATS))}")
@@ -43,7 +43,7 @@ def formats(text: str) -> tuple[str, ...]:
 
 
 def query(text: str | None) -> tuple[int, int] | None:
-    """(row, column) of `4,7`; None for nothing. Raises UserError for anything else."""
+    """Returns (row, column) of `4,7`, and None for nothing. Raises UserError for anything else."""
     if not text:
         return None
     parts = text.split(",")
@@ -53,7 +53,7 @@ def query(text: str | None) -> tuple[int, int] | None:
 
 
 def chosen_layer(run: Run, look: Look) -> int:
-    """The layer of the pictures of one layer. Raises UserError where the run doesn't have it."""
+    """Chooses the layer of the pictures of one layer. Raises UserError where the run doesn't have it."""
     best = run.best[0] if run.best else run.layers[-1]
     layer = best if look.layer is None else look.layer
     if layer not in run.layers:
@@ -62,7 +62,7 @@ def chosen_layer(run: Run, look: Look) -> int:
 
 
 def chosen_head(run: Run, look: Look) -> int:
-    """The head of the pictures of one head. Raises UserError where the run doesn't have it."""
+    """Chooses the head of the pictures of one head. Raises UserError where the run doesn't have it."""
     layer = chosen_layer(run, look)
     best = run.best[1] if run.best and run.best[0] == layer else run.heads[0]
     head = best if look.head is None else look.head
@@ -72,7 +72,7 @@ def chosen_head(run: Run, look: Look) -> int:
 
 
 def chosen_rows(run: Run, look: Look, count: int) -> list[int]:
-    """The images of a picture, as `--images` says; best and worst go by the chosen head's score."""
+    """Chooses the images of a picture, as `--images` says; best and worst go by the chosen head's score."""
     score = None
     if look.images in ("best", "worst") and run.image_score is not None:
         layer, head = run.layers.index(chosen_layer(run, look)), run.heads.index(chosen_head(run, look))

@@ -42,7 +42,7 @@ def one_head(
     smooth: bool = False,
     remark: str = "",
 ) -> Figure:
-    """A figure of one head over many images: photo, attention and clusters in a column each, side by side.
+    """Draws one head over many images: each has a column with its photo, attention and clusters.
 
     groups: name -> images; each begins a strip of its own with its name over it, unless that is empty. remark: for the
     small print.
@@ -59,7 +59,7 @@ def side_by_side(
     attention_name: str = "attention",
     smooth: bool = False,
 ) -> Figure:
-    """A figure of the same photos through several models: a block of attention and clusters for each model.
+    """Draws the same photos through several models: each model has a block of attention and clusters.
 
     photos: for each photo one panel a model; the photo itself is drawn once.
     """
@@ -108,7 +108,7 @@ def _columns(
 
 
 def _strips(groups: Mapping[str, Sequence[Any]], widths: Sequence[float], room: float) -> list[tuple[str, list[int]]]:
-    """(name of the group that begins here, or empty; numbers of the photos) of each strip."""
+    """Returns, for each strip, the name of the group that begins there (or nothing) and the numbers of its photos."""
     found, start = [], 0
     for name, photos in groups.items():
         for number, strip in enumerate(_wrap(widths[start : start + len(photos)], room)):
@@ -175,7 +175,7 @@ def layer_grid(
     smooth: bool = False,
     objects: Sequence[Outline] = (),
 ) -> Figure:
-    """A figure of layers × heads of one image. maps: [L, H, rows, columns]; query: the (row, column) to mark."""
+    """Draws layers × heads of one image. maps: [L, H, rows, columns]; query: the (row, column) to mark."""
     ratio = float(np.clip(photo.shape[0] / photo.shape[1], 0.4, 1.8))
     cell = float(np.clip(min(9.0 / len(heads), 10.0 / len(layers) / ratio), 0.5, 1.45))
     tall = cell * ratio
@@ -218,7 +218,7 @@ def mask_grid(
     attention_name: str = "attention",
     objects: Sequence[Sequence[Outline]] | None = None,
 ) -> Figure:
-    """A figure of images × heads: the fewest patches that hold `mass` of the CLS attention, outlined on the photo.
+    """Draws images × heads: the fewest patches that hold `mass` of the CLS attention, outlined on the photo.
 
     cls_attention: [n, H, rows, columns], as in Caron et al. 2021 (DINO), figure 1 and appendix.
     """
@@ -256,7 +256,7 @@ def mask_grid(
 
 
 def attended(values: Floats, mass: float) -> NDArray[np.bool_]:
-    """bool [rows, columns]: the fewest patches that hold at least the share `mass` of the map; none where it is NaN."""
+    """Finds the fewest patches that hold at least the share `mass` of a map, as bool [rows, columns]; none of NaN."""
     flat = np.asarray(values, np.float64).ravel()
     if not np.isfinite(flat).all() or flat.sum() <= 0:
         return np.zeros(values.shape, bool)
@@ -268,7 +268,7 @@ def attended(values: Floats, mass: float) -> NDArray[np.bool_]:
 
 
 def _outline(axes: Axes, photo: NDArray[np.uint8], mask: NDArray[np.bool_], span: tuple[float, float]) -> None:
-    """The photo, dimmed outside the mask, and the mask's border as a line with a dark rim."""
+    """Draws the photo, dimmed outside the mask, and the mask's border as a line with a dark rim."""
     inside = canvas.per_pixel(mask, (photo.shape[0], photo.shape[1]), span)[..., None]
     canvas.show_photo(axes, np.where(inside, photo, (photo * 0.42 + 24).astype(np.uint8)))
     lines = canvas.borders(np.pad(mask, 1)) - 1  # with its border at the sheet's edge
@@ -284,7 +284,7 @@ def _heat(axes: Axes, values: Floats, span: tuple[float, float], smooth: bool) -
 
 
 def peak(values: Floats) -> float:
-    """The value drawn brightest: the map's 99th percentile, so that one sink token doesn't make the rest black."""
+    """Returns the value drawn brightest: the 99th percentile, so that one sink token doesn't make the rest black."""
     finite = np.asarray(values, np.float64)[np.isfinite(values)]
     top = float(np.percentile(finite, 99)) if finite.size else 0.0
     return top if top > 0 else 1.0
@@ -300,10 +300,10 @@ def _mark(
 
 
 def _wrap(widths: Sequence[float], room: float) -> list[list[int]]:
-    """Numbers of the items of each strip, none wider than `room` unless one item alone is."""
+    """Splits items into strips, none wider than `room` unless one item alone is; returns their numbers."""
     strips = _fill(widths, room)
     while len(_fill(widths, room - 0.05)) == len(strips) and room > max(widths) + 0.1:
-        room -= 0.05  # the narrowest sheet with as few strips: no strip of one image below a full one
+        room -= 0.05  # the narrowest sheet with as few strips, so that no single image is left below a full strip
     return _fill(widths, room)
 
 

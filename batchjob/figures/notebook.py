@@ -17,7 +17,7 @@ _CELL = 1.5  # inches
 
 
 def draw(data: Any, *, query: tuple[int, int] | None, image: int | str, photo: Any) -> NDArray[Any]:
-    """Axes [layers, 1 + heads] of what `batchjob.attention` or `batchjob.cluster` gave; see `batchjob.plot`."""
+    """Draws what `batchjob.attention` or `batchjob.cluster` gave, and returns the axes; see `batchjob.plot`."""
     if isinstance(data, xarray.Dataset):
         if "attention_rows" not in data:
             names = ", ".join(map(str, data.data_vars))
@@ -69,7 +69,7 @@ def _draw_labels(data: Any, image: int | str, photo: Any) -> NDArray[Any]:
 
 
 def _labels(data: Any, image: int | str) -> tuple[NDArray[np.uint8], list[Any], list[Any]]:
-    """Labels [L, H, rows, columns] of one image, and the numbers of its layers and heads."""
+    """Returns labels [L, H, rows, columns] of one image, and the numbers of its layers and heads."""
     layers: list[Any] = []
     heads: list[Any] = []
     grid = None
@@ -101,7 +101,7 @@ def _labels(data: Any, image: int | str) -> tuple[NDArray[np.uint8], list[Any], 
 
 
 def _photo(photo: Any, image: int | str, grid: tuple[int, ...]) -> tuple[NDArray[np.uint8], float]:
-    """(pixels, height / width): what lies under the clusters; white where nothing was given."""
+    """Returns what lies under the clusters as (pixels, height / width); white where nothing was given."""
     if isinstance(photo, xarray.Dataset):
         one = _one(photo, image)
         return one["pixels"].values, _shape(one)
@@ -124,7 +124,7 @@ def _one(data: Any, image: int | str) -> Any:
 
 
 def _shape(one: xarray.Dataset) -> float:
-    """Height over width at which one image is drawn: the photo's own where it was squashed."""
+    """Returns height over width at which one image is drawn: the photo's own where it was squashed."""
     if one.attrs.get("resize") == "squash":
         return float(one["height"]) / float(one["width"])
     return one.sizes["row"] / one.sizes["column"]

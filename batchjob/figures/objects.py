@@ -19,7 +19,7 @@ _TOLERANCE = 0.8  # pixels of these that a thinned outline may be off
 
 
 def objects_of(run: Run, row: int) -> list[Outline]:
-    """The objects of an image, in the order of its annotations; none where the run knows no annotations.
+    """Outlines the objects of an image, in the order of its annotations; none where the run knows no annotations.
 
     By the masks, as annotated, where the annotations are still the planned ones; else the patches that each instance
     owns, which the run holds itself: these have neither crowds nor small objects.
@@ -47,7 +47,7 @@ def objects_of(run: Run, row: int) -> list[Outline]:
 
 @functools.lru_cache(maxsize=4)
 def _annotations(folder: Path) -> Any:
-    """The annotations that the run was planned with, joined to its images; None where they are gone or have changed."""
+    """Opens the annotations that the run was planned with; None where they are gone or have changed."""
     from batchjob.data.annotations import open_annotations
     from batchjob.inputs import raise_for_changes
 
@@ -60,7 +60,7 @@ def _annotations(folder: Path) -> Any:
 
 
 def follow(mask: NDArray[np.uint8]) -> list[NDArray[np.float64]]:
-    """The outlines of a mask [height, width] as lines [n, (x, y)], closed, in pixels of the mask."""
+    """Follows the outlines of a mask [height, width]; returns closed lines [n, (x, y)] in pixels of the mask."""
     step = -(-max(mask.shape) // _SIDE)
     thin = np.pad(mask[::step, ::step] > 0, 1).astype(np.float32)
     lines = []

@@ -23,7 +23,7 @@ class Outline:
 
 
 def colours_of(photos: Iterable[Sequence[Outline]]) -> dict[str, str]:
-    """Category -> colour, the same in all photos of a picture; the most common category has the first."""
+    """Gives each category a colour, the same in all photos of a picture; the most common one has the first."""
     objects = [o for outlines in photos for o in outlines]
     counts = Counter(o.category for o in objects if o.kind == "instance")
     others = Counter(o.category for o in objects if o.kind != "instance")
@@ -33,7 +33,7 @@ def colours_of(photos: Iterable[Sequence[Outline]]) -> dict[str, str]:
 
 
 def count_words(outlines: Sequence[Outline]) -> tuple[list[tuple[str, int]], str]:
-    """((category, its instances), the most common first) and what else there is, such as `+14 small, 1 crowd`."""
+    """Counts instances by category, the most common first, and says what else there is: `+ 14 small, 1 crowd`."""
     counts = Counter(o.category for o in outlines if o.kind == "instance")
     small, crowds = (sum(o.kind == kind for o in outlines) for kind in ("small", "crowd"))
     rest = ", ".join([f"{small} small"] * bool(small) + [f"{crowds} crowd{'s' * (crowds > 1)}"] * bool(crowds))

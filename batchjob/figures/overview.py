@@ -21,7 +21,7 @@ _FOREST = 1.0  # inches for the names of the heads
 
 
 def overview(run: Run, look: Look) -> Figure | None:
-    """The figure; None where the statistics do not know the study's question for this run."""
+    """Draws the figure; None where the statistics do not know the study's question for this run."""
     said, summary = run.answer, run.table("summary")
     if run.best is None or summary is None or run.image_score is None or not said.lines or not run.patch_algorithms:
         return None
@@ -47,13 +47,13 @@ def overview(run: Run, look: Look) -> Figure | None:
 
 
 def _size(one: Panel) -> tuple[float, float]:
-    """(width, height) in inches of a photo in its square cell."""
+    """Returns (width, height) in inches of a photo in its square cell."""
     ratio = one.photo.shape[0] / one.photo.shape[1]
     return (_CELL, _CELL * ratio) if ratio <= 1 else (_CELL / ratio, _CELL)
 
 
 def _three(run: Run, layer: int, head: int, look: Look) -> list[Panel]:
-    """The images of the highest, the middle and the lowest score of the head; fewer where fewer have one."""
+    """Chooses the images of the highest, the middle and the lowest score of the head; fewer where fewer have one."""
     assert run.image_score is not None
     scores = run.image_score[1][:, 0, run.layers.index(layer), run.heads.index(head)]
     known = run.ok_rows[np.isfinite(scores[run.ok_rows])]
@@ -81,9 +81,9 @@ def _photos(figure: Figure, shown: list[Panel], top: float) -> None:
 
 
 def _explain(run: Run, layer: int, head: int, count: int) -> str:
-    best = f"the {_HEADS} of {count} with the largest gain" if count > _HEADS else "all"
+    best = f"the {_HEADS} of {count} heads with the largest gain" if count > _HEADS else "all heads"
     return (
         f"Left: annotated objects, and below them the clusters of head {head} of layer {layer}, for the images where "
-        f"it scores highest, median and lowest. Right: heads, {best}, over all images, with 95 % intervals; the answer "
+        f"it scores highest, median and lowest. Right: {best}, over all images, with 95 % intervals; the answer "
         "is on the images that did not choose the head."
     )

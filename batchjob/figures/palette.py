@@ -24,7 +24,7 @@ _GOLDEN = 0.6180339887498949
 
 
 def cluster_colours(count: int) -> NDArray[np.float64]:
-    """RGB in [0, 1], shape [count, 3]; the first 16 are safe for colour-blind eyes, the rest spread over the hues."""
+    """Returns RGB in [0, 1], [count, 3]; the first 16 are safe for colour-blind eyes, the rest spread over the hues."""
     colours = [tuple(int(text[i : i + 2], 16) / 255 for i in (1, 3, 5)) for text in _BASE[:count]]
     for extra in range(len(colours), count):
         colours.append(colorsys.hls_to_rgb((extra * _GOLDEN) % 1.0, (0.38, 0.56, 0.74)[extra % 3], 0.55))
@@ -32,7 +32,7 @@ def cluster_colours(count: int) -> NDArray[np.float64]:
 
 
 def label_colours(count: int) -> NDArray[np.float64]:
-    """A table [256, 4] from a label's byte to RGBA: clusters opaque, noise dark, "none" transparent."""
+    """Returns a table [256, 4] from a label's byte to RGBA: clusters opaque, noise dark, "none" transparent."""
     table = np.zeros((256, 4))
     shown = min(count, NOISE)
     table[:shown, :3], table[:shown, 3] = cluster_colours(shown), 1.0
@@ -41,7 +41,7 @@ def label_colours(count: int) -> NDArray[np.float64]:
 
 
 def match_colours(maps: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The same partitions [N, rows, columns], renumbered so that equal numbers mean the same place in every map.
+    """Renumbers partitions [N, rows, columns] so that equal numbers mean the same place in every map.
 
     Every map is assigned to the running vote of all maps by the largest overlap (Hungarian assignment on the
     intersection over union), twice; numbers are then ordered by area, the largest first. 254 and 255 stay.

@@ -26,7 +26,7 @@ class Photo:
 
 
 def open_run(folder: Path) -> Run:
-    """A run that has something to show. Raises UserError where the folder is not a run, or no image is labelled."""
+    """Opens a run. Raises UserError where the folder is not a run, or it has no labelled image to show."""
     run = Run.checked(folder)
     if not len(run.ok_rows):
         raise UserError(f"{folder} has no labelled image to show; go on with: batchjob run {run.plan['data']} {folder}")
@@ -41,7 +41,7 @@ def _index(folder: Path) -> Any:
 
 
 def photo_of(run: Run, row: int, *, side: int = 448) -> Photo:
-    """The photo of a row, its longer side `side` pixels; grey where its file can't be read any more."""
+    """Reads the photo of a row, its longer side `side` pixels; grey where its file can't be read any more."""
     from batchjob.data.decode import decode
     from batchjob.data.reading import ReadFailure
 
@@ -56,7 +56,7 @@ def photo_of(run: Run, row: int, *, side: int = 448) -> Photo:
 
 
 def row_of(run: Run, image_id: str) -> int:
-    """The row of an id, or of its end (`000000000139.jpg`, `000000000139`). Raises UserError."""
+    """Finds the row of an id, or of its end (`000000000139.jpg`, `000000000139`). Raises UserError without one."""
     if image_id in run.ids:
         return run.ids.index(image_id)
     ends = [r for r, name in enumerate(run.ids) if name.endswith("/" + image_id) or _stem(name) == image_id]
@@ -70,7 +70,7 @@ def row_of(run: Run, image_id: str) -> int:
 def choose_rows(
     run: Run, how: str, count: int, *, seed: int = 0, score: NDArray[np.floating[Any]] | None = None
 ) -> list[int]:
-    """Rows of at most `count` labelled images: `spread` evenly, `random`, `best`, `worst`, or ids with commas.
+    """Chooses rows of at most `count` labelled images: `spread` evenly, `random`, `best`, `worst`, or ids with commas.
 
     `best` and `worst` go by `score` [images], NaN left out. Raises UserError where there is none.
     """
@@ -90,7 +90,7 @@ def choose_rows(
 
 
 def display(geometry: Geometry, height: int, width: int, side: int) -> tuple[Geometry, tuple[float, float]]:
-    """How to decode a photo for people: what the model saw of it, unsquashed; and the grid's span over it."""
+    """Says how to decode a photo for people: what the model saw of it, unsquashed; and the grid's span over it."""
     left, top, right, bottom = geometry.source_box(height, width)
     tall, wide = bottom - top, right - left
     scale = side / max(tall, wide)
@@ -105,5 +105,5 @@ def _stem(name: str) -> str:
 
 
 def _split_ids(text: str, ids: Sequence[str]) -> list[str]:
-    """The ids that `text` names; an id may hold a comma itself."""
+    """Splits `text` into the ids that it names; an id may hold a comma itself."""
     return [text] if text in ids else [part.strip() for part in text.split(",") if part.strip()]

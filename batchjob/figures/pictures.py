@@ -21,7 +21,7 @@ _EXTREMES = 6  # best images of a picture, and as many worst ones
 
 
 def grids(run: Run, rows: Sequence[int], layer: int, look: Look) -> Iterator[tuple[str, Figure]]:
-    """The study's figure: one, or one for each `heads_across` heads."""
+    """Draws the study's figure: one, or one for each `heads_across` heads."""
     photos = [photo_of(run, row) for row in rows]
     attention = run.stack(run.attention, rows, layer=layer)
     shape = (len(rows), 0, len(run.heads), *attention.shape[-2:])
@@ -50,7 +50,7 @@ def grids(run: Run, rows: Sequence[int], layer: int, look: Look) -> Iterator[tup
 
 
 def codebook_of(run: Run, layer: int, head: int, *, most: int = codebook.MOST) -> Figure:
-    """The centroids of one head of a dataset-wide run, with the photos they are typical of."""
+    """Draws the centroids of one head of a dataset-wide run, with the photos they are typical of."""
     entries = codebook.entries_of(run, layer, head, most=most)
     return codebook.codebook(
         entries,
@@ -61,7 +61,7 @@ def codebook_of(run: Run, layer: int, head: int, *, most: int = codebook.MOST) -
 
 
 def head_gallery(run: Run, rows: Sequence[int], layer: int, head: int, look: Look) -> Figure:
-    """One head over many images."""
+    """Draws one head over many images."""
     return maps.one_head(
         {"": [panel(run, row, layer, head, look) for row in rows]},
         heading=f"Head {head} over {len(rows)} images\n{headline(run, layer)}",
@@ -72,7 +72,7 @@ def head_gallery(run: Run, rows: Sequence[int], layer: int, head: int, look: Loo
 
 
 def extremes(run: Run, layer: int, head: int, look: Look) -> Figure | None:
-    """The images with the highest and the lowest score of a head; None where fewer than two have one."""
+    """Draws the images with the highest and the lowest score of a head; None where fewer than two have one."""
     if run.image_score is None:
         return None
     scores = run.image_score[1][:, 0, run.layers.index(layer), run.heads.index(head)]
@@ -93,7 +93,7 @@ def extremes(run: Run, layer: int, head: int, look: Look) -> Figure | None:
 
 
 def masks(run: Run, rows: Sequence[int], layer: int, look: Look) -> Figure:
-    """The patches that hold 60 % of each head's attention, outlined."""
+    """Draws the patches that hold 60 % of each head's attention."""
     photos = [photo_of(run, row) for row in rows]
     return maps.mask_grid(
         [photo.pixels for photo in photos],
@@ -108,7 +108,7 @@ def masks(run: Run, rows: Sequence[int], layer: int, look: Look) -> Figure:
 
 
 def layers(run: Run, row: int, look: Look) -> Iterator[tuple[str, Figure]]:
-    """Layers × heads of one image: its CLS rows, and a query patch's rows of an image whose maps were kept."""
+    """Draws layers × heads of one image: its CLS rows, and a query patch's rows of an image whose maps were kept."""
     model = f"{model_name(run)}, {run.spec['input_px'][0]} px"
     if len(run.layers) > 1:
         photo = photo_of(run, row)
@@ -150,14 +150,14 @@ def layers(run: Run, row: int, look: Look) -> Iterator[tuple[str, Figure]]:
 
 
 def brightest(attention: NDArray[np.floating]) -> tuple[int, int]:
-    """(row, column) of the patch with the greatest attention, mean over layers and heads of [L, H, rows, columns]."""
+    """Finds (row, column) of the patch with the greatest mean attention over the maps [L, H, rows, columns]."""
     mean = attention.astype(np.float64).mean(axis=(0, 1))
     row, column = np.unravel_index(int(mean.argmax()), mean.shape)
     return int(row), int(column)
 
 
 def models(runs: Sequence[Run], rows: Sequence[int], look: Look) -> Figure:
-    """The same photos through each run's model, the best head of each; joined by the images' ids."""
+    """Draws the same photos through each run's model, the best head of each; joined by the images' ids."""
     first = runs[0]
     places = [{name: row for row, name in enumerate(run.ids)} for run in runs]
     shared = [row for row in rows if all(first.ids[row] in place for place in places)]
@@ -182,33 +182,33 @@ def models(runs: Sequence[Run], rows: Sequence[int], look: Look) -> Figure:
 
 
 def panel(run: Run, row: int, layer: int, head: int, look: Look) -> maps.Panel:
-    """One photo, its objects and score, its attention and the first algorithm's clusters, of one layer and head."""
+    """Collects a photo, its objects, and one head's score, attention and clusters (the first algorithm's)."""
     photo = photo_of(run, row)
     attention = run.stack(run.attention, [row], layer=layer, head=head)[0]
     labels = run.stack("labels", [row], layer=layer, head=head)[0, 0] if run.patch_algorithms else None
     score = ""
     if run.image_score is not None:
         value = float(run.image_score[1][row, 0, run.layers.index(layer), run.heads.index(head)])
-        score = f"{value:.2f}".replace("-", "−") if np.isfinite(value) else "–"
+        score = f"{value:z.2f}".replace("-", "−") if np.isfinite(value) else "–"
     objects = objects_of(run, row) if look.objects else []
     return maps.Panel(photo.pixels, attention, labels, run.ids[row], photo.span, objects, score)
 
 
 def outlines(run: Run, rows: Sequence[int], look: Look) -> list[list[Outline]] | None:
-    """The objects of each image; None where none are to be drawn."""
+    """Outlines the objects of each image; None where none are to be drawn."""
     found = [objects_of(run, row) for row in rows] if look.objects else []
     return found if any(found) else None
 
 
 def headline(run: Run, layer: int) -> str:
-    """Model, weights where they are not the model's own, layer and input size."""
+    """Says the model, its weights where they are not its own, the layer and the input size."""
     height, width = run.spec["input_px"]
     size = f"{height} px" if height == width else f"{height}×{width} px"
     return f"{model_name(run)}, layer {layer}, {size}"
 
 
 def model_name(run: Run) -> str:
-    """The model's name, with `untrained` where its weights are random."""
+    """Returns the model's name, with `untrained` where its weights are random."""
     return f"{run.model} (untrained)" if run.is_random else run.model
 
 
@@ -217,14 +217,14 @@ def _maps_and_clusters(run: Run) -> str:
 
 
 def _scored(run: Run, rows: Sequence[int], layer: int) -> Scored | None:
-    """Each head's score of each image, of the first algorithm; None without statistics."""
+    """Reads each head's score of each image, of the first algorithm; None without statistics."""
     if run.image_score is None:
         return None
     return Scored(_score_words(run), run.image_score[1][list(rows), 0, run.layers.index(layer)])
 
 
 def _score_words(run: Run) -> str:
-    """`ARI within categories of the image (other photos' objects: 0.18 on average)`."""
+    """Says what the scores are and what the null has: `… of the image (with other photos' objects 0.18 on average)`."""
     assert run.image_score is not None
     name = run.image_score[0]
     words = f"{score_name(name)} of the image"

@@ -32,13 +32,13 @@ _MOST_HEADS = 30  # of a forest: the best and the worst of more
 
 
 def score_name(score: str) -> str:
-    """The score in words, for an axis; its own name where it has none."""
+    """Returns the score in words, for an axis; its own name where it has none."""
     row = catalogue.score(score)
     return row.words if row else score.replace("_", " ")
 
 
 def of_score(summary: pd.DataFrame, score: str, *, null: str = "", algorithm: str = "") -> pd.DataFrame:
-    """The rows of the summary for one score, null and algorithm (the first, if not given), one a head, means known."""
+    """Picks a score, null and algorithm (else the first) of the summary: one row a head, with a known mean."""
     found = summary[(summary["score"] == score) & summary["mean"].notna() & (summary["head"] >= 0)]
     if null:
         found = found[found["null"] == null]
@@ -48,7 +48,7 @@ def of_score(summary: pd.DataFrame, score: str, *, null: str = "", algorithm: st
 
 
 def gain_map(rows: pd.DataFrame, *, heading: str, null: str = "swap") -> Figure:
-    """A heat map, layers × heads, of the gain over a null; a dot where it is sure after Holm's correction.
+    """Draws the gain over a null as a heat map, layers × heads; a dot where it is sure after Holm's correction.
 
     rows: one for each layer and head, with `layer`, `head`, `gain`, `p_holm`.
     """
@@ -94,7 +94,7 @@ def _gain_cell(axes: Axes, at: tuple[int, int], row: Any, limit: float, cell: fl
 
 
 def forest(summary: pd.DataFrame, *, score: str, heading: str, algorithm: str = "") -> Figure:
-    """Heads with their gains over each null model, image by image, and the gains' 95 % intervals; the best first.
+    """Draws heads with their gains over each null model, image by image, and 95 % intervals; the best first.
 
     The gain is what is tested: a filled mark stays clear of zero after Holm's correction. The mean score is in words.
     """
@@ -117,7 +117,7 @@ def forest(summary: pd.DataFrame, *, score: str, heading: str, algorithm: str = 
 
 
 def best_first(found: pd.DataFrame) -> pd.DataFrame:
-    """A row for each head of one score, by its gain over the first null that is known, the largest first."""
+    """Sorts the heads of one score by their gain over the first null that is known, the largest first; a row each."""
     nulls = [n for n in _NULLS if n in set(found["null"])]
     main = found[found["null"] == nulls[0]] if nulls else found.drop_duplicates(["layer", "head"])
     return main.sort_values(["gain", "mean", "layer", "head"], ascending=[False, False, True, True])
@@ -136,7 +136,7 @@ def forest_on(axes: Axes, found: pd.DataFrame, heads: pd.DataFrame, score: str) 
         axes.plot(heads["mean"], y, "o", ms=4, color=BLUE, label="mean, with its 95 % interval")
     several = found["layer"].nunique() > 1
     names = [f"layer {r.layer} head {r.head}" if several else f"head {r.head}" for r in heads.itertuples()]
-    means = [f"{m:.2f}".replace("-", "−") for m in heads["mean"]]
+    means = [f"{m:z.2f}".replace("-", "−") for m in heads["mean"]]
     axes.set_yticks(y, [f"{n}   {m}" if nulls else n for n, m in zip(names, means, strict=True)])
     axes.set_ylim(len(heads) - 0.4, -0.6)
     axes.axvline(0, color=canvas.QUIET, lw=0.8, zorder=0)
@@ -145,7 +145,7 @@ def forest_on(axes: Axes, found: pd.DataFrame, heads: pd.DataFrame, score: str) 
 
 
 def _gains(axes: Axes, rows: pd.DataFrame, y: Any, null: str, colour: str) -> None:
-    """One null's gains as marks with intervals, filled where the corrected p-value is sure."""
+    """Draws one null's gains as marks with intervals, filled where the corrected p-value is sure."""
     marker, name = _NULLS[null]
     axes.hlines(y, rows["gain_low"], rows["gain_high"], color=colour, lw=1.2)
     sure = rows["p_holm"].to_numpy(dtype=float) <= _SURE
@@ -156,7 +156,7 @@ def _gains(axes: Axes, rows: pd.DataFrame, y: Any, null: str, colour: str) -> No
 
 
 def against_nulls(summary: pd.DataFrame, *, score: str, heading: str, algorithm: str = "") -> Figure:
-    """Each head's gain over other photos' objects against its gain over position, with both 95 % intervals.
+    """Draws each head's gain over other photos' objects against its gain over position, with both 95 % intervals.
 
     Only a head in the upper right does what neither null model can do.
     """
@@ -191,7 +191,7 @@ def against_nulls(summary: pd.DataFrame, *, score: str, heading: str, algorithm:
 
 
 def _name_corners(axes: Axes) -> None:
-    """What a head in each corner does, where the corner is in the picture at all."""
+    """Writes what a head in each corner does, where the corner is in the picture at all."""
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     words = {(1, 1): "more than both nulls", (0, 1): "this photo's objects, no more than position"}
     words |= {(1, 0): "more than position, for any photo's objects", (0, 0): "less than both"}
@@ -225,7 +225,7 @@ def _name_points(figure: Figure, axes: Axes, points: NDArray[np.float64], names:
 
 
 def distance_by_layer(summary: pd.DataFrame, *, heading: str, rows_name: str = "attention") -> Figure:
-    """Each head's mean attention distance, in patches, by layer; or head by head where there is one layer."""
+    """Draws each head's mean attention distance, in patches, by layer; or head by head where there is one layer."""
     rows = of_score(summary, "attention_distance").drop_duplicates(["layer", "head"])
     several = rows["layer"].nunique() > 1
     x = rows["layer" if several else "head"].to_numpy(dtype=float)
@@ -250,7 +250,7 @@ def distance_by_layer(summary: pd.DataFrame, *, heading: str, rows_name: str = "
 def by_modifier(
     rows: pd.DataFrame, *, heading: str, xlabel: str = "distance between the centroids of two instances, patches"
 ) -> Figure:
-    """A head's `pair_ari` by bins of a modifier, with intervals over images, and position alone beside it.
+    """Draws a head's `pair_ari` by bins of a modifier, with intervals over images, and position alone beside it.
 
     rows: the bins of one head, with `low`, `high`, `pairs`, `pair_ari`, its bounds and `position`.
     """
@@ -287,13 +287,13 @@ def _chart(size: tuple[float, float], heading: str, box: tuple[float, float, flo
 
 
 def fraction(figure: Figure, left: float, top: float, width: float, height: float) -> tuple[float, float, float, float]:
-    """The box in parts of the sheet, as matplotlib wants it; given in inches from the upper left corner."""
+    """Turns a box in inches from the upper left corner into parts of the sheet, as matplotlib wants it."""
     wide, tall = figure.get_size_inches()
     return left / wide, 1 - (top + height) / tall, width / wide, height / tall
 
 
 def legend(figure: Figure, axes: Axes, left: float, top: float, *, columns: int = 3) -> None:
-    """What the marks of the axes mean, at `left`, `top` inches of the sheet."""
+    """Writes what the marks of the axes mean, at `left`, `top` inches of the sheet."""
     width, height = figure.get_size_inches()
     handles, names = axes.get_legend_handles_labels()
     figure.legend(
@@ -303,7 +303,7 @@ def legend(figure: Figure, axes: Axes, left: float, top: float, *, columns: int 
 
 
 def themed(svg: str, prefix: str, colours: Sequence[tuple[str, str]]) -> str:
-    """An SVG that can stand in a page beside others: ids of its own, and `colours` replaced by the page's."""
+    """Makes an SVG fit to stand in a page beside others: ids of its own, and `colours` replaced by the page's."""
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r'(\bid="|url\(#|href="#)', lambda m: m[1] + prefix, body)

@@ -66,7 +66,7 @@ def _pictures(runs: Sequence[Run], look: Look) -> Iterator[tuple[str, Figure]]:
 
 
 def charts(run: Run) -> Iterator[tuple[str, Figure]]:
-    """The statistics' pictures, those that the run's tables have the figures for."""
+    """Draws those of the statistics' pictures that the run's tables have the figures for."""
     summary = run.table("summary")
     if summary is None or not len(summary):
         return
@@ -100,7 +100,7 @@ def charts(run: Run) -> Iterator[tuple[str, Figure]]:
 
 
 def _by_distance(run: Run) -> pd.DataFrame:
-    """The best head's rows of stats/modifiers.parquet that are bins of the distance of two instances."""
+    """Picks the best head's rows of stats/modifiers.parquet that are bins of the distance of two instances."""
     modifiers = run.table("modifiers")
     if modifiers is None or not run.best:
         return pd.DataFrame()

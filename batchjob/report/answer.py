@@ -26,11 +26,12 @@ class Differences:
 
     note: str = ""
     header: list[str] = field(default_factory=list)
-    rows: list[list[str]] = field(default_factory=list)
+    rows: list[list[str]] = field(default_factory=list)  # of the study's question
+    others: list[list[str]] = field(default_factory=list)
 
 
 def sentences(run: Run) -> list[str]:
-    """The answer to the study's question first, then what qualifies it; nothing without statistics."""
+    """Says the answer to the study's question first, then what qualifies it; nothing without statistics."""
     selection = run.table("selection")
     if selection is None or not len(selection):
         return _without_objects(run)
@@ -48,7 +49,7 @@ def _without_objects(run: Run) -> list[str]:
 
 
 def differences(runs: Sequence[Run]) -> Differences:
-    """Paired differences of the runs, from the comparison that `stats RUN RUN …` wrote into one of them.
+    """Reads the paired differences of the runs from the comparison that `stats RUN RUN …` wrote into one of them.
 
     Without one, the note says why there can't be any, or which command makes it.
     """
@@ -60,11 +61,15 @@ def differences(runs: Sequence[Run]) -> Differences:
         table = table[table["run_a"].isin(names) & table["run_b"].isin(names) & (table["of"] != "head")]
         if len(table):
             several = len(runs) > 2
-            rows = [_difference(row, several) for row in table.to_dict("records")]
+            is_asked = table["score"].isin([catalogue.QUESTION, f"{catalogue.QUESTION} over position"])
+            rows, others = (
+                [_difference(row, several) for row in part.to_dict("records")]
+                for part in (table[is_asked], table[~is_asked])
+            )
             first, second = (str(table[side].iloc[0]) for side in ("run_a", "run_b"))
             header = [*_DIFFERENCES_HEADER[:3], *((first, second) if not several else _DIFFERENCES_HEADER[3:5])]
             header += _DIFFERENCES_HEADER[5:]
-            return Differences(_NOTE, (["Runs"] if several else []) + header, rows)
+            return Differences(_NOTE, (["Runs"] if several else []) + header, rows, others)
     return Differences(_why_none(runs))
 
 
@@ -102,7 +107,7 @@ def _difference(row: Any, several: bool) -> list[str]:
 
 
 def known_scores(summary: pd.DataFrame) -> list[str]:
-    """The scores that have a value, the study's question first."""
+    """Lists the scores that have a value, the study's question first."""
     found = set(summary[np.isfinite(summary["mean"])]["score"])
     first = [name for name in catalogue.leading() if name in found]
     return first + sorted(found - set(first))

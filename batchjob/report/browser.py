@@ -40,7 +40,7 @@ class PageData:
     rows_size: int = 0
 
     def add(self, name: str, data: bytes) -> str:
-        """The name, after filing `data` under it."""
+        """Files `data` under the name, and returns the name."""
         text = base64.b64encode(data).decode()
         self.blobs[name] = text
         self.size += len(text)
@@ -53,7 +53,7 @@ def pack(
     scores: Sequence[NDArray[np.floating[Any]] | None],
     starts: Sequence[tuple[int, int]],
 ) -> PageData:
-    """The browser's data of as many images as fit: kept ones first, then `wanted` rows of the first run, in order.
+    """Packs as many images as fit: kept ones first, then `wanted` rows of the first run, in order.
 
     Parameters
     ----------
@@ -76,7 +76,8 @@ def pack(
         rows = [row if run is first else place.get(first.ids[row]) for run, place in zip(runs, places, strict=True)]
         chosen[row] = _image(page_data, runs, rows, scores)
     for number, run in enumerate(runs):
-        _pack_rows(page_data, run, number, list(chosen.values()), starts[number])
+        limit = ROWS_BYTES * (number + 1) // len(runs)  # of all runs so far, so that each has its part
+        _pack_rows(page_data, run, list(chosen.values()), (number, *starts[number]), limit)
     images = [chosen[row] for row in sorted(chosen)]
     names = [name for name, _ in page_data.categories.most_common()]
     page_data.json = {
@@ -138,7 +139,7 @@ def _image(
 
 
 def _objects(page_data: PageData, run: Run, row: int) -> dict[str, Any]:
-    """The outlines of an image's objects, in thousandths of its width and height, and what its key says of them."""
+    """Packs the outlines of an image's objects, in thousandths of its width and height, and what its key says."""
     outlines = objects_of(run, row)
     counts, rest = count_words(outlines)
     told = {"key": [{"name": name, "count": count} for name, count in counts], "rest": rest}
@@ -153,7 +154,7 @@ def _objects(page_data: PageData, run: Run, row: int) -> dict[str, Any]:
 
 
 def _maps(run: Run, row: int) -> bytes:
-    """Labels [M, L, H, P] with matched colours, then the CLS maps [L, H, P] as indices of the colour map."""
+    """Packs labels [M, L, H, P] with matched colours, then the CLS maps [L, H, P] as indices of the colour map."""
     attention = run.data[run.attention].isel(image=row).values
     cells = attention.reshape(-1, *attention.shape[-2:])
     packed = b"".join(_index(one) for one in cells)
@@ -173,18 +174,22 @@ def _maps(run: Run, row: int) -> bytes:
 
 
 def _pack_rows(
-    page_data: PageData, run: Run, number: int, images: Sequence[dict[str, Any]], start: tuple[int, int]
+    page_data: PageData, run: Run, images: Sequence[dict[str, Any]], start: tuple[int, int, int], limit: int
 ) -> None:
-    """Adds attention rows of the kept images while there is room: of the first head shown, its layer, then the last."""
+    """Adds attention rows of the kept images up to a limit: of the first head shown, its layer, then the last layer.
+
+    start: the run's number, and the places of the layer and the head that are shown first.
+    """
+    number, first = start[0], start[1:]
     kept = set(run.kept_rows)
     shown = [image["runs"][number] for image in images]
     shown = [one for one in shown if one is not None and one["row"] in kept]
     grid = run.geometry.grid
     places = [(place, head) for place in reversed(range(len(run.layers))) for head in range(len(run.heads))]
-    places.sort(key=lambda at: (at != start, at[0] != start[0]))  # the others stay in order
+    places.sort(key=lambda at: (at != first, at[0] != first[0]))  # the others stay in order
     for place, head in places:
         for one in shown:
-            if page_data.rows_size > ROWS_BYTES:
+            if page_data.rows_size > limit:
                 return
             rows = run.data["attention_rows"].sel(kept_image=one["row"]).isel(layer=place, head=head).values
             pooled = pool(rows.astype(np.float32), grid, _cell(grid))
@@ -197,7 +202,7 @@ def _pack_rows(
 
 
 def pool(rows: NDArray[np.float32], grid: tuple[int, int], cell: int) -> NDArray[np.float32]:
-    """[p, p]: attention [P, P] averaged over cells of `cell` × `cell` patches (less at the edges), queries and keys."""
+    """Averages attention [P, P] over cells of `cell` × `cell` patches (less at the edges), queries and keys: [p, p]."""
     if cell == 1:
         return rows
     tall, wide = -(-grid[0] // cell), -(-grid[1] // cell)
@@ -213,7 +218,7 @@ def _cell(grid: tuple[int, int]) -> int:
 
 
 def _index(values: NDArray[np.floating[Any]]) -> bytes:
-    """The map as bytes: 0 for 0, 255 for its 99th percentile and more; NaN is 0."""
+    """Turns a map into bytes: 0 for 0, 255 for its 99th percentile and more; NaN is 0."""
     scaled = np.nan_to_num(values.astype(np.float32) / peak(values))
     return bytes(np.round(np.clip(scaled, 0, 1) * 255).astype(np.uint8).tobytes())
 

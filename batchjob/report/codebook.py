@@ -29,7 +29,7 @@ class Book:
 
 
 def books(run: Run, layer: int) -> Iterator[Book]:
-    """The heads of a layer; nothing for a run that clusters image by image."""
+    """Yields the heads of a layer; nothing for a run that clusters image by image."""
     if "centroids" not in run.data:
         return
     k = int(run.options["k"])
@@ -48,7 +48,7 @@ def books(run: Run, layer: int) -> Iterator[Book]:
 
 
 def note(run: Run, layer: int) -> str:
-    """What the numbers are, once for all heads."""
+    """Says what the numbers are, once for all heads."""
     options, rows = run.options, int(run.data["centroids"].attrs["rows"])
     what = "CLS rows, one an image" if options["queries"] == "cls" else codebook.clustered(options)
     text = f"Layer {layer}. {options['k']} centroids a head, fitted to {rows:,} {what}: a number means the same in "
@@ -65,7 +65,7 @@ def note(run: Run, layer: int) -> str:
 
 
 def clusters_of(run: Run, layer: int, head: int) -> pd.DataFrame:
-    """A line a cluster, the most common first: cluster, share, and what the statistics know of it.
+    """Makes a line a cluster, the most common first: cluster, share, and what the statistics know of it.
 
     y, x: mean position of its patches (of CLS rows: of the attention of its centroid), from 0 at the top and on the
     left to 1; NaN for a cluster that no image shows.
@@ -91,7 +91,7 @@ def clusters_of(run: Run, layer: int, head: int) -> pd.DataFrame:
 
 
 def _centre(values: np.ndarray) -> tuple[float, float]:
-    """(y, x) of the centre of mass of a map [rows, columns], in parts of its height and width."""
+    """Returns (y, x) of the centre of mass of a map [rows, columns], in parts of its height and width."""
     total = float(values.sum())
     if not total > 0:
         return float("nan"), float("nan")
@@ -101,7 +101,7 @@ def _centre(values: np.ndarray) -> tuple[float, float]:
 
 
 def table_of(clusters: pd.DataFrame, find: str) -> Table:
-    """The clusters of one head, ready to be written out; columns of which nothing is known are left out."""
+    """Makes the table of one head's clusters; columns of which nothing is known are left out."""
     has_stats = "images" in clusters
     has_categories = has_stats and bool((clusters["category"] != _NO_CATEGORY).any())
     columns = [Column("Cluster", "number"), Column("Prevalence", "number", "share of all rows that are in the cluster")]

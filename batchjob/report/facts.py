@@ -67,7 +67,7 @@ class Facts:
 
 
 def gather(run: Run) -> Facts:
-    """All facts of a run that its folder holds; what is not there is left out."""
+    """Gathers all facts of a run that its folder holds; what is not there is left out."""
     plan = run.plan
     causes, failures = _failures(run.folder / "failures.csv")
     defaults = {f.name: f.default for f in dataclasses.fields(Options)}
@@ -90,7 +90,7 @@ def gather(run: Run) -> Facts:
 
 
 def command(plan: dict[str, Any], folder: Path) -> str:
-    """The command line that makes the run again: what differs from the defaults."""
+    """Writes the command line that makes the run again: what differs from the defaults."""
     words = ["batchjob", "run", str(plan["data"]), str(folder), *as_arguments(plan["options"])]
     return " ".join(shlex.quote(word) for word in words)
 
@@ -124,7 +124,7 @@ def _rows(run: Run) -> list[tuple[str, str]]:
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """`0–5, 11` of 0, 1, 2, 3, 4, 5, 11."""
+    """Says `0–5, 11` of 0, 1, 2, 3, 4, 5, 11."""
     parts: list[list[int]] = []
     for number in numbers:
         if parts and number == parts[-1][-1] + 1:

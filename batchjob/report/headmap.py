@@ -41,7 +41,7 @@ class HeadMap:
 
 
 def head_map(run: Run, place: int) -> HeadMap | None:
-    """The map of a run, the page's `place`-th, by the first leading score that is known; None without statistics."""
+    """Makes the map of the page's `place`-th run, by the first leading score that is known; None without statistics."""
     summary = run.table("summary")
     score = next((s for s in catalogue.leading() if summary is not None and len(of_score(summary, s))), "")
     if summary is None or not score:

@@ -69,7 +69,7 @@ def write_report(runs: Sequence[Path], *, seed: int = 0) -> Path:
 
 
 def render(runs: Sequence[Run], *, seed: int = 0) -> str:
-    """The page as text. seed: of the images drawn at random for the sample."""
+    """Returns the page as text. seed: of the images drawn at random for the sample."""
     run = runs[0]
     known = [facts.gather(one) for one in runs]
     scores = [None if one.image_score is None else one.image_score[1] for one in runs]
@@ -103,6 +103,7 @@ def render(runs: Sequence[Run], *, seed: int = 0) -> str:
         tiles=_tiles(known[0], run),
         compared=_compared(known) if len(runs) > 1 else [],
         differences=gaps.rows,
+        differences_others=gaps.others,
         differences_header=gaps.header,
         differences_note=gaps.note,
         head_maps=head_maps,
@@ -119,7 +120,7 @@ def render(runs: Sequence[Run], *, seed: int = 0) -> str:
 
 
 def _first(starts: Sequence[tuple[int, int]], images: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Where the browser opens: each run's head that the figures show, and an image whose attention rows are there."""
+    """Says where the browser opens: at the head that the figures show, and an image with its attention rows."""
     layer, head = starts[0]
     key = f"{layer},{head}"
     kept = (i for i, image in enumerate(images) if image["runs"][0] and key in image["runs"][0]["rows"])
@@ -127,7 +128,7 @@ def _first(starts: Sequence[tuple[int, int]], images: Sequence[dict[str, Any]]) 
 
 
 def _wanted(run: Run, seed: int) -> list[int]:
-    """Rows for the browser, the most wanted first: the best and worst of the best heads, then some at random."""
+    """Chooses rows for the browser, the most wanted first: best and worst of the best heads, then some at random."""
     rows = [int(r) for r in np.random.default_rng(seed).permutation(run.ok_rows)[:_SAMPLE]]
     if run.image_score is None:
         return rows
@@ -143,7 +144,7 @@ def _wanted(run: Run, seed: int) -> list[int]:
 
 
 def _start(run: Run) -> tuple[int, int]:
-    """The places, among the run's layers and heads, of the head that the figures show."""
+    """Returns the places, among the run's layers and heads, of the head that the figures show."""
     return run.layers.index(chosen_layer(run, Look())), run.heads.index(chosen_head(run, Look()))
 
 
@@ -200,6 +201,6 @@ def _shown(value: Any) -> Any:
 
 
 def _json(values: Any) -> Markup:
-    """JSON that can stand inside a script element: nothing in it opens or closes a tag or a comment."""
+    """Writes JSON that can stand inside a script element: nothing in it opens or closes a tag or a comment."""
     text = json.dumps(values, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))

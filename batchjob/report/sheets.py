@@ -66,12 +66,12 @@ class Picture:
 
     @property
     def kind(self) -> str:
-        """The group that it stands in: charts come first, side by side where there is room."""
+        """Names the group that it stands in: charts come first, side by side where there is room."""
         return "charts" if self.svg else "sheets"
 
 
 def pictures(runs: Sequence[Run]) -> list[Picture]:
-    """The figures of the page, of few images each: `batchjob figures` makes more of them, and larger."""
+    """Draws the figures of the page, of few images each: `batchjob figures` makes more of them, and larger."""
     run = runs[0]
     how = Look(count=_PICTURE_IMAGES)
     layer, head = look.chosen_layer(run, how), look.chosen_head(run, how)
@@ -111,7 +111,7 @@ def pictures(runs: Sequence[Run]) -> list[Picture]:
 
 
 def chart(figure: Figure, name: str, rows_name: str = "attention") -> Picture:
-    """A chart of the statistics as SVG in the page's own colours, light or dark."""
+    """Turns a chart of the statistics into SVG in the page's own colours, light or dark."""
     file = io.StringIO()
     with canvas.style():
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
@@ -123,7 +123,7 @@ def chart(figure: Figure, name: str, rows_name: str = "attention") -> Picture:
 
 
 def picture(figure: Figure, title: str, caption: str, alt: str) -> Picture:
-    """The figure as WebP on a clear ground, its words in an ink for light and dark pages."""
+    """Turns a figure into WebP on a clear ground, its words in an ink for light and dark pages."""
     for text in figure.findobj(Text):
         if text.get_color() in (canvas.INK, canvas.QUIET):
             text.set_color(_BOTH)

@@ -63,14 +63,14 @@ class Table:
 
 
 def number(value: float, digits: int = 3) -> Cell:
-    """A cell with the value, a true minus, and a dash where there is none."""
+    """Makes a cell with the value, a true minus, and a dash where there is none."""
     if not np.isfinite(value):
         return Cell("–", "")
     return Cell(f"{value:z.{digits}f}".replace("-", "−"), repr(float(value)))
 
 
 def plain(run: Run) -> Table:
-    """The table of a run without statistics: what labelling itself knows of each head, mean over the images."""
+    """Makes the table of a run without statistics: what labelling knows of each head, mean over the images."""
     ok = run.ok_rows
     data = {name: run.data[name].values[ok].astype(np.float64) for name in ("k", "inertia", "prefix_mass")}
     columns = _place_columns(len(run.algorithms))
@@ -93,36 +93,36 @@ def plain(run: Run) -> Table:
 
 
 def filters(algorithms: Sequence[str], layers: Sequence[int]) -> list[tuple[str, str, list[str]]]:
-    """The select fields worth having: those with more than one value."""
+    """Lists the select fields worth having: those with more than one value."""
     found = [("algorithm", "Algorithm", list(algorithms)), ("layer", "Layer", [str(v) for v in layers])]
     return [one for one in found if len(one[2]) > 1]
 
 
 def keys(algorithm: str, layer: int) -> list[tuple[str, str]]:
-    """What the select fields compare."""
+    """Returns what the select fields compare."""
     return [("algorithm", algorithm), ("layer", str(layer))]
 
 
 def searchable(algorithm: str, layer: int, head: int) -> str:
-    """What the search field looks through."""
+    """Returns what the search field looks through."""
     return f"{algorithm} layer {layer} head {head}".lower()
 
 
 def mean(values: Any) -> float:
-    """Over the finite values; NaN where there is none."""
+    """Returns the mean of the finite values; NaN where there is none."""
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if finite.size else float("nan")
 
 
 def hint(run: Run, score: str) -> str:
-    """What a column is, in the words of the run: a CNN has self-similarity and saliency, no attention."""
+    """Says what a column is, in the words of the run: a CNN has self-similarity and saliency, no attention."""
     row = catalogue.score(score)
     found = row.hint if row else ""
     return found.replace("CLS attention", run.attention_name).replace("attention", run.rows_name)
 
 
 def scored(run: Run, summary: pd.DataFrame) -> Table:
-    """The table of a run with statistics: the leading score with its null and gain, then what else is known."""
+    """Makes the table of a run with statistics: the leading score with its null and gain, then what else is known."""
     lead = next((s for s in catalogue.leading() if len(of_score(summary, s))), "")
     if not lead:
         return plain(run)
@@ -187,14 +187,14 @@ def _place(algorithm: str, layer: int, head: int) -> list[Cell]:
 
 
 def address(algorithm: str, layer: int, head: int, number: int = 0) -> str:
-    """The part of the page's address that shows a head of the run of this number, among those of the page."""
+    """Returns the part of the page's address that shows a head of the page's run of this number."""
     which = "" if number == 0 else str(number + 1)
     named = f"&algorithm{which}={quote(algorithm)}" if algorithm else ""
     return f"#layer{which}={layer}&head{which}={head}{named}"
 
 
 def _over(summary: pd.DataFrame, score: str, null: str) -> dict[tuple[str, int, int], Cell]:
-    """Each head's gain over a null, with its interval."""
+    """Reads each head's gain over a null, with its interval."""
     rows = summary[(summary["score"] == score) & (summary["null"] == null) & summary["gain"].notna()]
     return {
         (str(r["algorithm"]), int(r["layer"]), int(r["head"])): Cell(
@@ -211,7 +211,7 @@ def _means(summary: pd.DataFrame, score: str) -> dict[tuple[str, int, int], floa
 
 
 def _reach(rows: pd.DataFrame) -> tuple[float, float]:
-    """What the drawn intervals span: all of them, and zero."""
+    """Returns what the drawn intervals span: all of them, and zero."""
     ends = rows[["gain_low", "gain_high"]].to_numpy(dtype=np.float64)
     ends = ends[np.isfinite(ends)]
     low, high = (min(0.0, float(ends.min())), max(0.0, float(ends.max()))) if ends.size else (-1.0, 1.0)
