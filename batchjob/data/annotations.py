@@ -325,12 +325,3 @@ def _masks(
         return
     for number, mask in read_masks(ann.instances, height, width, wanted):
         yield number, ann.instances[number].category, ann.instances[number].box, mask
-
-
-def all_masks(ann: ImageAnnotations, height: int, width: int) -> Iterator[tuple[int, int, bool, NDArray[np.uint8]]]:
-    """(number in the image, category, whether it is a crowd, mask uint8 [height, width]) of all that cover a pixel."""
-    if ann.voc_objects:
-        yield from ((number, category, False, mask) for number, category, _, mask in _masks(ann, height, width))
-        return
-    for number, mask in read_masks(ann.instances, height, width, crowds=True):
-        yield number, ann.instances[number].category, ann.instances[number].crowd, mask

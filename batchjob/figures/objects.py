@@ -1,6 +1,7 @@
 """The objects of a photo as outlines: by their masks where the annotations are at hand, else on the patch grid."""
 
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +35,25 @@ def objects_of(run: Run, row: int) -> list[Outline]:
     image = known.image(run.ids[row])
     if image is None or not image.fits(height, width):
         return []
-    from batchjob.data.annotations import all_masks
-
     left, top, right, bottom = run.geometry.source_box(height, width)
     kept, found = set(np.unique(owner).tolist()), []
-    for number, category, is_crowd, mask in all_masks(image, height, width):
+    for number, category, is_crowd, mask in _masks(image, height, width):
         kind: Kind = "crowd" if is_crowd else "instance" if number in kept else "small"
         lines = tuple((line - (left, top)) / (right - left, bottom - top) for line in follow(mask))
         found.append(Outline(known.categories.get(category, str(category)), kind, lines))
     return found
+
+
+def _masks(image: Any, height: int, width: int) -> Iterator[tuple[int, int, bool, NDArray[np.uint8]]]:
+    """(number in the image, category, whether it is a crowd, mask [height, width]) of all that cover a pixel."""
+    from batchjob.data import voc
+    from batchjob.data.masks import read_masks
+
+    if image.voc_objects:
+        for number, (category, mask) in enumerate(voc.masks(image.voc_objects, image.voc_classes)):
+            yield number, category, False, mask
+    for number, mask in read_masks(image.instances, height, width, crowds=True):
+        yield number, image.instances[number].category, image.instances[number].crowd, mask
 
 
 @functools.lru_cache(maxsize=4)

@@ -22,20 +22,20 @@ _FOREST = 1.0  # inches for the names of the heads
 
 def overview(run: Run, look: Look) -> Figure | None:
     """Draws the figure; None where the statistics do not know the study's question for this run."""
-    said, summary = run.answer, run.table("summary")
-    if run.best is None or summary is None or run.image_score is None or not said.lines or not run.patch_algorithms:
+    (question, said), summary = run.answer, run.table("summary")
+    if run.best is None or summary is None or run.image_score is None or not said or not run.patch_algorithms:
         return None
     found = statistics.of_score(summary, catalogue.QUESTION)
     layer, head = run.best
     shown = _three(run, layer, head, look)
     heads = statistics.best_first(found)
-    lines = [text for sentence in said.lines[:2] for text in textwrap.wrap(sentence, 78)]
+    lines = [text for sentence in said[:2] for text in textwrap.wrap(sentence, 78)]
     left, top = canvas.MARGIN + 3 * (_CELL + _GAP) + 0.1 + _FOREST, canvas.MARGIN + 0.64
     tall = max(max(2 * _size(p)[1] for p in shown) + 0.17, 0.2 * min(len(heads), _HEADS) + 0.3)
     below = top + tall + max(0.16 + 0.142 * len(lines), 0.75)
     with canvas.style():
         figure = canvas.sheet(_WIDTH, below + 0.56)
-        canvas.heading(figure, f"{said.question}\n{headline(run, layer)}, k = {run.options['k']}")
+        canvas.heading(figure, f"{question}\n{headline(run, layer)}, k = {run.options['k']}")
         _photos(figure, shown, top)
         axes = figure.add_axes(statistics.fraction(figure, left, top - 0.06, _WIDTH - left - 0.12, tall + 0.06))
         statistics.forest_on(axes, found, heads.head(_HEADS), catalogue.QUESTION)

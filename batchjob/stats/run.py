@@ -156,7 +156,7 @@ def _tabulate(
     main = catalogue.main_null("pair_ari")
     for row in selection[(selection.score == "pair_ari") & (selection.null == main)].to_dict("records"):
         lines += ["", *describe_modifiers(modifiers, row["layer"], row["head"], row["algorithm"])]
-    clusters = []
+    clusters: Sequence[str] = []
     if run.options.get("scope") == "dataset":
         clusters = codebook.write(run, annotations, csv=csv, are_planned=manner.are_planned)
         lines += ["", *clusters]

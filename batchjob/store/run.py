@@ -242,10 +242,11 @@ class Run:
         return pd.read_parquet(path) if path.exists() else None
 
     @cached_property
-    def answer(self) -> "Answer":
-        """What `stats` found out about the study's question; without lines where it has not, or knows no objects."""
+    def answer(self) -> tuple[str, list[str]]:
+        """The study's question and its answer in sentences, by `stats`; no sentence where it could not say anything."""
         path = self.folder / "stats" / "answer.json"
-        return Answer(**json.loads(path.read_text())) if path.exists() else Answer()
+        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"question": "", "lines": []}
+        return found["question"], found["lines"]
 
     @cached_property
     def best(self) -> tuple[int, int] | None:
@@ -276,14 +277,6 @@ class Run:
 
     def _array(self, name: str) -> Any:
         return _values(self._group, name)
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The study's question and its answer in sentences, the main one first."""
-
-    question: str = ""
-    lines: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
