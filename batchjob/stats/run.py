@@ -161,7 +161,8 @@ def _tabulate(
         clusters = codebook.write(run, annotations, csv=csv, are_planned=manner.are_planned)
         lines += ["", *clusters]
     tables = f"tables: {run.folder / 'stats'}"
-    return text.fold(run, counts, answer, clusters or hints), [*lines, *([""] if hints else []), *hints, "", tables]
+    folded = text.fold(run, counts, answer, hints)
+    return [*folded[:1], *clusters, *folded[1:]], [*lines, *([""] if hints else []), *hints, "", tables]
 
 
 def _compare(runs: Sequence[Run], annotations: Annotations | None, manner: _Manner) -> list[str]:

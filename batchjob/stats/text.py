@@ -111,8 +111,8 @@ def describe(run: Run, counts: Mapping[str, int], summary: pd.DataFrame, selecti
     return lines + (["", *said] if said else [])
 
 
-def fold(run: Run, counts: Mapping[str, int], answer: Mapping[str, Any], others: Sequence[str]) -> list[str]:
-    """What `describe` says in a few lines: the run, the question and its answer, else the first of the `others`."""
+def fold(run: Run, counts: Mapping[str, int], answer: Mapping[str, Any], hints: Sequence[str]) -> list[str]:
+    """Says in a few lines what `describe` does: the run, the question and its answer, else the first of the hints."""
     untrained = ", untrained" if run.is_random else ""
     lines = [
         f"{run.name}: {run.model}{untrained}, {counts.get('images', 0):,} images, {counts.get('failed', 0):,} failed"
@@ -121,7 +121,7 @@ def fold(run: Run, counts: Mapping[str, int], answer: Mapping[str, Any], others:
     if answer["lines"]:
         lines += ["", answer["question"], *answer["lines"]]
     else:
-        lines += others[:1]
+        lines += hints[:1]
     folder = run.folder / "stats"
     return [*lines, "", f"tables: {folder}", f"heads, other scores and nulls: batchjob stats {run.folder} --verbose"]
 
