@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 from pycocotools import mask as coco_mask
 from threadpoolctl import threadpool_limits
 
@@ -295,20 +294,3 @@ def test_several_files_and_a_root_folder_join(tmp_path: Path) -> None:
         write_coco(folder / name, [], [{"id": i, "file_name": f"{i}.jpg", "height": 4, "width": 4}])
     assert len(coco.open_annotations(tmp_path)) == 2
     assert len(coco.open_annotations(f"{folder}/instances_a.json,{folder}/instances_b.json")) == 2
-
-
-def test_voc_folders_give_objects_their_classes_and_leave_the_void_to_nobody(tmp_path: Path) -> None:
-    root = tmp_path / "VOCdevkit" / "VOC2012"
-    objects = np.array([[1, 1, 2, 2], [1, 1, 2, 2], [255, 255, 0, 0], [3, 0, 0, 0]], np.uint8)
-    classes = np.array([[8, 8, 12, 12], [8, 255, 12, 12], [255, 255, 0, 0], [8, 0, 0, 0]], np.uint8)
-    for name, values in (("SegmentationObject", objects), ("SegmentationClass", classes)):
-        (root / name).mkdir(parents=True)
-        Image.fromarray(values).save(root / name / "2007_000001.png")
-    annotations = coco.open_annotations(tmp_path / "VOCdevkit")
-    image = annotations.image("JPEGImages/2007_000001.jpg")
-    assert image is not None
-    found = coco.instances_on_grid(image, GRID, 4, 4)
-    assert found.owner.reshape(4, 4).tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [-1] * 4, [-1] * 4]
-    assert [annotations.categories[int(c)] for c in found.category] == ["cat", "dog"]
-    assert found.boxes.tolist() == [[0, 0, 2, 2], [2, 0, 4, 2]]
-    assert found.total == 3

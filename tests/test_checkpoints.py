@@ -78,6 +78,14 @@ LAYOUTS: dict[str, Any] = {
     "MAE, pre-training": lambda s: {"model": s | DECODER, "args": ARGS, "epoch": 3},
     "DeiT": lambda s: {"model": s | {"head.weight": torch.zeros(9, 192), "head.bias": torch.zeros(9)}, "args": ARGS},
     "timm, training": lambda s: {"state_dict": s, "args": ARGS, "metric": np.float64(71.2), "epoch": 9},
+    "timm, training with an average": lambda s: {"state_dict": other(s), "state_dict_ema": s, "args": ARGS},
+    "DeiT, training with an average": lambda s: {
+        "model": other(s),
+        "model_ema": s,
+        "optimizer": {"param_groups": [{"lr": np.float32(1e-3)}]},
+        "max_accuracy": np.int64(7),
+        "args": ARGS,
+    },
     "Lightning": lambda s: {"state_dict": put("model.", s), "pytorch-lightning_version": "2", "global_step": 5},
     "Lightning, with a head beside": lambda s: {"state_dict": put("model.", s) | {"criterion.weight": torch.ones(3)}},
     "torch.compile": lambda s: put("_orig_mod.", s),
@@ -123,13 +131,20 @@ def test_dinov2_teachers_load_with_their_heads_and_block_chunks_left_out(branch:
     assert "'model.teacher.backbone'" in remark or "'teacher.backbone'" in remark
 
 
-def test_a_dinov3_teacher_loads(tmp_path: Path) -> None:
+@pytest.mark.parametrize("branch", ["teacher", "FSDP"])
+def test_a_dinov3_teacher_loads(branch: str, tmp_path: Path) -> None:
     name = "vit_small_patch16_dinov3"
     state = weights_of(name)
     theirs = {k.replace("gamma_", "ls").replace("reg_token", "storage_tokens"): v for k, v in state.items()}
     theirs = {(k + ".gamma" if k.endswith(("ls1", "ls2")) else k): v for k, v in theirs.items()}
     theirs |= {"mask_token": torch.zeros(1, 384), "rope_embed.periods": torch.ones(16)}
-    net, _ = load(name, {"teacher": put("backbone.", theirs) | {"dino_head.mlp.0.weight": torch.ones(2)}}, tmp_path)
+    head = {"dino_head.mlp.0.weight": torch.ones(2)}
+    if branch == "teacher":
+        content = {"teacher": put("backbone.", theirs) | head}
+    else:
+        both = put("student.backbone.", other(theirs)) | put("teacher.", head) | put("gram_teacher.", other(head))
+        content = {"model": both | put("teacher.backbone._fsdp_wrapped_module.", theirs), "iteration": 7}
+    net, _ = load(name, content, tmp_path)
     assert_same(net, state)
 
 
@@ -156,6 +171,18 @@ HUGGING_FACE = {
         "vit_small_patch16_dinov3_qkvb",
         {"num_register_tokens": 4},
     ),
+    "facebook/vit-mae": (
+        "ViTMAEConfig",
+        "ViTMAEForPreTraining",
+        "vit_base_patch16_224.mae",
+        {"decoder_hidden_size": 24, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 3},
+    ),
+    "facebook/dinov2-with-registers": (
+        "Dinov2WithRegistersConfig",
+        "Dinov2WithRegistersModel",
+        "vit_small_patch14_reg4_dinov2",
+        {"patch_size": 14},
+    ),
     "openai/clip, vision": ("CLIPVisionConfig", "CLIPVisionModel", "vit_base_patch16_clip_224", {"patch_size": 16}),
     "google/siglip, vision": ("SiglipVisionConfig", "SiglipVisionModel", "vit_base_patch16_siglip_224", {}),
 }
@@ -177,6 +204,34 @@ def test_hugging_face_layouts_load_with_every_tensor_in_its_place(family: str, t
     torch.testing.assert_close(ours["patch_embed.proj.weight"], patches)
     queries = next(value for key, value in own.items() if re.search(r"1\..*q_proj\.weight$", key))
     torch.testing.assert_close(ours["blocks.1.attn.qkv.weight"][:48], queries)
+
+
+# How transformers named modules until its fifth major version, and so how the files on the hub name them.
+ON_THE_HUB = (
+    (r"^(vit\.)?(encoder\.)?layers?\.", r"\1encoder.layer."),
+    (r"attention\.(q|k|v)_proj", lambda m: "attention.attention." + {"q": "query", "k": "key", "v": "value"}[m[1]]),
+    (r"attention\.o_proj", "attention.output.dense"),
+)
+
+
+@pytest.mark.parametrize("family", ["google/vit", "facebook/dinov2"])
+def test_the_names_in_the_hub_s_files_lead_to_the_same_tensors(family: str, tmp_path: Path) -> None:
+    config, network, _, extra = HUGGING_FACE[family]
+    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 192}
+    theirs = getattr(transformers, network)(getattr(transformers, config)(**sizes, image_size=224, **extra))
+    mlp = ((r"mlp\.fc1", "intermediate.dense"), (r"mlp\.fc2", "output.dense")) * (family == "google/vit")
+    renamed: State = {}
+    for name, value in theirs.state_dict().items():
+        for pattern, as_on_the_hub in ON_THE_HUB + mlp:
+            name = re.sub(pattern, as_on_the_hub, name)
+        renamed[name] = value
+    assert any("encoder.layer.1.attention.attention.query.weight" in name for name in renamed)
+    torch.save(theirs.state_dict(), tmp_path / "now.pth")
+    torch.save(renamed, tmp_path / "hub.pth")
+    (now, _), (hub, _) = read_checkpoint(tmp_path / "now.pth"), read_checkpoint(tmp_path / "hub.pth")
+    assert "blocks.1.mlp.fc2.weight" in hub
+    assert now.keys() == hub.keys()
+    assert all(torch.equal(value, hub[name]) for name, value in now.items())
 
 
 def test_the_vision_tower_of_a_whole_clip_is_taken() -> None:
@@ -217,6 +272,16 @@ def test_weights_that_do_not_fit_are_refused_with_the_keys_that_say_most(tmp_pat
     state["blocks.0.attn.strange"] = state.pop("blocks.0.attn.qkv.weight")
     with pytest.raises(UserError, match=r"not those of vit_tiny_patch16_224: missing blocks\.0\.attn\.qkv\.weight"):
         load(TINY, state, tmp_path)
+
+
+def test_a_tensor_that_says_to_be_larger_than_the_file_is_refused(tmp_path: Path) -> None:
+    """A view that repeats one number a million times a million takes no memory before somebody copies it."""
+    state = dict(weights_of(TINY))
+    state["blocks.0.attn.qkv.weight"] = torch.zeros(1).expand(1_000_000, 1_000_000)
+    torch.save(state, tmp_path / "w.pth")
+    assert (tmp_path / "w.pth").stat().st_size < 10**7
+    with pytest.raises(UserError, match=r"says that blocks\.0\.attn\.qkv\.weight is 1000000x1000000"):
+        read_checkpoint(tmp_path / "w.pth")
 
 
 class Strange:

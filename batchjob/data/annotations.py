@@ -189,8 +189,7 @@ def open_annotations(path: str | os.PathLike[str]) -> AnnotationFiles:
         root = voc.find_root(Path(paths[0]))
         if root is not None:
             files = voc.list_files(root)
-            names = dict(enumerate(voc.CLASSES, start=1))
-            return AnnotationFiles(str(root), names, keys=[file.stem for file in files], _voc=files)
+            return AnnotationFiles(str(root), dict(voc.CATEGORIES), keys=[file.stem for file in files], _voc=files)
         found = glob.glob(os.path.join(glob.escape(paths[0]), "**", "instances_*.json"), recursive=True)
         found += glob.glob(os.path.join(glob.escape(paths[0]), "**", "panoptic_*.json"), recursive=True) * (not found)
         if not found:

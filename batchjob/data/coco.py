@@ -17,11 +17,10 @@ import numpy as np
 
 from batchjob.data.coco_schema import Annotation, Broken, Category, Photo, Piece, Run, as_number, id_text, read_loosely
 from batchjob.data.decode import MAX_PIXELS
-from batchjob.data.masks import BadMask, Box, Instance, Painted, Segment, check_polygon, check_rle
+from batchjob.data.masks import MAX_INSTANCES, BadMask, Box, Instance, Painted, Segment, check_polygon, check_rle
 from batchjob.errors import UserError
 
 MAX_CATEGORY = 2**31 - 1  # the store keeps categories as int32
-MAX_INSTANCES = 2**15 - 1  # of an image; the store keeps owners as int16
 _NOT_JSON = re.compile(rb'"(?:[^"\\]|\\.)*"|-?Infinity|NaN', re.DOTALL)
 _BOM = b"\xef\xbb\xbf"
 

@@ -15,6 +15,7 @@ from pycocotools import mask as coco_mask
 from batchjob.data.decode import MAX_PIXELS
 from batchjob.errors import UserError
 
+MAX_INSTANCES = 2**15 - 1  # of an image; the store keeps owners as int16
 REACH = 4.0  # image sizes that a coordinate may lie outside of its image
 MAX_OUTLINE_PX = 1e6  # pycocotools walks an outline in fifths of a pixel, and keeps 16 bytes a step
 MAX_SIDE = 100_000.0  # stands for the size of an image whose size nobody says
@@ -83,14 +84,16 @@ def mask_of(segments: Sequence[Segment], height: int, width: int) -> NDArray[np.
     return whole
 
 
-def read_picture(path: str) -> NDArray[np.uint8]:
-    """uint8 [height, width] of a palette or grey picture, or [height, width, 3]. Raises UserError where it can't be."""
+def read_picture(path: str) -> NDArray[Any]:
+    """[height, width] of a PNG of numbers (palette, grey, 16 bits), else uint8 [height, width, 3] of its colours.
+
+    Raises UserError where it can't be read, or has more pixels than are decoded.
+    """
     try:
-        with warnings.catch_warnings(), Image.open(path, formats=("PNG",)) as picture:
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=("PNG",)) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise UserError(f"{path} has {picture.width}x{picture.height} pixels; at most {MAX_PIXELS} are read")
-            return np.asarray(picture if picture.mode in ("L", "P") else picture.convert("RGB"))
+            return np.asarray(picture if picture.mode in ("L", "P", "1", "I", "I;16") else picture.convert("RGB"))
     except UserError:
         raise
     except Exception as error:  # Pillow raises a dozen kinds for a damaged PNG

@@ -3,19 +3,22 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from batchjob.data.masks import MAX_INSTANCES, read_picture
 from batchjob.errors import UserError
 
 VOID = 255  # the border around objects; it belongs to nobody
 
-# The development kit's own order, which SegmentationClass counts from 1.
+# The development kit's own order, which SegmentationClass counts from 1. Other sets of this layout have more classes.
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
+CATEGORIES = {0: "object"} | dict(enumerate(CLASSES, start=1)) | {n: str(n) for n in range(len(CLASSES) + 1, VOID)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +52,21 @@ def list_files(root: Path) -> list[File]:
 
 
 def masks(objects_png: str, classes_png: str) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """(category, mask uint8 [height, width]) of every object, by its number; category 0 where no class is drawn."""
-    from PIL import Image
+    """(category, mask uint8 [height, width]) of every object, by its number; category 0 where no class is drawn.
 
-    objects = np.asarray(Image.open(objects_png))
-    classes = np.asarray(Image.open(classes_png)) if classes_png else np.zeros_like(objects)
-    for number in np.unique(objects):
+    Raises UserError where a picture can't be read or is not one of numbers, or the two are of different sizes.
+    """
+    objects = _numbers(objects_png)
+    classes = _numbers(classes_png) if classes_png else np.zeros_like(objects)
+    if classes.shape != objects.shape:
+        raise UserError(
+            f"{classes_png} is {classes.shape[1]}x{classes.shape[0]} pixels, and {objects_png} "
+            f"{objects.shape[1]}x{objects.shape[0]}; give the pictures that belong together"
+        )
+    found = np.unique(objects)
+    if len(found) > MAX_INSTANCES:
+        raise UserError(f"{objects_png} has {len(found)} objects; at most {MAX_INSTANCES} of an image are read")
+    for number in found:
         if number in (0, VOID):
             continue
         mask = objects == number
@@ -63,9 +75,16 @@ def masks(objects_png: str, classes_png: str) -> Iterator[tuple[int, NDArray[np.
         yield int(np.bincount(named).argmax()) if len(named) else 0, mask.astype(np.uint8)
 
 
+def _numbers(path: str) -> NDArray[np.integer[Any]]:
+    found = read_picture(path)
+    if found.ndim != 2:
+        raise UserError(f"{path} is a picture of colours; VOC's hold numbers, of objects or classes: give those")
+    return found
+
+
 def _png_size(path: Path) -> tuple[int, int]:
     with path.open("rb") as file:  # the header alone: thousands of files are listed
         header = file.read(24)
     if header[:8] != b"\x89PNG\r\n\x1a\n":
-        raise UserError(f"{path} is no PNG; give VOC's own SegmentationObject files")
+        raise UserError(f"{path} is not a PNG; give VOC's own SegmentationObject files")
     return int.from_bytes(header[20:24], "big"), int.from_bytes(header[16:20], "big")

@@ -25,28 +25,49 @@ _FIRST_LAYER = re.compile(
 )
 _PREFERRED = ("teacher", "base_encoder", "ema", "student", "momentum_encoder")
 _PRETRAINING = re.compile(r"^(decoder_|(dino|ibot)_head\.|lm_head\.|predictor\.|projector\.|pooler\.|classifier\.)")
-_OF_HUGGING_FACE = (
-    (r"^(encoder\.|model\.)?layers?\.(\d+)\.", r"blocks.\2."),
-    (r"^embeddings\.(cls_token|mask_token)$", r"\1"),
-    (r"^embeddings\.class_embedding$", "cls_token"),
-    (r"^embeddings\.position_embeddings?(\.weight)?$", "pos_embed"),
-    (r"^embeddings\.patch_embeddings?(\.projection)?\.", "patch_embed.proj."),
-    (r"^pre_layrnorm\.", "norm_pre."),
-    (r"^(layernorm|post_layernorm)\.", "norm."),
-    (r"\.(layernorm_before|layer_norm1)\.", ".norm1."),
-    (r"\.(layernorm_after|layer_norm2)\.", ".norm2."),
-    (r"\.(attention\.attention|attention|self_attn)\.(q|k|v)(uery|ey|alue|_proj)\.", r".attn.\2."),
-    (r"\.(attention\.output\.dense|attention\.o_proj|self_attn\.out_proj)\.", ".attn.proj."),
-    (r"\.layer_scale(\d)\.lambda1$", r".ls\1.gamma"),
-    (r"^(blocks\.\d+)\.intermediate\.dense\.", r"\1.mlp.fc1."),
-    (r"^(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
-    (r"\.mlp\.weights_in\.", ".mlp.w12."),
-    (r"\.mlp\.weights_out\.", ".mlp.w3."),
-    (r"^head\.probe$", "attn_pool.latent"),
-    (r"^head\.attention\.out_proj\.", "attn_pool.proj."),
-    (r"^head\.layernorm\.", "attn_pool.norm."),
-    (r"^head\.mlp\.", "attn_pool.mlp."),
-)
+# Hugging Face's names of modules → timm's: first those of a block, behind its number, then those of the whole network.
+_IN_A_BLOCK = {
+    "layernorm_before": "norm1",  # ViT
+    "layernorm_after": "norm2",
+    "layer_norm1": "norm1",  # CLIP, SigLIP
+    "layer_norm2": "norm2",
+    "attention.attention.query": "attn.q",  # ViT, DINOv2
+    "attention.attention.key": "attn.k",
+    "attention.attention.value": "attn.v",
+    "attention.output.dense": "attn.proj",
+    "attention.q_proj": "attn.q",  # DINOv3, ViT of transformers 5
+    "attention.k_proj": "attn.k",
+    "attention.v_proj": "attn.v",
+    "attention.o_proj": "attn.proj",
+    "self_attn.q_proj": "attn.q",  # CLIP, SigLIP
+    "self_attn.k_proj": "attn.k",
+    "self_attn.v_proj": "attn.v",
+    "self_attn.out_proj": "attn.proj",
+    "layer_scale1.lambda1": "ls1.gamma",  # DINOv2, DINOv3
+    "layer_scale2.lambda1": "ls2.gamma",
+    "intermediate.dense": "mlp.fc1",  # ViT
+    "output.dense": "mlp.fc2",
+    "mlp.weights_in": "mlp.w12",  # DINOv2 giant
+    "mlp.weights_out": "mlp.w3",
+}
+_IN_THE_NETWORK = {
+    "embeddings.cls_token": "cls_token",  # ViT, DINOv2, DINOv3
+    "embeddings.class_embedding": "cls_token",  # CLIP
+    "embeddings.mask_token": "mask_token",
+    "embeddings.position_embeddings": "pos_embed",  # ViT, DINOv2
+    "embeddings.position_embedding.weight": "pos_embed",  # CLIP, SigLIP
+    "embeddings.patch_embeddings.projection": "patch_embed.proj",  # ViT, DINOv2
+    "embeddings.patch_embeddings": "patch_embed.proj",  # DINOv3
+    "embeddings.patch_embedding": "patch_embed.proj",  # CLIP, SigLIP
+    "pre_layrnorm": "norm_pre",  # CLIP, which spells it so
+    "layernorm": "norm",  # ViT, DINOv2
+    "post_layernorm": "norm",  # CLIP, SigLIP
+    "head.probe": "attn_pool.latent",  # SigLIP
+    "head.attention.out_proj": "attn_pool.proj",
+    "head.layernorm": "attn_pool.norm",
+    "head.mlp": "attn_pool.mlp",
+}
+_BLOCK = re.compile(r"^(?:encoder\.|model\.)?layers?\.(\d+)\.(.+)$")
 
 
 def sha256_of_weights(path: Path) -> str:
@@ -88,6 +109,10 @@ def choose_network(found: Any, path: str) -> "tuple[dict[str, Tensor], str]":
         state = {_BETWEEN.sub("", str(n)): value for n, value in found.items() if isinstance(value, torch.Tensor)}
     if not state:
         raise UserError(f"{path} holds no tensors by name; give a state dict as safetensors or pth")
+    for name, value in state.items():
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes() + 2**20:
+            shape = "x".join(map(str, value.shape))
+            raise UserError(f"{path} says that {name} is {shape}, and holds less; give the file as it was saved")
     while all(_IN_FRONT.match(name) for name in state) and len({name.split(".")[0] for name in state}) == 1:
         state = {_IN_FRONT.sub("", name): value for name, value in state.items()}
     prefix = _prefix(state)
@@ -124,11 +149,7 @@ def _from_hugging_face(state: "dict[str, Tensor]") -> "dict[str, Tensor]":
     """Hugging Face's names of ViT, DINOv2, DINOv3, CLIP and SigLIP as their first authors name them, as timm reads."""
     import torch
 
-    renamed: dict[str, Tensor] = {}
-    for name, value in state.items():
-        for pattern, ours in _OF_HUGGING_FACE:
-            name = re.sub(pattern, ours, name)
-        renamed[name] = value
+    renamed = {_as_timm_names_it(name): value for name, value in state.items()}
     is_dinov3 = "embeddings.register_tokens" in renamed and "pos_embed" not in renamed
     registers = "storage_tokens" if is_dinov3 else "register_tokens"
     out: dict[str, Tensor] = {}
@@ -150,6 +171,16 @@ def _from_hugging_face(state: "dict[str, Tensor]") -> "dict[str, Tensor]":
     up = "w2" if gates else "fc1"
     names = {"gate_proj": "w1", "up_proj": up, "down_proj": "w3" if gates else "fc2"}
     return {re.sub(r"\.mlp\.(\w+_proj)\.", lambda m: f".mlp.{names[m[1]]}.", n): v for n, v in out.items()}
+
+
+def _as_timm_names_it(name: str) -> str:
+    block = _BLOCK.match(name)
+    rest, table = (block[2], _IN_A_BLOCK) if block else (name, _IN_THE_NETWORK)
+    for theirs, ours in table.items():
+        if rest == theirs or rest.startswith(f"{theirs}."):
+            rest = ours + rest.removeprefix(theirs)
+            break
+    return f"blocks.{block[1]}.{rest}" if block else rest
 
 
 def _shards(index: Path) -> list[Path]:
