@@ -150,9 +150,14 @@ def test_no_file_is_longer_than_a_few_pages() -> None:
 
 def test_the_loop_is_a_page() -> None:
     tree = ast.parse((PACKAGE / "job" / "label.py").read_text())
-    lengths = {n.name: (n.end_lineno or 0) - n.lineno for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
-    assert "label" in lengths
-    assert max(lengths.values()) <= 75, lengths
+    # from behind the docstring on: what it takes and gives is said beside the loop, and is not the loop
+    lengths = {
+        n.name: (n.end_lineno or 0) - (n.body[0].end_lineno or 0)
+        for n in ast.walk(tree)
+        if isinstance(n, ast.FunctionDef) and ast.get_docstring(n)
+    }
+    assert {"label", "compute"} <= set(lengths)
+    assert max(lengths.values()) <= 60, lengths
 
 
 def test_imports_point_one_way_between_packages_and_between_files() -> None:
