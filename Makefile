@@ -43,7 +43,7 @@ DATA_ARG = $(call quoted,$(call given,DATA))
 RUN_ARG = $(if $(call given,RUN),$(call quoted,$(call given,RUN)))
 RUN_OR_SAMPLE = $(or $(RUN_ARG),$(SAMPLE_RUN))
 
-.PHONY: help env dev run submit status cancel stats figures report show test test-slow test-gpu bench check docs clean
+.PHONY: help env dev run submit status cancel stats figures report show test test-slow test-gpu gpu-proof bench check docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -111,6 +111,9 @@ test-slow: dev  ## the long ones: kills, real Slurm, the soak of the loader
 
 test-gpu: dev  ## the ones for an NVIDIA GPU; red where there is none
 	@$(PY) -m pytest -m gpu
+
+gpu-proof: dev  ## all that a card alone can show, in under 8 minutes: build/gpu-proof.md (exits 2 without a GPU)
+	@$(PY) -m tests.benchmarks.gpu_proof
 
 bench: dev  ## ratios against named peers, in one run (SMOKE=1: that they run; NAMES=…)
 	@$(PY) -m tests.benchmarks $(if $(call given,SMOKE),--smoke) $(call given,NAMES)

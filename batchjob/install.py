@@ -13,7 +13,13 @@ COMPILE = (
     "import numpy; from batchjob.clustering.search import best_partition; x = numpy.eye(16); "
     "best_partition(x, 3); best_partition(x.astype('float32'), 3)"
 )
-CHECK_GPU = "import torch; raise SystemExit(0 if torch.cuda.is_available() else 3)"
+CHECK_GPU = (
+    "import torch; from batchjob.machine import missing_kernels\n"
+    "if not torch.cuda.is_available(): raise SystemExit(3)\n"
+    "for i in range(torch.cuda.device_count()):\n"
+    "    lack = missing_kernels(torch.cuda.get_device_capability(i), torch.cuda.get_arch_list())\n"
+    "    if lack: print(torch.cuda.get_device_name(i), lack); raise SystemExit(4)"
+)
 
 
 def main() -> int:
@@ -46,8 +52,12 @@ def main() -> int:
             f"pip could not install {target} (its reason is above; {free:.0f} GB are free, 8 are needed, "
             "11 with a GPU); mend that and run the same command again"
         )
-    if driver_cuda and subprocess.run([str(python), "-c", CHECK_GPU], check=False).returncode != 0:
-        return _fail(torch_cannot_use_gpu(driver_cuda))
+    if driver_cuda:
+        done = subprocess.run([str(python), "-c", CHECK_GPU], stdout=subprocess.PIPE, check=False)
+        if done.returncode == 4:
+            return _fail(done.stdout.decode(errors="replace").strip())
+        if done.returncode != 0:
+            return _fail(torch_cannot_use_gpu(driver_cuda))
     print("compiling the k-means search (half a minute, once)", flush=True)
     done = subprocess.run([str(python), "-c", COMPILE], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
     if done.returncode != 0:
@@ -61,7 +71,7 @@ def driver_cuda_version() -> str:
     if shutil.which("nvidia-smi") is None:
         return ""
     done = subprocess.run(["nvidia-smi"], capture_output=True, text=True, check=False)
-    found = re.search(r"CUDA Version:\s*(\d+\.\d+)", done.stdout)
+    found = re.search(r"CUDA (?:UMD )?Version:\s*(\d+\.\d+)", done.stdout)
     return found[1] if done.returncode == 0 and found else ""
 
 

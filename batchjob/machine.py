@@ -1,7 +1,8 @@
 """What this process may use of its machine: a device, cores, memory."""
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,21 +15,78 @@ _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.lim
 _MOST_WORKERS = 16
 
 
-def choose_device(asked: str) -> "torch.device":
-    """The device that `--device` means; each process of a node gets its own GPU.
+def choose_device(asked: str, environment: Mapping[str, str] = os.environ) -> "torch.device":
+    """The device that `--device` means, made ready; each process of a node gets its own GPU.
 
-    Raises UserError without a GPU, WorkLeft in a Slurm job: there it is the node that is wrong, and another may do.
+    A GPU becomes the current one, and multiplies float32 as float32 (`use_full_float32`).
+
+    Raises
+    ------
+    UserError
+        There is no GPU and one is asked for, or torch has no kernels for it.
+    WorkLeft
+        The same in a Slurm job, or `auto` in a job that was given GPUs: there it is the node that is wrong, and another
+        may do.
     """
     import torch
 
-    if asked == "cuda" and not torch.cuda.is_available():
-        if node := os.environ.get("SLURMD_NODENAME"):
-            raise WorkLeft(f"--device cuda: torch sees no GPU on {node}; check nvidia-smi and the driver there")
-        raise UserError("--device cuda: torch sees no GPU; check nvidia-smi and the driver, or use --device cpu")
-    if asked == "cpu" or not torch.cuda.is_available():
+    node = environment.get("SLURMD_NODENAME")
+    if asked == "cpu":
         return torch.device("cpu")
-    local = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
-    return torch.device("cuda", local % torch.cuda.device_count())
+    if not torch.cuda.is_available():
+        if asked == "cuda" and not node:
+            raise UserError("--device cuda: torch sees no GPU; check nvidia-smi and the driver, or use --device cpu")
+        if asked == "cuda":
+            raise WorkLeft(f"--device cuda: torch sees no GPU on {node}; check nvidia-smi and the driver there")
+        if given := gpus_given(environment):
+            raise WorkLeft(
+                f"this job was given GPUs ({given}) and torch sees none on {node}; check nvidia-smi and the driver "
+                "there, or say --device cpu"
+            )
+        return torch.device("cpu")
+    local = int(environment.get("LOCAL_RANK") or environment.get("SLURM_LOCALID") or 0)
+    device = torch.device("cuda", local % torch.cuda.device_count())
+    if lack := missing_kernels(torch.cuda.get_device_capability(device), torch.cuda.get_arch_list()):
+        problem = f"{torch.cuda.get_device_name(device)}{f' of {node}' if node else ''} {lack}"
+        raise WorkLeft(problem) if node else UserError(problem)
+    torch.cuda.set_device(device)  # Triton and NCCL use the current one
+    use_full_float32()
+    return device
+
+
+def gpus_given(environment: Mapping[str, str]) -> str:
+    """The variable by which Slurm says that this step or job has GPUs, with its value; empty where it has none."""
+    names = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS")
+    return next((f"{name}={environment[name]}" for name in names if environment.get(name)), "")
+
+
+def missing_kernels(capability: tuple[int, int], known: Sequence[str]) -> str:
+    """What is wrong where torch was built for other GPUs than one of this compute capability; empty where nothing is.
+
+    `known` are torch's architectures: `sm_86` runs on 8.6 and later 8.x, `compute_90` on everything from 9.0 on.
+    """
+    major, minor = capability
+    found = [
+        (kind, int(number[:-1]), int(number[-1])) for kind, number in re.findall(r"(sm|compute)_(\d+)", " ".join(known))
+    ]
+    fits = [
+        (a, b) for kind, a, b in found if (a == major and b <= minor) or (kind == "compute" and (a, b) <= capability)
+    ]
+    if fits or not found:
+        return ""
+    oldest = "{}.{}".format(*min((a, b) for _, a, b in found))
+    return (
+        f"has compute capability {major}.{minor}, and the installed torch has kernels from {oldest} on; install a "
+        "torch that was built for it (older GPUs: the wheels for CUDA 12.6), or use --device cpu"
+    )
+
+
+def use_full_float32() -> None:
+    """Switches off TF32, which rounds the factors of float32 products to 11 bits: containers and cuDNN switch it on."""
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def visible_gpus(asked: str) -> int:

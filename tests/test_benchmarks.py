@@ -12,6 +12,7 @@ from tests.benchmarks.harness import Contest, measure
 from tests.conftest import ROOT
 
 NAMES = sorted(p.stem.removeprefix("bench_") for p in (ROOT / "tests" / "benchmarks").glob("bench_*.py"))
+NAMES.remove("launches")  # it counts and has no contests
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -60,3 +61,12 @@ def test_an_unknown_benchmark_is_refused_with_the_known_ones() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "job" in done.stderr
+
+
+@pytest.mark.slow
+def test_launches_are_counted_a_line_each(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.benchmarks", "--smoke", "--out", str(tmp_path / "bench.json"), "launches"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "clustering, triton, P = 196, 4 starts, k = 5: 5 kernels, 0 waits" in done.stdout
+    assert "loop, 1 layer, --scores pairs, 2 batches, all: " in done.stdout

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from batchjob import clustering
-from batchjob.clustering import open_engine, rapids
+from batchjob.clustering import engines, find_engine, open_engine, rapids, self_check
 from batchjob.errors import UserError
 
 
@@ -18,23 +17,25 @@ def test_nothing_of_rapids_is_imported_before_the_engine_is_opened():
 def test_without_a_gpu_the_engine_says_so_before_any_work():
     wanted = "engine 'cuml' needs an NVIDIA GPU, this is device cpu; use --engine batched"
     with pytest.raises(UserError, match=wanted):
-        clustering.choose_engine("cuml", torch.device("cpu"))
+        engines.check_engine("cuml", torch.device("cpu"))
     with pytest.raises(UserError, match="use --engine batched"):
         rapids.CumlEngine(torch.device("cpu"))
 
 
 def test_without_cuml_the_engine_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(clustering.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
     wanted = "engine 'cuml' needs cuml, which is not installed; use --engine batched, or: make env GPU=1"
     with pytest.raises(UserError, match=wanted):
-        clustering.choose_engine("cuml", torch.device("cuda"))
+        engines.check_engine("cuml", torch.device("cuda"))
 
 
-def test_auto_prefers_batched_and_says_why(monkeypatch):
-    monkeypatch.setattr(clustering.importlib.util, "find_spec", lambda name: object())
-    name, why = clustering.choose_engine("auto", torch.device("cuda"))
-    assert name == "batched"
-    assert "cuml solves one a call" in why
+def test_image_scope_says_why_auto_leaves_cuml(monkeypatch):
+    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(self_check, "find_refusal", lambda *_, **__: "")
+    monkeypatch.setattr(engines, "open_engine", lambda name, device: name)
+    name, why = find_engine("auto", torch.device("cuda"))
+    assert name == "triton"
+    assert "cuml solves one problem a call" in why
 
 
 def test_an_unknown_engine_is_named_with_the_known_ones():

@@ -108,10 +108,12 @@ def test_the_swap_null_on_the_device_is_the_mean_over_other_photos_objects_witho
     lent = lends.lent_pairs(0, keep)
     assert len(lent) == 5  # everyone but the image itself
     assert all(keep[p.first].all() and keep[p.second].all() for p in lent)
-    batch = SimpleNamespace(rows=np.array([0]), heights=[32], widths=[32], mask=torch.as_tensor(keep[None]))
+    batch = SimpleNamespace(rows=np.array([0]), heights=[32], widths=[32], host_mask=torch.as_tensor(keep[None]))
     scorer = scores.Scorer.__new__(scores.Scorer)
     scorer._plan = SimpleNamespace(model=SimpleNamespace(grid=GRID))
-    found = scorer._score_pairs(lends, torch.as_tensor(rows, dtype=torch.float32), batch)
+    scorer._device = torch.device("cpu")
+    batch.pairs = scorer._pairs_of(lends, batch)
+    found = scores._score_pairs(torch.as_tensor(rows, dtype=torch.float32), batch.pairs)
     for name in ("pair_auc", "pair_auc_matched"):
         each = [attention.pair_scores(rows[0].astype(np.float32), p, GRID)[name] for p in lent]
         np.testing.assert_allclose(found[f"{name}.swap"][0].numpy(), np.mean(each, axis=0), rtol=1e-6)

@@ -132,11 +132,14 @@ def test_a_batch_is_scored_from_its_own_objects_and_for_swap_from_those_of_other
     options = SimpleNamespace(score_groups={"pairs"}, distance=distance)
     plan: Any = SimpleNamespace(model=SimpleNamespace(grid=GRID), options=options, vector_size=7 * (kind == "key"))
     scorer = Scorer.__new__(Scorer)
+    scorer._device = torch.device("cpu")
     scorer._plan, scorer._objects = plan, LentObjects(instances, Geometry(32, 40, 8, 8), seed=0)
     mask = torch.as_tensor(np.stack([keep] * 3))
     heights = np.array([32, 32, 33])  # the last of the batch is not of the size that was annotated
     batch: Any = SimpleNamespace(rows=np.array([0, 5, 2]), heights=heights, widths=np.full(3, 32), mask=mask)
-    found = scorer(0, torch.as_tensor(rows), torch.ones(3, dtype=torch.bool), batch)
+    batch.host_mask, batch.pairs = mask, None
+    scorer.prepare(batch)
+    found = {name: values.numpy() for name, values in scorer(torch.as_tensor(rows), batch).items()}
     assert ("pair_auc" in found) == (kind == "attention")
     own, swap = found["instance_ari_truth"], found["instance_ari_truth.swap"]
     assert np.isnan(own[1:]).all()

@@ -8,16 +8,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from batchjob.clustering.algorithms import choose_engine, cluster, open_engine
+    from batchjob.clustering.algorithms import cluster
     from batchjob.clustering.base import Clusters, Engine, problem_seeds
+    from batchjob.clustering.engines import find_engine, open_engine
 
-__all__ = ["Clusters", "Engine", "choose_engine", "cluster", "open_engine", "problem_seeds"]
+__all__ = ["Clusters", "Engine", "cluster", "find_engine", "open_engine", "problem_seeds"]
 
 
 def __getattr__(name: str) -> Any:
     """A public name, imported when it is first asked for: most bring torch, which `search` does without."""
     if name in __all__:
-        for module in ("base", "algorithms"):
+        for module in ("base", "algorithms", "engines"):
             found = vars(importlib.import_module(f"{__name__}.{module}"))
             if name in found:
                 return found[name]

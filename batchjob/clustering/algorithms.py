@@ -1,8 +1,6 @@
-"""What `--engine`, `--algorithm` and `--distance` stand for: engines behind one protocol, algorithms on top."""
+"""What `--algorithm` and `--distance` stand for: algorithms on top of the engines."""
 
 import dataclasses
-import importlib.util
-import os
 from typing import Any
 
 import torch
@@ -14,58 +12,7 @@ from batchjob.config import ALGORITHMS
 from batchjob.errors import UserError, nearest
 
 DETERMINISTIC = ("agglomerative", "hdbscan")
-ENGINES = ("compiled", "batched", "triton", "cuml", "sklearn")
-
-
-def choose_engine(name: str, device: torch.device) -> tuple[str, str]:
-    """(engine, why): what `auto` stands for on this device, or the name itself. Raises UserError if it can't run."""
-    if name == "auto":
-        if device.type == "cuda" and importlib.util.find_spec("cuml") is not None:
-            return (
-                "batched",
-                "thousands of small problems at once on the device; cuml solves one a call",
-            )
-        if device.type == "cpu":
-            return "compiled", "one program a problem in machine code, near-optimal"
-        return "batched", "thousands of small problems at once, on any device"
-    if name not in ENGINES:
-        raise UserError(f"--engine {name!r} is unknown; {nearest(name, ['auto', *ENGINES])}")
-    if name == "triton" and device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        raise UserError(f"engine 'triton' needs an NVIDIA GPU, this is device {device.type}; use --engine batched")
-    if name == "triton" and importlib.util.find_spec("triton") is None:
-        raise UserError("engine 'triton' needs triton, which is not installed; use --engine batched")
-    if name == "cuml":
-        if device.type != "cuda":
-            raise UserError(f"engine 'cuml' needs an NVIDIA GPU, this is device {device.type}; use --engine batched")
-        if importlib.util.find_spec("cuml") is None:
-            raise UserError(
-                "engine 'cuml' needs cuml, which is not installed; use --engine batched, or: make env GPU=1"
-            )
-    return name, "asked for"
-
-
-def open_engine(name: str, device: torch.device) -> Engine:
-    """The engine, ready for work on `device`; imported only now. Raises UserError where it can't run."""
-    name = choose_engine(name, device)[0]
-    if name == "compiled":
-        from batchjob.clustering.compiled import CompiledEngine
-
-        return CompiledEngine()
-    if name == "batched":
-        from batchjob.clustering.batched import BatchedEngine
-
-        return BatchedEngine(device)
-    if name == "triton":
-        from batchjob.clustering.triton_engine import TritonEngine
-
-        return TritonEngine(device)
-    if name == "cuml":
-        from batchjob.clustering.rapids import CumlEngine
-
-        return CumlEngine(device)
-    from batchjob.clustering.reference import ReferenceEngine
-
-    return ReferenceEngine()
+RULES = ("silhouette", "eigengap")  # that choose k
 
 
 def prepare(rows: Tensor, distance: str, mask: Tensor | None) -> Tensor:
@@ -114,17 +61,18 @@ def cluster(
     n_init: int = AUTO,
     mask: Tensor | None = None,
     are_vectors: bool = False,
+    checks: bool = True,
 ) -> Clusters:
     """The clusters of each problem by `algorithm`; labels on the device of `rows`.
 
     rows float [N, P, P]: attention rows that sum to 1, or any vectors [N, P, D] with `are_vectors`; k int or int64 [N];
-    seeds int64 [N]; mask bool [N, P]. `spectral` takes attention as the affinity, of vectors `affinity`.
-    Raises NotFiniteError, UserError.
+    seeds int64 [N]; mask bool [N, P]. `spectral` takes attention as the affinity, of vectors `affinity`. Raises
+    UserError, and NotFiniteError, for which it may wait for the device; without `checks` see `Engine.kmeans`.
     """
     k = torch.full((rows.shape[0],), k, dtype=torch.int64) if isinstance(k, int) else k
     if algorithm == "kmeans":
         x = prepare_vectors(rows, distance) if are_vectors else prepare(rows, distance, mask)
-        return engine.kmeans(x, k, seeds, n_init=n_init, mask=mask)
+        return engine.kmeans(x, k, seeds, n_init=n_init, mask=mask, checks=checks)
     if algorithm == "spectral":
         from batchjob.clustering.spectral import spectral
 

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from batchjob.clustering.search import NotFiniteError
@@ -35,14 +37,17 @@ class Engine(Protocol):
 
     name: str
 
-    def kmeans(self, x: Tensor, k: Tensor, seeds: Tensor, *, n_init: int, mask: Tensor | None = None) -> Clusters:
+    def kmeans(
+        self, x: Tensor, k: Tensor, seeds: Tensor, *, n_init: int, mask: Tensor | None = None, checks: bool = True
+    ) -> Clusters:
         """The best of `n_init` greedy k-means++ starts, each carried to a local optimum, for each of N problems.
 
         `n_init` 0 stands for `auto`: as near to the best of all partitions as the engine comes at reasonable cost.
 
         x float [N, P, D], k int64 [N] (any from 1, each problem its own), seeds int64 [N], mask bool [N, P] (False: the
-        row takes no part). A problem's labels depend on its own rows, k, seed and mask alone, bit for bit. Raises
-        NotFiniteError.
+        row takes no part); k and seeds may be on the host. A problem's labels depend on its own rows, k, seed and mask
+        alone, bit for bit. Raises NotFiniteError. Without `checks` an engine that need not wait for its device does
+        not wait, and the inertia of such a problem is NaN.
         """
         ...
 
@@ -53,7 +58,7 @@ def check_shapes(x: Tensor, k: Tensor, seeds: Tensor, mask: Tensor | None) -> No
     if tuple(k.shape) != (n,) or tuple(seeds.shape) != (n,) or (mask is not None and tuple(mask.shape) != (n, p)):
         found = f"k {tuple(k.shape)}, seeds {tuple(seeds.shape)}, mask {None if mask is None else tuple(mask.shape)}"
         raise ValueError(f"{n} problems of {p} rows need k [{n}], seeds [{n}], mask [{n}, {p}]; found {found}")
-    if n and int(k.min()) < 1:
+    if n and not k.is_cuda and int(k.min()) < 1:  # a GPU would be waited for; its kernels take 0 for 1
         raise ValueError(f"k is at least 1; found {int(k.min())}")
 
 
@@ -65,6 +70,13 @@ def check_finite(x: Tensor, mask: Tensor | None) -> None:
     bad = ~finite.all(-1)
     if bool(bad.any()):
         raise NotFiniteError(bad.nonzero()[:, 0].tolist())
+
+
+def raise_for_nan(inertia: Tensor | NDArray[np.float32]) -> None:
+    """Raises NotFiniteError where an inertia [N] is NaN: how engines that don't wait mark rows that aren't finite."""
+    bad = np.flatnonzero(np.isnan(inertia.cpu().numpy() if isinstance(inertia, Tensor) else inertia))
+    if len(bad):
+        raise NotFiniteError(bad.tolist())
 
 
 def number_by_appearance(labels: Tensor, k_max: int) -> tuple[Tensor, Tensor]:

@@ -53,8 +53,10 @@ class Problems:
 
     def rows(self, part: Tensor) -> Tensor:
         """x of the problems `part`, a view where they stand side by side."""
+        if part.is_cuda:
+            return self.x[part]
         first, last = int(part[0]), int(part[-1])
-        if not part.is_cuda and last - first + 1 == len(part) and bool((part.diff() == 1).all()):
+        if last - first + 1 == len(part) and bool((part.diff() == 1).all()):
             return self.x[first : last + 1]
         return self.x[part]
 
@@ -69,7 +71,9 @@ class BatchedEngine:
         self._tile = TILE[device.type]
         self._space = Workspace()
 
-    def kmeans(self, x: Tensor, k: Tensor, seeds: Tensor, *, n_init: int, mask: Tensor | None = None) -> Clusters:
+    def kmeans(
+        self, x: Tensor, k: Tensor, seeds: Tensor, *, n_init: int, mask: Tensor | None = None, checks: bool = True
+    ) -> Clusters:
         """See `Engine.kmeans`. Beside the results it holds about `budget_bytes`, or one problem's if that is more.
 
         Raises ValueError for more than MAX_ROWS rows a problem: the engine is for small problems.
@@ -88,7 +92,8 @@ class BatchedEngine:
             torch.zeros(n, device=x.device),
             torch.zeros(n, dtype=torch.bool, device=x.device),
         )
-        k = k.cpu().clamp_max(p) if mask is None else torch.minimum(k.cpu(), mask.sum(1).cpu())
+        k = k.cpu().long()
+        k = k.clamp_max(p) if mask is None else torch.minimum(k, mask.sum(1).cpu())
         again = self._solve_all(problems, k, torch.arange(n)[k > 0], torch.float32)
         if len(again):
             k[again] = torch.minimum(k[again], _distinct_rows(problems, again))

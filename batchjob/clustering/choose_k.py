@@ -4,12 +4,11 @@ import torch
 from torch import Tensor
 
 from batchjob.clustering import gram, lloyd
-from batchjob.clustering.algorithms import affinity, prepare, prepare_vectors
+from batchjob.clustering.algorithms import RULES, affinity, prepare, prepare_vectors
 from batchjob.clustering.base import check_finite
 from batchjob.clustering.spectral import decompose
 from batchjob.errors import UserError, nearest
 
-RULES = ("silhouette", "eigengap")
 K_RANGE = (2, 16)  # the study's numbers lie in it
 TILE_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}
 

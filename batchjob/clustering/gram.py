@@ -13,8 +13,9 @@ _SAFE = (1e-24, 1e24)  # sums of squares in this range neither overflow nor lose
 def centred_gram(x: Tensor, mask: Tensor | None, out: Tensor, scratch: Tensor | None = None) -> Tensor:
     """float [T]: the power of two that the rows were multiplied by; `out` [T, P, P] becomes X Xᵀ of the centred rows.
 
-    x [T, P, D]; mask bool [T, P]: rows and columns outside it become 0. The factor is 1 but for numbers so small or
-    large that their squares would leave the range of floats. G is NaN for a problem that holds NaN or infinity.
+    x [T, P, D]; mask bool [T, P]: rows and columns outside it become 0. On a CPU the factor is 1 but for numbers so
+    small or large that their squares would leave the range of floats. G is NaN for a problem that holds NaN or
+    infinity.
     `scratch` [T, P, D] of `out`'s dtype is written over; new memory costs a CPU as much as a step of the algorithm.
     """
     scratch = torch.empty_like(x, dtype=out.dtype) if scratch is None else scratch
@@ -22,6 +23,10 @@ def centred_gram(x: Tensor, mask: Tensor | None, out: Tensor, scratch: Tensor | 
     if mask is not None:
         x = torch.where(mask[:, :, None], x, 0)
     factor = torch.ones(len(x), dtype=x.dtype, device=x.device)
+    if x.is_cuda:  # to ask for the range would take longer than to scale, which rounds nothing
+        factor = torch.ldexp(factor, -torch.frexp(x.abs().amax((1, 2))).exponent)
+        _gram(x * factor[:, None, None], mask, out, scratch)
+        return factor
     energy = _gram(x, mask, out, scratch)
     if bool(((energy < _SAFE[0]) | ~(energy < _SAFE[1])).any()):
         most = x.abs().amax((1, 2))

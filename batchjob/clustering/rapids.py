@@ -39,7 +39,9 @@ class CumlEngine:
                 f"engine 'cuml' can't be imported ({error}); use --engine batched, or: make env GPU=1"
             ) from error
 
-    def kmeans(self, x: Tensor, k: Tensor, seeds: Tensor, *, n_init: int, mask: Tensor | None = None) -> Clusters:
+    def kmeans(
+        self, x: Tensor, k: Tensor, seeds: Tensor, *, n_init: int, mask: Tensor | None = None, checks: bool = True
+    ) -> Clusters:
         """See `Engine.kmeans`; x is on this engine's device."""
         check_shapes(x, k, seeds, mask)
         check_finite(x, mask)

@@ -19,7 +19,9 @@ class ReferenceEngine:
 
     name = "sklearn"
 
-    def kmeans(self, x: Tensor, k: Tensor, seeds: Tensor, *, n_init: int, mask: Tensor | None = None) -> Clusters:
+    def kmeans(
+        self, x: Tensor, k: Tensor, seeds: Tensor, *, n_init: int, mask: Tensor | None = None, checks: bool = True
+    ) -> Clusters:
         """See `Engine.kmeans`. Data on another device is copied to the CPU and the labels back."""
         check_shapes(x, k, seeds, mask)
         check_finite(x, mask)

@@ -1,98 +1,139 @@
-"""k-means by one Triton kernel, behind the same protocol as the batched engine, which takes what doesn't fit a chip."""
+"""k-means by Triton kernels, one program a problem, behind the engines' protocol: what `auto` takes on a GPU."""
 
-import math
+import contextlib
+from dataclasses import dataclass
 
 import torch
+import triton.language as tl
 from torch import Tensor
 
-from batchjob.clustering import gram, triton_kernel
-from batchjob.clustering.base import check_finite, mix, uniform
-from batchjob.clustering.batched import CANCELLED, BatchedEngine, Problems
+from batchjob.clustering import triton_gram, triton_search
+from batchjob.clustering.base import Clusters, check_shapes, raise_for_nan
 from batchjob.clustering.lloyd import MAX_STEPS
-from batchjob.codes import NO_LABEL
 
-MAX_PATCHES = 256  # a matrix of 128 KiB in fp16
-HALF_FROM = 128  # rows (as a power of two) from which fp32 would not fit
-MAX_CENTRES = 128  # restarts × clusters, as powers of two
+MOST_ROWS = 2048  # of a problem; more go to the torch engine
+MOST_CLUSTERS = 254
+BLOCK = 64  # rows and columns of a block of a Gram matrix
+COLUMNS = 64  # starts × clusters of one product
+EXACT_BLOCK = 16  # both, in float64
+AUTO_STARTS, AUTO_ROUNDS = 8, 16  # for `--n-init auto`: starts, and exchanges of a mean that each of them tries
+PROGRAMS_A_PROCESSOR = 4
+CACHE_SHARE = 0.75  # of the second-level cache for the Gram matrices of the programs that run side by side
+EXACT_PROGRAMS = 32  # few problems need them
+SCRATCH_BYTES = 1 << 30
 
 
-class TritonEngine(BatchedEngine):
-    """One program a problem; draws and arithmetic as in the batched engine, the Gram matrix in fp16 above 128 patches.
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What one variant of the search kernel is compiled for."""
 
-    Problems of more than 256 patches, of many clusters or of nearly equal rows go to the batched engine.
-    """
+    starts: int  # R, side by side
+    rows: int  # PB
+    warps: int
+
+
+def shape_of(p: int, n_init: int) -> Shape:
+    """The variant for problems of `p` rows and so many starts: eight in all, of which a run uses one."""
+    rows = next(size for size in (64, 256, 512, 1024, MOST_ROWS) if p <= size)
+    starts = min(8 if n_init > 4 else 4, max(1, 4096 // rows))
+    return Shape(starts, rows, 4 if rows == 64 else 8 if rows <= 512 else 16)
+
+
+class TritonEngine:
+    """One program a problem. Nothing waits for the device, but for `checks`."""
 
     name = "triton"
 
-    def _solve(self, problems: Problems, k: int, part: Tensor, tile: int, dtype: torch.dtype) -> Tensor:
-        p, r = problems.x.shape[1], problems.n_init
-        fits = p <= MAX_PATCHES and _power(r) * _power(k) <= MAX_CENTRES
-        if dtype != torch.float32 or not fits:
-            return super()._solve(problems, k, part, tile, dtype)
-        mask = None if problems.mask is None else problems.mask[part]
-        products = self._space.take("gram", (len(part), p, p), part, dtype)
-        factor = torch.empty(len(part), device=part.device)
-        for start in range(0, len(part), tile):
-            padded = torch.arange(start, start + tile, device=part.device).clamp_max_(len(part) - 1)
-            one = torch.empty(tile, p, p, device=part.device)  # of a fixed shape: the same bits in any batch
-            found = gram.centred_gram(problems.rows(part[padded]), None if mask is None else mask[padded], one)
-            products[padded], factor[padded] = one, found
-        labels, starved = launch(products, mask, k, problems.seeds[part], r)
-        total = torch.diagonal(products, dim1=1, dim2=2).sum(1)
-        if not bool(total.isfinite().all()):
-            check_finite(problems.x, problems.mask)
-        cost = cost_of(products, labels, mask, k)
-        problems.labels[part] = labels if mask is None else torch.where(mask, labels, NO_LABEL)
-        problems.inertia[part] = cost / factor.square()
-        return starved | (cost < CANCELLED * total)
+    def __init__(self, device: torch.device) -> None:
+        card = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+        self._processors = 1 if card is None else card.multi_processor_count
+        self._cache_bytes = 0 if card is None else card.L2_cache_size
 
+    def kmeans(
+        self, x: Tensor, k: Tensor, seeds: Tensor, *, n_init: int, mask: Tensor | None = None, checks: bool = True
+    ) -> Clusters:
+        """See `Engine.kmeans`. Raises ValueError for more than `MOST_ROWS` rows a problem."""
+        check_shapes(x, k, seeds, mask)
+        n, p, _ = x.shape
+        if p > MOST_ROWS:
+            raise ValueError(f"{p} rows a problem; the triton engine takes up to {MOST_ROWS}: use batched")
+        most_k = min(p, MOST_CLUSTERS) if k.is_cuda or not n else min(p, int(k.max()))
+        found = Clusters(
+            labels=torch.empty(n, p, dtype=torch.uint8, device=x.device),
+            inertia=torch.empty(n, device=x.device),
+            k=torch.empty(n, dtype=torch.uint8, device=x.device),
+            settled=torch.empty(n, dtype=torch.bool, device=x.device),
+        )
+        if n:
+            k = k.to(torch.int32).to(x.device, non_blocking=True)
+            seeds = seeds.to(x.device, non_blocking=True)
+            mask = None if mask is None else mask.contiguous().view(torch.uint8)
+            with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():  # Triton launches on that one
+                self.solve(x.contiguous(), mask, k, seeds, most_k, n_init, found)
+        if checks:
+            raise_for_nan(found.inertia)
+        return found
 
-def launch(products: Tensor, mask: Tensor | None, k: int, seeds: Tensor, n_init: int) -> tuple[Tensor, Tensor]:
-    """(uint8 [N, P], bool [N]): labels from Gram matrices [N, P, P], and whether a start ran out of rows."""
-    n, p, _ = products.shape
-    trials = 2 + int(math.log(k))
-    draws = 1 + (k - 1) * trials
-    restarts = _power(n_init)
-    square = torch.diagonal(products, dim1=1, dim2=2)
-    scale = torch.ldexp(torch.ones(n, device=products.device), -torch.frexp(square.amax(1)).exponent)
-    streams = mix(seeds[:, None] + torch.arange(n_init, device=seeds.device))
-    labels = torch.empty(n, p, dtype=torch.uint8, device=products.device)
-    starved = torch.empty(n, dtype=torch.int32, device=products.device)
-    patches = max(16, _power(p))
-    half = patches > HALF_FROM
-    triton_kernel.kmeans_kernel[(n,)](
-        products,
-        scale,
-        torch.ones(n, p, device=products.device) if mask is None else mask.float(),
-        torch.full((n,), k, dtype=torch.int32, device=products.device),
-        torch.full((n,), trials, dtype=torch.int32, device=products.device),
-        uniform(streams, 0, count=draws),
-        labels,
-        starved,
-        p,
-        draws,
-        2e-3 if half else 1e-5,
-        MAX_STEPS,
-        R=n_init,
-        RB=restarts,
-        KB=max(_power(k), 16 // restarts),  # a product needs 16 rows
-        LB=max(_power(trials), 16 // restarts),
-        PB=patches,
-        HALF=half,
-        num_warps=16 if half else 8,
-        enable_fp_fusion=False,  # as torch rounds
-    )
-    return labels, starved > 0
+    def programs(self, p: int) -> int:
+        """How many problems of `p` rows are worked on at a time: as many as find room in the cache, where that is few.
 
+        One a processor at least, since idle processors cost more than the cache saves.
+        """
+        fit = int(CACHE_SHARE * self._cache_bytes / (4 * p * p))
+        return max(self._processors, min(PROGRAMS_A_PROCESSOR * self._processors, fit))
 
-def cost_of(products: Tensor, labels: Tensor, mask: Tensor | None, k: int) -> Tensor:
-    """float32 [N]: sums of squared distances to the own mean, from the Gram matrices in full precision."""
-    ones = (labels[:, None] == torch.arange(k, device=labels.device, dtype=torch.uint8)[:, None]).float()  # [N, K, P]
-    if mask is not None:
-        ones *= mask[:, None]
-    within = (ones * torch.bmm(ones, products)).sum(2) / ones.sum(2).clamp_min(1)
-    return (torch.diagonal(products, dim1=1, dim2=2).sum(1) - within.sum(1)).clamp_min_(0)
-
-
-def _power(count: int) -> int:
-    return 1 << max(0, count - 1).bit_length()
+    def solve(
+        self, x: Tensor, mask: Tensor | None, k: Tensor, seeds: Tensor, most_k: int, n_init: int, found: Clusters
+    ) -> None:
+        """Fills `found`: all problems in float32, then those in float64 whose rows float32 can't tell apart."""
+        n, p, d = x.shape
+        factor = torch.empty(n, device=x.device)
+        gram = torch.empty(n, p, p, device=x.device)
+        doubtful = torch.empty(n, dtype=torch.uint8, device=x.device)
+        shape = shape_of(p, n_init or AUTO_STARTS)
+        problem = {"x_ptr": x, "mask_ptr": x if mask is None else mask, "factor_ptr": factor, "p": p, "d": d}
+        search = problem | {
+            "k_ptr": k,
+            "seeds_ptr": seeds,
+            "labels_ptr": found.labels,
+            "inertia_ptr": found.inertia,
+            "found_ptr": found.k,
+            "settled_ptr": found.settled.view(torch.uint8),
+            "doubtful_ptr": doubtful,
+            "problems": n,
+            "most_k": most_k,
+            "n_init": n_init or AUTO_STARTS,
+            "rounds": 0 if n_init else AUTO_ROUNDS,
+            "max_steps": MAX_STEPS,
+            "R": shape.starts,
+            "PB": shape.rows,
+        }
+        for dtype in (torch.float32, torch.float64):
+            is_exact = dtype == torch.float64
+            mean = torch.empty(n, d, dtype=dtype, device=x.device)
+            number = tl.float64 if is_exact else tl.float32
+            triton_gram.measure_kernel[(n,)](
+                **problem, mean_ptr=mean, BP=64, BD=64, HAS_MASK=mask is not None, NUMBER=number, num_warps=4
+            )
+            if not is_exact:
+                blocks = -(-p // BLOCK)
+                triton_gram.gram_kernel[(blocks, blocks, n)](
+                    **problem, mean_ptr=mean, gram_ptr=gram, BLOCK=BLOCK, BD=32, HAS_MASK=mask is not None, num_warps=4
+                )
+            each = dtype.itemsize * most_k * shape.starts * (p + 2) + (8 * p * p if is_exact else 0)
+            programs = max(1, min(n, EXACT_PROGRAMS if is_exact else self.programs(p), SCRATCH_BYTES // each))
+            triton_search.search_kernel[(programs,)](
+                **search,
+                mean_ptr=mean,
+                gram_ptr=torch.empty(programs, p, p, dtype=dtype, device=x.device) if is_exact else gram,
+                numbers_ptr=torch.empty(programs, each // dtype.itemsize, dtype=dtype, device=x.device),
+                starts_ptr=torch.empty(programs, shape.starts, p, dtype=torch.uint8, device=x.device),
+                noise=1e-14 if is_exact else 1e-5,
+                C=(EXACT_BLOCK if is_exact else COLUMNS) // shape.starts,
+                B=EXACT_BLOCK if is_exact else BLOCK,
+                HAS_MASK=mask is not None,
+                NUMBER=number,
+                EXACT=is_exact,
+                num_warps=shape.warps,
+                enable_fp_fusion=False,  # as torch rounds
+            )

@@ -5,6 +5,7 @@ rounding, however the rows are spread. The start is exactly the same: it is comp
 the same gathered rows in the same order.
 """
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -21,6 +22,7 @@ from batchjob.errors import UserError, nearest
 MAX_ITERATIONS = 300
 TOLERANCE = 1e-4  # scikit-learn's: of the mean variance, for the centroids' summed squared shift
 START_ROWS, START_ROWS_A_CLUSTER = 16384, 256
+CHECK_ROWS = 4096  # of each process, on which cuml is compared with torch before a run relies on it
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,14 +211,16 @@ def first_centroids(problem: Problem, total: int) -> Tensor:
         centroids = greedy_starts(rows, problem.k, generator)
         state = _descend(alone, TorchRefiner(), State(centroids, 0), lambda _: None)
         found.append((_measure(alone, state.centroids)[1], state.centroids))
-    return min(found, key=lambda pair: pair[0])[1]
+    # a GPU's running sums are not the same bits every time (pytorch/pytorch#75240)
+    return problem.group.from_first(min(found, key=lambda pair: pair[0])[1])
 
 
 def open_refiner(name: str, device: torch.device, group: Group) -> tuple[Refiner, str]:
     """(engine, why) for a large k-means: what `auto` stands for, or the one asked for. UserError if it can't run."""
-    if name in ("auto", "batched"):
-        why = "asked for" if name == "batched" else "torch on any device, equal centroids for any number of processes"
-        return TorchRefiner(), why
+    if name == "batched":
+        return TorchRefiner(), "asked for"
+    if name == "auto":
+        return _choose_refiner(device, group)
     if name == "sklearn":
         if group.world > 1:
             raise UserError(f"--engine sklearn fits in one process, found {group.world}; use --engine batched")
@@ -224,3 +228,36 @@ def open_refiner(name: str, device: torch.device, group: Group) -> tuple[Refiner
     if name == "cuml":
         return CumlRefiner(device, group), "asked for"
     raise UserError(f"--engine {name!r} is unknown; {nearest(name, ['auto', 'batched', 'cuml', 'sklearn'])}")
+
+
+def _choose_refiner(device: torch.device, group: Group) -> tuple[Refiner, str]:
+    """cuml on a GPU where every process has it and it moves centroids as torch does; else torch, with the reason."""
+    plain = TorchRefiner()
+    if device.type != "cuda":
+        return plain, "torch on any device, equal centroids for any number of processes"
+    if group.largest(float(importlib.util.find_spec("cuml") is None)):
+        return plain, "in torch, since cuml is not installed (make env GPU=1)"
+    refiner, refusal = _try_cuml(device, group)
+    if group.largest(float(bool(refusal))) or refiner is None:
+        return plain, f"in torch, since cuml {refusal or 'fails in another process'}"
+    return refiner, f"quicker on large problems; its centroids agreed with torch's on {CHECK_ROWS:,} rows"
+
+
+def _try_cuml(device: torch.device, group: Group) -> tuple[Refiner | None, str]:
+    """(the cuml refiner, why it can't be relied on): ten iterations from the same start, by both."""
+    try:
+        refiner = CumlRefiner(device, group)
+        generator = torch.Generator().manual_seed(group.rank)
+        centres = 4 * torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
+        rows = centres.repeat(CHECK_ROWS // 8, 1) + torch.randn(CHECK_ROWS, 32, generator=generator)
+        numbers = torch.arange(CHECK_ROWS) + group.rank * CHECK_ROWS
+        problem = Problem(rows.to(device), numbers.to(device), 8, 0, 1, group)
+        start = (centres + 0.5).to(device)
+        found, steps = refiner.advance(problem, start)
+        expected = start
+        for _ in range(steps):
+            expected, _ = TorchRefiner().advance(problem, expected)
+        away = float((found - expected).abs().max())
+    except Exception as error:  # a library of another version, or a driver, may raise anything
+        return None, f"does not work here ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
+    return refiner, "" if away < 1e-2 else f"ends {away:.2g} from torch's centroids, on rows of unit spread"

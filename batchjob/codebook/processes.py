@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,9 @@ from batchjob.errors import UserError, WorkLeft
 
 # the fastest process waits here for the slowest to finish reading its images; whoever dies is noticed by the launcher
 TIMEOUT = datetime.timedelta(hours=24)
+
+_LOST = re.compile(r"peer|remote process|connection|socket|broken pipe|timed? ?out|aborted", re.I)
+_MISUSED = re.compile(r"duplicate gpu|invalid usage|invalid argument", re.I)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,13 @@ class Group:
             dist.all_gather(parts, padded)
         return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
 
+    def from_first(self, values: Tensor) -> Tensor:
+        """The values of the first process, in every process and in `values` itself."""
+        if self.world > 1:
+            with _told_of_losses():
+                dist.broadcast(values, 0)
+        return values
+
     def barrier(self) -> None:
         """Comes back when all processes are here."""
         self.all(0.0)
@@ -67,9 +78,16 @@ class Group:
 def _told_of_losses() -> Iterator[None]:
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:  # torch's own errors of a lost connection are of this kind
-        why = str(error).strip().splitlines()[0][:200]
-        raise WorkLeft(f"another process of this fit is gone ({why}); go on with the same command") from error
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        named = next((line for line in lines if _LOST.search(line) or _MISUSED.search(line)), lines[0])[:200]
+        if _MISUSED.search(str(error)):
+            raise UserError(f"NCCL refuses these processes ({named}); give each its own GPU, with --gpus") from error
+        if not _LOST.search(str(error)):
+            raise
+        raise WorkLeft(f"another process of this fit is gone ({named}); go on with the same command") from error
 
 
 ALONE = Group()

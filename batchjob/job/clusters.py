@@ -9,23 +9,42 @@ from torch import Tensor
 
 from batchjob import clustering
 from batchjob.clustering import Clusters, Engine, pools
-from batchjob.clustering.algorithms import cluster_repeatedly
+from batchjob.clustering.algorithms import RULES, cluster_repeatedly
 from batchjob.codebook.features import nearest_centroids
 from batchjob.codebook.rows import row_kind
-from batchjob.loader.loader import Batch
+from batchjob.job.upload import DeviceBatch, Prepare, pinned
 from batchjob.model.attention import LayerMaps, renormalise
 from batchjob.plan import Plan
 from batchjob.store import centroids
 
 # `LayerMaps.to_cluster` [B, H, P, D], the maps, the batch -> one an algorithm, problems [B * H], head fastest
-FindClusters = Callable[[Tensor, LayerMaps, Batch], list[Clusters]]
+FindClusters = Callable[[Tensor, LayerMaps, DeviceBatch], list[Clusters]]
 
 
-def choose_engine(plan: Plan, asked: str, device: torch.device) -> tuple[str, str]:
+def find_engine(plan: Plan, asked: str, device: torch.device) -> tuple[Engine, str]:
     """(engine, why) for labelling. In dataset scope `--engine` is who fits, and labelling is the same for all."""
     if plan.options.scope == "dataset":
-        return "batched", "each row to the nearest of the fitted centroids, in torch"
-    return clustering.choose_engine(asked, device)
+        return clustering.open_engine("batched", device), "each row to the nearest of the fitted centroids, in torch"
+    return clustering.find_engine(asked, device, rows=plan.model.num_patches, n_init=plan.options.starts)
+
+
+def prepare_problems(plan: Plan, run: Path, device: torch.device) -> Prepare:
+    """What fills in k and the seeds of a batch's problems, on the host, in every layer.
+
+    A rule chooses k from the rows themselves: then both stay open, as in dataset scope.
+    """
+    options, heads = plan.options, len(plan.heads)
+    if options.scope == "dataset" or options.k in RULES:
+        return lambda batch: None
+    k_of_image = np.load(run / "index" / "k.npy")
+
+    def prepare(batch: DeviceBatch) -> None:
+        k = torch.from_numpy(k_of_image[batch.rows].astype(np.int64)).repeat_interleave(heads)
+        rows = torch.from_numpy(batch.rows)
+        layers = [clustering.problem_seeds(rows, layer, plan.heads, k, options.seed) for layer in plan.layers]
+        batch.k, batch.seeds = pinned(k.to(torch.int32), device), pinned(torch.stack(layers), device)
+
+    return prepare
 
 
 def open_clusterer(plan: Plan, run: Path, engine: Engine, device: torch.device) -> FindClusters:
@@ -35,22 +54,22 @@ def open_clusterer(plan: Plan, run: Path, engine: Engine, device: torch.device) 
     """
     if plan.options.scope == "dataset":
         return _open_by_centroids(plan, run, device)
-    k_of_image = np.load(run / "index" / "k.npy")
     options, heads, vectors = plan.options, plan.heads, plan.vector_size > 0
 
-    def find(rows: Tensor, maps: LayerMaps, batch: Batch) -> list[Clusters]:
+    def find(rows: Tensor, maps: LayerMaps, batch: DeviceBatch) -> list[Clusters]:
         rows = rows.flatten(0, 1)  # [B * H, P, P]
         mask = None if batch.mask is None else batch.mask.repeat_interleave(len(heads), dim=0)
-        image = torch.from_numpy(batch.rows).to(device)
-        k = torch.from_numpy(k_of_image[batch.rows].astype(np.int64)).repeat_interleave(len(heads)).to(device)
-        if options.k in ("silhouette", "eigengap"):
+        if batch.k is not None and batch.seeds is not None:
+            k, seeds = batch.k, batch.seeds[plan.layers.index(maps.layer)]
+        else:
             from batchjob.clustering.choose_k import choose_k
 
+            image = torch.from_numpy(batch.rows).to(device)
             any_k = clustering.problem_seeds(image, maps.layer, heads, 0, options.seed)
             k = choose_k(options.k, rows, any_k, distance=options.distance, mask=mask, are_vectors=vectors).to(device)
+            seeds = clustering.problem_seeds(image, maps.layer, heads, k, options.seed)
         found = []
         for algorithm in options.algorithms:
-            seeds = clustering.problem_seeds(image, maps.layer, heads, k, options.seed)
             found.append(
                 cluster_repeatedly(
                     algorithm,
@@ -63,6 +82,7 @@ def open_clusterer(plan: Plan, run: Path, engine: Engine, device: torch.device) 
                     n_init=options.starts,
                     mask=mask,
                     are_vectors=vectors,
+                    checks=False,
                 )
             )
         return found
@@ -85,7 +105,7 @@ def _open_by_centroids(plan: Plan, run: Path, device: torch.device) -> FindClust
     fitted = torch.from_numpy(centroids.load(run, plan.digest).centroids).to(device)  # [L, H, K, D]
     kind = row_kind(plan.options, plan.model.grid, plan.vector_size)
 
-    def find(rows: Tensor, maps: LayerMaps, batch: Batch) -> list[Clusters]:
+    def find(rows: Tensor, maps: LayerMaps, batch: DeviceBatch) -> list[Clusters]:
         own = fitted[plan.layers.index(maps.layer)]
         wanted = renormalise(maps.cls[:, :, None], batch.mask) if kind.queries == "cls" else rows
         return [nearest_centroids(wanted, own, kind, distance=plan.options.distance, mask=batch.mask)]

@@ -36,8 +36,8 @@ def fit(run: Path, plan: Plan, runtime: Runtime, *, say: Say) -> None:
         return
     numbers = processes.devices(runtime, visible_gpus(runtime.device))
     in_body = shares.in_batch_body()
-    if len(numbers) > 1 and not shares.is_launched(os.environ, in_batch_body=in_body):
-        say(f"{len(numbers)} processes fit together, one a device")
+    if numbers != [0] and not shares.is_launched(os.environ, in_batch_body=in_body):
+        say(f"{len(numbers)} processes fit together, one a device: {', '.join(map(str, numbers))}")
         processes.fit_on(run, runtime, numbers)
         return
     if "SLURM_ARRAY_TASK_ID" in os.environ:
@@ -86,8 +86,8 @@ def _label(
         raise UserError(f"--partition {wrong[0]} is not in {run}, which has {count}; give 0 to {count - 1}")
     numbers = processes.devices(runtime, visible_gpus(runtime.device))
     in_body = shares.in_batch_body()
-    if len(numbers) > 1 and not shares.is_launched(os.environ, in_batch_body=in_body):
-        say(f"{len(numbers)} processes, one a device")
+    if numbers != [0] and not shares.is_launched(os.environ, in_batch_body=in_body):
+        say(f"{len(numbers)} processes, one a device: {', '.join(map(str, numbers))}")
         processes.label_on(run, runtime, numbers, named)
         return
 

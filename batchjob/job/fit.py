@@ -23,7 +23,7 @@ from batchjob.codebook.rows import (
 )
 from batchjob.config import Runtime
 from batchjob.errors import UserError, WorkLeft, tell
-from batchjob.job.opening import open_job
+from batchjob.job.opening import Job, open_job
 from batchjob.job.progress import Progress
 from batchjob.job.read_rows import ReadRows
 from batchjob.job.sampled_rows import SampledRows
@@ -97,7 +97,11 @@ def fit(
         stopped = collect(run, plan, runtime, rows, shares, kept=kept, device=device, should_stop=should_stop, say=tell)
         if group.largest(float(stopped)):
             raise WorkLeft(f"told to stop while {run} was read for the fit; go on with the same command")
-        seen = int(sum(group.all(float(len(rows)))))
+        counts = group.all(float(len(rows)))
+        if refiner.name == "cuml" and world > 1 and min(counts) < int(plan.options.k):
+            refiner = dataset.TorchRefiner()  # KMeansMG raises there
+            tell(f"fitting in torch: a process has {min(counts):.0f} rows, cuml needs {plan.options.k} in each")
+        seen = int(sum(counts))
         shape = (len(plan.layers), len(plan.heads), int(plan.options.k), kind.width)
         wanted = Centroids.blank(
             shape, rows=seen, asked_rows=asked_rows(plan.options), engine=refiner.name, plan_digest=plan.digest
@@ -178,11 +182,13 @@ def collect(
     left = shares[done:]
     progress = Progress(sum(stop - start for start, stop in left), what="rows for the fit")
     whole = len(rows)  # up to the end of a partition
-    with open_job(run, plan, runtime, left, device=device, progress=progress, should_stop=should_stop, say=say) as job:
+    with open_job(
+        run, plan, runtime, left, device=device, progress=progress, should_stop=should_stop, say=say,
+        taken_bytes=rows.bytes if device.type == "cuda" else 0,
+    ) as job:  # fmt: skip
         try:
             for share in left:
-                for batch in job.batches(share):
-                    rows.add(batch, job.extract(batch.pixels))
+                job.guard.run(lambda: _read(job, share, rows, whole))  # noqa: B023
                 done, whole = done + 1, len(rows)
                 if kept.is_due():
                     rows.keep(kept, whole, done)
@@ -191,6 +197,13 @@ def collect(
             return True
     rows.keep(kept, whole, done)
     return False
+
+
+def _read(job: Job, share: Range, rows: SampledRows, whole: int) -> None:
+    """Adds the rows of a share to the first `whole`. Starts from these, so that it may be called again."""
+    rows.drop_after(whole)
+    for batch in job.batches(share):
+        rows.add(batch, job.extract(batch.pixels))
 
 
 def sample_budget(device: torch.device, world: int) -> int:

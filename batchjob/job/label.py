@@ -9,12 +9,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from batchjob import clustering
 from batchjob import plan as plans
 from batchjob.config import Runtime
 from batchjob.errors import WorkLeft, tell
 from batchjob.job.buffers import Buffers, Failure
-from batchjob.job.clusters import FindClusters, choose_engine, forecast, open_clusterer
+from batchjob.job.clusters import FindClusters, find_engine, forecast, open_clusterer, prepare_problems
 from batchjob.job.opening import Job, open_job
 from batchjob.job.presence import describe_failures, is_a_loss_of_data, may_pass, raise_for_absence
 from batchjob.job.progress import Progress
@@ -60,12 +59,12 @@ def label(
     """
     plan = plans.load(run)
     device = choose_device(runtime.device)
-    engine, reason = choose_engine(plan, runtime.engine, device)
+    engine, reason = find_engine(plan, runtime.engine, device)
     say(f"labelling {len(partitions)} of {plan.partition_count} partitions on {device}, {plan.precision}")
-    say(f"engine {engine}: {reason}")
+    say(f"engine {engine.name}: {reason}")
     for line in forecast(plan, partitions):
         say(line)
-    cluster = open_clusterer(plan, run, clustering.open_engine(engine, device), device)
+    cluster = open_clusterer(plan, run, engine, device)
     score = Scorer(plan, run, device)
     progress = Progress(plan.row_count, shared.done if shared else 0, shared=shared)
     ranges = [plan.rows_of(partition) for partition in partitions]
@@ -73,7 +72,8 @@ def label(
     with (
         Writer(run, plan) as writer,
         open_job(
-            run, plan, runtime, ranges, device=device, progress=progress, should_stop=should_stop, say=say
+            run, plan, runtime, ranges, device=device, progress=progress, should_stop=should_stop, say=say,
+            prepare=[prepare_problems(plan, run, device), score.prepare],
         ) as job,
     ):  # fmt: skip
         for partition in claimed(writer, partitions, should_stop):
@@ -98,7 +98,7 @@ def label(
         run / "logs" / f"timing-{worker}.json",
         device=str(device),
         batch_size=job.batch_size,
-        engine=engine,
+        engine=engine.name,
         start_s=job.start_s,
     )
     if failed:
@@ -134,12 +134,15 @@ def compute(
     for batch in job.batches(job.plan.rows_of(partition)):
         out.put_images(batch, job.instances)
         for layer, maps in enumerate(stages.timed("model", job.extract(batch.pixels))):
-            rows = maps.to_cluster(batch.mask)  # float32 [B, H, P, P], or [B, H, P, D] of other vectors
+            with stages("rows"):
+                rows = maps.to_cluster(batch.mask)  # float32 [B, H, P, P], or [B, H, P, D] of other vectors
             with stages("clustering"):
                 found = cluster(rows, maps, batch)
             with stages("scores"):
-                scores = score(layer, rows, maps.finite, batch)
-            with stages("results"):
-                out.put(layer, maps, found, scores, batch)
-        out.drop_failed(batch, job.index)
+                scores = score(rows, batch)
+            out.put(layer, maps, found, scores, batch)
+        with stages("results"):
+            out.finish(batch, job.index)
+    with stages("results"):
+        out.store_pending(job.index)
     return out.arrays, out.failures

@@ -71,7 +71,7 @@ def forecast(
     )
 
 
-def choose_batch_size(asked: str, plan: Plan, device: torch.device) -> tuple[int, str]:
+def choose_batch_size(asked: str, plan: Plan, device: torch.device, *, taken_bytes: int = 0) -> tuple[int, str]:
     """Chooses how many images go through the model at once: as asked, or the largest power of two whose forecast fits
     the device.
 
@@ -86,6 +86,8 @@ def choose_batch_size(asked: str, plan: Plan, device: torch.device) -> tuple[int
         The run's plan.
     device
         Of the model.
+    taken_bytes
+        Of the device's share that are in use for something else.
 
     Returns
     -------
@@ -96,7 +98,7 @@ def choose_batch_size(asked: str, plan: Plan, device: torch.device) -> tuple[int
     UserError
         Not even one image fits.
     """
-    budget, spec = memory_budget(device), plan.model
+    budget, spec = memory_budget(device) - taken_bytes, plan.model
     kind = device.type if device.type in MOST_IMAGES else "cpu"
 
     def predict(images: int) -> Forecast:

@@ -176,7 +176,7 @@ def _labels(
         x,
         k,
         seeds.to(device),
-        engine=clustering.open_engine("auto", device),
+        engine=clustering.find_engine("auto", device, rows=x.shape[1])[0],
         distance=options.distance,
         mask=mask,
         are_vectors=x.shape[1] != x.shape[2],

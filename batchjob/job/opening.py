@@ -1,6 +1,5 @@
 """A planned run, opened by one process: every choice is made and said once, for `fit` and `label` alike."""
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from batchjob.errors import WorkLeft
 from batchjob.job.memory import HalvingGuard, choose_batch_size
 from batchjob.job.presence import raise_for_absence
 from batchjob.job.progress import Progress, Stages
+from batchjob.job.upload import DeviceBatch, Prepare, Uploads
 from batchjob.loader.chunks import Range
 from batchjob.loader.loader import Batch, Loader
 from batchjob.machine import choose_workers
@@ -40,21 +40,24 @@ class Job:
     guard: HalvingGuard
     should_stop: Callable[[], bool]
     start_s: float  # from opening to the first batch
+    uploads: Uploads
     stages: Stages = field(default_factory=Stages)
 
-    def batches(self, rows: Range) -> Iterator[Batch]:
-        """The batches of the rows [start, stop) in order, halved once memory ran out, with `mask` on the device.
+    def batches(self, rows: Range) -> Iterator[DeviceBatch]:
+        """The batches of the rows [start, stop) in order, on the device, halved once memory ran out.
 
         Times the loader and counts images. Raises WorkLeft where the process is told to stop.
         """
+        for batch in self.uploads(self._on_host(rows)):
+            yield batch
+            self.stages.images += len(batch.rows)
+            self.progress.advance(len(batch.rows))
+
+    def _on_host(self, rows: Range) -> Iterator[Batch]:
         for whole in self.stages.timed("images", self.loader.batches(*rows)):
             if self.should_stop():
                 raise WorkLeft(f"told to stop among images {rows[0]} to {rows[1] - 1}; go on with the same command")
-            for batch in self.guard.parts(whole):
-                mask = None if batch.mask is None else batch.mask.to(self.device)
-                yield dataclasses.replace(batch, mask=mask)
-            self.stages.images += len(whole.rows)
-            self.progress.advance(len(whole.rows))
+            yield from self.guard.parts(whole)
 
 
 @contextmanager
@@ -68,6 +71,8 @@ def open_job(
     progress: Progress,
     should_stop: Callable[[], bool],
     say: Callable[[str], None],
+    prepare: Sequence[Prepare] = (),
+    taken_bytes: int = 0,
 ) -> Iterator[Job]:
     """Opens the images and the model, and closes the workers at the end.
 
@@ -89,6 +94,10 @@ def open_job(
         Whether somebody wants this process to end; asked after each batch.
     say
         Gets a line for each choice and for progress.
+    prepare
+        Each of these sees every batch before it is worked on.
+    taken_bytes
+        Of the device that are not for batches.
 
     Yields
     ------
@@ -105,7 +114,7 @@ def open_job(
     index = ImageIndex.load(run / "index")
     raise_for_absence(index)
     instances = GridInstances.load(run / "index") if plan.annotations else None
-    batch_size, reason = choose_batch_size(runtime.batch_size, plan, device)
+    batch_size, reason = choose_batch_size(runtime.batch_size, plan, device, taken_bytes=taken_bytes)
     say(f"batch size {batch_size}: {reason}")
     with _open_loader(plan, index, runtime, batch_size, device) as loader:
         loader.announce(ranges)  # decoded while the model is loaded
@@ -118,8 +127,19 @@ def open_job(
         guard = HalvingGuard(say)
         with progress:
             yield Job(
-                plan, device, index, instances, batch_size, loader, extract, progress, guard, should_stop, start_s
-            )  # fmt: skip
+                plan=plan,
+                device=device,
+                index=index,
+                instances=instances,
+                batch_size=batch_size,
+                loader=loader,
+                extract=extract,
+                progress=progress,
+                guard=guard,
+                should_stop=should_stop,
+                start_s=start_s,
+                uploads=Uploads(device, prepare),
+            )
 
 
 def _open_loader(plan: Plan, index: ImageIndex, runtime: Runtime, batch_size: int, device: torch.device) -> Loader:

@@ -33,6 +33,15 @@ class SampledRows:
     def __len__(self) -> int:
         return self._filled
 
+    @property
+    def bytes(self) -> int:
+        """Memory that all rows take on the device, found or not yet."""
+        return self._x.nbytes + self._numbers.nbytes
+
+    def drop_after(self, count: int) -> None:
+        """Forgets all rows but the first `count`."""
+        self._filled = count
+
     def add(self, batch: Batch, layers: Iterable[LayerMaps]) -> None:
         """Keeps the chosen rows of a batch. An image that failed, or overflowed in any layer, gives none."""
         numbers = row_numbers(batch.rows, self._kind)

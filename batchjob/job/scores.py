@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +13,10 @@ from batchjob.clustering.algorithms import prepare, prepare_vectors
 from batchjob.clustering.from_labels import settle
 from batchjob.data.instances import GridInstances
 from batchjob.job.lent import LentObjects, Owned
-from batchjob.loader.loader import Batch
+from batchjob.job.upload import DeviceBatch, PairsOfBatch, TruthOfBatch, pinned
 from batchjob.metrics.attention import PatchPairs
-from batchjob.metrics.on_device import attention_scores, instance_ari, pair_scores
+from batchjob.metrics.on_device import ari_of_instances, attention_scores, mean_known, score_pairs, twins_of
+from batchjob.metrics.pair_table import PairTable, members_of
 from batchjob.metrics.truth import clusters_of
 from batchjob.plan import Plan
 
@@ -28,26 +30,29 @@ class Scorer:
         if "pairs" in plan.options.score_groups:
             self._objects = LentObjects(GridInstances.load(run / "index"), plan.geometry, plan.options.seed)
 
-    def __call__(self, layer: int, rows: Tensor, finite: Tensor, batch: Batch) -> dict[str, NDArray[np.float32]]:
-        """name -> [B, H] of what is clustered, rows [B, H, P, P] that sum to 1 or vectors [B, H, P, D].
+    def __call__(self, rows: Tensor, batch: DeviceBatch) -> dict[str, Tensor]:
+        """name -> float32 [B, H] of what is clustered, rows [B, H, P, P] that sum to 1 or vectors [B, H, P, D].
 
-        `layer` is a position. Failed images score anything.
+        Failed images score anything.
         """
-        are_vectors = self._plan.vector_size > 0
         found: dict[str, Tensor] = {}
         if "attention" in self._plan.options.score_groups:
             found |= attention_scores(rows, self._plan.model.grid, batch.mask)
+        if batch.pairs is not None:
+            found |= _score_pairs(rows, batch.pairs)
         if self._objects is not None:
-            if not are_vectors:
-                found |= self._score_pairs(self._objects, rows, batch)
-            found |= self._score_truth(self._objects, rows, batch, are_vectors=are_vectors)
-        if not found:
-            return {}
-        values = torch.stack(list(found.values())).cpu().numpy()  # one copy for all
-        return dict(zip(found, values, strict=True))
+            found |= self._score_truth(rows, batch)
+        return found
 
-    def _score_pairs(self, objects: LentObjects, rows: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """The scores over each image's own pairs, and as `.swap` their mean over the pairs of other photos."""
+    def prepare(self, batch: DeviceBatch) -> None:
+        """Looks up the objects of a batch's photos and of those that lend theirs, once for all layers."""
+        if self._objects is None:
+            return
+        if self._plan.vector_size == 0:
+            batch.pairs = self._pairs_of(self._objects, batch)
+        batch.truth = self._truth_of(self._objects, batch)
+
+    def _pairs_of(self, objects: LentObjects, batch: DeviceBatch) -> PairsOfBatch:
         pairs: list[PatchPairs] = []
         lent: list[PatchPairs] = []
         image: list[int] = []
@@ -56,15 +61,14 @@ class Scorer:
             others = objects.lent_pairs(row, inside) if len(pairs[-1].group) else []
             lent += others
             image += [i] * len(others)
-        found = pair_scores(rows, pairs, self._plan.model.grid)
-        swapped = pair_scores(rows, lent, self._plan.model.grid, image)
-        for name in ("pair_auc", "pair_auc_matched"):
-            found[f"{name}.swap"] = _mean_known_by(swapped[name], image, len(pairs))
-        return found
+        grid, device = self._plan.model.grid, self._device
+        return PairsOfBatch(
+            PairTable.of(pairs, grid).to(device),
+            PairTable.of(lent, grid, image).to(device),
+            self._upload(members_of(np.asarray(image, np.int64), len(pairs))),
+        )
 
-    def _score_truth(self, objects: LentObjects, rows: Tensor, batch: Batch, *, are_vectors: bool) -> dict[str, Tensor]:
-        """`instance_ari_truth`, and as `.swap` its mean over starts from the objects of other photos."""
-        found = torch.full((2, *rows.shape[:2]), torch.nan, device=rows.device)
+    def _truth_of(self, objects: LentObjects, batch: DeviceBatch) -> TruthOfBatch | None:
         which: list[int] = []
         owned: list[list[Owned]] = []  # of each of these images: its own objects, then those lent to it
         keeps: list[NDArray[np.bool_] | None] = []
@@ -74,52 +78,67 @@ class Scorer:
                 which.append(i)
                 owned.append([own, *(other for other in objects.lent(row, inside) if other.has_twins)])
                 keeps.append(inside)
-        if which:
-            x, mask = rows[which], None if batch.mask is None else batch.mask[which]
+        if not which:
+            return None
+        flat = [each for of_image in owned for each in of_image]
+        place = np.array([s for of_image in owned for s in range(len(of_image))])
+        image = np.array([i for i, of_image in enumerate(owned) for _ in of_image])
+        starts = _starts(owned, keeps)
+        return TruthOfBatch(
+            clusters=int(starts.max()) + 1,
+            which=self._upload(np.array(which)),
+            starts=pinned(torch.from_numpy(starts), self._device),
+            image=self._upload(image),
+            place=self._upload(place),
+            owner=self._upload(np.stack([o.owner for o in flat]).astype(np.int64)),
+            twins=self._upload(twins_of([o.category for o in flat]).astype(np.float64)),
+            own=self._upload(np.flatnonzero(place == 0)),
+            lent=self._upload(np.flatnonzero(place)),
+            lent_to=self._upload(members_of(image[place > 0], len(which))),
+        )
+
+    def _upload(self, values: NDArray[Any]) -> Tensor:
+        return pinned(torch.from_numpy(values), self._device).to(self._device, non_blocking=True)
+
+    def _score_truth(self, rows: Tensor, batch: DeviceBatch) -> dict[str, Tensor]:
+        """`instance_ari_truth`, and as `.swap` its mean over starts from the objects of other photos."""
+        found = torch.full((2, *rows.shape[:2]), torch.nan, device=rows.device)
+        if (truth := batch.truth) is not None:
+            x, mask = rows[truth.which], None if batch.mask is None else batch.mask[truth.which]
             distance = self._plan.options.distance
-            if are_vectors:
+            if self._plan.vector_size > 0:
                 x = prepare_vectors(x, distance)
             else:
                 problems = None if mask is None else mask.repeat_interleave(x.shape[1], 0)
                 x = prepare(x.flatten(0, 1), distance, problems).view_as(x)
-            labels = settle(x, _starts(owned, keeps))  # [b, H, S, P]
-            image = [i for i, of_image in enumerate(owned) for _ in of_image]
-            place = [s for of_image in owned for s in range(len(of_image))]
-            flat = [each for of_image in owned for each in of_image]
-            scores = instance_ari(
-                labels[image, :, place], np.stack([o.owner for o in flat]), [o.category for o in flat]
-            )
-            is_own = np.array(place) == 0
-            found[0, which] = scores[np.flatnonzero(is_own)]
-            others = np.flatnonzero(~is_own)
-            found[1, which] = _mean_known_by(scores[others], [image[i] for i in others], len(which))
+            labels = settle(x, truth.starts)  # [b, H, S, P]
+            chosen = labels[truth.image, :, truth.place]
+            scores = ari_of_instances(chosen, truth.owner, truth.twins, clusters=truth.clusters)
+            found[0, truth.which] = scores[truth.own]
+            found[1, truth.which] = mean_known(scores[truth.lent], truth.lent_to)
         return dict(zip(("instance_ari_truth", "instance_ari_truth.swap"), found, strict=True))
 
 
-def _images(batch: Batch) -> list[tuple[int, tuple[int, int], NDArray[np.bool_] | None]]:
+def _score_pairs(rows: Tensor, pairs: PairsOfBatch) -> dict[str, Tensor]:
+    """The scores over each image's own pairs, and as `.swap` their mean over the pairs of other photos."""
+    found, swapped = score_pairs(rows, pairs.own), score_pairs(rows, pairs.lent)
+    for name in ("pair_auc", "pair_auc_matched"):
+        found[f"{name}.swap"] = mean_known(swapped[name], pairs.lent_to)
+    return found
+
+
+def _images(batch: DeviceBatch) -> list[tuple[int, tuple[int, int], NDArray[np.bool_] | None]]:
     """(row, (height, width), which patches are image or None for all) of each image of a batch."""
-    keep = [None] * len(batch.rows) if batch.mask is None else list(batch.mask.cpu().numpy())
+    keep = [None] * len(batch.rows) if batch.host_mask is None else list(batch.host_mask.numpy())
     sizes = zip(batch.heights, batch.widths, strict=True)
     return [(int(r), (int(h), int(w)), k) for r, (h, w), k in zip(batch.rows, sizes, keep, strict=True)]
 
 
-def _starts(owned: Sequence[Sequence[Owned]], keeps: Sequence[NDArray[np.bool_] | None]) -> Tensor:
+def _starts(owned: Sequence[Sequence[Owned]], keeps: Sequence[NDArray[np.bool_] | None]) -> NDArray[np.int16]:
     """int16 [b, S, P]: each instance a cluster and the rest one; −1 throughout where an image has fewer starts."""
     most, patches = max(len(of_image) for of_image in owned), len(owned[0][0].owner)
     starts = np.full((len(owned), most, patches), -1, np.int16)
     for i, (of_image, keep) in enumerate(zip(owned, keeps, strict=True)):
         for s, each in enumerate(of_image):
             starts[i, s] = clusters_of(each.owner, len(each.category), keep)
-    return torch.from_numpy(starts)
-
-
-def _mean_known_by(values: Tensor, image: Sequence[int], count: int) -> Tensor:
-    """[count, H]: mean of the finite values [n, H] of each image; NaN where it has none."""
-    where = torch.as_tensor(image, device=values.device, dtype=torch.long)
-    known = torch.isfinite(values)
-    shape = (count, values.shape[1])
-    # in float64, in the drawings' own order on a CPU: one image's sum does not depend on what else is in the batch
-    total = torch.zeros(shape, dtype=torch.float64, device=values.device)
-    total.index_add_(0, where, torch.where(known, values, 0.0).double())
-    number = torch.zeros_like(total).index_add_(0, where, known.double())
-    return torch.where(number > 0, total / number.clamp_min(1), torch.nan).float()
+    return starts

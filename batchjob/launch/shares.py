@@ -64,8 +64,12 @@ def share_of(environment: Mapping[str, str], *, in_batch_body: bool = False) -> 
 
 
 def is_launched(environment: Mapping[str, str], *, in_batch_body: bool = False) -> bool:
-    """Whether torchrun, srun or our own launcher already started one process for each device."""
-    return "RANK" in environment or (_in_step(environment) and not in_batch_body)
+    """Whether torchrun, srun or our own launcher already started one process for each device.
+
+    A step of one task (`srun --pty bash`, a shell on a node) has all of its GPUs to itself and started nothing.
+    """
+    is_one_of_many = _in_step(environment) and environment.get("SLURM_NTASKS") != "1"
+    return "RANK" in environment or (is_one_of_many and not in_batch_body)
 
 
 def in_batch_body() -> bool:

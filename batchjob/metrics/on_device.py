@@ -1,10 +1,11 @@
 """Scores that need the attention itself, computed on the device while labelling: nothing P × P leaves it.
 
-`rows` [B, H, P, P] is attention from query to key, each row summing to 1 (`attention.renormalise`). `keep` [B, P] is
-False for patches of padding. The specification is `metrics.attention` and `metrics.clusters`, in NumPy; the tests hold
-the two together.
+`rows` [B, H, P, P] is attention from query to key, each row summing to 1 (`model.attention.renormalise`). `keep` [B, P]
+is False for patches of padding. The specification is `metrics.attention` and `metrics.clusters`, in NumPy; the tests
+hold the two together.
 """
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from batchjob.metrics import catalogue
 from batchjob.metrics.attention import PatchPairs, patch_distances
+from batchjob.metrics.pair_table import PairTable
 
 ATTENTION_SCORES = catalogue.labelling_arrays()["attention"]
 PAIR_NAMES = ("pair_auc", "pair_auc_matched", "pair_auc.distance")
@@ -20,21 +22,7 @@ _ELEMENTS_AT_ONCE = 1 << 26  # of one temporary copy of the rows: 256 MB
 
 
 def attention_scores(rows: Tensor, grid: tuple[int, int], keep: Tensor | None = None) -> dict[str, Tensor]:
-    """`ATTENTION_SCORES`; see `attention.attention_scores`. Reads the rows four times.
-
-    Parameters
-    ----------
-    rows
-        [B, H, P, P] attention.
-    grid
-        (rows, columns) of the P patches.
-    keep
-        bool [B, P], False for patches of padding.
-
-    Returns
-    -------
-    score -> float32 [B, H].
-    """
+    """`ATTENTION_SCORES`, float32 [B, H] each; see `metrics.attention.attention_scores`. Four reads of the rows."""
     size = max(1, _ELEMENTS_AT_ONCE // max(1, rows[0].numel()))
     parts = [
         _attention_scores(rows[start : start + size], grid, None if keep is None else keep[start : start + size])
@@ -52,7 +40,7 @@ def _attention_scores(rows: Tensor, grid: tuple[int, int], keep: Tensor | None) 
         rows = rows / rows.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
     count = inside.sum(dim=1, keepdim=True).clamp_min(1)
     weight = inside / count  # of each query, [B, P]
-    distances = torch.as_tensor(patch_distances(grid), dtype=torch.float32, device=rows.device)
+    distances = _distances_on(grid, rows.device)
     by_pair = weight[:, :, None] * distances
     distance = torch.bmm(rows.reshape(images, heads, -1), by_pair.reshape(images, -1, 1))[..., 0]
     uniform = (by_pair * inside[:, None, :]).sum(dim=(1, 2)) / count[:, 0]
@@ -68,6 +56,12 @@ def _attention_scores(rows: Tensor, grid: tuple[int, int], keep: Tensor | None) 
         "query_key_nmi": torch.where(norm > 1e-6, (key_entropy - entropy).clamp_min(0) / norm.clamp_min(1e-6), 0.0),
         "sink": key.amax(dim=-1),
     }
+
+
+@functools.lru_cache(maxsize=4)
+def _distances_on(grid: tuple[int, int], device: torch.device) -> Tensor:
+    """float32 [P, P]: Euclidean distances between patches; copied to a device once."""
+    return torch.from_numpy(patch_distances(grid)).float().to(device)
 
 
 def pair_scores(
@@ -91,94 +85,64 @@ def pair_scores(
     -----
     Bit for bit the same whatever else is in the batch: ranks are sums of halves, exact in float64 in any order.
     """
-    device, heads = rows.device, rows.shape[1]
-    if not any(len(p.group) for p in pairs):
-        return {n: torch.full((len(pairs), heads), torch.nan, device=device) for n in PAIR_NAMES}
-    flat = _flatten(pairs, grid)
-    of_image = np.arange(len(pairs)) if image is None else np.asarray(image)
-    at = torch.as_tensor(of_image[flat["drawing"]], device=device)
-    first, second = (torch.as_tensor(flat[name], device=device) for name in ("first", "second"))
+    return score_pairs(rows, PairTable.of(pairs, grid, image).to(rows.device))
+
+
+def score_pairs(rows: Tensor, table: PairTable) -> dict[str, Tensor]:
+    """`pair_scores` of drawings that were put into a table before, on the device of `rows`; nothing is waited for."""
+    heads = rows.shape[1]
+    if table.is_empty:
+        return {n: torch.full((table.count, heads), torch.nan, device=rows.device) for n in PAIR_NAMES}
+    at, first, second = (table[name] for name in ("image", "first", "second"))
     strength = (rows[at, :, first, second].float() + rows[at, :, second, first].float()).T  # [H, N]
     # the last row is the distance null; what is sorted must not be negative
-    nearness = torch.as_tensor(flat["distance"].max() - flat["distance"], dtype=torch.float32, device=device)
-    values = torch.cat([strength, nearness[None, :]])
-    owner = flat["drawing"][np.unique(flat["group"], return_index=True)[1]]  # of each category, over all drawings
-    auc = _mean_by(_group_auc(values, flat["same"], flat["group"]), np.ones(len(owner), bool), owner, len(pairs))
-    matched = _mean_by(*_binned_auc(strength, flat, np.rint(flat["distance"] ** 2)), owner, len(pairs))
+    values = torch.cat([strength, table["nearness"].float()[None, :]])
+    auc = _sum_by(_group_auc(values, table, "group"), table["group_of_drawing"]) * table["groups"]
+    in_bins = torch.nan_to_num(_group_auc(strength, table, "bin"))
+    matched = _sum_by(in_bins * table["share"], table["bin_of_group"]) * table["has_bin"]
+    matched = _sum_by(matched, table["group_of_drawing"]) * table["groups_with_bin"]
     found = dict(zip(PAIR_NAMES, (auc[:-1], matched, auc[-1:]), strict=True))
-    return {n: v.T.float().expand(len(pairs), heads).contiguous() for n, v in found.items()}
+    return {n: v.T.float().expand(table.count, heads).contiguous() for n, v in found.items()}
 
 
-def _flatten(pairs: Sequence[PatchPairs], grid: tuple[int, int]) -> dict[str, np.ndarray]:
-    """All drawings end to end; `group` counts categories over all of them."""
-    sizes = [int(p.group.max()) + 1 if len(p.group) else 0 for p in pairs]
-    offsets = np.concatenate([[0], np.cumsum(sizes)])
-    first, second, same = (np.concatenate([getattr(p, n) for p in pairs]) for n in ("first", "second", "same"))
-    return {
-        "drawing": np.repeat(np.arange(len(pairs)), [len(p.group) for p in pairs]),
-        "first": first,
-        "second": second,
-        "same": same,
-        "group": np.concatenate([p.group + offset for p, offset in zip(pairs, offsets, strict=False)]),
-        "distance": patch_distances(grid)[first, second],
-    }
+def mean_known(values: Tensor, members: Tensor) -> Tensor:
+    """float32 [n, H]: means of the finite values [N, H] of each owner; NaN where it has none.
+
+    `members` int64 [most, n]: the numbers of each owner's values, N where it has fewer. Added one after the other, so
+    that a sum does not depend on what else is in the batch.
+    """
+    known = torch.isfinite(values)
+    total = _sum_by(torch.where(known, values, 0.0).double().T, members)
+    number = _sum_by(known.double().T, members)
+    return torch.where(number > 0, total / number.clamp_min(1), torch.nan).float().T
 
 
-def _binned_auc(values: Tensor, flat: dict[str, np.ndarray], bins: np.ndarray) -> tuple[Tensor, np.ndarray]:
-    """[C, G] weighted by min(#same, #different) over the bins of each category; and which categories have a bin [G]."""
-    width = int(bins.max()) + 1
-    used, dense = np.unique(flat["group"] * width + bins.astype(np.int64), return_inverse=True)
-    owner = used // width
-    ones = np.bincount(dense, flat["same"])
-    weight = np.minimum(ones, np.bincount(dense) - ones)
-    total = np.bincount(owner, weight)
-    share = torch.as_tensor(weight / np.maximum(total, 1)[owner], device=values.device)
-    in_bins = torch.nan_to_num(_group_auc(values, flat["same"], dense))
-    return _sum_by(in_bins * share, owner, len(total)), total > 0
-
-
-def _mean_by(values: Tensor, use: np.ndarray, owner: np.ndarray, count: int) -> Tensor:
-    """[C, count]: mean over each drawing's categories [C, G] that count; NaN for a drawing without."""
-    number = np.bincount(owner[use], minlength=count)
-    scale = torch.as_tensor(np.where(number > 0, 1 / np.maximum(number, 1), np.nan), device=values.device)
-    return _sum_by(values * torch.as_tensor(use, device=values.device), owner, count) * scale
-
-
-def _group_auc(values: Tensor, positive: np.ndarray, group: np.ndarray) -> Tensor:
+def _group_auc(values: Tensor, table: PairTable, by: str) -> Tensor:
     """float64 [C, G]: AUC of values [C, N] ≥ 0 within each of the groups 0 to G − 1, ties as ½; NaN where undefined.
 
     One integer sort of (group, value): the bits of floats that are not negative order as the floats do.
     """
-    device = values.device
-    groups = torch.as_tensor(group, device=device)
-    size = np.bincount(group)
-    ones = np.bincount(group, positive)
-    keys = (groups << 32) | values.float().contiguous().view(torch.int32).to(torch.int64)
+    keys = (table[by] << 32) | values.float().contiguous().view(torch.int32).to(torch.int64)
     ordered, order = torch.sort(keys, dim=1)
-    places = torch.arange(keys.shape[1], device=device).expand_as(keys)
+    places = torch.arange(keys.shape[1], device=values.device).expand_as(keys)
     new = torch.ones_like(ordered, dtype=torch.bool)
     new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
     first = torch.where(new, places, 0).cummax(dim=1).values
     ends = torch.ones_like(new)
     ends[:, :-1] = new[:, 1:]
     last = torch.where(ends, places, keys.shape[1]).flip(1).cummin(dim=1).values.flip(1)
-    hits = torch.as_tensor(positive, device=device)[order]
+    hits = table["same"][order] > 0
     sums = torch.where(hits, (first + last).to(torch.float64) / 2, 0.0).cumsum(dim=1)
-    stops = np.cumsum(size)
-    sums = torch.cat([torch.zeros_like(sums[:, :1]), sums], dim=1)[:, np.concatenate([[0], stops])].diff(dim=1)
-    above = sums - torch.as_tensor(ones * (stops - size) + ones * (ones - 1) / 2, device=device)
-    both = ones * (size - ones)
-    return above / torch.as_tensor(np.where(both > 0, both, np.nan), device=device)
+    sums = torch.cat([torch.zeros_like(sums[:, :1]), sums], dim=1).index_select(1, table[f"{by}.ends"]).diff(dim=1)
+    return (sums - table[f"{by}.least"]) / table[f"{by}.product"]
 
 
-def _sum_by(values: Tensor, owner: np.ndarray, count: int) -> Tensor:
-    """[C, count]: columns of values [C, n] summed by owner (ascending), one owner's never mixed with another's."""
-    result = torch.zeros(values.shape[0], count, dtype=values.dtype, device=values.device)
-    starts = np.searchsorted(owner, np.arange(count + 1))
-    width = int(np.diff(starts).max())
-    for step in range(width):  # the i-th of every owner at once; an owner has few
-        owners = np.flatnonzero(np.diff(starts) > step)
-        result[:, owners] += values[:, starts[owners] + step]
+def _sum_by(values: Tensor, members: Tensor) -> Tensor:
+    """[C, n]: columns of values [C, N] summed by owner, in the order of `members` [most, n]; N stands for none."""
+    padded = torch.cat([values, torch.zeros_like(values[:, :1])], dim=1)
+    result = torch.zeros(len(values), members.shape[1], dtype=values.dtype, device=values.device)
+    for each in members:  # the i-th of every owner at once; an owner has few
+        result = result + padded.index_select(1, each)
     return result
 
 
@@ -198,23 +162,31 @@ def instance_ari(labels: Tensor, owner: np.ndarray, categories: Sequence[np.ndar
     -----
     Bit for bit the same whatever else is in the batch: counts are whole numbers, exact in float64 in any order.
     """
-    which = _twins(categories)  # [n, M, G]
-    n, heads, _ = labels.shape
+    which = twins_of(categories)
     if not which.any():
-        return torch.full((n, heads), torch.nan, device=labels.device)
-    most, clusters = which.shape[1], int(labels.max()) + 1
-    size = max(1, _ELEMENTS_AT_ONCE // (2 * heads * max(clusters, 1) * (most + which.shape[2] + 1)))
+        return torch.full(labels.shape[:2], torch.nan, device=labels.device)
+    owners, twins = torch.from_numpy(owner.astype(np.int64)), torch.from_numpy(which.astype(np.float64))
+    clusters = int(labels.max()) + 1
+    return ari_of_instances(labels, owners.to(labels.device), twins.to(labels.device), clusters=clusters)
+
+
+def ari_of_instances(labels: Tensor, owner: Tensor, twins: Tensor, *, clusters: int) -> Tensor:
+    """`instance_ari` where the objects are on the device already and the number of clusters is known: nothing waits.
+
+    owner int64 [n, P]; twins float64 [n, M, G], see `twins_of`.
+    """
+    n, heads, _ = labels.shape
+    most = twins.shape[1]
+    size = max(1, _ELEMENTS_AT_ONCE // (2 * heads * max(clusters, 1) * (most + twins.shape[2] + 1)))
     parts = []
     for start in range(0, n, size):
         part = slice(start, start + size)
-        chosen = torch.as_tensor(which[part], dtype=torch.float64, device=labels.device)
-        of_patch = torch.as_tensor(owner[part].astype(np.int64), device=labels.device)
-        table = _contingency(labels[part], of_patch, clusters, most)
-        parts.append(_ari_of_categories(table, chosen))
+        table = _contingency(labels[part], owner[part], clusters, most)
+        parts.append(_ari_of_categories(table, twins[part]))
     return torch.cat(parts)
 
 
-def _twins(categories: Sequence[np.ndarray]) -> np.ndarray:
+def twins_of(categories: Sequence[np.ndarray]) -> np.ndarray:
     """bool [n, M, G]: which of an image's up to M instances are of its g-th category with two instances or more."""
     groups = [[c == value for value in np.unique(c) if (c == value).sum() > 1] for c in categories]
     most = max((len(c) for c in categories), default=0)

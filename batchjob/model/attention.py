@@ -247,7 +247,7 @@ def _clean(call: taps.AttentionCall) -> tuple[Tensor, Tensor, Tensor | None, Ten
     for x in (call.query, call.key, call.value):  # of NaN both comparisons are False
         if x is not None:
             finite &= (x.amax((1, 2, 3)) < FINITE_LIMIT) & (x.amin((1, 2, 3)) > -FINITE_LIMIT)
-    if bool(finite.all()):
+    if not finite.is_cuda and bool(finite.all()):  # a GPU would be waited for
         return call.query, call.key, call.value, finite
     keep = finite[:, None, None, None]
     value = None if call.value is None else call.value.where(keep, 0)

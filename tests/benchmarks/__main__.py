@@ -31,7 +31,9 @@ def main() -> int:
     results: list[Result] = []
     for name in args.names or known:
         module = importlib.import_module(f"tests.benchmarks.bench_{name}")
-        for contest in module.contests(smoke=args.smoke):
+        for line in module.lines(smoke=args.smoke) if hasattr(module, "lines") else ():
+            print(line, flush=True)
+        for contest in module.contests(smoke=args.smoke) if hasattr(module, "contests") else ():
             result = measure(contest, smoke=args.smoke)
             print(row(result), flush=True)
             results.append(result)

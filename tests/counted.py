@@ -1,0 +1,95 @@
+"""The real loop on the pretended device: `label` over a few photos, counted by stage."""
+
+import contextlib
+import functools
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import timm
+import torch
+
+from batchjob import plan as plans
+from batchjob.clustering import self_check
+from batchjob.config import Options, Runtime
+from batchjob.job import label as job
+from batchjob.job.prepare import prepare
+from batchjob.job.progress import Stages
+from tests.conftest import SAMPLE
+from tests.pretended import Meter, OnDevice, pretended
+from tests.stand_ins import counted_kernels
+
+SMALL = {"vit_base_patch16_224": {"embed_dim": 48}}  # of 12 blocks and 12 heads, as the study's model
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What `label` asked of the device for `batches` batches, without what opening the job took."""
+
+    meter: Meter
+    batches: int
+    lines: tuple[str, ...]  # what it said
+
+
+def count_run(options: Options, runtime: Runtime, *, copies: int = 1, run: Path | None = None) -> Counted:
+    """Labels the sample's eight photos, `copies` times over, with random weights on a pretended GPU.
+
+    `run`: where; a folder that is deleted again by default.
+    """
+    lines: list[str] = []
+    with contextlib.ExitStack() as stack:
+        run = run or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
+        data = SAMPLE if copies == 1 else _copied(Path(stack.enter_context(tempfile.TemporaryDirectory())), copies)
+        create = functools.partial(timm.create_model, **SMALL.get(options.model, {}))
+        stack.enter_context(mock.patch.object(timm, "create_model", create))
+        prepare(str(data), run, options, say=lambda line: None)
+        meter = stack.enter_context(pretended())
+        stack.enter_context(counted_kernels(meter))
+        stack.enter_context(mock.patch.object(self_check, "find_refusal", return_value=""))  # it has its own test
+        batches = stack.enter_context(counted_stages(meter))
+        job.label(run, runtime, range(plans.load(run).partition_count), say=lines.append)
+    return Counted(meter, len(batches), tuple(lines))
+
+
+@contextmanager
+def counted_stages(meter: Meter) -> Iterator[list[None]]:
+    """The loop's own stages become the meter's, from the first batch on; the list gets an entry a batch."""
+    batches: list[None] = []
+    enter = Stages.__call__
+
+    @contextmanager
+    def staged(self: Stages, stage: str) -> Iterator[None]:
+        if stage == "images" and not batches:
+            meter.reset()
+        if stage == "images":
+            batches.append(None)
+        with enter(self, stage), meter.within(stage):
+            yield
+
+    with mock.patch.object(Stages, "__call__", staged):
+        yield batches
+        batches.pop()  # the one that found no more
+
+
+def _copied(folder: Path, copies: int) -> Path:
+    for number in range(copies):
+        for photo in sorted((SAMPLE / "val2017").glob("*.jpg")):
+            shutil.copy(photo, folder / f"{number:03d}-{photo.name}")
+    return folder
+
+
+def problems(count: int, patches: int) -> torch.Tensor:
+    """[count, patches, patches]: attention-like rows of smooth noise."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(count, 8, 8, generator=generator)
+    rows = torch.nn.functional.interpolate(coarse[:, None], size=(patches, patches), mode="bilinear")[:, 0]
+    return (6 * rows + torch.rand(count, patches, patches, generator=generator)).softmax(-1)
+
+
+def on_device(tensor: torch.Tensor) -> OnDevice:
+    """The tensor, as if it had always been on the device."""
+    return OnDevice(tensor)
