@@ -139,6 +139,47 @@ def test_a_file_that_is_cut_off_or_is_no_parquet_is_refused_in_one_line(tmp_path
         assert "\n" not in str(error.value)
 
 
+def test_a_file_that_is_named_twice_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", {"image": structs(2)})
+    with pytest.raises(UserError, match=r"names \S+a\.parquet twice"):
+        index_images(str(tmp_path / "{a,a}.parquet"))
+
+
+def test_whatever_is_damaged_is_refused_or_costs_rows_and_never_the_process(tmp_path: Path) -> None:
+    """In a process of its own: pyarrow ends it, for some questions about a damaged file."""
+    write(tmp_path / "a.parquet", {"image": structs(2), "label": [1, 2]})
+    write(tmp_path / "b.parquet", {"image": [PNG, PNG]}, rows_per_group=1)
+    code = """if True:
+        import contextlib, pathlib, random, sys
+        from batchjob.data.reading import ReadFailure
+        from batchjob.data.sources import index_images
+        from batchjob.errors import UserError
+
+        folder, random = pathlib.Path(sys.argv[1]), random.Random(2)
+        whole = [(folder / name).read_bytes() for name in ("a.parquet", "b.parquet")]
+        outcomes = {"refused": 0, "rows": 0}
+        for i in range(500):
+            data = bytearray(random.choice(whole))
+            for _ in range(random.randint(1, 6)):
+                data[random.randrange(len(data) // 2 * (i % 2), len(data))] = random.randrange(256)
+            (folder / "c.parquet").write_bytes(data)
+            try:
+                index = index_images(str(folder / "c.parquet"))
+                outcomes["rows"] += 1
+            except UserError as error:
+                outcomes["refused"] += 1
+                assert "\\n" not in str(error), error
+                continue
+            for row in range(len(index)):
+                with contextlib.suppress(ReadFailure):
+                    index.read(row)
+        print(min(outcomes.values()))
+    """
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 50
+
+
 def test_null_in_place_of_an_image_is_a_row_that_says_so(tmp_path: Path) -> None:
     rows = [{"bytes": PNG, "path": "a"}, None, {"bytes": None, "path": "b"}, {"bytes": b"", "path": "c"}]
     file = write(tmp_path / "a.parquet", {"image": pa.array(rows, IMAGE)})

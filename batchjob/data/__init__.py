@@ -1,1 +1,1 @@
-"""A room."""
+"""What DATA is: the index of its images, their bytes, pixels and annotations."""

@@ -10,7 +10,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -20,6 +20,7 @@ from batchjob.data.decode import MAX_PIXELS
 from batchjob.data.masks import MAX_INSTANCES, BadMask, Box, Instance, Painted, Segment, check_polygon, check_rle
 from batchjob.errors import UserError
 
+Entry = TypeVar("Entry", Category, Photo)
 MAX_CATEGORY = 2**31 - 1  # the store keeps categories as int32
 _NOT_JSON = re.compile(rb'"(?:[^"\\]|\\.)*"|-?Infinity|NaN', re.DOTALL)
 _BOM = b"\xef\xbb\xbf"
@@ -127,7 +128,7 @@ def scan(path: str, *, prefix: str = "") -> CocoFile:
     Raises
     ------
     UserError
-        The file can't be read, is not JSON or no COCO JSON of instances; an image or a category of it can't be told
+        The file can't be read, is not JSON or not a COCO JSON of instances; an image or a category of it can't be told
         from others or says no size that is one. A single annotation that is wrong is left out and counted.
     """
     try:
@@ -212,14 +213,19 @@ def _replace_numbers(data: mmap.mmap | bytearray) -> bool:
     return bool(spans)
 
 
+def _read_entry(raw: msgspec.Raw, kind: type[Entry], where: str, fields: str) -> Entry:
+    """A member of `categories` or `images`. Raises UserError, which names its place, where it is not one."""
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except msgspec.DecodeError as error:
+        raise UserError(f"{where} is not an object with {fields} ({error}); correct it") from None
+
+
 def _read_categories(into: CocoFile, raws: list[msgspec.Raw]) -> None:
     stuff = set()
     for i, raw in enumerate(raws):
         where = f"--annotations {into.path}: `categories`[{i}]"
-        try:
-            found = msgspec.json.decode(raw, type=Category)
-        except msgspec.DecodeError as error:
-            raise UserError(f"{where} is not an object with a number as id and a name ({error}); correct it") from None
+        found = _read_entry(raw, Category, where, "a number as id and a name")
         number = as_number(found.id)
         if number is None or not 0 <= number <= MAX_CATEGORY:
             raise UserError(
@@ -237,10 +243,7 @@ def _read_images(into: CocoFile, raws: list[msgspec.Raw], prefix: str) -> dict[s
     photos = []
     for i, raw in enumerate(raws):
         where = f"--annotations {into.path}: `images`[{i}]"
-        try:
-            found = msgspec.json.decode(raw, type=Photo)
-        except msgspec.DecodeError as error:
-            raise UserError(f"{where} is not an object with id, file_name, height and width ({error})") from None
+        found = _read_entry(raw, Photo, where, "id, file_name, height and width")
         own = id_text(found.id)
         if own in entries:
             raise UserError(f"{where} has the id {own} that `images`[{entries[own]}] has too; give each its own")

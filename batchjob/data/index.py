@@ -18,7 +18,7 @@ from batchjob.data.shards import Place, Shard, open_reader, raise_for_changes
 from batchjob.errors import UserError
 
 VERSION = 3
-MOST_CLASSES = 65_536  # of a column: more are no classes
+MOST_CLASSES = 65_536  # of a column: more values are not classes
 _STATS_AT_ONCE = 16  # file systems of clusters are slow one by one
 _STATS_PENDING = 1024  # the pool holds a future for each
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from batchjob.data.index import IndexBuilder
 from batchjob.data.reading import one_line
-from batchjob.data.shards import IMAGE_COLUMNS, Shard, leaf_of_images, open_parquet
+from batchjob.data.shards import IMAGE_COLUMNS, Shard, leaf_of_images, open_parquet, parquet_errors
 from batchjob.errors import UserError
 
 COLUMNS = ("class", "label", "category")  # kept, under their own names
@@ -42,7 +42,9 @@ def add_parquet(builder: IndexBuilder, paths: list[str], limit: int) -> Iterator
         classes = _names_of_classes(file.schema_arrow)
         row = 0
         for group in range(file.num_row_groups):
-            builder.bytes_a_worker = max(builder.bytes_a_worker, _PAGES_AT_ONCE * _size(file.metadata, group, leaf))
+            # of all columns: asked for one of a damaged file, pyarrow ends the process
+            group_bytes = int(file.metadata.row_group(group).total_byte_size)
+            builder.bytes_a_worker = max(builder.bytes_a_worker, _PAGES_AT_ONCE * group_bytes)
             known = _read_columns(path, file, group, [name for name in columns if name not in left_out], classes)
             for i in range(file.metadata.row_group(group).num_rows):
                 own = names[row] if names else str(row).encode()
@@ -57,7 +59,7 @@ def _open(path: str, size: int) -> Any:
     try:
         file = open_parquet(path)
         rows = file.metadata.num_rows
-    except (OSError, ValueError) as error:
+    except parquet_errors() as error:
         raise UserError(
             f"{path} is not a whole Parquet file ({one_line(error)}); get it again, or leave it out"
         ) from None
@@ -104,7 +106,7 @@ def _read(path: str, file: Any, group: int, column: str) -> list[Any]:
 
     try:
         array = file.read_row_group(group, columns=[column], use_threads=False).column(0).combine_chunks()
-    except (OSError, ValueError) as error:
+    except parquet_errors() as error:
         raise UserError(f"{path} is damaged in its column {column} ({one_line(error)}); get it again") from None
     if "." in column:
         array = array.flatten()[0]
@@ -113,6 +115,9 @@ def _read(path: str, file: Any, group: int, column: str) -> list[Any]:
     if str(array.type) in _TEXTS:  # a text need not be UTF-8
         array = array.cast(pyarrow.large_binary())
     values: list[Any] = array.to_pylist()
+    rows = file.metadata.row_group(group).num_rows
+    if len(values) != rows:
+        raise UserError(f"{path} is damaged in its column {column}: {len(values)} of {rows} rows; get it again")
     return values
 
 
@@ -156,10 +161,3 @@ def _names_of_classes(schema: Any) -> dict[str, list[str]]:
         }
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         return {}
-
-
-def _size(metadata: Any, group: int, leaf: str) -> int:
-    """Bytes of the images of a row group, unpacked."""
-    found = metadata.row_group(group)
-    columns = (found.column(i) for i in range(found.num_columns))
-    return sum(int(column.total_uncompressed_size) for column in columns if column.path_in_schema == leaf)

@@ -172,7 +172,7 @@ class ParquetReader:
         self._images = ()
         try:
             images = next(self._batches).column(0)
-        except (StopIteration, ValueError, OSError) as error:
+        except parquet_errors() as error:
             if isinstance(error, OSError) and error.errno is not None:
                 self._group = -1  # the disk's fault, which may pass
                 raise
@@ -194,6 +194,13 @@ def open_parquet(path: str) -> Any:
 
     source = pyarrow.OSFile(os.fsencode(path))  # by its bytes: pyarrow takes no name that is not UTF-8
     return parquet.ParquetFile(source, pre_buffer=False, buffer_size=PAGE_BYTES)
+
+
+def parquet_errors() -> tuple[type[Exception], ...]:
+    """What pyarrow raises for a damaged file or a bad disk; StopIteration where rows are missing."""
+    import pyarrow
+
+    return StopIteration, OSError, ValueError, MemoryError, pyarrow.ArrowException
 
 
 def leaf_of_images(schema: Any) -> str | None:

@@ -120,6 +120,9 @@ def _index_shards(data: str, paths: list[str], *, limit: int, progress: bool) ->
         raise UserError(
             f"DATA {data!r} is a range of other than .tar or .parquet files; give a folder, a list, or one kind"
         )
+    if len(set(paths)) < len(paths):
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise UserError(f"DATA {data!r} names {twice} twice; every image needs an id of its own: leave one out")
     absent = [path for path in paths if not os.path.isfile(path)]
     if absent:
         some = ", ".join(absent[:3]) + (", …" if len(absent) > 3 else "")

@@ -1,1 +1,1 @@
-"""A room."""
+"""Bytes to ordered batches of uint8 pixels, by processes."""

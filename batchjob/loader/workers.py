@@ -23,8 +23,8 @@ from batchjob.loader import fork_server
 from batchjob.loader.chunks import Chunk, Range, Recipe, Rows
 from batchjob.loader.shared_pixels import PixelPool
 
-STRIKES = 2  # that often a row may cost its worker before it is given up
-BARREN_RESTARTS = 5  # in a row, without a chunk between and without a row to blame
+MOST_FAILURES = 2  # times that a row may cost its worker before it is given up
+MOST_VAIN_RESTARTS = 5  # in a row, without a chunk between and without a row to blame
 POLL_S = 1.0
 PREFETCH_BYTES = 2**30
 CHUNK_BYTES = 2**24
@@ -43,9 +43,21 @@ class Sizing:
 
 
 def sizing(*, row_bytes: int, batch_size: int, workers: int) -> Sizing:
-    """Chunks small enough that all workers share a batch, and two batches ahead, as far as `PREFETCH_BYTES` allow.
+    """Chooses chunks so small that all workers share a batch, and two batches ahead, as far as `PREFETCH_BYTES` allow.
 
-    Raises UserError where they don't allow a row for each worker.
+    Parameters
+    ----------
+    row_bytes
+        Of one decoded image.
+    batch_size
+        Images of a batch.
+    workers
+        Decoding processes; 0 for this process alone.
+
+    Raises
+    ------
+    UserError
+        The bytes don't allow a row for each worker.
     """
     lanes = max(1, workers)
     if (lanes + 1) * row_bytes > PREFETCH_BYTES:
@@ -57,8 +69,8 @@ def sizing(*, row_bytes: int, batch_size: int, workers: int) -> Sizing:
         1, min(batch_size, CHUNK_ROWS, CHUNK_BYTES // row_bytes, PREFETCH_BYTES // ((2 * lanes + 1) * row_bytes))
     )
     wanted = -(-2 * batch_size // (lanes * rows))
-    room = PREFETCH_BYTES // (rows * row_bytes)
-    factor = max(1, min(max(2, wanted), (room - 1) // lanes))
+    chunks_that_fit = PREFETCH_BYTES // (rows * row_bytes)
+    factor = max(1, min(max(2, wanted), (chunks_that_fit - 1) // lanes))
     slots = lanes * factor + 1  # a chunk's slot is filled again only when the next chunk has been asked for
     return Sizing(rows, factor, slots, slots * rows * row_bytes)
 
@@ -66,7 +78,7 @@ def sizing(*, row_bytes: int, batch_size: int, workers: int) -> Sizing:
 class Chunks:
     """Chunks of asked-for ranges, in order. Worker processes live until `close`, and are replaced when they die.
 
-    A row that costs its worker `STRIKES` times, by a crash or by `stall_s` seconds without an end, comes as failed.
+    A row that costs its worker `MOST_FAILURES` times, by a crash or `stall_s` seconds without an end, comes as failed.
     """
 
     def __init__(self, recipe: Recipe, *, workers: int, batch_size: int, stall_s: float) -> None:
@@ -78,8 +90,8 @@ class Chunks:
         self._batch_size = batch_size
         self._tasks = _Tasks(self.sizing.slots)
         self._given_up: dict[int, tuple[str, str]] = {}
-        self._strikes: dict[int, int] = {}
-        self._barren = 0
+        self._failures: dict[int, int] = {}
+        self._vain_restarts = 0
         self._interrupted = threading.Event()
         self._loader: DataLoader[Chunk] | None = None
         self._stream: Iterator[Chunk] | None = None
@@ -115,7 +127,7 @@ class Chunks:
             except (RuntimeError, OSError, EOFError) as error:
                 self._judge(error)
                 continue
-            self._barren = 0
+            self._vain_restarts = 0
             self._tasks.left.popleft()
             yield chunk, self._pool.pixels[chunk.slot, : len(chunk.status)]
 
@@ -144,7 +156,7 @@ class Chunks:
             if self._loader is None:
                 self._loader = self._new_loader()
             return iter(self._loader)
-        finally:  # where the start fails half-way too; other rooms' processes are not of this kind
+        finally:  # where the start fails half-way too; processes of other packages are not of this kind
             new = [p for p in multiprocessing.active_children() if p not in before]
             self._processes += [p for p in new if isinstance(p, ForkServerProcess)]
 
@@ -171,7 +183,10 @@ class Chunks:
         )
 
     def _judge(self, error: RuntimeError | OSError | EOFError) -> None:
-        """Does nothing if there is only a wait. Else ends the workers, and the row to blame has its strike."""
+        """Ends the workers if one died or stalled, and counts a failure against the row it held; waits on otherwise.
+
+        Raises UserError, or the error itself, where no row is to blame and starting again would not help.
+        """
         if self._workers and self._marks is None:  # not so far as to have workers
             self._raise(error)
         dead = self._dead(within_s=2.0 if isinstance(error, OSError | EOFError) else 0.0)
@@ -191,15 +206,15 @@ class Chunks:
         ]
         blamed += [(row, "timeout", f"no end within {self._stall_s:g} s") for row in stalled]
         for row, cause, how in blamed:
-            self._strikes[row] = self._strikes.get(row, 0) + 1
-            if self._strikes[row] >= STRIKES:
-                self._given_up[row] = (cause, f"given up after {STRIKES} tries: {how}")
-        self._barren += not blamed
-        if self._barren >= BARREN_RESTARTS:
+            self._failures[row] = self._failures.get(row, 0) + 1
+            if self._failures[row] >= MOST_FAILURES:
+                self._given_up[row] = (cause, f"given up after {MOST_FAILURES} tries: {how}")
+        self._vain_restarts += not blamed
+        if self._vain_restarts >= MOST_VAIN_RESTARTS:
             how = ", ".join(sorted({_how_died(code) for code in dead.values()}))
             raise UserError(
-                f"decoding processes end before they have an image in hand ({how}), {BARREN_RESTARTS} times in a row; "
-                "give fewer --workers, or --workers 0 to decode in this process"
+                f"decoding processes end before they have an image in hand ({how}), {MOST_VAIN_RESTARTS} times "
+                "in a row; give fewer --workers, or --workers 0 to decode in this process"
             ) from error
         self._kill_workers()
         self.close()
