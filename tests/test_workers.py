@@ -255,8 +255,13 @@ def resident_mb(pid: int) -> float:
     return int(line.split()[1]) / 1024
 
 
+def held(pid: int) -> tuple[int, int]:
+    """(threads, open descriptors) of a process."""
+    return len(os.listdir(f"/proc/{pid}/task")), len(os.listdir(f"/proc/{pid}/fd"))
+
+
 @pytest.mark.slow
-def test_a_soak_of_20000_images_with_bad_ones_of_every_kind_keeps_its_memory(files, expected):
+def test_a_soak_of_20000_images_with_bad_ones_of_every_kind_keeps_its_memory_threads_and_descriptors(files, expected):
     root, names = files
     bad = [n for n in [*names, "missing.jpg"] if expected[n][0]]
     order = [f"good{i % 4}.{'jpg' if i % 3 else 'png'}" for i in range(20_000)]
@@ -264,7 +269,7 @@ def test_a_soak_of_20000_images_with_bad_ones_of_every_kind_keeps_its_memory(fil
         order[100 * i + 37] = bad[i % len(bad)]
     deeds = {4000: "segfault", 9000: "out of memory", 13_000: "hang", 17_000: "exit"}
     index = Poisoned(rows_of(root, order), deeds)
-    seen, sizes = 0, []
+    seen, sizes, handles = 0, [], []
     with open_loader(index, batch_size=64, stall_s=3.0) as loader:
         for start in range(0, 20_000, 2000):
             for batch in loader.batches(start, start + 2000):
@@ -279,7 +284,13 @@ def test_a_soak_of_20000_images_with_bad_ones_of_every_kind_keeps_its_memory(fil
                         assert pixels is None or np.array_equal(batch.pixels[i].numpy(), pixels)
             workers = [resident_mb(p.pid) for p in multiprocessing.active_children() if p.pid]
             sizes.append((resident_mb(os.getpid()), max(workers)))
+            handles.append(held(os.getpid()))
+    print(f"main and worker, MB: {np.round(sizes).astype(int).tolist()}; threads and descriptors: {handles}")
     assert seen == 20_000
     main, worker = np.array(sizes).T
     assert main[-1] - main[1] < 30, sizes
     assert worker[2:].max() - worker[1] < 60, sizes
+    threads, descriptors = np.array(handles).T
+    assert threads[1:].max() <= threads[1], handles
+    # a worker that is started anew may be counted with the old
+    assert descriptors[1:].max() - descriptors[1] <= 4, handles
