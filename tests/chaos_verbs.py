@@ -47,7 +47,13 @@ class Commands:
             command = [sys.executable, "-m", "batchjob", *arguments]
             with self._log.open("ab") as log:
                 own = subprocess.Popen(
-                    command, cwd=self._folder, stdout=log, stderr=log, start_new_session=True, env=_environment()
+                    command,
+                    cwd=self._folder,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    env=_environment(),
+                    preexec_fn=_heed_interrupts,
                 )
             pid = own.pid
         else:
@@ -114,10 +120,16 @@ def _environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
+def _heed_interrupts() -> None:
+    """A test that runs in a shell's background would hand on that the interrupt is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def _begin(order: dict[str, Any]) -> NoReturn:
     from batchjob.__main__ import entry
 
     os.setsid()
+    _heed_interrupts()
     os.chdir(order["folder"])
     log = os.open(order["log"], os.O_WRONLY | os.O_APPEND)
     for number, handle in enumerate((os.open(os.devnull, os.O_RDONLY), log, log)):
