@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 ROOT = Path(__file__).parent.parent
 IMPORTED = (
-    "torch timm xarray matplotlib.pyplot numba dask.array pyarrow.dataset scipy.ndimage "
+    "batchjob.__main__ torch timm xarray matplotlib.pyplot numba dask.array pyarrow.dataset scipy.ndimage "
     "batchjob.commands batchjob.job.prepare batchjob.job.dispatch batchjob.job.label batchjob.job.fit "
     "batchjob.clustering.search batchjob.stats.run batchjob.figures.write batchjob.report.page"
 )
@@ -127,9 +127,11 @@ def _heed_interrupts() -> None:
 
 def _begin(order: dict[str, Any]) -> NoReturn:
     from batchjob.__main__ import entry
+    from batchjob.launch import ends
 
-    os.setsid()
     _heed_interrupts()
+    ends.at_once()
+    os.setsid()
     os.chdir(order["folder"])
     log = os.open(order["log"], os.O_WRONLY | os.O_APPEND)
     for number, handle in enumerate((os.open(os.devnull, os.O_RDONLY), log, log)):
