@@ -217,7 +217,7 @@ def _read_entry(raw: msgspec.Raw, kind: type[Entry], where: str, fields: str) ->
     """A member of `categories` or `images`. Raises UserError, which names its place, where it is not one."""
     try:
         return msgspec.json.decode(raw, type=kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # the second: a text that is not UTF-8
         raise UserError(f"{where} is not an object with {fields} ({error}); correct it") from None
 
 
@@ -264,7 +264,7 @@ def _image_of(raw: Any) -> tuple[str, str]:
     """(id of the annotation's image, cause): one of the two is empty."""
     try:
         return id_text(msgspec.json.decode(raw, type=_ImageId).image_id), ""
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return "", "an annotation without an image_id"
 
 
@@ -278,6 +278,8 @@ def _decode(raw: Any) -> Annotation:
         return msgspec.json.decode(raw, type=Annotation)
     except msgspec.ValidationError:
         return read_loosely(msgspec.json.decode(raw))
+    except UnicodeDecodeError:
+        raise Broken("an annotation with a text that is not UTF-8") from None
 
 
 def _segments(found: Any, height: int, width: int) -> tuple[Segment, ...]:
