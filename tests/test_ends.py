@@ -58,6 +58,21 @@ def test_what_the_system_refuses_is_one_line_with_the_file(number: int, code: in
     assert said.count("\n") == 1
 
 
+def test_an_interrupt_that_a_library_takes_for_its_own_failure_is_an_interrupt(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def work() -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except KeyboardInterrupt:
+            raise TypeError("got an unexpected keyword argument") from None
+        return 0
+
+    assert ends.code_of(work) == 75
+    assert capfd.readouterr().err == "batchjob: interrupted (SIGTERM); the same command goes on where it stopped\n"
+
+
 def test_what_numpy_says_of_a_full_disk_is_understood(capfd: pytest.CaptureFixture[str]) -> None:
     def work() -> int:
         with open("/dev/full", "wb") as full:

@@ -98,22 +98,31 @@ def _exit(number: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(WORK_LEFT)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt(signal.Signals(number).name)
-
-
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGTERM, SIGINT and SIGUSR1 are a KeyboardInterrupt inside, unless whoever started us wants them ignored."""
+    """SIGTERM, SIGINT and SIGUSR1 are a KeyboardInterrupt inside, unless whoever started us wants them ignored.
+
+    An error that follows a signal counts as the interrupt: libraries in C take one for a failure of their own.
+    """
+    came: list[str] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        came.append(signal.Signals(number).name)
+        raise KeyboardInterrupt(came[-1])
+
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
-            signal.signal(number, _interrupt)
+            signal.signal(number, interrupt)
     try:
         yield
+    except Exception as error:
+        if came:
+            raise KeyboardInterrupt(came[-1]) from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
