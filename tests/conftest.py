@@ -1,6 +1,7 @@
 """What several packages' tests share: the command line as a function, the sample, a network with known attention."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -17,6 +18,10 @@ from tests.pages import TINY, both_runs, chromium, codebook_page, page, runs  # 
 from tests.slurm_jobs import calm, cluster, slurm_photos, submit  # noqa: F401  # one for all files that ask for it
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is imported
+for _name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):  # of `make test`: a make that a test starts is not a part of it
+    os.environ.pop(_name, None)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell; commands would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 hypothesis.settings.register_profile("untimed", deadline=None)  # how busy the machine is decides nothing
 hypothesis.settings.load_profile("untimed")
 ROOT = Path(__file__).parent.parent

@@ -70,7 +70,7 @@ def annotated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.mark.parametrize("name", ["k.npy", "names.bin", "stamps.npy", "index.json", "instances_owner.npy"])
+@pytest.mark.parametrize("name", ["k.npy", "names.bin", "where.npy", "index.json", "instances_owner.npy"])
 def test_a_bit_flipped_in_the_index_is_refused_by_every_command_and_mended_by_run(
     annotated: Path, batchjob: Command, name: str
 ) -> None:
@@ -221,7 +221,7 @@ def test_a_plan_that_was_lost_or_damaged_is_made_again_where_it_is_the_plan_of_t
         assert refused.code == 2
         assert "holds the labels of another plan: DATA or the options are not those" in refused.err
         assert {p: p.read_bytes() for p in (run / "index").iterdir()} == index
-    stamp = np.load(run / "index" / "stamps.npy")
+    stamp = np.load(run / "index" / "where.npy")
     os.utime(photos / "photo-001.jpg", ns=(0, int(stamp[1, 1])))
     mended = batchjob("run", photos, run, *TINY, *SHARDS, *RUNTIME)
     assert mended.code == 0, mended.err
