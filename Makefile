@@ -107,7 +107,7 @@ test: dev  ## the tests (what needs a GPU, minutes or Slurm's packages is counte
 	@$(PY) -m pytest -n 2 --dist loadgroup
 
 test-slow: dev  ## the long ones: kills, real Slurm, the soak of the loader
-	@$(PY) -m pytest -m 'slow and not gpu'
+	@$(PY) -m pytest -n 2 --dist loadgroup -m 'slow and not gpu'
 
 test-gpu: dev  ## the ones for an NVIDIA GPU; red where there is none
 	@$(PY) -m pytest -m gpu
