@@ -291,6 +291,6 @@ def test_a_soak_of_20000_images_with_bad_ones_of_every_kind_keeps_its_memory_thr
     assert main[-1] - main[1] < 30, sizes
     assert worker[2:].max() - worker[1] < 60, sizes
     threads, descriptors = np.array(handles).T
-    assert threads[1:].max() <= threads[1], handles
-    # a worker that is started anew may be counted with the old
+    # the thread that starts a worker anew may be there just then, and the worker be counted with the old one
+    assert threads[1:].max() - threads[1] <= 2, handles
     assert descriptors[1:].max() - descriptors[1] <= 4, handles
