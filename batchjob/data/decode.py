@@ -189,7 +189,7 @@ def _load(image: Image.Image) -> None:
     try:
         with quiet() as said:
             image.load()
-    except Exception as error:
+    except Exception as error:  # raised again: whatever it is, the library's line belongs to it
         if said.line:
             error.add_note(said.line)
         raise

@@ -101,7 +101,7 @@ def _identity(root: bytes, below: bytes) -> tuple[int, int]:
 
 
 def split_folder(root: bytes, split: str) -> bytes:
-    """The folder of a split, relative to `root`. Raises UserError with the known ones where there is none."""
+    """The folder of a split, relative to `root`. Raises UserError with the known ones where it is missing."""
     for below in (split, f"images/{split}"):
         if os.path.isdir(os.path.join(root, os.fsencode(below))):
             return os.fsencode(below)

@@ -41,7 +41,7 @@ def find_root(folder: Path) -> Path | None:
 
 
 def list_files(root: Path) -> list[File]:
-    """Every segmented image of the folder, by name. Raises UserError where there is none."""
+    """Every segmented image of the folder, by name. Raises UserError where no image is segmented."""
     files = []
     for path in sorted((root / "SegmentationObject").glob("*.png")):
         classes = root / "SegmentationClass" / path.name

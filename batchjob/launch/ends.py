@@ -119,7 +119,7 @@ def _interruptible() -> Iterator[None]:
             signal.signal(number, interrupt)
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # a library may turn our interrupt into a failure of its own, of any kind
         if came:
             raise KeyboardInterrupt(came[-1]) from error
         raise
