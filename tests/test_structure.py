@@ -138,14 +138,23 @@ def test_wrong_input_is_told_before_anything_slow_is_imported(arguments: list[st
     assert said in done.stderr
 
 
+def lines_outside_docstrings(path: Path) -> int:
+    text = path.read_text()
+    holders = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    documented = [n for n in ast.walk(ast.parse(text)) if isinstance(n, holders) and ast.get_docstring(n)]
+    return len(text.splitlines()) - sum((n.body[0].end_lineno or 0) - n.body[0].lineno + 1 for n in documented)
+
+
 def test_rapids_is_imported_in_one_file() -> None:
     users = {p.relative_to(PACKAGE).as_posix() for p in FILES if {i.split(".")[0] for i in imports_of(p)} & RAPIDS}
     assert users == {"clustering/rapids.py"}
 
 
 def test_no_file_is_longer_than_a_few_pages() -> None:
-    lengths = {p.relative_to(ROOT).as_posix(): len(p.read_text().splitlines()) for p in FILES}
-    assert {name: lines for name, lines in lengths.items() if lines > 330} == {}
+    """Docstrings do not count: what a function takes and gives is said in full, however long its file is."""
+    lengths = {p.relative_to(ROOT).as_posix(): lines_outside_docstrings(p) for p in FILES}
+    assert {name: lines for name, lines in lengths.items() if lines > 310} == {}
+    assert sum(lengths.values()) > 10_000, "saw the package"
 
 
 def test_the_loop_is_a_page() -> None:
