@@ -46,7 +46,8 @@ run_step() {
   rm -rf "$ends"
   mkdir -p "$ends"
   [ -z "$stopped" ] || return 75
-  srun "${spread[@]}" bash "$BATCHJOB_HOME/slurm/task.sh" "$ends" "$BATCHJOB_PYTHON" -m batchjob "$@" &
+  # since Slurm 22.05 a step does not inherit the job's CPUs per task, and a bound task would have one core
+  srun ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} "${spread[@]}" bash "$BATCHJOB_HOME/slurm/task.sh" "$ends" "$BATCHJOB_PYTHON" -m batchjob "$@" &
   step=$!
   [ -z "$stopped" ] || kill -TERM "$step" 2>/dev/null # it came between the two lines above
   while :; do

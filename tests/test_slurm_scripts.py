@@ -11,6 +11,7 @@ from tests.conftest import ROOT
 PLAYED = {
     # what a step does is in STEP; with the number of the attempt in $attempt, and the file of its end in $ends
     "srun": """
+echo "$*" >"$COUNT.asked"
 attempt=$(($(cat "$COUNT" 2>/dev/null || echo 0) + 1)); echo $attempt >"$COUNT"
 while [ "${1##*/}" != task.sh ]; do shift; done
 ends=$2
@@ -49,6 +50,7 @@ def job(run: Path, name: str, step: str) -> "subprocess.CompletedProcess[str]":
         "BATCHJOB_SCRATCH": str(run.parent / "scratch"),
         "SLURM_JOB_ID": "7",
         "SLURM_NTASKS": "1",
+        "SLURM_CPUS_PER_TASK": "3",
         "SLURM_JOB_NUM_NODES": "1",
         "SLURM_JOB_NODELIST": "node1",
         "COUNT": str(run.parent / "count"),
@@ -105,6 +107,12 @@ def test_the_third_attempt_in_a_row_that_a_limit_stopped_too_early_is_the_last_w
     assert ended.returncode == 75
     assert "three attempts in a row were stopped before they finished anything: not requeued" in ended.stdout
     assert advice in ended.stdout
+
+
+def test_a_step_asks_again_for_the_cpus_of_each_task(run: Path) -> None:
+    job(run, "label", KILLED)
+    asked = (run.parent / "count.asked").read_text()
+    assert "--cpus-per-task=3 " in asked, "srun does not inherit them since Slurm 22.05"
 
 
 def test_attempts_that_a_limit_stopped_are_counted_anew_once_one_got_on(run: Path) -> None:
