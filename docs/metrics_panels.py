@@ -12,6 +12,7 @@ from matplotlib.colors import ListedColormap
 from scipy.optimize import linear_sum_assignment
 
 from batchjob.metrics import clusters
+from batchjob.metrics.agreement import contingency
 from tests import scenes
 
 GRID = scenes.GRID
@@ -72,8 +73,9 @@ def aligned(labels: Any, owner: Any) -> Any:
 def indices(labels: Any, owner: Any) -> tuple[float, float, float]:
     """instance_ari, instance_ami and image_ari of labels [C, P] or [P], means over C; one category."""
     labels = np.atleast_2d(labels).astype(np.uint8)
+    table = contingency(labels, np.asarray(owner) + 1)
     found = clusters.instance_scores(labels, owner, np.zeros(owner.max() + 1, int))
-    values = (found["instance_ari"], found["instance_ami"], clusters.image_ari(labels, owner))
+    values = (found["instance_ari"], found["instance_ami"], clusters.image_ari(table))
     return tuple(float(v.mean()) for v in values)  # type: ignore[return-value]
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from batchjob.metrics import attention, clusters, saliency
+from batchjob.metrics.agreement import contingency
 from batchjob.metrics.attention import patch_distances
 from batchjob.metrics.saliency import component_boxes
 from batchjob.stats import position
@@ -136,7 +137,7 @@ def draw_clusters() -> Any:
 
 def draw_pair_ari(axis: Any, owner: Any, labels: Any) -> None:
     pairs = clusters.instance_pairs(owner, np.zeros(3, int), np.zeros((3, 4)), GRID)
-    values = clusters.pair_ari(labels.astype(np.uint8), owner, pairs)[0]
+    values = clusters.pair_ari(contingency(labels.astype(np.uint8), owner), pairs.first, pairs.second)[0]
     show(
         axis,
         labels,

@@ -25,7 +25,8 @@ from batchjob.codes import NO_LABEL
 from batchjob.metrics.attention import PatchPairs, draw_pairs
 from batchjob.metrics.nulls import Donors
 from batchjob.metrics.objects import Objects
-from batchjob.metrics.on_device import instance_ari, pair_scores
+from batchjob.metrics.on_device import instance_ari, pair_scores, twins_of
+from batchjob.metrics.pair_table import PairTable
 from batchjob.metrics.saliency import normalise
 from batchjob.metrics.truth import clusters_of
 from batchjob.metrics.uncertainty import holm, mean_known, sign_flip
@@ -115,7 +116,7 @@ def score_means(photo: Photo) -> Scores:
 def score_pairs(photo: Photo) -> Scores:
     """The scores of pairs of patches, as they are computed on the device."""
     rows = torch.as_tensor(photo.rows[None], dtype=torch.float32)
-    auc = pair_scores(rows, photo.pairs, GRID, [0] * len(photo.pairs))
+    auc = pair_scores(rows, PairTable.of(photo.pairs, GRID, [0] * len(photo.pairs)))
     return _with_swap({name: auc[name] for name in ("pair_auc", "pair_auc_matched")})
 
 
@@ -124,8 +125,10 @@ def score_truth(photo: Photo) -> Scores:
     objects = [o for o in photo.objects if o.has_twins]
     starts = np.stack([clusters_of(o.owner, len(o.category), photo.keep) for o in objects])
     labels = settle(torch.as_tensor(photo.rows[None], dtype=torch.float32), torch.as_tensor(starts[None]))
-    owner, category = np.stack([o.owner for o in objects]), [o.category for o in objects]
-    return _with_swap({"instance_ari_truth": instance_ari(labels[0].transpose(0, 1), owner, category)})
+    owner = torch.from_numpy(np.stack([o.owner for o in objects]).astype(np.int64))
+    twins = torch.from_numpy(twins_of([o.category for o in objects]).astype(np.float64))
+    ours = instance_ari(labels[0].transpose(0, 1), owner, twins, clusters=int(starts.max()) + 1)
+    return _with_swap({"instance_ari_truth": ours})
 
 
 def _with_swap(found: Mapping[str, torch.Tensor]) -> Scores:

@@ -12,6 +12,7 @@ from batchjob.job import scores
 from batchjob.job.lent import LentObjects
 from batchjob.metrics import attention
 from batchjob.metrics import on_device as map_scores
+from batchjob.metrics.pair_table import PairTable
 
 GRID = (4, 5)
 PATCHES = 20
@@ -56,7 +57,7 @@ def test_pair_scores_equal_the_numpy_specification_ties_and_empty_images_too() -
     rows[1] = np.round(rows[1], 1)  # many ties
     none = np.zeros(0, np.int64)
     pairs = [drawn(0), drawn(1), attention.PatchPairs(none, none, none.astype(bool), none), drawn(3, 4, 1)]
-    ours = map_scores.pair_scores(torch.as_tensor(rows, dtype=torch.float32), pairs, GRID)
+    ours = map_scores.pair_scores(torch.as_tensor(rows, dtype=torch.float32), PairTable.of(pairs, GRID))
     for i, of_image in enumerate(pairs):
         for name, expected in attention.pair_scores(rows[i].astype(np.float32), of_image, GRID).items():
             np.testing.assert_allclose(ours[name][i].numpy(), expected, rtol=1e-6, err_msg=f"{name} {i}")
@@ -65,9 +66,9 @@ def test_pair_scores_equal_the_numpy_specification_ties_and_empty_images_too() -
 def test_an_image_scores_the_same_bit_for_bit_whatever_else_is_in_the_batch() -> None:
     rows = torch.as_tensor(random_rows(5, 3), dtype=torch.float32)
     pairs = [drawn(i) for i in range(5)]
-    together = map_scores.pair_scores(rows, pairs, GRID)
+    together = map_scores.pair_scores(rows, PairTable.of(pairs, GRID))
     for i in range(5):
-        alone = map_scores.pair_scores(rows[i : i + 1], pairs[i : i + 1], GRID)
+        alone = map_scores.pair_scores(rows[i : i + 1], PairTable.of(pairs[i : i + 1], GRID))
         for name in map_scores.PAIR_NAMES:
             assert torch.equal(alone[name][0], together[name][i]), name
 
@@ -75,7 +76,7 @@ def test_an_image_scores_the_same_bit_for_bit_whatever_else_is_in_the_batch() ->
 def test_no_pairs_at_all_score_nothing() -> None:
     none = np.zeros(0, np.int64)
     pairs = [attention.PatchPairs(none, none, none.astype(bool), none)] * 2
-    ours = map_scores.pair_scores(torch.as_tensor(random_rows(2, 3)), pairs, GRID)
+    ours = map_scores.pair_scores(torch.as_tensor(random_rows(2, 3)), PairTable.of(pairs, GRID))
     assert all(torch.isnan(v).all() and v.shape == (2, 3) for v in ours.values())
 
 
@@ -83,7 +84,7 @@ def test_a_drawing_scores_the_same_on_whichever_image_it_is_lent_to() -> None:
     rows = random_rows(3, 2)
     pairs = [drawn(i) for i in range(4)]
     image = [2, 0, 2, 1]
-    ours = map_scores.pair_scores(torch.as_tensor(rows, dtype=torch.float32), pairs, GRID, image)
+    ours = map_scores.pair_scores(torch.as_tensor(rows, dtype=torch.float32), PairTable.of(pairs, GRID, image))
     for i, of_image in enumerate(image):
         expected = attention.pair_scores(rows[of_image].astype(np.float32), pairs[i], GRID)
         for name in map_scores.PAIR_NAMES:

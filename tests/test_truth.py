@@ -15,7 +15,7 @@ from batchjob.job.lent import LentObjects
 from batchjob.job.scores import Scorer
 from batchjob.metrics import truth
 from batchjob.metrics.clusters import instance_scores
-from batchjob.metrics.on_device import instance_ari
+from batchjob.metrics.on_device import instance_ari, twins_of
 from tests import scenes
 
 GRID, PATCHES = (4, 5), 20
@@ -104,11 +104,16 @@ def test_the_index_on_the_device_is_that_of_numpy_whatever_else_is_in_the_batch(
     labels = random.integers(0, 5, (5, 3, PATCHES))
     labels[3, :, 15:] = -1
     labels[0, 1], labels[1, 2] = owner[0], 0
-    ours = instance_ari(torch.as_tensor(labels), owner, categories)
+
+    def score(part: slice) -> torch.Tensor:
+        own, twins = owner[part].astype(np.int64), twins_of(categories[part]).astype(np.float64)
+        return instance_ari(*map(torch.as_tensor, (labels[part], own, twins)), clusters=5)
+
+    ours = score(slice(0, 5))
     for i, category in enumerate(categories):
         known = np.where(labels[i] < 0, NO_LABEL, labels[i])
         np.testing.assert_allclose(ours[i], instance_scores(known, owner[i], category)["instance_ari"], rtol=1e-6)
-        alone = instance_ari(torch.as_tensor(labels[i : i + 1]), owner[i : i + 1], categories[i : i + 1])
+        alone = score(slice(i, i + 1))
         assert torch.equal(alone[0].nan_to_num(-9), ours[i].nan_to_num(-9))
     assert ours[0, 1] == 1
     assert ours[1, 2] == 0

@@ -15,7 +15,7 @@ from batchjob.data.instances import GridInstances
 from batchjob.job.lent import LentObjects, Owned
 from batchjob.job.upload import DeviceBatch, PairsOfBatch, TruthOfBatch, pinned
 from batchjob.metrics.attention import PatchPairs
-from batchjob.metrics.on_device import ari_of_instances, attention_scores, mean_known, score_pairs, twins_of
+from batchjob.metrics.on_device import attention_scores, instance_ari, mean_by_owner, pair_scores, twins_of
 from batchjob.metrics.pair_table import PairTable, members_of
 from batchjob.metrics.truth import clusters_of
 from batchjob.plan import Plan
@@ -113,17 +113,17 @@ class Scorer:
                 x = prepare(x.flatten(0, 1), distance, problems).view_as(x)
             labels = settle(x, truth.starts)  # [b, H, S, P]
             chosen = labels[truth.image, :, truth.place]
-            scores = ari_of_instances(chosen, truth.owner, truth.twins, clusters=truth.clusters)
+            scores = instance_ari(chosen, truth.owner, truth.twins, clusters=truth.clusters)
             found[0, truth.which] = scores[truth.own]
-            found[1, truth.which] = mean_known(scores[truth.lent], truth.lent_to)
+            found[1, truth.which] = mean_by_owner(scores[truth.lent], truth.lent_to)
         return dict(zip(("instance_ari_truth", "instance_ari_truth.swap"), found, strict=True))
 
 
 def _score_pairs(rows: Tensor, pairs: PairsOfBatch) -> dict[str, Tensor]:
     """The scores over each image's own pairs, and as `.swap` their mean over the pairs of other photos."""
-    found, swapped = score_pairs(rows, pairs.own), score_pairs(rows, pairs.lent)
+    found, swapped = pair_scores(rows, pairs.own), pair_scores(rows, pairs.lent)
     for name in ("pair_auc", "pair_auc_matched"):
-        found[f"{name}.swap"] = mean_known(swapped[name], pairs.lent_to)
+        found[f"{name}.swap"] = mean_by_owner(swapped[name], pairs.lent_to)
     return found
 
 

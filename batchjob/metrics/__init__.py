@@ -1,1 +1,1 @@
-"""Scores and null models: pure NumPy, what is computed on the device in torch, and one table that lists them all."""
+"""Scores and null models in NumPy, some of them again in torch for the device, and one table that lists them all."""

@@ -1,6 +1,6 @@
 """How alike two groupings of the same patches are: contingency tables, adjusted Rand index and mutual information.
 
-Everything takes stacks: C labellings (heads, algorithms, seeds) of one image against the same groups.
+All functions take stacks: C labellings of one image (by head, algorithm or seed) against the same groups.
 """
 
 import functools
@@ -20,15 +20,15 @@ def contingency(labels: NDArray[np.integer[Any]], groups: NDArray[np.integer[Any
     Parameters
     ----------
     labels
-        [C, P] or [P]: 255 is left out, 254 (noise) is one cluster more.
+        [C, P] or [P]. A patch labelled 255 is left out. Noise (254) is one further cluster.
     groups
-        [P]; negative where a patch is in no group, and left out.
+        [P] number of the group of each patch. A patch with a negative number is left out.
     count
-        G; by default one more than the largest group.
+        G, the number of groups. 0 stands for one more than the largest number in `groups`.
 
     Returns
     -------
-    float64 [C, K, G].
+    float64 [C, K, G]. K is two more than the largest label: the last cluster counts the noise.
     """
     labels = np.atleast_2d(labels).astype(np.int64)
     groups = np.asarray(groups, np.int64)
@@ -41,9 +41,10 @@ def contingency(labels: NDArray[np.integer[Any]], groups: NDArray[np.integer[Any
 
 
 def ari(table: Floats) -> Floats:
-    """[...]: adjusted Rand index of each contingency table [..., K, G]; 1 where both are trivial, NaN without patches.
+    """[...]: the adjusted Rand index of each contingency table [..., K, G]; at most 1, and about 0 by chance.
 
-    Hubert and Arabie 1985, eq. 5, over pairs as scikit-learn's `pair_confusion_matrix` counts them.
+    It is 1 where clusters and groups are equal, also where both put all patches together or all apart, and NaN without
+    patches. Hubert and Arabie 1985, eq. 5, over pairs as scikit-learn's `pair_confusion_matrix` counts them.
     """
     total = table.sum(axis=(-2, -1))
     both = np.square(table).sum(axis=(-2, -1))
@@ -59,9 +60,10 @@ def ari(table: Floats) -> Floats:
 
 
 def ami(table: Floats) -> Floats:
-    """[...]: adjusted mutual information of each contingency table [..., K, G], arithmetic mean of the entropies.
+    """[...]: the adjusted mutual information of each contingency table [..., K, G], over the mean of the two entropies.
 
-    Vinh, Epps and Bailey 2010; as in scikit-learn 1 where both are trivial, 0 where one is. NaN without patches.
+    As in scikit-learn it is 1 where both sides have one group only, and 0 where one of them has. It is NaN without
+    patches. Vinh, Epps and Bailey 2010.
     """
     shape = table.shape[:-2]
     table = table.reshape(-1, *table.shape[-2:])
@@ -79,7 +81,7 @@ def ami(table: Floats) -> Floats:
 
 
 def _entropy(counts: Floats) -> Floats:
-    """[...] in nats, of counts [..., n]."""
+    """[...]: the entropy in nats of counts [..., n]."""
     total = np.maximum(counts.sum(axis=-1, keepdims=True), 1)
     share = counts / total
     return np.asarray(-(share * np.log(np.where(share > 0, share, 1))).sum(axis=-1))
@@ -91,9 +93,10 @@ def _log_factorials(limit: int) -> Floats:
 
 
 def _expected_information(a: Floats, b: Floats, total: Floats) -> Floats:
-    """[C] in nats: the mean over all labellings with these sizes (Vinh et al., eq. 24a).
+    """[C]: the mutual information in nats, averaged over all labellings with these sizes (Vinh et al., eq. 24a).
 
-    Its terms depend on (cluster size, group size, total) alone, and heads share most of them: each is computed once.
+    `a` [C, K] are sizes of clusters, `b` [C, G] sizes of groups, `total` [C] their sums. A term depends only on the
+    size of the cluster, the size of the group and the total. Heads share most terms, so each is computed once.
     """
     triples = np.stack(np.broadcast_arrays(a[:, :, None], b[:, None, :], total[:, None, None]), axis=-1)
     wanted = (triples > 0).all(axis=-1)

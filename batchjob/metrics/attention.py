@@ -1,6 +1,6 @@
 """Scores of attention rows, in NumPy: the specification that `on_device` follows.
 
-`rows` [C, P, P] is attention from query to key, each row summing to 1.
+`rows` [C, P, P] is the attention of C heads from query to key patch; each row sums to 1.
 """
 
 import functools
@@ -11,33 +11,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-MAX_PAIRS = 2000  # of each kind, in each category of an image
+MAX_PAIRS = 2000  # pairs of each kind, in each category of an image
 
 
 @dataclass(frozen=True, slots=True)
 class PatchPairs:
-    """Pairs of patches of one image, of instances of one category; N pairs over G categories."""
+    """N pairs of patches of one image; the two patches belong to instances of one of G categories."""
 
-    first: NDArray[np.int64]  # [N] patch
-    second: NDArray[np.int64]
+    first: NDArray[np.int64]  # [N] number of one patch
+    second: NDArray[np.int64]  # [N] number of the other patch
     same: NDArray[np.bool_]  # [N] whether both belong to one instance
-    group: NDArray[np.int64]  # [N] which of the categories, 0 to G − 1
+    group: NDArray[np.int64]  # [N] number of the category, 0 to G − 1
 
 
 def attention_scores(rows: NDArray[np.floating[Any]], grid: tuple[int, int]) -> dict[str, Floats]:
-    """The scores of attention by itself: distance, relative distance, entropy, its exponential, NMI, sink.
+    """Scores attention by itself: distance, relative distance, entropy, its exponential, NMI, sink.
 
     Parameters
     ----------
     rows
-        [C, P, P] of C heads.
+        [C, P, P]
     grid
         (rows, columns) of the P patches.
 
     Returns
     -------
-    score -> [C]. Distances are in patches, entropies in nats; the relative distance is divided by that of uniform
-    attention.
+    score -> float64 [C]. `attention_distance` is in patches, and `attention_distance_relative` is that divided by the
+    distance of uniform attention. `entropy` is in nats, and `effective_patches` from 1 to P. `query_key_nmi` and `sink`
+    are from 0 to 1.
     """
     rows = np.asarray(rows, np.float64)
     patches = rows.shape[-1]
@@ -67,7 +68,7 @@ def _entropy(p: NDArray[np.floating[Any]]) -> Floats:
 
 @functools.lru_cache(maxsize=8)
 def patch_distances(grid: tuple[int, int]) -> Floats:
-    """[P, P]: Euclidean distances between patches, in patches."""
+    """float64 [P, P]: Euclidean distances between the patches of a grid of (rows, columns), in patches."""
     y, x = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
     return np.asarray(np.hypot(y[:, None] - y[None, :], x[:, None] - x[None, :]))
 
@@ -88,11 +89,15 @@ def draw_pairs(
     owner
         [P] instance of each patch, −1 for none.
     category
-        [m] of the instances. Categories without both kinds of pairs are left out.
+        [m] category of each instance. A category with one instance gives no pairs.
     row, seed
-        The image's row in the run and the run's seed: equal numbers, equal pairs.
+        The image's row in the run and the run's seed. Equal numbers give equal pairs.
     limit
-        Most pairs of each kind and category.
+        The most pairs of each kind in each category.
+
+    Returns
+    -------
+    N pairs; N is 0 where no category has two instances.
     """
     random = np.random.default_rng((seed, row))
     parts: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_], int]] = []
@@ -117,21 +122,21 @@ def draw_pairs(
 
 
 def pair_scores(rows: NDArray[np.floating[Any]], pairs: PatchPairs, grid: tuple[int, int]) -> dict[str, Floats]:
-    """Is attention within an instance larger than between two of a category?
+    """Scores whether attention within an instance is larger than between two instances of a category.
 
     Parameters
     ----------
     rows
-        [C, P, P] of C heads.
+        [C, P, P]
     pairs
-        As `draw_pairs` gives them.
+        From `draw_pairs`.
     grid
         (rows, columns) of the P patches.
 
     Returns
     -------
-    score -> [C], NaN without pairs: `pair_auc` over all pairs, `pair_auc_matched` inside bins of equal distance, and
-    `pair_auc.distance`, the first of −distance in place of attention.
+    score -> float64 [C] from 0 to 1, NaN without pairs. `pair_auc` is over all pairs, `pair_auc_matched` inside bins of
+    equal distance. `pair_auc.distance` is `pair_auc` of −distance in place of attention.
     """
     heads = len(rows)
     if not len(pairs.group):
@@ -162,22 +167,24 @@ def _binned_auc(values: Floats, pairs: PatchPairs, bins: NDArray[np.int64]) -> F
 def group_auc(
     values: Floats, positive: NDArray[np.bool_], group: NDArray[np.int64]
 ) -> tuple[Floats, NDArray[np.int64], NDArray[np.int64]]:
-    """The area under the ROC curve for positive against negative values within each group, ties as ½.
-
-    From the mid-ranks of one sort of all groups (Mann and Whitney's U).
+    """Computes the area under the ROC curve for positive against negative values within each group, ties as ½.
 
     Parameters
     ----------
     values
-        [C, N] of C heads.
+        [C, N]
     positive
-        [N] whether a value should be large.
+        bool [N]: whether a value should be large.
     group
         [N] from 0 to G − 1.
 
     Returns
     -------
     AUC [C, G], NaN where a group lacks one kind; the numbers of positive and of negative values, [G] each.
+
+    Notes
+    -----
+    It is Mann and Whitney's U, from the mid-ranks of one sort of all groups.
     """
     count = int(group.max(initial=-1)) + 1
     ones = np.bincount(group, positive, minlength=count).astype(np.int64)

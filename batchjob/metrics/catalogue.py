@@ -1,8 +1,8 @@
 """Every score in one table: its function, its words, its null models, and what it is used for.
 
-To add a score is to write a function and a row. A score of labels, maps or an oracle is computed by `stats` from one
-image at a time; one of attention, pairs or truth is computed while labelling (`metrics.on_device`), and its row says
-what its arrays are.
+To add a score is to write a function and a row. `stats` computes the scores of labels, repeats, maps and oracles, one
+image at a time. The job computes the scores of attention, pairs and truth while it labels (`metrics.on_device`); their
+rows have no function and say which arrays they fill.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ DIMS: dict[Source, tuple[str, ...]] = {
 }
 # What each word of --scores has computed while labelling.
 LABELLING: dict[str, tuple[Source, ...]] = {"attention": ("attention",), "pairs": ("pairs", "truth")}
-OF_VECTORS: tuple[Source, ...] = ("truth",)  # of these, what queries, keys, values and tokens have too
+OF_VECTORS: tuple[Source, ...] = ("truth",)  # the sources that exist for queries, keys, values and tokens too
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +40,17 @@ class Score:
 
     name: str
     source: Source
-    words: str  # on an axis or over a column
-    hint: str = ""  # a sentence, for whoever hovers over the column
-    claim: str = ""  # what a head with a high score does
-    short: str = ""  # the index by itself, in a sentence
-    # of one image, [C] values: of `labels` from Labelled, of `maps` and `oracle` from Mapped
+    words: str  # its name on an axis or over a column
+    hint: str = ""  # what it is, shown when the pointer is over the column
+    claim: str = ""  # what a head with a high score does, after "head 3 …"
+    short: str = ""  # the name of the index alone, for a sentence
+    # gives the values [C] of one image: from Labelled for `labels`, from Mapped for `maps` and `oracle`
     compute: Callable[[Any], Floats] | None = None
     needs_objects: bool = True
-    nulls: tuple[str, ...] = ()  # the first decides whether the score means anything; `random` meets all of them
-    lead: int = 0  # 1: the score that images, heads and tables go by where it is known; 2: the next; 0: never
+    nulls: tuple[
+        str, ...
+    ] = ()  # the first one decides whether the score means anything; `random` applies to every score
+    lead: int = 0  # rank among the scores by which images and heads are ordered: the first known one is taken; 0: never
     is_chosen: bool = False  # whether a head is chosen by it
     is_compared: bool = False  # whether several runs are compared by it
     is_column: bool = False  # whether the page's table of heads shows it
@@ -71,29 +73,22 @@ def _instance_ami(own: Labelled) -> Floats:
 
 
 def _image_ari(own: Labelled) -> Floats:
-    return ari(own.table) if len(own.objects.category) else np.full(len(own.labels), np.nan)
+    return clusters.image_ari(own.table)
 
 
 def _pair_ari(own: Labelled) -> Floats:
     first, second = clusters.twins(own.objects.category)
     if not len(first):
         return np.full(len(own.labels), np.nan)
-    return np.asarray(clusters.pair_ari_of(own.table[:, :, 1:], first, second).mean(axis=1))
+    return np.asarray(clusters.pair_ari(own.table[:, :, 1:], first, second).mean(axis=1))
 
 
-def _jaccard(share: float) -> Callable[[Mapped], Floats]:
+def _jaccard(share: float, *, of_best_head: bool = False) -> Callable[[Mapped], Floats]:
     def score(own: Mapped) -> Floats:
-        found = saliency.jaccard(own.mask(share), own.objects.coverage)
+        found = saliency.jaccard(own.mask(share), own.objects.coverage)  # [C, m]
+        if of_best_head:
+            found = found.reshape(len(found) // own.heads, own.heads, found.shape[1]).max(axis=1)
         return found.mean(axis=1) if found.shape[1] else np.full(len(found), np.nan)
-
-    return score
-
-
-def _jaccard_oracle(share: float) -> Callable[[Mapped], Floats]:
-    def score(own: Mapped) -> Floats:
-        found = saliency.jaccard(own.mask(share), own.objects.coverage)
-        best = found.reshape(len(found) // own.heads, own.heads, found.shape[1]).max(axis=1)
-        return best.mean(axis=1) if best.shape[1] else np.full(len(best), np.nan)
 
     return score
 
@@ -223,7 +218,7 @@ SCORES: list[Score] = [
             f"jaccard_oracle_{share}",
             "oracle",
             f"Jaccard at {share} %, best head of each object",
-            compute=_jaccard_oracle(share / 100),
+            compute=_jaccard(share / 100, of_best_head=True),
             nulls=("swap",),
         )
         for share in (60, 80, 90)
@@ -276,41 +271,41 @@ def score(name: str) -> Score | None:
 
 
 def dims_of(name: str) -> tuple[str, ...]:
-    """The dimensions beside the image of a score's array, or of its null's (`SCORE.NULL`)."""
+    """The dimensions beside the image of a score's array, or of the array of its null (`SCORE.NULL`)."""
     row = score(name.partition(".")[0])
     return row.dims if row else ("layer", "head")
 
 
 def is_of_labels(name: str) -> bool:
-    """Whether a score, or the score of a null, is one of clusters, and so has an algorithm."""
+    """Whether a score, or the score of a null (`SCORE.NULL`), is computed from clusters and so has an algorithm."""
     return "algorithm" in dims_of(name)
 
 
 def nulls_of(name: str) -> tuple[str, ...]:
-    """The null models that meet a score; none where the table does not know it."""
+    """The null models that a score is compared with; empty where the table does not know the score."""
     row = score(name)
     return row.nulls if row else ()
 
 
 def main_null(name: str) -> str:
-    """The null that decides whether a score means anything; empty where it has none."""
+    """The null model that decides whether a score means anything; empty where it has none."""
     return next(iter(nulls_of(name)), "")
 
 
 def leading() -> list[str]:
-    """The scores that images, heads and tables go by, the first that is known: the study's question first."""
+    """The scores by which images, heads and tables are ordered: the first one that is known is taken."""
     return [s.name for s in sorted(SCORES, key=lambda s: s.lead) if s.lead]
 
 
 def names(*sources: Source) -> list[str]:
-    """The scores that are computed from one of these."""
+    """The scores that are computed from one of these sources, in the order of the table."""
     return [s.name for s in SCORES if s.source in sources]
 
 
 def labelling_arrays(*, of_vectors: bool = False) -> dict[str, tuple[str, ...]]:
-    """word of --scores -> the arrays of scores.zarr that labelling fills, nulls as `SCORE.NULL`.
+    """Lists for each word of --scores the arrays of scores.zarr that labelling fills, those of nulls as `SCORE.NULL`.
 
-    With `of_vectors` those alone that do not need attention rows.
+    With `of_vectors`, only those that do not need attention rows.
     """
     return {
         group: tuple(

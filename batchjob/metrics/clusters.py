@@ -1,7 +1,8 @@
 """Scores of one image's clusters: NumPy functions over a stack of C labellings (algorithms × layers × heads).
 
-Labels are uint8 [C, P]: 255 where there is none, 254 for noise, which counts as one further cluster. `owner` [P] is the
-instance of each patch, −1 for none; `category` [m] the class of each instance. See docs/metrics.md for what they mean.
+Labels are uint8 [C, P]: 255 for a patch without a label, and 254 for noise, which counts as one further cluster.
+`owner` [P] is the instance of each patch, −1 for none. `category` [m] is the category of each of m instances. A table
+[C, K, m] counts the patches by cluster and instance (`agreement.contingency`). docs/metrics.md defines the scores.
 """
 
 from collections.abc import Callable
@@ -20,32 +21,32 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """All pairs of instances of one category in one image, and what may decide whether clusters separate them."""
+    """The n pairs of instances of one category in one image, and what may decide whether clusters separate them."""
 
-    first: NDArray[np.int64]  # [n] instance
-    second: NDArray[np.int64]
+    first: NDArray[np.int64]  # [n] number of one instance
+    second: NDArray[np.int64]  # [n] number of the other instance
     category: NDArray[np.int32]  # [n]
     distance: Floats  # [n] between the centroids of the owned patches, in patches
-    box_iou: Floats  # [n] of the boxes
-    smaller: Floats  # [n] owned patches of the smaller instance
-    larger: Floats  # [n] of the larger one
+    box_iou: Floats  # [n] intersection over union of the two boxes
+    smaller: Floats  # [n] patches that the smaller instance owns
+    larger: Floats  # [n] patches that the larger instance owns
 
 
 def instance_scores(labels: Labels, owner: Labels, category: Labels) -> dict[str, Floats]:
-    """`instance_ari` and `instance_ami`: do the clusters separate objects of the same class?
+    """Scores whether clusters separate objects of one category: `instance_ari` and `instance_ami`.
 
     Parameters
     ----------
     labels
-        [C, P] of C heads.
+        uint8 [C, P] or [P].
     owner
         [P] instance of each patch, −1 for none.
     category
-        [m] of the instances.
+        [m] category of each instance.
 
     Returns
     -------
-    score -> [C]; NaN where no category has two instances.
+    score -> [C], at most 1; NaN where no category has two instances.
     """
     table = contingency(labels, owner, max(len(category), 1))
     indices = {"instance_ari": ari, "instance_ami": ami}
@@ -53,16 +54,16 @@ def instance_scores(labels: Labels, owner: Labels, category: Labels) -> dict[str
 
 
 def within_categories(index: Callable[[Floats], Floats], table: Floats, category: Labels) -> Floats:
-    """The mean of an index over the categories that have two instances or more.
+    """Averages an index over the categories that have two instances or more.
 
     Parameters
     ----------
     index
-        `ari` or `ami` of tables [C, K, members].
+        `ari` or `ami`: it gives [C] of a table [C, K, instances of one category].
     table
         [C, K, m] patches by cluster and instance.
     category
-        [m] of the instances.
+        [m] category of each instance.
 
     Returns
     -------
@@ -73,55 +74,24 @@ def within_categories(index: Callable[[Floats], Floats], table: Floats, category
     return np.mean(values, axis=0) if values else np.full(len(table), np.nan)
 
 
-def image_ari(labels: Labels, owner: Labels) -> Floats:
-    """The adjusted Rand index over all labelled patches, those of no instance as one further group.
+def image_ari(table: Floats) -> Floats:
+    """[C]: the adjusted Rand index over all labelled patches, of a table [C, K, m + 1] of clusters and instances.
 
-    Parameters
-    ----------
-    labels
-        [C, P] of C heads.
-    owner
-        [P] instance of each patch, −1 for none.
-
-    Returns
-    -------
-    [C]; NaN for an image without instances, in which there is nothing to find.
+    The first column counts the patches of no instance, which are one further group. The result is NaN for an image
+    without instances (m = 0), in which there is nothing to find.
     """
-    labels = np.atleast_2d(labels)
-    if (owner < 0).all():
-        return np.full(len(labels), np.nan)
-    return ari(contingency(labels, np.asarray(owner, np.int64) + 1))
+    return ari(table) if table.shape[2] > 1 else np.full(len(table), np.nan)
 
 
-def pair_ari(labels: Labels, owner: Labels, pairs: Pairs) -> Floats:
-    """The adjusted Rand index for each pair of instances, over the patches of the two.
-
-    Parameters
-    ----------
-    labels
-        [C, P] of C heads.
-    owner
-        [P] instance of each patch, −1 for none.
-    pairs
-        As `instance_pairs` gives them.
-
-    Returns
-    -------
-    [C, n].
-    """
-    count = int(max(pairs.second.max(initial=-1), pairs.first.max(initial=-1), np.max(owner, initial=-1))) + 1
-    return pair_ari_of(contingency(labels, owner, max(count, 1)), pairs.first, pairs.second)
-
-
-def pair_ari_of(table: Floats, first: NDArray[np.int64], second: NDArray[np.int64]) -> Floats:
-    """`pair_ari` from a table that is at hand.
+def pair_ari(table: Floats, first: NDArray[np.int64], second: NDArray[np.int64]) -> Floats:
+    """The adjusted Rand index for each of n pairs of instances, over the patches of the two.
 
     Parameters
     ----------
     table
         [C, K, m] patches by cluster and instance.
     first, second
-        [n] each: the instances of n pairs.
+        [n] numbers of the two instances of each pair.
 
     Returns
     -------
@@ -132,7 +102,7 @@ def pair_ari_of(table: Floats, first: NDArray[np.int64], second: NDArray[np.int6
 
 
 def twins(category: Labels) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Each two instances of one category, [n] and [n]; `category` [m]."""
+    """Lists every two instances of one category: the numbers [n] and [n] of n pairs, from the categories [m]."""
     category = np.asarray(category)
     first, second = np.triu_indices(len(category), 1)
     same = category[first] == category[second]
@@ -140,18 +110,22 @@ def twins(category: Labels) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def instance_pairs(owner: Labels, category: Labels, boxes: NDArray[np.floating[Any]], grid: tuple[int, int]) -> Pairs:
-    """Lists each two instances of one category, with what may decide whether clusters separate them.
+    """Lists every two instances of one category, with what may decide whether clusters separate them.
 
     Parameters
     ----------
     owner
         [P] instance of each patch, −1 for none.
     category
-        [m] of the instances.
+        [m] category of each instance.
     boxes
-        [m, 4] left, top, right, bottom, in any unit.
+        [m, 4] left, top, right, bottom, in any one unit.
     grid
         (rows, columns) of the P patches.
+
+    Returns
+    -------
+    n pairs; n may be 0.
     """
     category = np.asarray(category)
     first, second = twins(category)
@@ -173,16 +147,16 @@ def instance_pairs(owner: Labels, category: Labels, boxes: NDArray[np.floating[A
 
 
 def box_iou(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -> Floats:
-    """Intersection over union of boxes (left, top, right, bottom); 0 where both are empty.
+    """The intersection over union of boxes; 0 where both are empty.
 
     Parameters
     ----------
     a, b
-        [..., 4] each, of shapes that fit each other.
+        [..., 4] each: left, top, right, bottom, in one unit. The two shapes are broadcast.
 
     Returns
     -------
-    [...].
+    [...] from 0 to 1.
     """
     width = np.clip(np.minimum(a[..., 2], b[..., 2]) - np.maximum(a[..., 0], b[..., 0]), 0, None)
     height = np.clip(np.minimum(a[..., 3], b[..., 3]) - np.maximum(a[..., 1], b[..., 1]), 0, None)
@@ -201,7 +175,7 @@ def coherence(labels: Labels, grid: tuple[int, int]) -> Floats:
     Parameters
     ----------
     labels
-        [C, P] of C heads.
+        uint8 [C, P] or [P].
     grid
         (rows, columns) of the P patches.
 
@@ -219,7 +193,11 @@ def coherence(labels: Labels, grid: tuple[int, int]) -> Floats:
 
 
 def cluster_sizes(labels: Labels) -> dict[str, Floats]:
-    """[C] each: `clusters` found (noise counts), and the share of the patches in the largest and the smallest one."""
+    """Describes the sizes of the clusters of labels [C, P] or [P], [C] each.
+
+    `clusters` is their number, in which noise counts as one. `largest_cluster` and `smallest_cluster` are their shares
+    of the labelled patches, NaN where no patch is labelled.
+    """
     labels = np.atleast_2d(labels)
     sizes = contingency(labels, np.zeros(labels.shape[1], np.int64), 1)[:, :, 0]
     total = np.maximum(sizes.sum(axis=1), 1)
@@ -233,12 +211,12 @@ def cluster_sizes(labels: Labels) -> dict[str, Floats]:
 
 
 def agreement(first: Labels, second: Labels) -> Floats:
-    """The adjusted Rand index between every labelling of one stack and every one of another.
+    """The adjusted Rand index between every labelling of one stack and every labelling of another.
 
     Parameters
     ----------
     first, second
-        [C, P] and [D, P].
+        uint8 [C, P] and [D, P]. A patch that either of two labellings leaves out does not count for them.
 
     Returns
     -------

@@ -8,14 +8,15 @@ from numpy.typing import NDArray
 from batchjob.codes import NO_LABEL
 
 SWAPS = 20  # other photos for each image
-FEWEST_ALIKE = 5  # photos of the same number of objects; with fewer, those of the nearest numbers join them
+FEWEST_ALIKE = 5  # with fewer photos that have the same number of objects, photos with the nearest numbers join them
 
 
 class Donors:
-    """Which photos lend their objects to an image: others of the run with the same (else nearest) number of objects.
+    """Chooses the photos that lend their objects to an image: others of the run with the same number of objects.
 
-    An image with two objects of a category gets only such photos, since the study's question needs them. Of a padded
-    run, photos of the same shape come first: objects that were cut by another photo's padding are smaller ones.
+    Where there are too few of these, photos with the nearest numbers join them. An image with two objects of a category
+    gets only photos that have such objects too, since the study's question needs them. In a padded run, photos with
+    the image's own shape come first: padding of another shape would cut the lent objects.
     """
 
     def __init__(
@@ -26,18 +27,19 @@ class Donors:
         *,
         seed: int,
     ) -> None:
-        """Sorts the photos by what decides who lends to whom.
+        """Groups the photos by their shape and their number of objects.
 
         Parameters
         ----------
         counts
-            [n] objects of each photo; one with 0 lends nothing.
+            [n] number of objects of each photo. A photo without objects lends nothing.
         has_twins
-            [n] whether two objects of a photo are of one category.
+            bool [n]: whether two objects of a photo are of one category.
         shapes
-            [n] any number that is equal where the same patches are image.
+            [n] numbers that are equal for photos with the same patches of padding (`Geometry.content_shape`). None: no
+            photo is padded.
         seed
-            Of the run.
+            The run's seed.
         """
         self._counts, self._twins, self._seed = np.asarray(counts), np.asarray(has_twins, bool), seed
         self._shapes = np.zeros(len(counts), int) if shapes is None else np.asarray(shapes)
@@ -51,18 +53,18 @@ class Donors:
                 self._groups[twins, int(shape), int(count)] = lends[group.ravel() == place]
 
     def of(self, row: int, limit: int = SWAPS) -> NDArray[np.intp]:
-        """The photos that lend their objects to an image; always the same for one seed.
+        """Draws the photos that lend their objects to an image; the same ones at every call.
 
         Parameters
         ----------
         row
-            The image's, which is never among them.
+            The image's row in the run. It is never among the rows that are returned.
         limit
-            Most photos.
+            The most photos.
 
         Returns
         -------
-        Rows of the run; none where no photo is alike.
+        Rows of the run; empty where the image has no objects, or no other photo can lend any.
         """
         random = np.random.default_rng((self._seed, row, 2))
         twins, shape, count = bool(self._twins[row]), int(self._shapes[row]), int(self._counts[row])
@@ -78,14 +80,18 @@ class Donors:
 
 
 def shuffle(labels: NDArray[np.uint8], *, row: int, seed: int) -> NDArray[np.uint8]:
-    """Permutes each labelling's labels over the image's labelled patches: a test of the code, not a null model.
+    """Permutes the labels of each labelling over the image's labelled patches: a test of the code, not a null model.
 
     Parameters
     ----------
     labels
-        uint8 [C, P].
+        uint8 [C, P]. A patch that any labelling marks 255 stays as it is.
     row, seed
-        The image's row and the run's seed: equal numbers, equal order.
+        The image's row and the run's seed. Equal numbers give equal orders.
+
+    Returns
+    -------
+    uint8 [C, P].
     """
     random = np.random.default_rng((seed, row, 1))
     keep = (labels != NO_LABEL).all(axis=0)

@@ -1,8 +1,7 @@
-"""Scores that need the attention itself, computed on the device while labelling: nothing P × P leaves it.
+"""Scores that need the attention itself, computed on the device while labelling: no P × P array leaves it.
 
-`rows` [B, H, P, P] is attention from query to key, each row summing to 1 (`model.attention.renormalise`). `keep` [B, P]
-is False for patches of padding. The specification is `metrics.attention` and `metrics.clusters`, in NumPy; the tests
-hold the two together.
+`rows` [B, H, P, P] is attention from query to key; each row sums to 1 (`model.attention.renormalise`). The NumPy
+functions of the same names in `metrics.attention` and `metrics.clusters` are the specification: the tests compare them.
 """
 
 import functools
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from batchjob.metrics import catalogue
-from batchjob.metrics.attention import PatchPairs, patch_distances
+from batchjob.metrics.attention import patch_distances
 from batchjob.metrics.pair_table import PairTable
 
 ATTENTION_SCORES = catalogue.labelling_arrays()["attention"]
@@ -22,7 +21,22 @@ _ELEMENTS_AT_ONCE = 1 << 26  # of one temporary copy of the rows: 256 MB
 
 
 def attention_scores(rows: Tensor, grid: tuple[int, int], keep: Tensor | None = None) -> dict[str, Tensor]:
-    """`ATTENTION_SCORES`, float32 [B, H] each; see `metrics.attention.attention_scores`. Four reads of the rows."""
+    """Computes `metrics.attention.attention_scores` of every image and head, on the device of the rows.
+
+    Parameters
+    ----------
+    rows
+        float [B, H, P, P] attention.
+    grid
+        (rows, columns) of the P patches.
+    keep
+        bool [B, P], False for patches of padding: they count neither as queries nor as keys, and the rows are
+        renormalised over the other patches. None: there is no padding.
+
+    Returns
+    -------
+    score -> float32 [B, H], for every name in `ATTENTION_SCORES`.
+    """
     size = max(1, _ELEMENTS_AT_ONCE // max(1, rows[0].numel()))
     parts = [
         _attention_scores(rows[start : start + size], grid, None if keep is None else keep[start : start + size])
@@ -64,35 +78,27 @@ def _distances_on(grid: tuple[int, int], device: torch.device) -> Tensor:
     return torch.from_numpy(patch_distances(grid)).float().to(device)
 
 
-def pair_scores(
-    rows: Tensor, pairs: Sequence[PatchPairs], grid: tuple[int, int], image: Sequence[int] | None = None
-) -> dict[str, Tensor]:
-    """`pair_auc`, `pair_auc_matched` and `pair_auc.distance`, float32 [n, H] each; NaN where there are no pairs.
+def pair_scores(rows: Tensor, table: PairTable) -> dict[str, Tensor]:
+    """Computes `metrics.attention.pair_scores` of n drawings of pairs of patches, without waiting for the device.
 
     Parameters
     ----------
     rows
-        [B, H, P, P] attention.
-    pairs
-        n drawings of pairs of patches.
-    grid
-        (rows, columns) of the P patches.
-    image
-        Which of the B images each drawing is scored on; by default the i-th on the i-th. The `swap` null scores many
-        photos' pairs on one image.
+        float [B, H, P, P] attention.
+    table
+        The drawings, each with the image on which it is scored; on the device of `rows`.
+
+    Returns
+    -------
+    score -> float32 [n, H], for every name in `PAIR_NAMES`; NaN for a drawing without pairs.
 
     Notes
     -----
-    Bit for bit the same whatever else is in the batch: ranks are sums of halves, exact in float64 in any order.
+    The bits do not depend on what else is in the batch: ranks are sums of halves, exact in float64 in any order.
     """
-    return score_pairs(rows, PairTable.of(pairs, grid, image).to(rows.device))
-
-
-def score_pairs(rows: Tensor, table: PairTable) -> dict[str, Tensor]:
-    """`pair_scores` of drawings that were put into a table before, on the device of `rows`; nothing is waited for."""
     heads = rows.shape[1]
     if table.is_empty:
-        return {n: torch.full((table.count, heads), torch.nan, device=rows.device) for n in PAIR_NAMES}
+        return {name: torch.full((table.count, heads), torch.nan, device=rows.device) for name in PAIR_NAMES}
     at, first, second = (table[name] for name in ("image", "first", "second"))
     strength = (rows[at, :, first, second].float() + rows[at, :, second, first].float()).T  # [H, N]
     # the last row is the distance null; what is sorted must not be negative
@@ -102,14 +108,27 @@ def score_pairs(rows: Tensor, table: PairTable) -> dict[str, Tensor]:
     matched = _sum_by(in_bins * table["share"], table["bin_of_group"]) * table["has_bin"]
     matched = _sum_by(matched, table["group_of_drawing"]) * table["groups_with_bin"]
     found = dict(zip(PAIR_NAMES, (auc[:-1], matched, auc[-1:]), strict=True))
-    return {n: v.T.float().expand(table.count, heads).contiguous() for n, v in found.items()}
+    return {name: values.T.float().expand(table.count, heads).contiguous() for name, values in found.items()}
 
 
-def mean_known(values: Tensor, members: Tensor) -> Tensor:
-    """float32 [n, H]: means of the finite values [N, H] of each owner; NaN where it has none.
+def mean_by_owner(values: Tensor, members: Tensor) -> Tensor:
+    """Averages the finite values of each owner.
 
-    `members` int64 [most, n]: the numbers of each owner's values, N where it has fewer. Added one after the other, so
-    that a sum does not depend on what else is in the batch.
+    Parameters
+    ----------
+    values
+        float [N, H].
+    members
+        int64 [most, n] from `pair_table.members_of`: the numbers of the values of each of n owners, N where an owner
+        has fewer than `most`.
+
+    Returns
+    -------
+    float32 [n, H]; NaN where an owner has no finite value.
+
+    Notes
+    -----
+    The values of an owner are added one after the other, so that a sum does not depend on what else is in the batch.
     """
     known = torch.isfinite(values)
     total = _sum_by(torch.where(known, values, 0.0).double().T, members)
@@ -120,7 +139,7 @@ def mean_known(values: Tensor, members: Tensor) -> Tensor:
 def _group_auc(values: Tensor, table: PairTable, by: str) -> Tensor:
     """float64 [C, G]: AUC of values [C, N] ≥ 0 within each of the groups 0 to G − 1, ties as ½; NaN where undefined.
 
-    One integer sort of (group, value): the bits of floats that are not negative order as the floats do.
+    It sorts pairs (group, value) once, as integers: the bits of floats that are not negative order as the floats do.
     """
     keys = (table[by] << 32) | values.float().contiguous().view(torch.int32).to(torch.int64)
     ordered, order = torch.sort(keys, dim=1)
@@ -138,7 +157,7 @@ def _group_auc(values: Tensor, table: PairTable, by: str) -> Tensor:
 
 
 def _sum_by(values: Tensor, members: Tensor) -> Tensor:
-    """[C, n]: columns of values [C, N] summed by owner, in the order of `members` [most, n]; N stands for none."""
+    """[C, n]: columns of values [C, N] summed by owner, in the order of `members` [most, n], where N adds nothing."""
     padded = torch.cat([values, torch.zeros_like(values[:, :1])], dim=1)
     result = torch.zeros(len(values), members.shape[1], dtype=values.dtype, device=values.device)
     for each in members:  # the i-th of every owner at once; an owner has few
@@ -146,37 +165,32 @@ def _sum_by(values: Tensor, members: Tensor) -> Tensor:
     return result
 
 
-def instance_ari(labels: Tensor, owner: np.ndarray, categories: Sequence[np.ndarray]) -> Tensor:
-    """`instance_ari` of clusters, float32 [n, H]; NaN where no category has two instances. See `clusters`.
+def instance_ari(labels: Tensor, owner: Tensor, twins: Tensor, *, clusters: int) -> Tensor:
+    """Computes `instance_ari` (`metrics.clusters.instance_scores`) of n clusterings in each head, without waiting.
 
     Parameters
     ----------
     labels
-        Integer [n, H, P] of H heads; negative ones are left out.
+        Integer [n, H, P], below `clusters`; a negative label leaves the patch out.
     owner
-        int16 [n, P]: the instance of each patch, −1 for none.
-    categories
-        n arrays: the category of each instance.
+        int64 [n, P]: the instance of each patch, −1 for none; on the device of `labels`.
+    twins
+        float64 [n, M, G] from `twins_of`, on the device of `labels`.
+    clusters
+        K, one more than the largest label.
+
+    Returns
+    -------
+    float32 [n, H], at most 1; NaN where no category has two instances.
 
     Notes
     -----
-    Bit for bit the same whatever else is in the batch: counts are whole numbers, exact in float64 in any order.
-    """
-    which = twins_of(categories)
-    if not which.any():
-        return torch.full(labels.shape[:2], torch.nan, device=labels.device)
-    owners, twins = torch.from_numpy(owner.astype(np.int64)), torch.from_numpy(which.astype(np.float64))
-    clusters = int(labels.max()) + 1
-    return ari_of_instances(labels, owners.to(labels.device), twins.to(labels.device), clusters=clusters)
-
-
-def ari_of_instances(labels: Tensor, owner: Tensor, twins: Tensor, *, clusters: int) -> Tensor:
-    """`instance_ari` where the objects are on the device already and the number of clusters is known: nothing waits.
-
-    owner int64 [n, P]; twins float64 [n, M, G], see `twins_of`.
+    The bits do not depend on what else is in the batch: counts are whole numbers, exact in float64 in any order.
     """
     n, heads, _ = labels.shape
     most = twins.shape[1]
+    if not twins.numel():
+        return torch.full((n, heads), torch.nan, device=labels.device)
     size = max(1, _ELEMENTS_AT_ONCE // (2 * heads * max(clusters, 1) * (most + twins.shape[2] + 1)))
     parts = []
     for start in range(0, n, size):
@@ -187,7 +201,11 @@ def ari_of_instances(labels: Tensor, owner: Tensor, twins: Tensor, *, clusters: 
 
 
 def twins_of(categories: Sequence[np.ndarray]) -> np.ndarray:
-    """bool [n, M, G]: which of an image's up to M instances are of its g-th category with two instances or more."""
+    """bool [n, M, G]: whether an instance of an image is of its g-th category that has two instances or more.
+
+    `categories` has an array [m] for each of n images: the category of each of its instances. M is the largest m and G
+    the largest number of such categories; where an image has fewer, the rest is False.
+    """
     groups = [[c == value for value in np.unique(c) if (c == value).sum() > 1] for c in categories]
     most = max((len(c) for c in categories), default=0)
     which = np.zeros((len(categories), most, max((len(g) for g in groups), default=0)), bool)
@@ -198,7 +216,7 @@ def twins_of(categories: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _contingency(labels: Tensor, owner: Tensor, clusters: int, most: int) -> Tensor:
-    """float64 [n, H, K, M]: patches by cluster and instance; those without either are not counted."""
+    """float64 [n, H, K, M]: patches by cluster and instance; a patch that lacks either is not counted."""
     n, heads, patches = labels.shape
     owners = owner[:, None].expand(n, heads, patches)
     code = labels.long() * most + owners
@@ -209,7 +227,7 @@ def _contingency(labels: Tensor, owner: Tensor, clusters: int, most: int) -> Ten
 
 
 def _ari_of_categories(table: Tensor, which: Tensor) -> Tensor:
-    """float32 [n, H]: the index over each category's part of tables [n, H, K, M], its mean; see `agreement.ari`."""
+    """float32 [n, H]: the mean over categories of `agreement.ari` of their columns of the tables [n, H, K, M]."""
     of_category = table @ which[:, None]  # [n, H, K, G]
     total = of_category.sum(2)
     both = (table.square().sum(2, keepdim=True) @ which[:, None])[:, :, 0]

@@ -14,15 +14,24 @@ from batchjob.metrics.attention import PatchPairs, patch_distances
 
 @dataclass(frozen=True, slots=True)
 class PairTable:
-    """n drawings of N pairs in all, end to end, in G groups: the categories of each drawing.
+    """n drawings of pairs of patches, one after the other: N pairs in all.
 
-    Arrays by name: `image`, `first`, `second`, `same`, `nearness`, `group`, `bin` [N]; for the AUC by group and by bin
-    `.ends` (where each begins and ends among sorted pairs), `.least` (the least sum of ranks) and `.product` (pairs of
-    both kinds, NaN where one is missing); `share` of a bin in its group; `members_of` tables for sums by owner.
+    The pairs of one category of one drawing are a group; there are G groups. The pairs of one group at one distance are
+    a bin; there are L bins. All arrays are int64 or float64 and on one device:
+
+    - `image`, `first`, `second`, `same` [N]: the image on which a pair is scored, its two patches, and 1 where both
+      belong to one instance.
+    - `nearness`, `group`, `bin` [N]: the largest distance less the pair's own, in patches; its group and its bin.
+    - `group.ends` [G + 1], `bin.ends` [L + 1]: where each group or bin begins among the sorted pairs, and the end.
+    - `group.least`, `bin.least`: the least sum of ranks that the pairs of one instance can have.
+    - `group.product`, `bin.product`: pairs of one instance times pairs of two, NaN where either number is 0.
+    - `share` [L]: the weight of a bin in its group. `has_bin` [G]: 1 where a group has a bin with pairs of both kinds.
+    - `groups`, `groups_with_bin` [n]: 1 divided by the number of groups of a drawing, NaN where there are none.
+    - `group_of_drawing`, `bin_of_group`: tables of `members_of`.
     """
 
     count: int  # n
-    arrays: Mapping[str, Tensor]
+    arrays: Mapping[str, Tensor]  # empty where there are no pairs
 
     def __getitem__(self, name: str) -> Tensor:
         return self.arrays[name]
@@ -34,7 +43,18 @@ class PairTable:
 
     @classmethod
     def of(cls, pairs: Sequence[PatchPairs], grid: tuple[int, int], image: Sequence[int] | None = None) -> Self:
-        """The table of these drawings, on the host; `image`: which image each is scored on, by default its own."""
+        """Makes the table of n drawings, on the CPU.
+
+        Parameters
+        ----------
+        pairs
+            n drawings (`attention.draw_pairs`).
+        grid
+            (rows, columns) of the P patches.
+        image
+            [n] the number in the batch of the image on which each drawing is scored; by default drawing i is scored on
+            image i. The `swap` null scores the pairs of other photos on an image.
+        """
         if not any(len(p.group) for p in pairs):
             return cls(len(pairs), {})
         sizes = [int(p.group.max()) + 1 if len(p.group) else 0 for p in pairs]
@@ -70,12 +90,25 @@ class PairTable:
         return cls(len(pairs), {name: torch.from_numpy(_plain(values)) for name, values in arrays.items()})
 
     def to(self, device: torch.device) -> Self:
-        """The table on a device, in two copies; to a GPU out of page-locked memory, which nobody waits for."""
+        """The table on a device. It is copied in two pieces; a GPU copies from page-locked memory in the background."""
         return self if device.type == "cpu" or self.is_empty else type(self)(self.count, _moved(self, device))
 
 
 def members_of(owner: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """int64 [most, count]: the places of each owner's entries in `owner`, which ascends; its length stands for none."""
+    """Lists for each owner where its entries are, so that sums by owner can be taken in a fixed order.
+
+    Parameters
+    ----------
+    owner
+        [N] ascending numbers from 0 to `count` − 1.
+    count
+        How many owners there are, n.
+
+    Returns
+    -------
+    int64 [most, n]: the places of each owner's entries in `owner`, from the top; N fills the rest. `most` is the
+    largest number of entries of one owner.
+    """
     starts = np.searchsorted(owner, np.arange(count + 1))
     places = starts[:-1] + np.arange(int(np.diff(starts).max(initial=0)))[:, None]
     return np.where(places < starts[1:], places, len(owner))
@@ -104,7 +137,10 @@ def _inverse(number: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def _ranks(by: str, group: NDArray[np.int64], positive: NDArray[np.bool_]) -> dict[str, NDArray[np.generic]]:
-    """What turns sums of ranks [G] over all pairs into AUCs: Mann and Whitney's U, less what pairs before add."""
+    """What turns sums of ranks over all sorted pairs into the AUC of each group (Mann and Whitney's U).
+
+    A rank counts all pairs before it, also those of other groups: `.least` takes these away too.
+    """
     size, ones = np.bincount(group), np.bincount(group, positive)
     stops = np.cumsum(size)
     both = ones * (size - ones)

@@ -8,18 +8,18 @@ from numpy.typing import NDArray
 from batchjob.metrics.clusters import box_iou
 
 Floats = NDArray[np.float64]
-MASSES = (0.6, 0.8, 0.9)  # t of jaccard_t; CorLoc takes the first
+BOX_MASS = 0.6  # CorLoc takes the box of the patches that hold this share of a map
 
 
 def normalise(maps: NDArray[np.floating[Any]], keep: NDArray[np.bool_] | None = None) -> Floats:
-    """Maps whose sum is 1 over the patches that count, and 0 elsewhere.
+    """Scales maps so that they sum to 1 over the patches that count, and sets the other patches to 0.
 
     Parameters
     ----------
     maps
         [C, P] or [P], not negative.
     keep
-        [P] which patches count; all by default.
+        bool [P], False for patches that do not count; by default all count.
 
     Returns
     -------
@@ -33,7 +33,7 @@ def normalise(maps: NDArray[np.floating[Any]], keep: NDArray[np.bool_] | None = 
 
 
 def mass_mask(maps: Floats, share: float) -> NDArray[np.bool_]:
-    """The fewest patches of each map that hold at least a share of its mass; of equal patches the earlier ones.
+    """Finds the fewest patches of each map that hold at least a share of its mass; of equal patches the earlier ones.
 
     Keeps the same set as DINO's `visualize_attention.py`, which drops the smallest values until 1 − share is gone.
 
@@ -58,20 +58,21 @@ def mass_mask(maps: Floats, share: float) -> NDArray[np.bool_]:
 
 
 def jaccard(mask: NDArray[np.bool_], coverage: NDArray[np.floating[Any]]) -> Floats:
-    """Intersection over union of patch masks with instances.
+    """The intersection over union of each patch mask with each instance.
 
-    The mask is constant on a patch, so this is the IoU at unlimited resolution with masks up-sampled by nearest.
+    A mask is constant on a patch and `coverage` is exact, so this equals the IoU at unlimited resolution with the masks
+    up-sampled by nearest neighbour.
 
     Parameters
     ----------
     mask
         bool [C, P].
     coverage
-        [m, P] share of each patch that an instance covers.
+        [m, P] share of each patch that an instance covers, from 0 to 1.
 
     Returns
     -------
-    [C, m].
+    [C, m] from 0 to 1.
     """
     both = mask.astype(np.float64) @ np.asarray(coverage, np.float64).T
     either = mask.sum(axis=1)[:, None] + coverage.sum(axis=1)[None, :] - both
@@ -79,14 +80,14 @@ def jaccard(mask: NDArray[np.bool_], coverage: NDArray[np.floating[Any]]) -> Flo
 
 
 def corloc(found: Floats, boxes: NDArray[np.floating[Any]]) -> Floats:
-    """Whether the box of a mask's largest connected component has IoU ≥ 0.5 with the box of any instance.
+    """Tells whether the box of a mask's largest connected component has IoU ≥ 0.5 with the box of any instance.
 
     Parameters
     ----------
     found
-        [C, 4] as `component_boxes` gives them.
+        [C, 4] from `component_boxes`.
     boxes
-        [m, 4] of the instances: left, top, right, bottom in patches.
+        [m, 4] of the instances: left, top, right, bottom, in patches.
 
     Returns
     -------
@@ -98,7 +99,7 @@ def corloc(found: Floats, boxes: NDArray[np.floating[Any]]) -> Floats:
 
 
 def component_boxes(mask: NDArray[np.bool_], grid: tuple[int, int]) -> Floats:
-    """The box of each mask's largest 4-connected component; of equal components the first in row-major order.
+    """Finds the box of each mask's largest 4-connected component; of equal components the first in row-major order.
 
     Parameters
     ----------
@@ -109,11 +110,11 @@ def component_boxes(mask: NDArray[np.bool_], grid: tuple[int, int]) -> Floats:
 
     Returns
     -------
-    [C, 4] left, top, right, bottom in patches; zeros for an empty mask.
+    float64 [C, 4]: left, top, right, bottom, in patches; zeros for an empty mask.
     """
     from scipy import ndimage
 
-    cross = np.zeros((3, 3, 3), bool)  # the stack's maps are not each other's neighbours
+    cross = np.zeros((3, 3, 3), bool)  # neighbours lie in one map, never in the next one of the stack
     cross[1] = ndimage.generate_binary_structure(2, 1)
     parts, count = ndimage.label(mask.reshape(-1, *grid), structure=cross)
     boxes = np.zeros((len(mask), 4))

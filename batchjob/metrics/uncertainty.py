@@ -12,37 +12,41 @@ Floats = NDArray[np.float64]
 
 RESAMPLES = 2000
 FLIPS = 100_000
-ENOUGH_IMAGES = 50  # below, a 95 % interval covers less than it says (docs/metrics.md)
-FEWEST_IMAGES = 20  # below, nothing is claimed
-FEWEST_INFORMATIVE = 10  # images whose value is not the most common one; below, nothing is claimed
-_BLOCK = 1 << 23  # numbers of one block of weights: 64 MB
+ENOUGH_IMAGES = 50  # with fewer, a 95 % interval covers less than it says (docs/metrics.md)
+FEWEST_IMAGES = 20  # with fewer, nothing is claimed
+FEWEST_INFORMATIVE = 10  # images whose value is not the most common one; with fewer, nothing is claimed
+_BLOCK = 1 << 23  # numbers in one block of weights: 64 MB
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """Means over n images and the bounds of their intervals, [C] each; NaN where there is no image."""
+    """Means over images and the bounds of their intervals, [C] each; NaN where no image has a value."""
 
     mean: Floats
     low: Floats
     high: Floats
-    n: NDArray[np.int64]
+    n: NDArray[np.int64]  # [C] images with a value
 
 
 def interval(values: Floats, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """Means over images with percentile bootstrap intervals (Efron 1979).
+    """Averages over images, with percentile bootstrap intervals (Efron 1979).
 
-    Columns are resampled together, so that differences of columns are paired. Memory does not grow with n × resamples.
+    All columns with values of the same images are resampled together, so that their differences are paired.
 
     Parameters
     ----------
     values
-        [n, C]; NaN where an image has no value.
+        [n, C]; NaN where an image has no value, which leaves the image out of that column.
     level
-        Of the interval.
+        The share of such intervals that should cover the true mean, from 0 to 1.
     resamples
-        How often images are drawn with replacement.
+        How often n images are drawn with replacement.
     seed
-        Equal seeds, equal draws.
+        Equal seeds give equal draws.
+
+    Returns
+    -------
+    C means with their bounds.
     """
     values = np.asarray(values, np.float64)
     finite = np.isfinite(values)
@@ -60,14 +64,18 @@ def interval(values: Floats, *, level: float = 0.95, resamples: int = RESAMPLES,
 
 
 def mean_known(values: Floats, axis: int) -> Floats:
-    """The mean of the finite values along an axis; NaN where there are none.
+    """Averages the finite values along an axis.
 
     Parameters
     ----------
     values
-        Any shape.
+        An array of any shape.
     axis
-        Which is left out of the result.
+        The axis over which is averaged.
+
+    Returns
+    -------
+    The shape of `values` without that axis; NaN where no value is finite.
     """
     known = np.isfinite(values)
     count = known.sum(axis=axis)
@@ -76,16 +84,16 @@ def mean_known(values: Floats, axis: int) -> Floats:
 
 
 def resampled_means(values: Floats, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
-    """Means over images drawn with replacement.
+    """Averages over images that are drawn with replacement, many times.
 
     Parameters
     ----------
     values
         [n, C], all finite.
     resamples
-        How often images are drawn.
+        How often n images are drawn.
     seed
-        Equal seeds, equal draws.
+        Equal seeds and n give equal draws.
 
     Returns
     -------
@@ -97,20 +105,20 @@ def resampled_means(values: Floats, *, resamples: int = RESAMPLES, seed: int = 0
 
 
 def resampled_ratios(above: Floats, below: Floats, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
-    """Σ above / Σ below over images drawn with replacement: the mean over what images hold unequally many of.
+    """Averages over the items of images that are drawn with replacement, many times; images hold unequally many items.
 
     Parameters
     ----------
-    above, below
-        [n, C] each: an image's sum, and how many it is of.
-    resamples
-        How often images are drawn.
-    seed
-        Equal seeds, equal draws.
+    above
+        [n, C] the sum over the items of each image.
+    below
+        [n, C] the number of items of each image.
+    resamples, seed
+        As in `resampled_means`.
 
     Returns
     -------
-    [resamples, C]; NaN where nothing was drawn.
+    [resamples, C]: Σ above / Σ below; NaN where the drawn images have no items.
     """
     n = len(above)
     parts = []
@@ -121,7 +129,7 @@ def resampled_ratios(above: Floats, below: Floats, *, resamples: int = RESAMPLES
 
 
 def _counts(n: int, resamples: int, seed: int) -> Iterator[Floats]:
-    """How often each of n images is drawn, [some of the resamples, n] at a time."""
+    """Yields how often each of n images is drawn, in blocks [some of the resamples, n] whose memory is bounded."""
     random = np.random.default_rng((seed, n))
     block = max(1, _BLOCK // max(n, 1))
     for start in range(0, resamples, block):
@@ -142,16 +150,17 @@ def _equal_columns(finite: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
 def sign_flip(gains: Floats, *, flips: int = FLIPS, seed: int = 0) -> Floats:
     """Tests whether a mean gain is zero, by flipping the signs of whole images.
 
-    All 2ⁿ flips where they are fewer than `flips`, else that many random ones and the observed one.
+    It takes all 2ⁿ combinations of signs where there are at most `flips` of them, else that many random ones and the
+    observed one.
 
     Parameters
     ----------
     gains
-        [n, C]; NaN where an image has none, which is left out.
+        [n, C]; NaN where an image has no gain, which leaves the image out of that column.
     flips
-        Most flips.
+        The most combinations of signs.
     seed
-        Equal seeds, equal flips.
+        Equal seeds give equal flips.
 
     Returns
     -------
@@ -190,26 +199,30 @@ def _sign_flip(gains: Floats, flips: int, seed: int) -> Floats:
 
 
 def informative(values: Floats) -> int:
-    """How many finite values [n] differ from the most common one: 3 for 0, 0, 0, 0, 0.2, 0.3, 0.5."""
+    """Counts the finite values [n] that differ from the most common one: 3 for 0, 0, 0, 0, 0.2, 0.3, 0.5."""
     known = values[np.isfinite(values)]
     return int(len(known) - np.unique(known, return_counts=True)[1].max(initial=0))
 
 
 def is_enough(n: int, informative_n: int) -> bool:
-    """Whether the images allow a claim; with fewer, intervals are too narrow.
+    """Tells whether there are enough images for a claim; with fewer, intervals are too narrow.
 
     Parameters
     ----------
     n
-        Images with a value.
+        Number of images with a value.
     informative_n
-        Those whose value is not the most common one.
+        Number of those whose value is not the most common one.
+
+    Returns
+    -------
+    True from `FEWEST_IMAGES` and `FEWEST_INFORMATIVE` on.
     """
     return n >= FEWEST_IMAGES and informative_n >= FEWEST_INFORMATIVE
 
 
 def holm(p: Floats) -> Floats:
-    """[C]: p-values corrected for their number by Holm's step-down method; NaN stays NaN and does not count."""
+    """[C]: p-values [C] corrected for their number by Holm's step-down method; NaN stays NaN and does not count."""
     p = np.asarray(p, np.float64)
     result = np.full(p.shape, np.nan)
     known = np.flatnonzero(np.isfinite(p))
@@ -220,5 +233,5 @@ def holm(p: Floats) -> Floats:
 
 
 def first_half(image_ids: Sequence[str]) -> NDArray[np.bool_]:
-    """[n]: whether an image is in the half that chooses the best head: the first bit of its id's SHA-256."""
+    """bool [n]: whether an image is in the half that chooses the best head, by the first bit of its id's SHA-256."""
     return np.array([hashlib.sha256(i.encode("utf-8", "surrogateescape")).digest()[0] < 128 for i in image_ids], bool)

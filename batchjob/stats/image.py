@@ -88,8 +88,8 @@ def pair_table(labels: NDArray[np.uint8], k: NDArray[np.uint8], scene: Scene) ->
         return None
     position = np.full((len(labels), len(pairs.first)), np.nan)
     for value, of_place in _by_position(k, scene).items():
-        position[k == value] = clusters.pair_ari_of(of_place.table[:, :, 1:], pairs.first, pairs.second).mean(axis=0)
-    return PairTable(pairs, clusters.pair_ari_of(own.table[:, :, 1:], pairs.first, pairs.second), position)
+        position[k == value] = clusters.pair_ari(of_place.table[:, :, 1:], pairs.first, pairs.second).mean(axis=0)
+    return PairTable(pairs, clusters.pair_ari(own.table[:, :, 1:], pairs.first, pairs.second), position)
 
 
 def _by_position(k: NDArray[np.uint8], scene: Scene) -> dict[int, Labelled]:
