@@ -1,7 +1,7 @@
 """Tables over a run: scores of attention and its clusters, null models, intervals, and what they say in words.
 
-The scores themselves are plain NumPy functions in `batchjob.metrics`; their definitions are in docs/metrics.md. The
-package itself can be called: `batchjob.stats("runs/a")` is `frames.stats`.
+The scores themselves are plain NumPy functions in `batchjob.metrics`, and docs/metrics.md defines them. The package
+itself can be called: `batchjob.stats("runs/a")` calls `frames.stats`.
 """
 
 import sys
@@ -15,7 +15,7 @@ __all__ = ["run_stats", "stats"]
 
 
 class _Callable(types.ModuleType):
-    """A module that is also the function of its name: an import of `batchjob.stats` would replace a plain function."""
+    """Makes the package callable. Importing the package `batchjob.stats` would replace a function of that name."""
 
     def __call__(self, *runs: Any, **options: Any) -> Any:
         return stats(*runs, **options)

@@ -1,10 +1,9 @@
-"""What the clusters of a dataset-wide run stand for: where, in which categories and in which images they occur.
+"""Describes the clusters of a dataset-wide run: where, in which categories and in which images they occur.
 
-Letters beside docs/metrics.md's: R rows of an image with a label of their own (its P patches; 1 where CLS rows were
-clustered), Z = layers × heads, C categories (the first is "no instance").
+Letters besides those of docs/metrics.md: R rows of an image that have a label of their own (its P patches, or 1 where
+CLS rows were clustered), Z = layers × heads, C categories, of which the first is "no instance".
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +16,11 @@ from batchjob.codes import OK
 from batchjob.data.annotations import Annotations, instances_on_grid
 from batchjob.store.run import Run
 
-TYPICAL = 8  # images kept for each cluster
-EXACT_ROWS = 1 << 20  # above it the expected information is its limit for many rows, (K − 1)(C − 1) / 2n
-ROWS_AT_ONCE = 512
-TOLD_ROWS = 20  # of a category in a cluster before a sentence is made of them
-NO_INSTANCE = "no instance"
+EXACT_ROWS = 1 << 20  # with more rows, expected information is taken as its limit for many rows, (K − 1)(C − 1) / 2n
+_TYPICAL = 8  # images kept for each cluster
+_ROWS_AT_ONCE = 512
+_TOLD_ROWS = 20  # a category with fewer rows in a cluster is not told in words
+_NO_INSTANCE = "no instance"
 
 
 @dataclass(slots=True)
@@ -31,25 +30,25 @@ class Codebook:
     run: Run
     names: list[str]  # of the categories
     positions: NDArray[np.int64]  # [Z, K, R] images whose row is in the cluster
-    images: NDArray[np.int64]  # [Z, K] in which the cluster occurs
-    categories: NDArray[np.int64]  # [Z, K, C] rows of annotated images; of CLS rows: images that show the category
-    groups: NDArray[np.int64]  # [Z, K, C] each row once: of CLS rows by the category that owns most patches
+    images: NDArray[np.int64]  # [Z, K] images in which the cluster occurs
+    categories: NDArray[np.int64]  # [Z, K, C] rows of annotated images; for CLS rows, images that show the category
+    groups: NDArray[np.int64]  # [Z, K, C] each row once; for CLS rows, by the category that owns most patches
     classes: NDArray[np.int64]  # [Z, K, classes] rows of images of each class; no class where the data name none
-    typical: NDArray[np.int64]  # [Z, K, TYPICAL] images' rows, best first; −1 where there are fewer
-    typical_values: NDArray[np.float64]  # share of the image's rows; of CLS rows minus the squared distance
+    typical: NDArray[np.int64]  # [Z, K, _TYPICAL] rows of images, best first; −1 where there are fewer
+    typical_values: NDArray[np.float64]  # share of the image's rows; for CLS rows, minus the squared distance
 
 
-def count(run: Run, annotations: Annotations | None, *, are_planned: bool = False) -> Codebook:
+def count(run: Run, annotations: Annotations | None, *, are_planned: bool) -> Codebook:
     """Counts where the clusters of a run in dataset scope occur, in one pass over its labels.
 
     Parameters
     ----------
     run
-        In dataset scope.
+        A run in dataset scope.
     annotations
-        Of its images, or None.
+        Those of its images. With None, no row has a category.
     are_planned
-        The annotations are those of the plan: the categories of patches are then read from labels.zarr.
+        Whether the annotations are those of the plan. If so, the categories of patches are read from labels.zarr.
     """
     known = annotations.categories if annotations is not None else {}
     number = {category: i + 1 for i, category in enumerate(sorted(known))}
@@ -64,17 +63,17 @@ def count(run: Run, annotations: Annotations | None, *, are_planned: bool = Fals
     rows = run.geometry.grid[0] * run.geometry.grid[1] if run.has_labels else 1
     book = Codebook(
         run,
-        [NO_INSTANCE, *(known[c] for c in sorted(known))],
+        [_NO_INSTANCE, *(known[c] for c in sorted(known))],
         np.zeros((heads, k, rows), np.int64),
         np.zeros((heads, k), np.int64),
         np.zeros((heads, k, len(number) + 1), np.int64),
         np.zeros((heads, k, len(number) + 1), np.int64),
         np.zeros((heads, k, len(known_classes)), np.int64),
-        np.full((heads, k, TYPICAL), -1, np.int64),
-        np.full((heads, k, TYPICAL), -np.inf),
+        np.full((heads, k, _TYPICAL), -1, np.int64),
+        np.full((heads, k, _TYPICAL), -np.inf),
     )
-    for start in range(0, run.rows, ROWS_AT_ONCE):
-        stop = min(start + ROWS_AT_ONCE, run.rows)
+    for start in range(0, run.rows, _ROWS_AT_ONCE):
+        stop = min(start + _ROWS_AT_ONCE, run.rows)
         part = run.read(start, stop, only=("objects",) if are_planned else ())
         ok = np.nonzero(part.status == OK)[0]
         block = labels[start:stop].reshape(stop - start, heads, rows)[ok]
@@ -91,7 +90,7 @@ def count(run: Run, annotations: Annotations | None, *, are_planned: bool = Fals
                 of_patch = part.category[i]
             else:
                 found = instances_on_grid(image, run.geometry, *size)
-                of_patch = np.append(found.category, -1)[found.owner]  # −1 finds the last
+                of_patch = np.append(found.category, -1)[found.owner]  # an owner of −1 finds the last entry
             dense = [number.get(int(c), 0) for c in of_patch]
             _add_categories(book, own, np.array(dense))
     return book
@@ -100,7 +99,7 @@ def count(run: Run, annotations: Annotations | None, *, are_planned: bool = Fals
 def _add_labels(
     book: Codebook, labels: NDArray[np.uint8], at: NDArray[np.int64], distances: NDArray[np.float32]
 ) -> None:
-    """labels [n, Z, R] of the images `at`, distances [n, Z]."""
+    """Counts labels [n, Z, R] of the images in rows `at`; `distances` [n, Z] are squared ones to the own centroid."""
     n, heads, rows = labels.shape
     k = book.images.shape[1]
     wide = labels.astype(np.int64)
@@ -116,13 +115,13 @@ def _add_labels(
         values = np.where(shares > 0, -distances[:, :, None].astype(np.float64), -np.inf)
     values = np.concatenate([book.typical_values, values.transpose(1, 2, 0)], axis=2)
     images = np.concatenate([book.typical, np.broadcast_to(at, (heads, k, n))], axis=2)
-    order = np.argsort(-values, axis=2, kind="stable")[..., :TYPICAL]
+    order = np.argsort(-values, axis=2, kind="stable")[..., :_TYPICAL]
     book.typical_values = np.take_along_axis(values, order, 2)
     book.typical = np.where(np.isfinite(book.typical_values), np.take_along_axis(images, order, 2), -1)
 
 
 def _add_classes(book: Codebook, labels: NDArray[np.uint8], class_of: NDArray[np.int64]) -> None:
-    """labels [n, Z, R] of images, and the number of each image's class [n], −1 for none."""
+    """Counts labels [n, Z, R] of images by the number of each image's class [n], −1 for none."""
     labels, class_of = labels[class_of >= 0].astype(np.int64), class_of[class_of >= 0]
     _, k, kinds = book.classes.shape
     codes = (np.arange(labels.shape[1])[None, :, None] * k + labels) * kinds + class_of[:, None, None]
@@ -130,7 +129,7 @@ def _add_classes(book: Codebook, labels: NDArray[np.uint8], class_of: NDArray[np
 
 
 def _add_categories(book: Codebook, labels: NDArray[np.uint8], category: NDArray[np.int64]) -> None:
-    """labels [Z, R] of one image, category [P] of its patches."""
+    """Counts labels [Z, R] of one image by the categories [P] of its patches."""
     heads, rows = labels.shape
     _, k, kinds = book.categories.shape
     if rows == 1:  # the image as a whole
@@ -149,9 +148,13 @@ def _add_categories(book: Codebook, labels: NDArray[np.uint8], category: NDArray
 
 
 def dataset_ami(table: NDArray[np.int64]) -> float:
-    """Adjusted mutual information of one contingency table [K, C] over the whole dataset; NaN without rows.
+    """Computes the adjusted mutual information of one contingency table [K, C] over the whole dataset.
 
-    Vinh, Epps and Bailey 2010, arithmetic mean of the entropies, as scikit-learn has it; 0 where one side is trivial.
+    It is NaN without rows, 0 if only one row or only one column has counts, and 1 if both.
+
+    References
+    ----------
+    Vinh, Epps and Bailey 2010, normalised by the arithmetic mean of the entropies, as scikit-learn does.
     """
     table = table[table.sum(1) > 0][:, table.sum(0) > 0]
     n = int(table.sum())
@@ -159,7 +162,7 @@ def dataset_ami(table: NDArray[np.int64]) -> float:
         return float("nan")
     if min(table.shape) == 1:
         return 1.0 if max(table.shape) == 1 else 0.0
-    from sklearn.metrics.cluster import expected_mutual_information  # a second to import, for nothing else in a job
+    from sklearn.metrics.cluster import expected_mutual_information  # importing it takes a second
 
     a, b = _entropy(table.sum(1)), _entropy(table.sum(0))
     information = a + b - _entropy(table.ravel())
@@ -176,7 +179,12 @@ def _entropy(counts: NDArray[np.int64]) -> float:
 
 
 def tables(book: Codebook) -> dict[str, pd.DataFrame]:
-    """The codebook as tidy tables: one line a cluster; a cluster and category; position; image; and the agreement."""
+    """Makes tidy tables of the codebook, by name.
+
+    `codebook` has a row a cluster, `codebook_categories` a row a cluster and category, `codebook_positions` a row a
+    cluster and patch, `codebook_images` a row a cluster and typical image. `codebook_agreement` has the adjusted mutual
+    information of each head's clusters with categories and classes.
+    """
     run, (heads, k) = book.run, book.images.shape
     layer, head = np.repeat(run.layers, len(run.heads)), np.tile(run.heads, len(run.layers))
     ids = run.ids
@@ -185,7 +193,7 @@ def tables(book: Codebook) -> dict[str, pd.DataFrame]:
     of_cluster = book.categories / np.maximum(book.categories.sum(2, keepdims=True), 1)
     usual = book.categories.sum(1, keepdims=True) / np.maximum(book.categories.sum((1, 2), keepdims=True), 1)
     lift = np.divide(of_cluster, usual, out=np.zeros_like(of_cluster), where=usual > 0)
-    # most of the mutual information: a category that is both more common here than usual, and seen often enough
+    # The best category adds most to the mutual information: it is more common here than usual, and seen often enough.
     weight = book.categories * np.log(np.where(lift > 0, lift, 1))
     best = weight[:, :, 1:].argmax(2) + 1 if lift.shape[2] > 1 else np.zeros((heads, k), np.int64)
     best = np.where(np.take_along_axis(weight, best[..., None], 2)[..., 0] > 0, best, 0)
@@ -245,14 +253,18 @@ def _agreement(book: Codebook, layer: NDArray[Any], head: NDArray[Any]) -> pd.Da
 
 
 def describe(found: dict[str, pd.DataFrame], *, is_annotated: bool) -> list[str]:
-    """What the tables say, in lines to read.
+    """Says what the tables hold.
 
     Parameters
     ----------
     found
-        As `tables` gives them.
+        What `tables` returns.
     is_annotated
         Whether categories are known.
+
+    Returns
+    -------
+    Lines for a person to read.
     """
     clusters, agreement = found["codebook"], found["codebook_agreement"]
     empty = int((clusters["rows"] == 0).sum())
@@ -268,8 +280,8 @@ def describe(found: dict[str, pd.DataFrame], *, is_annotated: bool) -> list[str]
     if not is_annotated:
         return [*lines, "agreement with categories needs annotations; give --annotations FILE"]
     told = found["codebook_categories"]
-    told = told[(told["category"] != NO_INSTANCE) & (told["rows"] >= TOLD_ROWS) & (told["lift"] >= 1.5)]
-    weight = told["rows"] * np.log(told["lift"])  # what it adds to the mutual information
+    told = told[(told["category"] != _NO_INSTANCE) & (told["rows"] >= _TOLD_ROWS) & (told["lift"] >= 1.5)]
+    weight = told["rows"] * np.log(told["lift"])  # what the category adds to the mutual information
     for index in weight.nlargest(3).index:
         line = told.loc[index]
         lines.append(
@@ -277,21 +289,3 @@ def describe(found: dict[str, pd.DataFrame], *, is_annotated: bool) -> list[str]
             f"{line['category']}, {line['lift']:.1f} times as often as usual ({line['rows']:,} rows)"
         )
     return lines
-
-
-def write(run: Run, annotations: Annotations | None, *, csv: bool, are_planned: bool) -> Sequence[str]:
-    """Writes the codebook's tables under RUN/stats and returns the lines to read.
-
-    Parameters
-    ----------
-    run, annotations, are_planned
-        As in `count`.
-    csv
-        Writes a CSV file beside each Parquet file.
-    """
-    found = tables(count(run, annotations, are_planned=are_planned))
-    for name, table in found.items():
-        table.to_parquet(run.folder / "stats" / f"{name}.parquet", index=False)
-        if csv:
-            table.to_csv(run.folder / "stats" / f"{name}.csv", index=False)
-    return describe(found, is_annotated=annotations is not None)

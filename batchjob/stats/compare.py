@@ -1,4 +1,7 @@
-"""Several runs on the same images: labels laid on the finest grid, instances that survive on every grid, equal k."""
+"""Scores several runs on the same images so that their grids do not decide: one grid, the same instances, equal k.
+
+Labels are laid on the finest grid. Only instances count that own enough patches on the grid of every run.
+"""
 
 import functools
 from collections.abc import Sequence
@@ -25,21 +28,19 @@ COMPARED = tuple(s.name for s in catalogue.SCORES if s.is_compared)
 
 @dataclass(frozen=True, slots=True)
 class Common:
-    """What the runs have in common, image by image: `values[run][score]` [n, C of the run], NaN where undefined.
+    """The scores of several runs on the n images that they have in common."""
 
-    `SCORE.position` is the position null of the run's own grid, laid on the finest one as its labels are.
-    `agreement[(a, b)]` [n, C]: adjusted Rand index of the same head of two runs of equal shape.
-    """
-
-    ids: list[str]
-    grid: tuple[int, int]
+    ids: list[str]  # of the images
+    grid: tuple[int, int]  # (rows, columns) of the finest grid
+    # of each run, by score: [n, C], NaN where undefined. `SCORE.position` is the position null of the run's own grid,
+    # laid on the finest grid as its labels are.
     values: list[dict[str, Floats]]
-    agreement: dict[tuple[int, int], Floats]
-    other_k: int  # images left out, since the runs gave them different k
+    agreement: dict[tuple[int, int], Floats]  # [n, C] adjusted Rand index of the same head, for two runs of equal shape
+    other_k: int  # images left out because the runs have different k for them
 
 
 def comparable(runs: Sequence[Run]) -> str:
-    """Why these runs can't be laid on one grid; empty if they can."""
+    """Says why these runs can't be laid on one grid; empty if they can."""
     first = runs[0].geometry
     for run in runs[1:]:
         other = run.geometry
@@ -50,8 +51,8 @@ def comparable(runs: Sequence[Run]) -> str:
     return "" if all(v.has_labels for v in runs) else "a run has no labels of patches"
 
 
-def finest(runs: Sequence[Run]) -> Geometry:
-    """The geometry whose grid has the most rows and the most columns of all the runs' grids."""
+def _finest(runs: Sequence[Run]) -> Geometry:
+    """Returns a geometry whose grid has as many rows and columns as the runs' grids have at most."""
     best = max((v.geometry for v in runs), key=lambda g: g.grid[0] * g.grid[1])
     rows, columns = (max(v.geometry.grid[i] for v in runs) for i in range(2))
     if best.grid == (rows, columns):
@@ -62,7 +63,7 @@ def finest(runs: Sequence[Run]) -> Geometry:
 
 
 def upsample(values: NDArray[Any], grid: tuple[int, int], finer: tuple[int, int]) -> NDArray[Any]:
-    """Values on a finer grid, by nearest neighbour.
+    """Lays values on a finer grid by nearest neighbour.
 
     Parameters
     ----------
@@ -81,16 +82,16 @@ def upsample(values: NDArray[Any], grid: tuple[int, int], finer: tuple[int, int]
 
 
 def compare(runs: Sequence[Run], annotations: Annotations | None, pool: Pool) -> Common:
-    """The scores of several runs on the images that all of them labelled.
+    """Scores several runs on the images that all of them labelled with the same k.
 
     Parameters
     ----------
     runs
         Two or more that are `comparable`.
     annotations
-        Of the images, or None: then only the labels of heads are compared.
+        Those of the images. With None, all scores are NaN and only `agreement` is known.
     pool
-        Whose processes share the images.
+        The processes that share the images.
     """
     ids = [run.ids for run in runs]
     places = [{name: row for row, name in enumerate(names)} for names in ids]
@@ -112,7 +113,7 @@ def compare(runs: Sequence[Run], annotations: Annotations | None, pool: Pool) ->
     pairs = list(parts[0][2]) if parts else []
     return Common(
         ids=[name for name, use in zip(shared, used, strict=True) if use],
-        grid=finest(runs).grid,
+        grid=_finest(runs).grid,
         values=values,
         agreement={pair: np.concatenate([p[2][pair] for p in parts]) for pair in pairs},
         other_k=sum(p[3] for p in parts),
@@ -124,7 +125,7 @@ def _compare_block(
 ) -> tuple[NDArray[np.bool_], list[dict[str, Floats]], dict[tuple[int, int], Floats], int]:
     rows, annotated = task
     parts = [run.read_rows(of_run) for run, of_run in zip(runs, rows, strict=True)]
-    fine = finest(runs)
+    fine = _finest(runs)
     names = [*COMPARED, *(f"{n}.position" for n in COMPARED if "position" in catalogue.nulls_of(n))]
     values: list[dict[str, list[Floats]]] = [{name: [] for name in names} for _ in runs]
     alike = [(a, b) for a in range(len(runs)) for b in range(a + 1, len(runs)) if runs[a].shape == runs[b].shape]
@@ -163,7 +164,7 @@ def _size(run: Run, name: str) -> int:
 def _surviving(
     image: ImageAnnotations | None, geometries: Sequence[Geometry], part: Part, i: int
 ) -> list[PatchInstances] | None:
-    """The image's instances on each grid, those alone that are on all of them."""
+    """Returns the image's instances on each grid, without those that some grid lacks; None if it is not annotated."""
     height, width = int(part.height[i]), int(part.width[i])
     if image is None or not image.fits(height, width):
         return None
@@ -175,7 +176,10 @@ def _surviving(
 def _score_one(
     run: Run, part: Part, i: int, fine: Geometry, truths: tuple[PatchInstances, PatchInstances] | None
 ) -> tuple[NDArray[np.uint8], dict[str, Floats]]:
-    """The run's labels of one image on the fine grid, and its scores there; CLS maps are scored on their own grid."""
+    """Returns the run's labels [C, P] of one image on the fine grid, and its scores.
+
+    CLS maps are scored on the run's own grid. The two `truths` are the instances on the own and on the fine grid.
+    """
     assert part.labels is not None
     assert part.k is not None
     assert part.maps is not None
@@ -211,7 +215,7 @@ def _objects(found: PatchInstances, geometry: Geometry) -> Objects:
 
 
 def _same_head(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> Floats:
-    """[C]: adjusted Rand index between row c of one stack of labels and row c of the other."""
+    """Returns [C]: the adjusted Rand index between row c of one stack of labels [C, P] and row c of the other."""
     values = []
     for a, b in zip(first, second, strict=True):
         groups = np.where(b == NO_LABEL, -1, b.astype(np.int64))

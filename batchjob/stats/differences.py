@@ -1,4 +1,4 @@
-"""Runs against each other: paired differences of the best heads, of the mean over heads, and head by head."""
+"""Compares runs by paired differences: of their best heads, of the mean over heads, and head by head."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from batchjob.metrics import catalogue
 from batchjob.metrics.uncertainty import first_half, holm, interval, sign_flip
 from batchjob.stats.compare import COMPARED, Common
-from batchjob.stats.numbers import gain, number, p_value
+from batchjob.stats.numbers import gain, gain_interval, number, p_value
+from batchjob.stats.summary import columns_of
 from batchjob.store.run import Run
 
 Floats = NDArray[np.float64]
@@ -29,45 +30,14 @@ COLUMNS = [
     "mean_b",
 ]
 COLUMNS += ["difference", "low", "high", "p", "p_holm"]
-# What is compared besides the scores themselves: their gains over position, which take each run's own grid out.
-GAINS = tuple(f"{name} over position" for name in COMPARED if catalogue.is_of_labels(name))
+# Besides the scores, their gains over position are compared: these take out the effect of each run's own grid.
+_OVER = " over position"
+_GAINS = tuple(f"{name}{_OVER}" for name in COMPARED if catalogue.is_of_labels(name))
 
 
-def heads_of(run: Run, score: str) -> list[tuple[str, int, int]]:
-    """Which head each column of a score is of.
-
-    Parameters
-    ----------
-    run
-        Whose heads.
-    score
-        A name of COMPARED or GAINS.
-
-    Returns
-    -------
-    (algorithm, layer, head) of each column; '' where a score has no algorithm.
-    """
-    algorithms = run.algorithms if catalogue.is_of_labels(score.split(" ")[0]) else ("",)
-    return [(m, x, h) for m in algorithms for x in run.layers for h in run.heads]
-
-
-def values_of(common: Common, place: int, score: str) -> Floats | None:
-    """The values of a score of one of the runs that are compared.
-
-    Parameters
-    ----------
-    common
-        What the runs have in common.
-    place
-        Which of the runs, counted from 0.
-    score
-        A name of COMPARED or GAINS.
-
-    Returns
-    -------
-    [n, C]; None where no image has the score.
-    """
-    name = score.removesuffix(" over position")
+def _values_of(common: Common, place: int, score: str) -> Floats | None:
+    """Returns [n, C]: a score or gain of the run at `place`; None where no image has it."""
+    name = score.removesuffix(_OVER)
     found = common.values[place].get(name)
     if found is None or not np.isfinite(found).any():
         return None
@@ -75,36 +45,35 @@ def values_of(common: Common, place: int, score: str) -> Floats | None:
 
 
 def differences(runs: Sequence[Run], common: Common) -> pd.DataFrame:
-    """Paired differences run_a − run_b on the same images, for each two runs and each score.
+    """Tabulates the paired differences run_a − run_b on the same images, for each two runs and each score.
 
-    The best head of each run is the one of the largest mean on the first half of the images; its figures are the other
-    half's.
+    The best head of a run has the largest mean on the first half of the images. It is compared on the other half.
 
     Parameters
     ----------
     runs
-        Those that are compared.
+        The runs that are compared.
     common
-        Their scores on the images that all of them labelled.
+        What `compare` returns for them.
 
     Returns
     -------
-    One row for each pair of runs, score and kind: `best head`, `mean of heads`, and `head` where the shapes agree. p is
-    by sign flips, p_holm is corrected over the heads of `head`.
+    Rows whose `of` is `best head` or `mean of heads`, and a row for each `head` where both runs have the same heads.
+    `p` comes from sign flips; `p_holm` is corrected over the heads, and NaN in the other rows.
     """
     first = first_half(common.ids)
     rows: list[tuple[Any, ...]] = []
     for a in range(len(runs)):
         for b in range(a + 1, len(runs)):
-            for score in (*COMPARED, *GAINS):
-                one, other = values_of(common, a, score), values_of(common, b, score)
+            for score in (*COMPARED, *_GAINS):
+                one, other = _values_of(common, a, score), _values_of(common, b, score)
                 if one is not None and other is not None:
                     rows += _pair(runs[a], runs[b], score, one, other, first)
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _pair(a: Run, b: Run, score: str, one: Floats, other: Floats, first: NDArray[np.bool_]) -> list[tuple[Any, ...]]:
-    names_a, names_b = heads_of(a, score), heads_of(b, score)
+    names_a, names_b = (columns_of(run, score.removesuffix(_OVER)) for run in (a, b))
     rows: list[tuple[Any, ...]] = []
 
     def compare_columns(of: str, x: Floats, y: Floats, heads: list[tuple[Any, ...]]) -> None:
@@ -141,35 +110,39 @@ def _best(values: Floats) -> int:
 
 
 def agreements(runs: Sequence[Run], common: Common) -> pd.DataFrame:
-    """Mean adjusted Rand index between the labels of the same head of two runs (two seeds, say), with its interval.
+    """Tabulates how well the labels of the same head agree between two runs, such as two seeds.
 
     Parameters
     ----------
-    runs
-        Those that are compared.
-    common
-        What they have in common.
+    runs, common
+        As `differences`.
+
+    Returns
+    -------
+    One row for each two runs of equal shape and each head: the mean adjusted Rand index over images, and its interval.
     """
     rows = []
     for (a, b), values in common.agreement.items():
         found = interval(values)
-        for i, head in enumerate(heads_of(runs[a], "instance_ari")):
+        for i, head in enumerate(columns_of(runs[a], "instance_ari")):
             figures = (int(found.n[i]), found.mean[i], found.low[i], found.high[i])
             rows.append((runs[a].name, runs[b].name, *head, *figures))
     return pd.DataFrame(rows, columns=["run_a", "run_b", "algorithm", "layer", "head", "n", "mean", "low", "high"])
 
 
 def describe(runs: Sequence[Run], common: Common, table: pd.DataFrame) -> list[str]:
-    """What the comparison says, in lines to read.
+    """Says what the comparison found.
 
     Parameters
     ----------
-    runs
-        Those that are compared.
-    common
-        What they have in common.
+    runs, common
+        As `differences`.
     table
-        As `differences` gives it.
+        What `differences` returns.
+
+    Returns
+    -------
+    Lines for a person to read.
     """
     lines = [
         f"{len(runs)} runs on the same {len(common.ids):,} images, on {common.grid[0]}×{common.grid[1]} patches, "
@@ -189,14 +162,14 @@ def describe(runs: Sequence[Run], common: Common, table: pd.DataFrame) -> list[s
             b += f" (layer {row['layer_b']} head {row['head_b']})"
         lines.append(
             f"{row['score']}, {row['of']}: {a} {number(row['mean_a'])}, {b} {number(row['mean_b'])}; "
-            f"difference {gain(row['difference'])} [{gain(row['low'])}, {gain(row['high'])}], "
+            f"difference {gain(row['difference'])} {gain_interval(row['low'], row['high'])}, "
             f"n = {row['n']}, {p_value(row['p'])}"
         )
     return lines + _head_by_head(table)
 
 
 def _head_by_head(table: pd.DataFrame) -> list[str]:
-    """A line a pair of runs of equal heads: in how many of them one is above the other, after Holm's correction."""
+    """Says of each two runs of equal heads in how many heads one is above the other after Holm's correction."""
     lines = []
     heads = table[(table.score == "instance_ari") & (table.of == "head")]
     for (a, b), rows in heads.groupby(["run_a", "run_b"], sort=False):

@@ -1,4 +1,4 @@
-"""`batchjob.stats(RUN, …)`: what the verb `stats` writes, as tables in memory."""
+"""`batchjob.stats(RUN, …)`: makes the tables of the verb `stats` and returns them as DataFrames."""
 
 import sys
 from os import PathLike
@@ -16,24 +16,23 @@ def stats(
 
     Parameters
     ----------
-    *runs : path
-        Folders of runs. Several are compared, image by image.
-    annotations : path, optional
-        COCO JSON or a VOC folder; by default those that each run was planned with.
-    jobs : int
-        Processes; 0 is as many as pay.
+    *runs
+        Folders of runs. Several runs are compared image by image.
+    annotations
+        COCO JSON or a VOC folder; by default the annotations that each run was planned with.
+    jobs
+        How many processes; with 0, as many as are worth starting.
 
     Returns
     -------
-    dict of str to pandas.DataFrame
-        The files of `RUN/stats/*.parquet` by name, among them `summary` (scores, nulls, intervals for each layer and
-        head) and `scores` (a line for each image, layer and head); `comparison` with several runs. docs/metrics.md
-        says what each column means. With several runs the column `run` says which run a line is of.
+    The tables `RUN/stats/*.parquet` by name. Among them are `summary` (scores, nulls and intervals of each layer and
+    head) and `scores` (a row for each image, layer and head); with several runs also `comparison`. docs/metrics.md
+    says what each column means. With several runs, a column `run` names the run of each row.
 
     Raises
     ------
     UserError
-        Where a folder is not a run, or the annotations know none of its images.
+        If a folder is not a run, or the annotations have none of its images.
 
     Examples
     --------

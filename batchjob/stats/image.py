@@ -1,7 +1,11 @@
-"""One image's scores, and what its null models score: arrays in, arrays out."""
+"""Computes the scores of one image and of its null models, from arrays to arrays.
+
+C counts labellings: algorithms × layers × heads, the head fastest. For maps it counts layers × heads.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,39 +20,39 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class PairTable:
-    """The pairs of instances of one image and what each labelling makes of them."""
+    """The n pairs of instances of one category in an image, and how well each labelling separates them."""
 
     pairs: clusters.Pairs
-    ari: Floats  # [M·C, n]
-    position: Floats  # [M·C, n]
+    ari: Floats  # [C, n] adjusted Rand index of each pair
+    position: Floats  # [C, n] the same of the position null with the labelling's k
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One image as its scores see it."""
+    """What scores take of an image beside its labels and maps."""
 
-    grid: tuple[int, int]
-    seed: int
-    keep: NDArray[np.bool_] | None = None  # [P] false in padding; None where there is none
-    objects: Objects | None = None  # None: nobody annotated it
-    donors: Sequence[Objects] = ()  # other photos' objects, for the `swap` null
+    grid: tuple[int, int]  # (rows, columns) of patches
+    seed: int  # of the position null
+    keep: NDArray[np.bool_] | None = None  # [P] false in padding; None where there is no padding
+    objects: Objects | None = None  # None where the image is not annotated
+    donors: Sequence[Objects] = ()  # the objects of other photos, for the `swap` null
 
 
 def score_labels(labels: NDArray[np.uint8], k: NDArray[np.uint8], scene: Scene) -> dict[str, Floats]:
-    """Every score of an image's labels and of its nulls (`SCORE.NULL`); without objects, the scores that need none.
+    """Computes every score of an image's labels and of its nulls; without objects, the scores that need none.
 
     Parameters
     ----------
     labels
-        [C, P] of C heads.
+        [C, P], 255 for no label.
     k
-        [C] clusters of each head: what the position null is given.
+        [C] clusters of each labelling: the position null gets as many.
     scene
         The image.
 
     Returns
     -------
-    score -> [C].
+    float64 [C] of each score by its name, and of each null by `SCORE.NULL`. NaN where a score is not defined.
     """
     rows = [s for s in catalogue.SCORES if s.source == "labels" and s.compute]
     rows = [s for s in rows if scene.objects is not None or not s.needs_objects]
@@ -57,11 +61,8 @@ def score_labels(labels: NDArray[np.uint8], k: NDArray[np.uint8], scene: Scene) 
     places = _by_position(k, scene)
     found: dict[str, Floats] = {}
     for score in rows:
-        assert score.compute is not None
-        found[score.name] = score.compute(own)
-        if "swap" in score.nulls and others:
-            found[f"{score.name}.swap"] = mean_known(np.stack([score.compute(other) for other in others]), axis=0)
-        if "position" in score.nulls:
+        found |= _with_swap(score, own, others)
+        if "position" in score.nulls and score.compute:
             found[f"{score.name}.position"] = np.full(len(labels), np.nan)
             for value, of_place in places.items():
                 found[f"{score.name}.position"][k == value] = score.compute(of_place).mean()
@@ -69,16 +70,16 @@ def score_labels(labels: NDArray[np.uint8], k: NDArray[np.uint8], scene: Scene) 
 
 
 def pair_table(labels: NDArray[np.uint8], k: NDArray[np.uint8], scene: Scene) -> PairTable | None:
-    """The image's pairs of objects of a category and the index of each; None where there are no pairs.
+    """Scores each pair of objects of one category by itself.
 
     Parameters
     ----------
-    labels
-        [C, P] of C heads.
-    k
-        [C] clusters of each head.
-    scene
-        The image.
+    labels, k, scene
+        As `score_labels`.
+
+    Returns
+    -------
+    The table, or None where the image has no pair.
     """
     if scene.objects is None:
         return None
@@ -93,19 +94,19 @@ def pair_table(labels: NDArray[np.uint8], k: NDArray[np.uint8], scene: Scene) ->
 
 
 def _by_position(k: NDArray[np.uint8], scene: Scene) -> dict[int, Labelled]:
-    """k -> what position alone makes of the image, a labelling a seed."""
+    """Returns the labellings of the position null, one for each seed, by k."""
     values = [int(value) for value in np.unique(k[k > 0])]
     stacks = {v: position_labels(scene.grid, v, seed=scene.seed, keep=scene.keep) for v in values}
     return {v: Labelled(stack, scene.grid, scene.objects) for v, stack in stacks.items()}
 
 
 def score_maps(maps: Floats, heads: int, scene: Scene) -> dict[str, Floats]:
-    """Every score of an image's CLS maps and of its nulls; nothing without objects.
+    """Computes every score of an image's CLS maps and of its nulls; none without objects.
 
     Parameters
     ----------
     maps
-        [C, P] of sum 1, C = layers × heads, the head fastest.
+        [C, P]; each map sums to 1.
     heads
         How many heads a layer has.
     scene
@@ -113,7 +114,7 @@ def score_maps(maps: Floats, heads: int, scene: Scene) -> dict[str, Floats]:
 
     Returns
     -------
-    score -> [C], or [C / heads] of an oracle.
+    As `score_labels`; an oracle, which takes a layer's best head for each object, has [C / heads].
     """
     if scene.objects is None:
         return {}
@@ -121,16 +122,22 @@ def score_maps(maps: Floats, heads: int, scene: Scene) -> dict[str, Floats]:
     others = [own.beside(lent) for lent in scene.donors]
     found: dict[str, Floats] = {}
     for score in catalogue.SCORES:
-        if score.source not in ("maps", "oracle") or score.compute is None:
-            continue
-        found[score.name] = score.compute(own)
-        if "swap" in score.nulls and others:
-            found[f"{score.name}.swap"] = mean_known(np.stack([score.compute(other) for other in others]), axis=0)
+        if score.source in ("maps", "oracle") and score.compute:
+            found |= _with_swap(score, own, others)
+    return found
+
+
+def _with_swap(score: catalogue.Score, own: Any, others: Sequence[Any]) -> dict[str, Floats]:
+    """Computes a score and the mean of its `swap` null over the other photos' objects."""
+    assert score.compute is not None
+    found = {score.name: score.compute(own)}
+    if "swap" in score.nulls and others:
+        found[f"{score.name}.swap"] = mean_known(np.stack([score.compute(other) for other in others]), axis=0)
     return found
 
 
 def stability(repeats: NDArray[np.uint8]) -> Floats:
-    """[C]: mean adjusted Rand index between each two of the R clusterings [C, R, P]; NaN for a single one."""
+    """Returns [C]: the mean adjusted Rand index between each two of R clusterings [C, R, P]; NaN where R is 1."""
     first, second = np.triu_indices(repeats.shape[1], 1)
     if not len(first):
         return np.full(len(repeats), np.nan)

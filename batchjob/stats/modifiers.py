@@ -1,4 +1,4 @@
-"""Do overlap, distance and size of two instances decide whether clusters separate them? From the table of pairs."""
+"""Tabulates how well heads separate two instances by their overlap, distance and size, from the table of pairs."""
 
 import functools
 from collections.abc import Sequence
@@ -12,51 +12,52 @@ from numpy.typing import NDArray
 
 from batchjob.metrics.uncertainty import first_half, resampled_ratios
 from batchjob.stats.numbers import gain as signed
+from batchjob.stats.numbers import gain_interval
 from batchjob.stats.pool import Pool
 from batchjob.store.run import Run
 
 Floats = NDArray[np.float64]
 
-# Lower bounds of the bins of each modifier; the last is open.
-BINS: dict[str, tuple[float, ...]] = {
-    "box_iou": (0.0, 1e-9, 0.1, 0.3),  # boxes apart; touching a little; overlapping
+# The lower bounds of the bins of each modifier. The last bin has no upper bound.
+_BINS: dict[str, tuple[float, ...]] = {
+    "box_iou": (0.0, 1e-9, 0.1, 0.3),  # the first bin: boxes that do not overlap
     "distance": (0.0, 3.0, 5.0, 7.0, 10.0),  # patches between the centroids
     "smaller": (2.0, 4.0, 8.0, 16.0, 32.0),  # patches of the smaller instance
-    "size_ratio": (1.0, 1.5, 3.0),  # larger over smaller
+    "size_ratio": (1.0, 1.5, 3.0),  # patches of the larger instance over those of the smaller
 }
 COLUMNS = ["modifier", "low", "high", "algorithm", "layer", "head", "pairs", "images", "pair_ari"]
 COLUMNS += ["pair_ari_low", "pair_ari_high", "position", "gain", "gain_low", "gain_high", "correlation"]
 
 
 def modifier_table(run: Run, pool: Pool) -> pd.DataFrame:
-    """`pair_ari` by head in bins of each modifier: mean over pairs, 95 % interval over images, gain over position.
+    """Averages `pair_ari` and its gain over position in bins of each modifier.
 
-    Of the half of the images alone that did not choose the best head. Images are resampled, not pairs: those of one
-    image are not independent.
+    Only the half of the images counts that did not choose the best head.
 
     Parameters
     ----------
     run
-        With the table of pairs that `Tables` wrote.
+        A run whose table of pairs `Tables` has written.
     pool
-        Whose processes share the layers and modifiers.
+        The processes that share the layers and modifiers.
 
     Returns
     -------
-    One row for each modifier, bin and head. `correlation` is Spearman's, of the modifier and the gain over all pairs,
-    the same in every bin's row.
+    One row for each modifier, bin and head; a bin without pairs has none. The 95 % intervals resample images, because
+    the pairs of one image are not independent. `correlation` is Spearman's, between the modifier and the gain over
+    all pairs; it is the same in the rows of all bins.
     """
     path = run.folder / "stats" / "pairs.parquet"
     if not pq.read_metadata(path).num_rows:
         return pd.DataFrame(columns=COLUMNS)
-    tasks = [(m, x, modifier) for m in run.algorithms for x in run.layers for modifier in BINS]
+    tasks = [(m, x, modifier) for m in run.algorithms for x in run.layers for modifier in _BINS]
     frames = list(pool.map(functools.partial(_one_layer, path, run.heads), tasks))
     whole = pd.concat([pd.DataFrame(columns=COLUMNS), *(f for f in frames if len(f))], ignore_index=True)
     return whole.sort_values(["algorithm", "layer", "head"], kind="stable", ignore_index=True)
 
 
 def _one_layer(path: Path, heads: Sequence[int], task: tuple[str, int, str]) -> pd.DataFrame:
-    """The rows of all heads of a layer for one modifier: they share the resampled images."""
+    """Makes the rows of all heads of a layer for one modifier; the heads share the resampled images."""
     algorithm, layer, modifier = task
     names = [f"{algorithm}/{layer}/{head}" for head in heads]
     columns = ["larger", "smaller"] if modifier == "size_ratio" else [modifier]
@@ -77,7 +78,7 @@ def _one_layer(path: Path, heads: Sequence[int], task: tuple[str, int, str]) -> 
     known = np.isfinite(gain).all(axis=1) & np.isfinite(values)
     correlation = _rank_correlation(values[known], gain[known])
     rows: list[tuple[float | int | str, ...]] = []
-    for low, high in zip(BINS[modifier], [*BINS[modifier][1:], np.inf], strict=True):
+    for low, high in zip(_BINS[modifier], [*_BINS[modifier][1:], np.inf], strict=True):
         inside = known & (values >= low) & (values < high)
         if not inside.any():
             continue
@@ -97,7 +98,7 @@ def _one_layer(path: Path, heads: Sequence[int], task: tuple[str, int, str]) -> 
 
 
 def _rank_correlation(values: Floats, gains: Floats) -> Floats:
-    """[C]: Spearman's correlation of values [n] with each column of gains [n, C]; NaN where one does not vary."""
+    """Returns [C]: Spearman's correlation of values [n] with each column of gains [n, C]; NaN if one is constant."""
     middle = (len(values) + 1) / 2
     x, y = pd.Series(values).rank().to_numpy() - middle, pd.DataFrame(gains).rank().to_numpy() - middle
     spread = np.sqrt((x**2).sum() * (y**2).sum(axis=0))
@@ -105,20 +106,26 @@ def _rank_correlation(values: Floats, gains: Floats) -> Floats:
 
 
 def describe(table: pd.DataFrame, layer: int, head: int, algorithm: str) -> list[str]:
-    """The modifiers of one head in words, a line each.
+    """Says how one head's gain depends on each modifier.
 
     Parameters
     ----------
     table
-        As `modifier_table` gives it.
-    layer, head, algorithm
-        Of the head.
+        What `modifier_table` returns.
+    layer, head
+        Numbers of the head and its layer.
+    algorithm
+        A name in the table.
+
+    Returns
+    -------
+    One line a modifier.
     """
     mine = table[(table.layer == layer) & (table["head"] == head) & (table.algorithm == algorithm)]
     lines = []
     for modifier, of_it in mine.groupby("modifier", sort=False):
         bins = [
-            f"{_bound(low, high)} {signed(gain, 2)} [{signed(a, 2)}, {signed(b, 2)}] ({pairs} pairs)"
+            f"{_bound(low, high)} {signed(gain, 2)} {gain_interval(a, b, 2)} ({pairs} pairs)"
             for low, high, gain, a, b, pairs in zip(
                 *(of_it[c] for c in ("low", "high", "gain", "gain_low", "gain_high", "pairs")), strict=True
             )

@@ -1,30 +1,36 @@
-"""Figures as text: a true minus sign, a dash for nothing, a sign before a difference."""
+"""Writes numbers as text: with a true minus sign, with a dash where there is no value, differences with their sign."""
 
 import numpy as np
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A value with a true minus sign; a dash where it is not known.
+    """Writes a value with a true minus sign, or a dash if it is NaN or infinite.
 
     Parameters
     ----------
     value
         Any number.
     digits
-        Behind the point.
+        How many follow the decimal point.
+
+    Returns
+    -------
+    `−0.123`; a value that rounds to zero has no sign.
     """
     return "–" if not np.isfinite(value) else f"{value:z.{digits}f}".replace("-", "−")
 
 
 def gain(value: float, digits: int = 3) -> str:
-    """A difference with its sign, unless it rounds to nothing; a dash where it is not known.
+    """Writes a difference with its sign, or a dash if it is NaN or infinite.
 
     Parameters
     ----------
-    value
-        Any number.
-    digits
-        Behind the point.
+    value, digits
+        As `number`.
+
+    Returns
+    -------
+    `+0.123`; a difference that rounds to zero has no sign.
     """
     if not np.isfinite(value):
         return "–"
@@ -32,6 +38,29 @@ def gain(value: float, digits: int = 3) -> str:
     return text if text.strip("+0.") else text[1:]
 
 
+def gain_interval(low: float, high: float, digits: int = 3) -> str:
+    """Writes the interval of a difference.
+
+    Parameters
+    ----------
+    low, high
+        Its ends.
+    digits
+        As `number`.
+
+    Returns
+    -------
+    `[+0.123, +0.456]`.
+    """
+    return f"[{gain(low, digits)}, {gain(high, digits)}]"
+
+
 def p_value(value: float) -> str:
-    """`p = 0.012`; `p < 0.001` for less, since the tests draw 100,000 flips."""
-    return "p unknown" if not np.isfinite(value) else "p < 0.001" if value < 1e-3 else f"p = {value:.2g}"
+    """Writes a p-value for a sentence: `p = 0.012`, `p < 0.001`, or `p unknown` for NaN."""
+    text = p_number(value)
+    return "p unknown" if text == "–" else f"p {text}" if text.startswith("<") else f"p = {text}"
+
+
+def p_number(value: float) -> str:
+    """Writes a p-value for a table: `0.012`, `< 0.001`, or a dash for NaN."""
+    return "–" if not np.isfinite(value) else "< 0.001" if value < 1e-3 else f"{value:.2g}"

@@ -1,4 +1,4 @@
-"""Worker processes for the statistics, and the blocks of rows that are their tasks."""
+"""The worker processes of the statistics, and the blocks of rows that they are given."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -9,13 +9,13 @@ from typing import Any, Self, TypeVar
 from batchjob.children import ChildPool
 from batchjob.store.run import Run
 
-ROWS_AT_ONCE = 512  # of one task; an inner chunk of the store
+ROWS_AT_ONCE = 512  # rows of one task: an inner chunk of the store
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class Pool:
-    """Worker processes; none at all for one job, everything inline."""
+    """Worker processes. With one job there are none: the calling process does the work itself."""
 
     def __init__(self, jobs: int) -> None:
         self.jobs = jobs
@@ -23,16 +23,20 @@ class Pool:
         self._pool = ChildPool(jobs, start=_one_thread) if jobs > 1 else None
 
     def map(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """Results of all items in order.
+        """Calls a function with each item in the worker processes.
 
-        Only a few items are taken from `items` ahead of the results, so that memory stays bounded.
+        At most three items a process are taken from `items` ahead of the results. This bounds the memory.
 
         Parameters
         ----------
         work
-            A function that can be sent to another process.
+            The function. It has to be one that pickle can send to another process.
         items
-            What it is called with.
+            Its arguments, one a call.
+
+        Yields
+        ------
+        The results, in the order of the items.
         """
         if self._pool is None:
             yield from map(work, items)
@@ -46,7 +50,7 @@ class Pool:
             yield waiting.pop(0).result()
 
     def __enter__(self) -> Self:
-        # here too: threads that share k-means of some hundred coordinates mostly spin until the others are done
+        # one thread here too: on k-means of a few hundred coordinates, more threads mostly wait for each other
         self._limit = _one_thread()
         return self
 
@@ -57,12 +61,12 @@ class Pool:
 
 
 def choose_jobs(rows: int) -> int:
-    """Processes worth starting for so many rows: all cores for many, one for a few."""
+    """Returns how many processes to start for so many rows: one for each full task, at most one a usable core."""
     return max(1, min(len(os.sched_getaffinity(0)), rows // ROWS_AT_ONCE))
 
 
 def blocks(run: Run) -> list[tuple[int, int]]:
-    """(first row, past the last row) of each task."""
+    """Splits the rows of a run into tasks; returns (first row, one past the last row) of each."""
     return [(start, min(start + ROWS_AT_ONCE, run.rows)) for start in range(0, run.rows, ROWS_AT_ONCE)]
 
 

@@ -1,4 +1,4 @@
-"""The position null: near-optimal k-means of where the patches are, whatever they show."""
+"""The position null: near-optimal k-means of the patches' coordinates, which knows nothing of what they show."""
 
 import functools
 import multiprocessing
@@ -9,30 +9,30 @@ from numpy.typing import NDArray
 from batchjob.clustering.search import best_partitions
 from batchjob.machine import usable_cores
 
-SEEDS = 20  # one seed alone is noise: two objects side by side give −0.02 to 1.0
+SEEDS = 20  # one seed is not enough: for two objects side by side, the index ranges from −0.02 to 1.0 between seeds
 
 
 def position_labels(
     grid: tuple[int, int], k: int, *, seed: int = 0, keep: NDArray[np.bool_] | None = None
 ) -> NDArray[np.uint8]:
-    """k-means of the patches' (y, x) coordinates with `SEEDS` seeds.
+    """Clusters the patches by their (y, x) coordinates with k-means, once for each of `SEEDS` seeds.
 
-    Computed once for each grid, mask, k and seed in a process: it does not depend on the image.
+    The labels do not depend on the image. A process therefore computes them once for each grid, mask, k and seed.
 
     Parameters
     ----------
     grid
         (rows, columns) of the P patches.
     k
-        Clusters.
+        How many clusters.
     seed
-        The first of the seeds.
+        The first seed; the others follow it.
     keep
-        [P] False for patches of padding.
+        bool [P], false for patches of padding; None keeps all.
 
     Returns
     -------
-    uint8 [S, P]; 255 outside `keep`.
+    uint8 [SEEDS, P]: a labelling for each seed, 255 outside `keep`.
     """
     mask = b"" if keep is None or keep.all() else np.packbits(keep).tobytes()
     return _position_labels(grid, mask, int(k), seed)
@@ -45,7 +45,7 @@ def _position_labels(grid: tuple[int, int], mask: bytes, k: int, seed: int) -> N
     if mask:
         keep = np.unpackbits(np.frombuffer(mask, np.uint8), count=patches).astype(bool)
     y, x = np.divmod(np.arange(patches), grid[1])
-    places = np.broadcast_to(np.stack([y, x], axis=1).astype(np.float32), (SEEDS, patches, 2))  # small whole numbers
+    places = np.broadcast_to(np.stack([y, x], axis=1).astype(np.float32), (SEEDS, patches, 2))
     seeds = seed + np.arange(SEEDS, dtype=np.int64)
     masks = np.broadcast_to(keep, (SEEDS, patches))
     threads = 1 if multiprocessing.parent_process() else usable_cores()  # each process of a pool has its core

@@ -1,4 +1,4 @@
-"""Which untrained runs are the `random` null of which trained ones: those that are equal in every other option."""
+"""Finds the untrained runs that are the `random` null of a trained run: those that differ in weights and seed alone."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,23 +12,22 @@ _MAY_DIFFER = ("weights", "seed")
 
 
 def match_randoms(runs: Sequence[Run]) -> dict[Path, list[Run]]:
-    """The untrained runs that are the `random` null of each run, by its folder.
+    """Returns, by the folder of each run, the untrained runs that are its `random` null.
 
     Raises
     ------
     UserError
-        An untrained run is the null of none of the trained ones; the message names the difference. Another k, layer or
-        size would be another question.
+        If an untrained run is the null of no trained one; the message names the differences to the nearest of them.
     """
     trained = [run for run in runs if not run.is_random]
     found: dict[Path, list[Run]] = {run.folder: [] for run in runs}
     for random in runs if trained else ():
         if not random.is_random:
             continue
-        alike = [run for run in trained if not difference(run, random)]
+        alike = [run for run in trained if not _differences(run, random)]
         if not alike:
-            nearest = min(trained, key=lambda run: len(difference(run, random)))
-            gap = "; ".join(difference(nearest, random))
+            nearest = min(trained, key=lambda run: len(_differences(run, random)))
+            gap = "; ".join(_differences(nearest, random))
             raise UserError(
                 f"{random.folder} can't be the random null of {nearest.folder}: {gap}; "
                 "make it with the same options but --weights random and --seed, or leave it away"
@@ -38,17 +37,10 @@ def match_randoms(runs: Sequence[Run]) -> dict[Path, list[Run]]:
     return found
 
 
-def difference(trained: Run, random: Run) -> list[str]:
-    """Why an untrained run is not the same experiment as a trained one; empty where it is.
+def _differences(trained: Run, random: Run) -> list[str]:
+    """Returns a phrase for each difference but weights and seed; none where the untrained run is the other's null.
 
-    Parameters
-    ----------
-    trained, random
-        The two runs.
-
-    Returns
-    -------
-    A phrase for each result option but weights and seed that differs, and for the images where they do.
+    Images are compared only where everything else is equal.
     """
     parts = []
     for f in dataclasses.fields(Options):

@@ -1,4 +1,4 @@
-"""`batchjob stats RUN …`: runs and annotations to tables under RUN/stats and sentences on the screen."""
+"""`batchjob stats RUN …`: makes tables under RUN/stats of runs and their annotations, and sentences of the tables."""
 
 import json
 import tempfile
@@ -32,8 +32,8 @@ class _Manner:
     """How the tables of all runs are made."""
 
     pool: Pool
-    csv: bool  # beside the Parquet files
-    are_planned: bool  # the annotations are those that the runs were planned with
+    csv: bool  # whether a CSV file is written beside each Parquet file
+    are_planned: bool  # whether the annotations are those that the runs were planned with
 
 
 def run_stats(
@@ -45,28 +45,33 @@ def run_stats(
     verbose: bool = True,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[str]:
-    """Writes the tables of every run and returns what a person should read, line by line.
+    """Writes the tables of every run and says what they hold.
 
     Parameters
     ----------
     runs
-        Folders of runs. Untrained ones (`--weights random`) are the random null of the others of their options;
-        several trained ones are compared.
+        Folders of runs. An untrained run (`--weights random`) is the random null of the trained runs that have the
+        same options. Several trained runs are compared.
     annotations
-        COCO JSON or a VOC folder; by default those that each run was planned with.
+        COCO JSON or a VOC folder; by default the annotations that each run was planned with.
     csv
-        Writes a CSV file beside each Parquet file.
+        Whether to write a CSV file beside each Parquet file.
     jobs
-        Processes; 0: as many as pay.
+        How many processes; with 0, as many as are worth starting.
     verbose
-        Whether all is told, or the question with its answer, and where the rest stands.
+        Whether to say everything. Otherwise only the question, its answer, and where the rest can be read.
     say
-        Takes a line on what is being done.
+        Called with a line about each step as it begins.
+
+    Returns
+    -------
+    Lines for a person to read.
 
     Raises
     ------
     UserError
-        A folder is not a run or is named twice, a run has no labelled image, or its images are not in the annotations.
+        If a folder is not a run or is named twice, a run has no labelled image, or the annotations have none of its
+        images.
     """
     opened = [Run.checked(folder, stats=False) for folder in runs]
     if len({v.folder.resolve() for v in opened}) < len(opened):
@@ -90,7 +95,7 @@ def run_stats(
         for run in opened:
             folded, full = _tabulate(run, names[run.folder], randoms[run.folder], known[run.folder], manner)
             lines += ["", *(full if verbose else folded)]
-        # untrained runs are a null already, in every trained run's own table
+        # untrained runs are not compared: they are a null in the trained runs' own tables
         sides = [v for v in opened if not v.is_random] or opened
         if len(sides) > 1:
             lines += ["", *_compare(sides, known[sides[0].folder], manner)]
@@ -98,7 +103,7 @@ def run_stats(
 
 
 def _open_each(runs: Sequence[Run], annotations: str, say: Callable[[str], None]) -> dict[Path, Annotations | None]:
-    """The annotations of each run; one file is read once."""
+    """Opens the annotations of each run. A file that several runs share is read once."""
     opened: dict[str, AnnotationFiles] = {}
     found: dict[Path, Annotations | None] = {}
     for run in runs:
@@ -113,7 +118,7 @@ def _open_each(runs: Sequence[Run], annotations: str, say: Callable[[str], None]
 
 
 def _score(run: Run, annotations: Annotations | None, manner: _Manner) -> set[str]:
-    """Scores every image into RUN/scores.zarr and the tidy tables; the names of the scores."""
+    """Writes the scores of every image to RUN/scores.zarr and the tidy tables; returns the names of the scores."""
     from tqdm import tqdm
 
     try:
@@ -140,7 +145,7 @@ def _score(run: Run, annotations: Annotations | None, manner: _Manner) -> set[st
 def _tabulate(
     run: Run, names: set[str], randoms: Sequence[Run], annotations: Annotations | None, manner: _Manner
 ) -> tuple[list[str], list[str]]:
-    """Writes the tables that sum the scores of a run up and returns what they say, in few lines and in full."""
+    """Writes the tables that sum the scores of a run up; returns what they say, in a few lines and in full."""
     pool, csv = manner.pool, manner.csv
     summary = summarise(run, sorted(names), randoms, pool)
     selection = select_heads(run, summary, pool)
@@ -156,9 +161,12 @@ def _tabulate(
     main = catalogue.main_null("pair_ari")
     for row in selection[(selection.score == "pair_ari") & (selection.null == main)].to_dict("records"):
         lines += ["", *describe_modifiers(modifiers, row["layer"], row["head"], row["algorithm"])]
-    clusters: Sequence[str] = []
+    clusters: list[str] = []
     if run.options.get("scope") == "dataset":
-        clusters = codebook.write(run, annotations, csv=csv, are_planned=manner.are_planned)
+        found = codebook.tables(codebook.count(run, annotations, are_planned=manner.are_planned))
+        for name, table in found.items():
+            _write(table, run, name, csv=csv)
+        clusters = codebook.describe(found, is_annotated=annotations is not None)
         lines += ["", *clusters]
     tables = f"tables: {run.folder / 'stats'}"
     folded = text.fold(run, counts, answer, hints)
@@ -166,7 +174,7 @@ def _tabulate(
 
 
 def _compare(runs: Sequence[Run], annotations: Annotations | None, manner: _Manner) -> list[str]:
-    """Writes the paired tables beside the first run's own and returns what they say."""
+    """Writes the paired tables into the first run's folder and returns what they say."""
     if reason := comparable(runs):
         return [f"the runs are not compared patch by patch: {reason}"]
     common = compare(runs, annotations, manner.pool)

@@ -1,4 +1,4 @@
-"""The answer in sentences: what the head that one half of the images chose does on the other half."""
+"""Writes the answer in sentences: what the head that one half of the images chose does on the other half."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,21 +7,22 @@ import pandas as pd
 
 from batchjob.metrics import catalogue
 from batchjob.metrics.uncertainty import ENOUGH_IMAGES, is_enough
-from batchjob.stats.numbers import gain, number, p_value
+from batchjob.stats.numbers import gain, gain_interval, number, p_value
 from batchjob.stats.summary import SURE
 from batchjob.store.run import Run
 
-AN_EXAMPLE = 8  # images; fewer are told as an example
+_AN_EXAMPLE = 8  # images; a result on fewer is told as an example
 _QUESTION = "Do clusters of {rows} separate objects of the same class?"
 Row = Mapping[str, Any]  # of stats/selection.parquet
-# What each null model is, in the place of X in "0.44, against 0.21 X".
-AGAINST = {
+# The words for a null model in place of X in "0.44, against 0.21 X".
+_AGAINST = {
     "swap": "with other photos' objects",
     "position": "by position alone",
     "distance": "by distance alone",
     "random": "untrained",
 }
-THAN = {
+# The words for a null model in place of X in "does better X".
+_THAN = {
     "swap": "than with other photos' objects",
     "position": "than position alone",
     "distance": "than distance alone",
@@ -30,108 +31,98 @@ THAN = {
 
 
 def question(runs: Sequence[Run]) -> str:
-    """The study's question, of attention or of what stands in its place in these runs."""
+    """Asks the study's question about self-attention, and for a CNN about self-similarity."""
     rows = dict.fromkeys("self-similarity" if run.rows_name != "attention" else "self-attention" for run in runs)
     return _QUESTION.format(rows=" or ".join(rows))
 
 
-def head_name(run: Run, layer: int, head: int) -> str:
-    """`head 3`, with its layer where the run has several.
-
-    Parameters
-    ----------
-    run
-        Whose head.
-    layer, head
-        Their numbers.
-    """
+def _head_name(run: Run, layer: int, head: int) -> str:
     return f"head {head}" if len(run.layers) == 1 else f"head {head} of layer {layer}"
 
 
-def claim(score: str, rows_name: str) -> str:
-    """What a score says that a head does; of a CNN's self-similarity it does not say that it attends.
-
-    Parameters
-    ----------
-    score
-        Its name.
-    rows_name
-        What the run's rows are: `attention` or `self-similarity`.
-    """
+def _claim(score: str, rows_name: str) -> str:
+    """Says what a head with a high score does. A CNN's self-similarity is not said to attend."""
     row = catalogue.score(score)
     found = row.claim if row and row.claim else f"has {score.replace('_', ' ')}"
     return found if rows_name == "attention" else found.replace("attends", f"finds more {rows_name}")
 
 
 def sentence(run: Run, rows: Sequence[Row]) -> str:
-    """What the chosen head does on the other half of the images.
+    """Says what the chosen head does on the other half of the images.
 
-    It claims that the head does something only where the main null's test says so and the images are enough for a
-    claim.
+    The sentence claims something only if the main null's test is sure and there are enough images.
 
     Parameters
     ----------
     run
-        Whose head.
+        The run of the head.
     rows
-        Of stats/selection.parquet: one score's and algorithm's, one a null, the main one first.
+        Rows of stats/selection.parquet: those of one score and algorithm, one a null model, the main null first.
+
+    Returns
+    -------
+    One sentence with the score, the nulls, the gains with 95 % intervals and p-values.
     """
     main, score = rows[0], str(rows[0]["score"])
     row = catalogue.score(score)
     what = row.short if row and row.short else score.replace("_", " ")
-    who = head_name(run, main["layer"], main["head"])
+    who = _head_name(run, main["layer"], main["head"])
+    claim = _claim(score, run.rows_name)
     if len(run.algorithms) > 1 and main["algorithm"]:
         who += f" by {main['algorithm']}"
     value = f"{what} {number(main['mean'], 2)}"
-    if main["n"] < AN_EXAMPLE:
-        nulls = " and ".join(f"{number(r['null_mean'], 2)} {AGAINST[r['null']]}" for r in rows)
+    if main["n"] < _AN_EXAMPLE:
+        nulls = " and ".join(f"{number(r['null_mean'], 2)} {_AGAINST[r['null']]}" for r in rows)
         photos = f"{main['n']} photo{'s' if main['n'] > 1 else ''}"
         return f"An example, {photos}: {who} has {value}, against {nulls}."
     if not is_enough(main["n"], main["informative"]):
-        start = f"Too few to say whether {who} {claim(score, run.rows_name)}"
+        start = f"Too few to say whether {who} {claim}"
     elif main["p"] > SURE:
-        start = f"It is open whether {who} {claim(score, run.rows_name)}"
+        start = f"It is open whether {who} {claim}"
     elif main["gain"] > 0:
-        start = f"{who[0].upper()}{who[1:]} {claim(score, run.rows_name)}"
+        start = f"{who[0].upper()}{who[1:]} {claim}"
     else:
-        start = f"{who[0].upper()}{who[1:]} does worse {THAN[main['null']]}"
+        start = f"{who[0].upper()}{who[1:]} does worse {_THAN[main['null']]}"
     return f"{start}: {value}, against {' and '.join(_against(r, is_first=r is main) for r in rows)}."
 
 
 def _against(row: Row, *, is_first: bool) -> str:
-    interval = f"[{gain(row['gain_low'], 2)}, {gain(row['gain_high'], 2)}]"
-    parts = [f"{gain(row['gain'], 2)} {interval}"]
+    parts = [f"{gain(row['gain'], 2)} {gain_interval(row['gain_low'], row['gain_high'], 2)}"]
     if is_enough(row["n"], row["informative"]):
         parts.append(p_value(row["p"]))
     if is_first:
         parts += [f"n = {row['n']}", "chosen on the other half"]
-    return f"{number(row['null_mean'], 2)} {AGAINST[row['null']]} ({', '.join(parts)})"
+    return f"{number(row['null_mean'], 2)} {_AGAINST[row['null']]} ({', '.join(parts)})"
 
 
 def counts(rows: Sequence[Row]) -> str:
-    """How many heads do better and worse, by p-values corrected for their number; empty where nothing can be said."""
+    """Counts the heads that do better and worse than each null, from rows as of `sentence`; empty with few images."""
     if not is_enough(rows[0]["n"], rows[0]["informative"]):
         return ""
-    parts = [f"{r['better']} do better {THAN[r['null']]}, {r['worse']} worse" for r in rows]
+    parts = [f"{r['better']} do better {_THAN[r['null']]}, {r['worse']} worse" for r in rows]
     return f"Of {rows[0]['heads']} heads over all images, {'; '.join(parts)} (p ≤ {SURE} after Holm's correction)."
 
 
 def answer(run: Run, selection: pd.DataFrame) -> list[str]:
-    """The study's question answered, for each algorithm; nothing without objects.
+    """Answers the study's question for each algorithm.
 
     Parameters
     ----------
     run
-        That is asked.
+        The run that is asked.
     selection
         stats/selection.parquet.
+
+    Returns
+    -------
+    Sentences; none where the run has no scores against objects.
     """
     lines = []
     for rows in _grouped(selection, [catalogue.QUESTION]):
         lines.append(sentence(run, rows))
         lines += [found] if (found := counts(rows)) else []
         n = int(rows[0]["n"])
-        if AN_EXAMPLE <= n < ENOUGH_IMAGES:
+        if _AN_EXAMPLE <= n < ENOUGH_IMAGES:
             lines.append(
                 f"Under {ENOUGH_IMAGES} images (here {n}) a 95 % interval covers less than it says: 0.93 at 20, 0.90 "
                 "at 10, and far less for a score that is mostly 0."
@@ -140,16 +131,18 @@ def answer(run: Run, selection: pd.DataFrame) -> list[str]:
 
 
 def exploratory(run: Run, selection: pd.DataFrame, scores: Sequence[str] = ()) -> list[str]:
-    """The other scores, marked as exploratory: they are many, and their p-values are not corrected for that.
+    """Says what the other scores found, marked as exploratory: their p-values are not corrected for their number.
 
     Parameters
     ----------
-    run
-        That is asked.
-    selection
-        stats/selection.parquet.
+    run, selection
+        As `answer`.
     scores
-        Their names; by default all by which a head is chosen.
+        Names of scores; by default all scores by which a head is chosen.
+
+    Returns
+    -------
+    One sentence a score and algorithm.
     """
     wanted = scores or [s.name for s in catalogue.SCORES if s.is_chosen]
     return [
@@ -159,7 +152,7 @@ def exploratory(run: Run, selection: pd.DataFrame, scores: Sequence[str] = ()) -
 
 
 def _grouped(selection: pd.DataFrame, scores: Sequence[str]) -> list[list[Row]]:
-    """The rows of each of these scores and each algorithm, the score's main null first."""
+    """Groups the rows by score and algorithm, the score's main null first in each group."""
     found: list[list[Row]] = []
     for score in scores:
         mine = selection[selection["score"] == score] if len(selection) else selection

@@ -1,4 +1,4 @@
-"""The pass over a run: every image's scores, some hundred rows at a time."""
+"""Scores every image of a run, a block of rows at a time."""
 
 import functools
 from collections import Counter
@@ -20,26 +20,32 @@ from batchjob.store.run import Part, Run
 
 @dataclass(slots=True)
 class Scored:
-    """The scores of rows `start` on: arrays [n, M, L, H], [n, L, H] or [n, L], NaN where there is nothing to say."""
+    """The scores of a block of n rows."""
 
-    start: int
+    start: int  # the first row
+    # by score: [n, M, L, H], [n, L, H] or [n, L], NaN where the score is not defined
     arrays: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     pairs: list[tuple[int, PairTable]] = field(default_factory=list)  # (row, its pairs)
-    agreement: dict[str, NDArray[np.float64]] = field(default_factory=dict)  # kind -> [3, …] n, sum, sum of squares
-    counts: Counter[str] = field(default_factory=Counter)
+    # `heads` [3, M, L, H, H] and `algorithms` [3, L, H, M, M]: how many images, sum and sum of squares of the indices
+    agreement: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)  # images, pending, failed
 
 
 def score_run(run: Run, truth: Truth | None, pool: Pool) -> Iterator[Scored]:
-    """The scores of all rows in order, block by block.
+    """Scores all rows of a run.
 
     Parameters
     ----------
     run
-        With labels.
+        The run, finished or not.
     truth
-        The objects of all images; None: only the scores that need none.
+        The objects of its images; with None, only the scores that need none are computed.
     pool
-        Whose processes share the blocks.
+        The processes that share the blocks.
+
+    Yields
+    ------
+    The blocks, in the order of the rows.
     """
     return pool.map(functools.partial(_score_block, run, truth), blocks(run))
 
@@ -91,7 +97,7 @@ def _score_image(run: Run, part: Part, i: int, scene: Scene, result: Scored) -> 
 
 
 def _add_agreement(into: dict[str, NDArray[np.float64]], labels: NDArray[np.uint8]) -> None:
-    """Adds the indices between heads [M, L, H, H] and between algorithms [L, H, M, M] of an image's labels."""
+    """Adds one image's indices between heads [M, L, H, H] and between algorithms [L, H, M, M]."""
     algorithms, layers, heads, _ = labels.shape
     tables = {}
     if heads > 1:

@@ -1,4 +1,7 @@
-"""From every image's scores to one row a head: means, intervals, nulls, gains, p-values; and the head chosen fairly."""
+"""Sums the scores of all images up to one row a head, and chooses heads on one half of the images.
+
+A row has the mean, its interval, and for each null model the gain over it and a p-value.
+"""
 
 import functools
 from collections.abc import Sequence
@@ -27,19 +30,20 @@ def summarise(run: Run, names: Sequence[str], randoms: Sequence[Run], pool: Pool
     Parameters
     ----------
     run
-        With its scores in scores.zarr.
+        A run with scores.zarr.
     names
-        The arrays there, nulls among them.
+        The arrays of scores.zarr, nulls (`SCORE.NULL`) among them.
     randoms
-        Untrained runs of the same options.
+        Untrained runs of the same options, for the `random` null.
     pool
-        Whose processes share the scores.
+        The processes that share the scores.
 
     Returns
     -------
-    One row for each score, algorithm, layer, head and null: n, mean, interval; the null's mean, the gain, its p. A
-    score without a null has one row, `null` empty. `informative` counts the images whose value is not the most common
-    one. p_holm is corrected over the heads and layers of an algorithm and null.
+    One row for each score, algorithm, layer, head and null. `n`, `mean`, `low` and `high` are of the score;
+    `null_mean`, `gain` and `p` are of the images that have the null too. A score without a null has one row, whose
+    `null` is empty. `informative` counts the images whose value is not the most common one. `p_holm` is corrected over
+    the heads and layers of an algorithm and null.
     """
     work = functools.partial(_summarise_score, run, tuple(names), tuple(randoms))
     frames = [frame for frame in pool.map(work, sorted(n for n in names if "." not in n)) if len(frame)]
@@ -47,18 +51,18 @@ def summarise(run: Run, names: Sequence[str], randoms: Sequence[Run], pool: Pool
 
 
 def columns_of(run: Run, name: str) -> list[tuple[str, int, int]]:
-    """Which head each column of a score's array is of.
+    """Lists the heads that the C columns of a score's array belong to.
 
     Parameters
     ----------
     run
-        Whose heads.
+        The run that was scored.
     name
-        The score's.
+        The score's name.
 
     Returns
     -------
-    (algorithm, layer, head) of each column; '' and −1 where it has none.
+    (algorithm, layer, head) of each column. The algorithm is '' and the head −1 where the score has none.
     """
     dims = catalogue.dims_of(name)
     if "head" not in dims:
@@ -67,53 +71,22 @@ def columns_of(run: Run, name: str) -> list[tuple[str, int, int]]:
     return [(m, x, h) for m in algorithms for x in run.layers for h in run.heads]
 
 
-def nulls_of(
+def _nulls_of(
     run: Run, score: str, shape: tuple[int, ...], names: Sequence[str], randoms: Sequence[Run]
 ) -> dict[str, Floats]:
-    """Every null model that is at hand for a score, image by image.
-
-    Parameters
-    ----------
-    run
-        That is scored.
-    score
-        Its name.
-    shape
-        Of its values, (n, C).
-    names
-        The arrays in scores.zarr.
-    randoms
-        Untrained runs of the same options.
-
-    Returns
-    -------
-    null -> [n, C].
-    """
+    """Returns [n, C] of each null model that is known for a score of this shape, by the null's name."""
     found: dict[str, Floats] = {}
     for null in catalogue.nulls_of(score):
         if f"{score}.{null}" in names:
             found[null] = _read(run, f"{score}.{null}")
-    untrained = random_null(run, score, shape, randoms)
+    untrained = _random_null(run, score, shape, randoms)
     return found | ({} if untrained is None else {"random": untrained})
 
 
-def random_null(run: Run, score: str, shape: tuple[int, ...], randoms: Sequence[Run]) -> Floats | None:
-    """The mean of a score over untrained runs and over the heads of a layer, which are alike before training.
+def _random_null(run: Run, score: str, shape: tuple[int, ...], randoms: Sequence[Run]) -> Floats | None:
+    """Returns [n, C]: the mean of a score over untrained runs and over the heads of a layer; None without such runs.
 
-    Parameters
-    ----------
-    run
-        That is scored.
-    score
-        Its name.
-    shape
-        Of its values, (n, C).
-    randoms
-        Untrained runs of the same options.
-
-    Returns
-    -------
-    [n, C], or None without such runs.
+    The heads of a layer are averaged because they are alike before training.
     """
     parts = []
     for other in randoms:
@@ -139,7 +112,7 @@ def _summarise_score(run: Run, names: Sequence[str], randoms: Sequence[Run], sco
     values = _read(run, score)
     own, columns = interval(values), columns_of(run, score)
     telling = [informative(values[:, i]) for i in range(values.shape[1])]
-    found = nulls_of(run, score, values.shape, names, randoms)
+    found = _nulls_of(run, score, values.shape, names, randoms)
     rows: list[tuple[Any, ...]] = []
     for null, against in found.items() or [("", np.full_like(values, np.nan))]:
         gains = values - against
@@ -157,7 +130,7 @@ def _of(found: Interval, i: int) -> tuple[float, float, float]:
 
 
 def _corrected(p: Floats, columns: Sequence[tuple[str, int, int]]) -> Floats:
-    """[C]: p by Holm over the heads and layers of each algorithm."""
+    """Returns [C]: p-values corrected by Holm over the heads and layers of each algorithm."""
     corrected, algorithms = np.full(len(p), np.nan), np.array([m for m, _, _ in columns])
     for algorithm in np.unique(algorithms):
         corrected[algorithms == algorithm] = holm(p[algorithms == algorithm])
@@ -165,23 +138,24 @@ def _corrected(p: Floats, columns: Sequence[tuple[str, int, int]]) -> Floats:
 
 
 def select_heads(run: Run, summary: pd.DataFrame, pool: Pool) -> pd.DataFrame:
-    """The best head of each score and algorithm, chosen on one half of the images, with the other half's figures.
+    """Chooses the best head of each score and algorithm on one half of the images, and measures it on the other half.
 
-    Best is the largest mean gain over the score's first null (`swap`).
+    The best head has the largest mean gain over the score's main null.
 
     Parameters
     ----------
     run
-        With its scores in scores.zarr.
+        A run with scores.zarr.
     summary
-        As `summarise` gives it.
+        What `summarise` returns.
     pool
-        Whose processes share the scores.
+        The processes that share the scores.
 
     Returns
     -------
-    A row for each null that the score meets; `worse` and `better` count the heads whose gain over all images is sure
-    after Holm's correction.
+    One row for each score, algorithm and null. `chosen_n` and `chosen_gain` are of the half that chose; all other
+    figures of the head are of the other half. `heads` counts the heads; `worse` and `better` count those whose gain
+    over all images is below or above zero after Holm's correction.
     """
     names = [s.name for s in catalogue.SCORES if s.is_chosen and s.name in set(summary["score"])]
     rows = [row for found in pool.map(functools.partial(_select_of_score, run), names) for row in found]
@@ -191,7 +165,7 @@ def select_heads(run: Run, summary: pd.DataFrame, pool: Pool) -> pd.DataFrame:
 
 
 def _counts(summary: pd.DataFrame, row: Any) -> tuple[int, int, int]:
-    """(worse, better, all): heads of this score, algorithm and null, by their corrected p."""
+    """Counts the heads of this score, algorithm and null: (worse, better, all), by their corrected p."""
     mine = summary[(summary.score == row["score"]) & (summary.algorithm == row["algorithm"])]
     mine = mine[mine.null == row["null"]]
     sure = mine[mine.p_holm <= SURE]
@@ -226,14 +200,18 @@ def _select_of_score(run: Run, score: str) -> list[tuple[Any, ...]]:
 
 
 def agreement_table(run: Run, sums: dict[str, NDArray[np.float64]]) -> pd.DataFrame:
-    """Mean adjusted Rand index between each two heads of a layer and each two algorithms, with a normal 95 % interval.
+    """Tabulates how well each two heads of a layer, and each two algorithms, agree.
 
     Parameters
     ----------
     run
-        Whose labels were compared.
+        The run whose labels were compared.
     sums
-        kind -> [3, …]: how many images, the sum and the sum of squares of their indices.
+        As `Scored.agreement`, over all images.
+
+    Returns
+    -------
+    One row for each pair: the mean adjusted Rand index over `n` images and its normal 95 % interval.
     """
     rows = []
     for kind, (n, total, squares) in sums.items():

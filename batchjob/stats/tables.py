@@ -1,4 +1,4 @@
-"""Scores on disk: arrays in scores.zarr, one tidy table of all, and the table of pairs; written as they come."""
+"""Writes scores to disk block by block: arrays in scores.zarr, one tidy table of all scores, and the table of pairs."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ from batchjob.store import lifecycle as store
 from batchjob.store.run import Run
 
 _DIMS = {4: ("image", "algorithm", "layer", "head"), 3: ("image", "layer", "head"), 2: ("image", "layer")}
-_NO_HEAD = -1  # in the tidy table, of scores that are a layer's
-TIDY = pa.schema(
+_NO_HEAD = -1  # the head, in the tidy table, of scores that belong to a layer
+_TIDY = pa.schema(
     [
         ("image_id", pa.dictionary(pa.int32(), pa.string())),
         ("algorithm", pa.dictionary(pa.int8(), pa.string())),
@@ -33,7 +33,11 @@ TIDY = pa.schema(
 
 
 class Tables:
-    """Takes the scores of a run block by block: RUN/scores.zarr, RUN/stats/scores.parquet, RUN/stats/pairs.parquet."""
+    """Writes RUN/scores.zarr, RUN/stats/scores.parquet and RUN/stats/pairs.parquet; with `csv`, the tables as CSV too.
+
+    Used in a `with` block, whose end closes the files. `written` has the names of the scores so far; `counts` and
+    `agreement` are the sums of those of all blocks.
+    """
 
     def __init__(self, run: Run, *, csv: bool) -> None:
         self._run, self._ids = run, run.ids
@@ -41,8 +45,8 @@ class Tables:
         self._folder.mkdir(exist_ok=True)
         self._group = _open_scores(run, self._ids)
         self._names = [n for names in catalogue.labelling_arrays().values() for n in names]
-        self._tidy = pq.ParquetWriter(self._folder / "scores.parquet", TIDY, compression="zstd")
-        self._tidy_csv = pa_csv.CSVWriter(self._folder / "scores.csv", _plain(TIDY)) if csv else None
+        self._tidy = pq.ParquetWriter(self._folder / "scores.parquet", _TIDY, compression="zstd")
+        self._tidy_csv = pa_csv.CSVWriter(self._folder / "scores.csv", _plain(_TIDY)) if csv else None
         self._pairs = pq.ParquetWriter(self._folder / "pairs.parquet", _pair_schema(run), compression="zstd")
         self._pairs_csv = pa_csv.CSVWriter(self._folder / "pairs.csv", _pair_schema(run)) if csv else None
         self.written: set[str] = set()
@@ -50,19 +54,19 @@ class Tables:
         self.agreement: dict[str, NDArray[np.float64]] = {}
 
     def add(self, scored: Scored) -> None:
-        """Appends a block; blocks come in order."""
+        """Appends a block. Blocks have to come in the order of their rows."""
         for name, values in scored.arrays.items():
             if name not in self.written:
                 self.written.add(name)
                 if name not in self._names:
                     self._create(name, values)
-            if name not in self._names:  # those are labelling's own, in the store already
+            if name not in self._names:  # labelling has stored those itself
                 array: Any = self._group[name]
                 array[scored.start : scored.start + len(values)] = values
         for table in self._tidy_tables(scored):
             self._tidy.write_table(table)
             if self._tidy_csv is not None:
-                self._tidy_csv.write_table(table.cast(_plain(TIDY)))
+                self._tidy_csv.write_table(table.cast(_plain(_TIDY)))
         table = self._pair_table(scored)
         if table.num_rows:
             self._pairs.write_table(table)
@@ -105,7 +109,7 @@ class Tables:
                 pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int16)), pa.array([name])),
                 pa.array(values[where].astype(np.float32)),
             ]
-            tables.append(pa.Table.from_arrays(columns, schema=TIDY))
+            tables.append(pa.Table.from_arrays(columns, schema=_TIDY))
         return [pa.concat_tables(tables).unify_dictionaries()] if tables else []
 
     def _pair_table(self, scored: Scored) -> pa.Table:
@@ -139,7 +143,11 @@ def _labellings(run: Run) -> list[str]:
 
 
 def _pair_schema(run: Run) -> pa.Schema:
-    """One row a pair; `ari/ALGORITHM/LAYER/HEAD` and `position/…` columns, as long rows would repeat modifiers."""
+    """Returns the columns of the table of pairs.
+
+    A pair has one row, with columns `ari/ALGORITHM/LAYER/HEAD` and `position/ALGORITHM/LAYER/HEAD`. One row a head
+    would repeat the pair's distance and sizes in each.
+    """
     modifiers = [("category", pa.int32()), ("first", pa.int32()), ("second", pa.int32())]
     modifiers += [(name, pa.float32()) for name in ("distance", "box_iou", "smaller", "larger")]
     scores = [(f"{kind}/{name}", pa.float32()) for kind in ("ari", "position") for name in _labellings(run)]
@@ -151,12 +159,12 @@ def _plain(schema: pa.Schema) -> pa.Schema:
 
 
 def _open_scores(run: Run, ids: Sequence[str]) -> zarr.Group:
-    """RUN/scores.zarr to write to; made with its coordinates where labelling scored nothing."""
+    """Opens RUN/scores.zarr to write to. Makes it with its coordinates where labelling computed no scores."""
     path = run.folder / "scores.zarr"
     if path.is_dir():
         group = zarr.open_group(str(path), mode="r+", zarr_format=3, use_consolidated=False)
         labelled = {n for names in catalogue.labelling_arrays().values() for n in names}
-        for name, array in list(group.arrays()):  # what an earlier `stats` left may be of other annotations
+        for name, array in list(group.arrays()):  # deletes what an earlier `stats`, of other annotations perhaps, left
             dims: Any = getattr(array.metadata, "dimension_names", None) or ("",)
             if dims[0] == "image" and name not in labelled and name != "image_id":
                 del group[name]

@@ -1,4 +1,4 @@
-"""The tables as a person reads them: what a run holds, the best heads first with the nulls beside them."""
+"""Writes what `batchjob stats` prints: what a run holds, its best heads with their nulls, and what is missing."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,28 +9,17 @@ import pandas as pd
 from batchjob.config import as_arguments
 from batchjob.metrics import catalogue
 from batchjob.stats import sentences
-from batchjob.stats.numbers import gain, number, p_value
+from batchjob.stats.numbers import gain, gain_interval, number, p_number
 from batchjob.store.run import Run
 
-MOST_ROWS = 16
-LEFT_OUT = "left out: "  # how the keys of counts.json begin that count annotations by what is wrong with them
+_MOST_ROWS = 16  # of a table of heads
+LEFT_OUT = "left out: "  # in counts.json, begins the keys that count annotations by what is wrong with them
 
 
-def head_table(run: Run, summary: pd.DataFrame, score: str) -> list[str]:
-    """A table of one score, a line a head, the best first: mean and interval; each null, the gain over it and its p.
+def _head_table(run: Run, summary: pd.DataFrame, score: str) -> list[str]:
+    """Writes a table of one score, a line a head, the best first; no line where no head has the score.
 
-    Parameters
-    ----------
-    run
-        Whose heads.
-    summary
-        stats/summary.parquet.
-    score
-        Its name.
-
-    Returns
-    -------
-    Lines; none where no head has the score.
+    A line has the mean and its interval; for each null model its mean, the gain over it and the p-value.
     """
     found = summary[(summary.score == score) & summary["mean"].notna() & (summary["head"] >= 0)]
     if found.empty:
@@ -45,7 +34,7 @@ def head_table(run: Run, summary: pd.DataFrame, score: str) -> list[str]:
     heading += [name for null in nulls for name in (null, "gain", "interval", "p")] + ["n"]
     against = f" against {' and '.join(nulls)}; p by Holm" if nulls else ""
     lines = [f"{score} by head, best first, with 95 % intervals over images{against}", _line(heading, widths)]
-    records: list[dict[str, Any]] = main.head(MOST_ROWS).to_dict("records")  # type: ignore[assignment]
+    records: list[dict[str, Any]] = main.head(_MOST_ROWS).to_dict("records")  # type: ignore[assignment]
     for row in records:
         place = (row["algorithm"], row["layer"], row["head"])
         cells = [row["algorithm"] or "–", str(row["layer"]), str(row["head"])]
@@ -53,16 +42,16 @@ def head_table(run: Run, summary: pd.DataFrame, score: str) -> list[str]:
         for null in nulls:
             cells += _against(by_null[null].loc[[place]].iloc[0])
         lines.append(_line([*cells, str(row["n"])], widths))
-    if len(main) > MOST_ROWS:
-        lines.append(f"… {len(main) - MOST_ROWS} more in {run.folder / 'stats' / 'summary.parquet'}")
+    if len(main) > _MOST_ROWS:
+        lines.append(f"… {len(main) - _MOST_ROWS} more in {run.folder / 'stats' / 'summary.parquet'}")
     return lines
 
 
 def _against(row: Any) -> list[str]:
     if not np.isfinite(row["gain"]):
         return ["–"] * 4
-    p = p_value(row["p_holm"]).removeprefix("p = ").removeprefix("p ").replace("unknown", "–")
-    return [number(row["null_mean"]), gain(row["gain"]), f"[{gain(row['gain_low'])}, {gain(row['gain_high'])}]", p]
+    interval = gain_interval(row["gain_low"], row["gain_high"])
+    return [number(row["null_mean"]), gain(row["gain"]), interval, p_number(row["p_holm"])]
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
@@ -70,16 +59,20 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def describe(run: Run, counts: Mapping[str, int], summary: pd.DataFrame, selection: pd.DataFrame) -> list[str]:
-    """What `batchjob stats` prints about one run: what it holds, its heads, and what they say.
+    """Says all that the statistics found about one run: what it holds, its heads, and the sentences about them.
 
     Parameters
     ----------
     run
-        That was scored.
+        The run that was scored.
     counts
         stats/counts.json.
     summary, selection
-        The tables of these names.
+        stats/summary.parquet and stats/selection.parquet.
+
+    Returns
+    -------
+    Lines to print.
     """
     height, width = run.geometry.grid
     weights = ", untrained" if run.is_random else ""
@@ -102,9 +95,9 @@ def describe(run: Run, counts: Mapping[str, int], summary: pd.DataFrame, selecti
             if counts.get(cause):
                 lines.append(f"{counts[cause]:,} images are {cause}: left out")
     lines += left_out(counts)
-    tables = [head_table(run, summary, s) for s in (catalogue.QUESTION, "pair_auc_matched")]
+    tables = [_head_table(run, summary, s) for s in (catalogue.QUESTION, "pair_auc_matched")]
     if not any(tables):
-        tables = [head_table(run, summary, s) for s in ("coherence", "attention_distance")]
+        tables = [_head_table(run, summary, s) for s in ("coherence", "attention_distance")]
     for table in tables:
         lines += ["", *table] if table else []
     said = sentences.answer(run, selection) + sentences.exploratory(run, selection)
@@ -112,7 +105,21 @@ def describe(run: Run, counts: Mapping[str, int], summary: pd.DataFrame, selecti
 
 
 def fold(run: Run, counts: Mapping[str, int], answer: Mapping[str, Any], hints: Sequence[str]) -> list[str]:
-    """Says in a few lines what `describe` does: the run, the question and its answer, else the first of the hints."""
+    """Says in a few lines what the statistics found: the run, the question and its answer.
+
+    Parameters
+    ----------
+    run, counts
+        As `describe`.
+    answer
+        stats/answer.json: `question` and `lines`.
+    hints
+        What `missing_inputs` returns. The first one takes the place of an answer that has no lines.
+
+    Returns
+    -------
+    Lines to print.
+    """
     untrained = ", untrained" if run.is_random else ""
     lines = [
         f"{run.name}: {run.model}{untrained}, {counts.get('images', 0):,} images, {counts.get('failed', 0):,} failed"
@@ -127,24 +134,28 @@ def fold(run: Run, counts: Mapping[str, int], answer: Mapping[str, Any], hints: 
 
 
 def left_out(counts: Mapping[str, int]) -> list[str]:
-    """A line for each cause for which annotations were left out, the most common first."""
+    """Writes a line for each cause for which annotations were left out, the most common first."""
     found = [(n, name.removeprefix(LEFT_OUT)) for name, n in counts.items() if name.startswith(LEFT_OUT)]
     return [f"{n:,} annotations left out: {cause}" for n, cause in sorted(found, reverse=True)]
 
 
 def missing_inputs(run: Run, names: Sequence[str], *, has_annotations: bool, has_random: bool) -> list[str]:
-    """For every score that could not be had, the command that would give it.
+    """Says for each group of missing scores which command would give them.
 
     Parameters
     ----------
     run
-        That was scored.
+        The run that was scored.
     names
-        The arrays in scores.zarr.
+        The arrays of scores.zarr.
     has_annotations
         Whether objects are known.
     has_random
         Whether untrained runs were given.
+
+    Returns
+    -------
+    One line a group; none where nothing is missing.
     """
     hints = []
     others = as_arguments(run.options, without=("weights", "seed", "scores", "annotations"))

@@ -1,4 +1,4 @@
-"""The objects of all images of a run, computed once and laid out as flat files that the processes map."""
+"""Computes the objects of all images of a run once, and keeps them in flat files that the processes map into memory."""
 
 import functools
 from collections import Counter
@@ -17,29 +17,30 @@ from batchjob.metrics.objects import Objects
 from batchjob.stats.pool import Pool, blocks
 from batchjob.store.run import Part, Run
 
-# Files of one number an entry; `covered` holds only patches that an object covers at all: most of a mask is empty.
+# The files and their dtypes, for n images with m objects in all, image after image. Coverage is kept sparse, because
+# most objects cover few patches: `covered_*` list only the patches that an object covers at least in part.
 _DTYPES = {
-    "owner": np.int16,  # [n, P]
-    "count": np.int64,  # [n] objects of each image, −1 where nobody annotated it
-    "shape": np.int64,  # [n] which patches are image, as a number
-    "category": np.int32,  # of all objects, image after image
-    "box": np.float32,  # [objects, 4] in patches
-    "covered_count": np.int64,  # [objects] patches that each covers
-    "covered_patch": np.int32,
-    "covered_share": np.float32,
+    "owner": np.int16,  # [n, P] the image's object that owns each patch, −1 for none
+    "count": np.int64,  # [n] objects of each image, −1 where it is not annotated
+    "shape": np.int64,  # [n] a number that is equal where the same patches are image and not padding
+    "category": np.int32,  # [m]
+    "box": np.float32,  # [m, 4] in patches
+    "covered_count": np.int64,  # [m] patches that each object covers
+    "covered_patch": np.int32,  # [sum of covered_count] the patch
+    "covered_share": np.float32,  # [sum of covered_count] the share of it that is covered
 }
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What `lay_out` wrote, mapped rather than read."""
+    """The objects of all images of a run, read from the files that `lay_out` wrote."""
 
     folder: Path
-    patches: int
-    seed: int
+    patches: int  # of an image
+    seed: int  # of the `swap` null
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _open, (self.folder, self.patches, self.seed)  # a process looks through it once, not for every task
+        return _open, (self.folder, self.patches, self.seed)  # each process opens the files once and not for every task
 
     @functools.cached_property
     def _files(self) -> dict[str, NDArray[Any]]:
@@ -51,7 +52,7 @@ class Truth:
 
     @functools.cached_property
     def _starts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Where each image's objects start, and each object's covered patches."""
+        """Returns where each image's objects start, and where each object's covered patches start."""
         counts = np.maximum(self._files["count"], 0), self._files["covered_count"]
         objects, covered = (np.concatenate([[0], np.cumsum(c)]) for c in counts)
         return objects, covered
@@ -68,7 +69,7 @@ class Truth:
         return Donors(np.maximum(counts, 0), has_twins, self._files["shape"], seed=self.seed)
 
     def of(self, row: int) -> Objects | None:
-        """The objects of a row; None where nobody annotated the image, or at another size."""
+        """Returns the objects of a row; None if its image is not labelled, or not annotated at its own size."""
         files, (starts, covered) = self._files, self._starts
         if files["count"][row] < 0:
             return None
@@ -85,14 +86,18 @@ class Truth:
         )
 
     def donors(self, row: int, keep: NDArray[np.bool_] | None) -> list[Objects]:
-        """The objects of the other photos that the `swap` null lends to an image.
+        """Returns the objects that the `swap` null lends to an image.
 
         Parameters
         ----------
         row
-            The image's.
+            The row of the image.
         keep
-            [P] False for the image's own padding: what falls there is left out.
+            bool [P], false in the image's own padding; None where it has none. Objects lose the patches there.
+
+        Returns
+        -------
+        The objects of each of the other photos.
         """
         lent = [self.of(int(other)) for other in self._donors.of(row)]
         return [objects.inside(keep) for objects in lent if objects is not None]
@@ -106,21 +111,26 @@ def _open(folder: Path, patches: int, seed: int) -> Truth:
 def lay_out(
     run: Run, annotations: Annotations, folder: Path, pool: Pool, *, are_planned: bool
 ) -> tuple[Truth, Counter[str]]:
-    """Writes the objects of all labelled images to files, and counts them and the images that have none.
+    """Writes the objects of all labelled images to files, and counts annotated images and instances.
 
     Parameters
     ----------
     run
-        With labels.
+        The run whose images are annotated.
     annotations
-        Of its images.
+        Its annotations.
     folder
-        Where the files go.
+        An empty folder for the files.
     pool
-        Whose processes share the images.
+        The processes that share the images.
     are_planned
-        The annotations are those of the plan: who owns which patch is then read from labels.zarr, and only the masks of
-        objects that own something are decoded, for their coverage and boxes.
+        Whether the annotations are those of the plan. If so, the owner of each patch is read from labels.zarr. Only
+        the masks of objects that own a patch are then decoded, for their coverage and boxes.
+
+    Returns
+    -------
+    The objects, and the counts by name: `annotated`, `not annotated`, `annotated at another size`, `instances`,
+    `instances kept`, `with two of a category`.
     """
     ids, counts = run.ids, Counter[str]()
     tasks = ((*rows, [annotations.image(i) for i in ids[slice(*rows)]]) for rows in blocks(run))
@@ -166,7 +176,7 @@ def _lay_out_block(
 
 
 def _find(run: Run, part: Part, i: int, image: ImageAnnotations | None, counts: Counter[str]) -> PatchInstances | None:
-    """The image's instances; None, and counted, where nobody annotated it or the annotation is of another size."""
+    """Finds and counts the image's instances; None where it is not annotated, or annotated at another size."""
     height, width = int(part.height[i]), int(part.width[i])
     if image is None or not image.fits(height, width):
         counts["not annotated" if image is None else "annotated at another size"] += 1
