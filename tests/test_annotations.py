@@ -80,7 +80,7 @@ def test_a_patch_belongs_to_the_instance_that_covers_it_most_if_it_covers_half(t
     assert found.total == 2
     assert len(found.category) == 1  # the second owns no patch
     assert found.coverage.tolist() == [[1, 0, 1, 1]]
-    assert found.area.tolist() == [3]
+    assert found.coverage.sum(axis=1).tolist() == [3]
 
 
 def test_exactly_half_is_enough(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Annotations of a data set, COCO's or VOC's: which image is which, and its instances on the patch grid."""
+"""Opens the annotations of a data set, COCO's or VOC's: finds those of each image, and lays them on the patch grid."""
 
 import glob
 import os
@@ -17,15 +17,15 @@ from batchjob.data.masks import Box, Instance, Rle, read_masks
 from batchjob.errors import UserError
 from batchjob.geometry import Geometry
 
-MIN_PATCHES = 2  # an instance that owns fewer is left out: the grid is too coarse for it
+MIN_PATCHES = 2  # an instance that owns fewer patches is left out: the grid is too coarse for it
 COVERAGE_STEPS = 100_000  # coverage is rounded to 5 decimals before it is compared
 
 
 @dataclass(frozen=True, slots=True)
 class ImageAnnotations:
-    """What is known about one image; `height` and `width` are 0 where the file does not say them."""
+    """The annotations of one image; `height` and `width` are in pixels, and 0 where the entry does not state them."""
 
-    key: str
+    key: str  # the file name of the entry, or its id
     height: int
     width: int
     instances: tuple[Instance, ...] = ()
@@ -34,18 +34,28 @@ class ImageAnnotations:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) as the file says it. Raises UserError where it does not."""
+        """(height, width) in pixels that the entry or a mask of it states. Raises UserError where neither does."""
         if sizes := self._sizes():
             return sizes[0]
         raise UserError(f"the annotations of {self.key} have neither height nor width; add them to `images`")
 
     @property
     def has_size(self) -> bool:
-        """Whether the file says the image's size."""
+        """Whether the entry or a mask of it states the image's size."""
         return bool(self._sizes())
 
     def fits(self, height: int, width: int) -> bool:
-        """Whether the annotation was drawn on an image of this size (after the EXIF rotation)."""
+        """Says whether the annotations were drawn on an image of this size.
+
+        Parameters
+        ----------
+        height, width
+            Of the image in pixels, after the EXIF rotation.
+
+        Returns
+        -------
+        Whether every size that the entry and its masks state is this one; True where they state none.
+        """
         return all(size == (height, width) for size in self._sizes())
 
     def _sizes(self) -> list[tuple[int, int]]:
@@ -55,17 +65,17 @@ class ImageAnnotations:
 
 @dataclass(frozen=True, slots=True)
 class PatchInstances:
-    """The instances of one image on its patch grid; m of them own at least `MIN_PATCHES` patches."""
+    """The m instances of one image that own at least `MIN_PATCHES` patches of its grid."""
 
-    owner: NDArray[np.int16]  # [P] index into the m instances, -1 where none covers half of the patch
+    owner: NDArray[np.int16]  # [P] place among the m instances, -1 where none of them covers half of the patch
     category: NDArray[np.int32]  # [m]
     coverage: NDArray[np.float32]  # [m, P] share of each patch that the instance covers
     boxes: NDArray[np.float32]  # [m, 4] left, top, right, bottom in pixels of the model's input
-    total: int  # instances that are not crowds, before the small ones were left out
-    index: NDArray[np.int32]  # [m] which of the image's masks each is: the same on every grid
+    total: int  # instances that are not crowds, those that own too few patches included
+    index: NDArray[np.int32]  # [m] the number of each among the image's annotations, the same on every grid
 
     def only(self, wanted: NDArray[np.integer[Any]]) -> "PatchInstances":
-        """The same without the instances whose `index` is not in `wanted`; their patches are nobody's."""
+        """Returns a copy with those instances whose `index` is in `wanted`; the patches of the others get owner −1."""
         kept = np.flatnonzero(np.isin(self.index, wanted))
         renumber = np.full(len(self.index) + 1, -1, np.int16)  # the last entry answers for -1
         renumber[kept] = np.arange(len(kept))
@@ -78,22 +88,20 @@ class PatchInstances:
             index=self.index[kept],
         )
 
-    @property
-    def area(self) -> NDArray[np.float32]:
-        """[m] in patches, the parts of patches counted."""
-        return np.asarray(self.coverage.sum(axis=1, dtype=np.float32))
-
 
 @dataclass(slots=True)
 class AnnotationFiles:
-    """All annotations of one or several files, entry after entry; `left_out` counts those without a usable mask."""
+    """The entries of one or several annotation files; an entry holds the annotations of one image.
+
+    `left_out` counts by cause the annotations that have no usable mask.
+    """
 
     source: str
     categories: dict[int, str] = field(default_factory=dict)
     left_out: Counter[str] = field(default_factory=Counter)
     keys: list[str] = field(default_factory=list)  # file names; ids where no entry has one
     has_names: bool = True
-    _coco: list[tuple[int, coco.CocoFile]] = field(default_factory=list)  # the number of its first entry, ascending
+    _coco: list[tuple[int, coco.CocoFile]] = field(default_factory=list)  # number of the file's first entry, ascending
     _voc: list[voc.File] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -103,7 +111,7 @@ class AnnotationFiles:
         return (self.at(i) for i in range(len(self)))
 
     def at(self, i: int) -> ImageAnnotations:
-        """Entry i, read from its file now."""
+        """Reads entry i from its file."""
         if self._voc:
             one = self._voc[i]
             return ImageAnnotations(one.stem, one.height, one.width, voc_objects=one.objects, voc_classes=one.classes)
@@ -112,17 +120,31 @@ class AnnotationFiles:
         return ImageAnnotations(self.keys[i], height, width, file.instances(i - first))
 
     def image(self, image_id: str) -> ImageAnnotations | None:
-        """The annotations of an image by itself; `join` says more about a whole data set."""
+        """Returns the annotations of one image by its id, or None where no entry is of it; `join` is for a data set.
+
+        Raises UserError where two entries fit the id equally well.
+        """
         entry = int(self._find([image_id])[0])
         return self.at(entry) if entry >= 0 else None
 
     def join(self, ids: Sequence[str], data: str) -> "Annotations":
-        """The annotations of the images of these ids; `data` is what the message calls them.
+        """Finds the entry of each image of a data set.
+
+        Parameters
+        ----------
+        ids
+            Of all images of the data set, as its index gives them.
+        data
+            What an error message calls the data set.
+
+        Returns
+        -------
+        The entries that were found, by the ids of their images.
 
         Raises
         ------
         UserError
-            None of them is annotated, or which is which can't be told.
+            No image is annotated, two entries fit one image equally well, or two images fit one entry equally well.
         """
         found = self._find(ids)
         if (found < 0).all():
@@ -139,20 +161,20 @@ class AnnotationFiles:
 
 @dataclass(slots=True)
 class Annotations:
-    """The annotations of a data set, by its images' ids: `image("val2017/000000000139.jpg")`."""
+    """The annotations of a data set, found by the ids of its images, such as `val2017/000000000139.jpg`."""
 
     files: AnnotationFiles
-    entries: dict[str, int]  # of the annotated images
-    image_count: int
+    entries: dict[str, int]  # id → number of the entry, for the images that are annotated
+    image_count: int  # of the data set
 
     @property
     def source(self) -> str:
-        """The file, the files or the folder that was given."""
+        """The path or paths that were given; for VOC the folder that holds SegmentationObject/."""
         return self.files.source
 
     @property
     def categories(self) -> dict[int, str]:
-        """Names by number."""
+        """The names of the categories by their numbers."""
         return self.files.categories
 
     @property
@@ -161,12 +183,12 @@ class Annotations:
         return self.files.left_out
 
     def image(self, image_id: str) -> ImageAnnotations | None:
-        """The annotations of one of the data's images; None where it has none."""
+        """Returns the annotations of one of the data's images by its id, or None where it has none."""
         entry = self.entries.get(image_id)
         return None if entry is None else self.files.at(entry)
 
     def remarks(self) -> list[str]:
-        """What a user should know before any work: how many images are annotated, and what was left out."""
+        """Returns lines for the user: how many images are annotated, whether folders differ, what was left out."""
         lines = [f"annotations: {len(self.entries):,} of {self.image_count:,} images are annotated"]
         pairs = ((row, self.files.keys[entry]) for row, entry in self.entries.items())
         apart = [pair for pair in pairs if self.files.has_names and not have_same_folders(*pair)]
@@ -179,9 +201,9 @@ class Annotations:
 
 
 def open_annotations(path: str | os.PathLike[str]) -> AnnotationFiles:
-    """The annotations of a COCO JSON, several of them (joined by commas), a COCO root or a VOC folder.
+    """Opens the annotations of a COCO JSON, of several (paths joined by commas), of a COCO root or of a VOC folder.
 
-    Raises UserError where there are none, or the file is not what it should be.
+    Raises UserError where nothing is annotated, or a file can't be read as annotations.
     """
     text = os.fspath(path)
     paths = [text] if os.path.exists(text) else [p for p in text.split(",") if p]
@@ -212,7 +234,7 @@ def open_annotations(path: str | os.PathLike[str]) -> AnnotationFiles:
 
 
 def _split_of(path: str) -> str:
-    """`val2017/` of instances_val2017.json: two splits may hold files of one name."""
+    """Returns `val2017/` for instances_val2017.json, since two splits may hold files of one name; else nothing."""
     name = os.path.splitext(os.path.basename(path))[0]
     return name.partition("_")[2] + "/" if name.startswith(("instances_", "panoptic_")) else ""
 
@@ -225,19 +247,31 @@ def instances_on_grid(
     *,
     known: NDArray[np.integer[Any]] | None = None,
 ) -> PatchInstances:
-    """The instances of a `height` × `width` image on the patch grid: a patch's owner covers it most, and at least half.
+    """Lays the instances of one image on the patch grid, and finds the instance that owns each patch.
 
-    Of instances that cover a patch equally, to 5 decimals, the one of the smaller mask (in pixels of the image) owns
-    it, since it lies in front; then the earlier one. Coverage is a quotient of whole numbers, so the owners are the
-    same on every machine. Crowds are not instances; those that own fewer than `MIN_PATCHES` patches are left out.
+    The owner is the instance that covers most of the patch, if that is at least half of it. Where two cover a patch
+    equally (to 5 decimals), the one with the smaller mask owns it, since it lies in front; of equal masks, the first.
+    Coverage is a quotient of whole numbers, so the owners are the same on every machine. Crowds are not instances.
+    Instances that own fewer than `MIN_PATCHES` patches are left out.
 
-    `known` [P]: which of the image's masks owns each patch, −1 for none, where that was found before; the masks that
-    own nothing are then not decoded.
+    Parameters
+    ----------
+    ann
+        The annotations of the image.
+    geometry
+        The patch grid, and how the image is fitted to it.
+    height, width
+        Of the image in pixels, after the EXIF rotation.
+    known
+        [P] number of each patch's owner among the image's annotations, −1 for none, where it was found before: the
+        masks that own nothing are then not decoded. None: the owners are found.
 
     Raises
     ------
     ValueError
-        The annotation was drawn on an image of another size.
+        The annotations were drawn on an image of another size.
+    UserError
+        A picture that holds the masks can't be read, or is of another size.
     """
     if not ann.fits(height, width):
         raise ValueError(f"{ann.key}: annotated at {ann.height}x{ann.width}, the image is {height}x{width}")
@@ -268,14 +302,18 @@ def instances_on_grid(
 
 
 def find_owners(coverage: NDArray[np.floating[Any]], area: NDArray[np.integer[Any]]) -> NDArray[np.int16]:
-    """int16 [P]: the instance that covers each patch most, −1 where none covers half of it.
+    """Finds the instance that covers most of each patch, if that is at least half of it.
 
     Parameters
     ----------
     coverage
         [m, P] share of each patch that each instance covers, rounded to 5 decimals.
     area
-        [m] of each instance; of equal coverage the smaller owns the patch, of equal areas the earlier.
+        [m] of each mask in pixels. Where two cover a patch equally, the smaller owns it; of equal areas, the first.
+
+    Returns
+    -------
+    int16 [P], the instance's place among the m; −1 where no instance covers half of the patch.
     """
     if not len(coverage):
         return np.full(coverage.shape[1], -1, np.int16)
@@ -285,7 +323,10 @@ def find_owners(coverage: NDArray[np.floating[Any]], area: NDArray[np.integer[An
 
 
 def k_instances(owner: NDArray[np.integer[Any]]) -> int:
-    """1 + the number of instances that own at least 2 patches, clipped to [2, 16]: the study's rule for k."""
+    """Returns the study's k for an image: 1 + the number of instances that own at least 2 patches, within [2, 16].
+
+    `owner` [P] is the number of each patch's instance, −1 for none.
+    """
     counts = np.bincount(owner[owner >= 0].astype(np.int64)) if (owner >= 0).any() else np.zeros(1, np.int64)
     return int(np.clip(1 + (counts >= MIN_PATCHES).sum(), 2, 16))
 
@@ -293,7 +334,10 @@ def k_instances(owner: NDArray[np.integer[Any]]) -> int:
 def _pool(
     mask: NDArray[np.uint8], lengths: tuple[NDArray[np.float64], NDArray[np.float64], float]
 ) -> tuple[NDArray[np.float64], tuple[float, float, float, float]]:
-    """[P] coverage of the patches by a mask, to 5 decimals, computed in the mask's bounding box alone; and that box."""
+    """Returns the share [P] of each patch that a mask covers, to 5 decimals, and the mask's bounding box in pixels.
+
+    Only pixels inside the box enter the products, which is faster.
+    """
     rows, columns, area = lengths
     ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     y, x = slice(ys[0], ys[-1] + 1), slice(xs[0], xs[-1] + 1)
@@ -314,9 +358,10 @@ def _to_input(box: Box, geometry: Geometry, height: int, width: int) -> Box:
 def _masks(
     ann: ImageAnnotations, height: int, width: int, wanted: NDArray[np.integer[Any]] | None
 ) -> Iterator[tuple[int, int, Box | None, NDArray[np.uint8]]]:
-    """(number in the image, category, box, mask uint8 [height, width]) of those that cover a pixel, without crowds.
+    """Yields (number in the image, category, box, mask uint8 [height, width]) of each instance that covers a pixel.
 
-    Of those that are `wanted`, or all; VOC has the masks of an image in one picture, and always gives all.
+    Crowds are left out. Of COCO only the `wanted` numbers come, or all. VOC keeps the masks of an image in one picture,
+    so all of them come.
     """
     if ann.voc_objects:
         for number, (category, mask) in enumerate(voc.masks(ann.voc_objects, ann.voc_classes)):

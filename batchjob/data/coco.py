@@ -1,6 +1,6 @@
-"""COCO JSON, of instances or panoptic: scanned once, checked against a schema, then read again an image at a time.
+"""Reads COCO JSON, of instances or panoptic: scans and checks a file once, then reads the annotations of single images.
 
-What stays in memory is where each annotation lies in the file, some 20 bytes of it, and the images' names.
+Between the two, the memory holds the images' names, and where each annotation lies in the file.
 """
 
 import mmap
@@ -34,7 +34,10 @@ class _Content(msgspec.Struct):
 
 @dataclass(slots=True)
 class CocoFile:
-    """The images of one file and where their annotations lie; `left_out` counts annotations without a usable mask."""
+    """The images of one file, and where their annotations lie in it.
+
+    `left_out` counts by cause the annotations that have no usable mask.
+    """
 
     path: str
     keys: list[str] = field(default_factory=list)  # file_name of each image, its id where no image has a file name
@@ -43,26 +46,26 @@ class CocoFile:
     left_out: Counter[str] = field(default_factory=Counter)
     _heights: "array[int]" = field(default_factory=lambda: array("q"))
     _widths: "array[int]" = field(default_factory=lambda: array("q"))
-    _starts: Any = None  # [images + 1] where an image's annotations begin in the next two
-    _offsets: Any = None  # bytes into the file
-    _lengths: Any = None
+    _starts: Any = None  # [images + 1] where an image's annotations begin in the next two arrays
+    _offsets: Any = None  # [annotations] bytes into the file
+    _lengths: Any = None  # [annotations] bytes
     _stuff: frozenset[int] = frozenset()
     _has_odd_numbers: bool = False
     _stamp: tuple[int, int] = (0, 0)
 
     def size(self, i: int) -> tuple[int, int]:
-        """(height, width) of image i as the file says it, 0 where it does not."""
+        """Returns (height, width) of image i in pixels as the file states them, 0 where it does not."""
         return self._heights[i], self._widths[i]
 
     def instances(self, i: int) -> tuple[Instance, ...]:
-        """The instances of image i, in the file's order. Raises UserError where the file has changed since."""
+        """Reads the instances of image i, in the file's order. Raises UserError where the file changed since `scan`."""
         spans = range(int(self._starts[i]), int(self._starts[i + 1]))
         if not spans:
             return ()
         with open(self.path, "rb") as file:
             self._check_stamp(file.fileno())
             parts = [bytearray(os.pread(file.fileno(), int(self._lengths[s]), int(self._offsets[s]))) for s in spans]
-        if self._has_odd_numbers:  # as when the file was scanned
+        if self._has_odd_numbers:  # NaN and Infinity are replaced as `scan` replaced them
             for part in parts:
                 _replace_numbers(part)
         return tuple(one for part in parts for one in self._read(part, i, Counter()))
@@ -73,7 +76,7 @@ class CocoFile:
             raise UserError(f"--annotations {self.path} changed while it was in use; run the command again")
 
     def _read(self, raw: Any, i: int, left_out: Counter[str]) -> Iterator[Instance]:
-        """The instances of one annotation, which is image i's; counts by cause those that have no usable mask."""
+        """Yields the instances of one annotation of image i; `left_out` counts those that have no usable mask."""
         try:
             found = _decode(raw)
         except Broken as broken:
@@ -114,7 +117,7 @@ class CocoFile:
         return Instance(category, crowd, _box(found.bbox), segments)
 
     def _picture(self, name: str) -> str:
-        """The PNG of a panoptic annotation: in the folder of the JSON's own name, or beside it; else nothing."""
+        """Finds the PNG of a panoptic annotation: in the folder named like the JSON, or beside the JSON; else ""."""
         for folder in (os.path.splitext(self.path)[0], os.path.dirname(self.path)):
             path = os.path.join(folder, os.path.basename(name.replace("\\", "/")))
             if name and os.path.isfile(path):
@@ -123,18 +126,28 @@ class CocoFile:
 
 
 def scan(path: str, *, prefix: str = "") -> CocoFile:
-    """Reads the whole file once, and checks every annotation; `prefix` is put before the file names (a split's folder).
+    """Reads a COCO JSON from its beginning to its end, and checks every annotation.
+
+    A single annotation that is wrong is left out and counted.
+
+    Parameters
+    ----------
+    path
+        Of the JSON file.
+    prefix
+        Put before every file name: the folder of a split, such as `val2017/`; empty for none.
 
     Raises
     ------
     UserError
-        The file can't be read, is not JSON or not a COCO JSON of instances; an image or a category of it can't be told
-        from others or says no size that is one. A single annotation that is wrong is left out and counted.
+        The file can't be read, is not JSON or not a COCO JSON of instances; an image or a category has an id or a size
+        that is not possible, or two images have one id; none of the annotations can be used; an image has more than
+        `MAX_INSTANCES` annotations.
     """
     try:
         with open(path, "rb") as file:
             found = os.fstat(file.fileno())
-            # not closed here: while an error is on its way, its frames still point into the mapping
+            # not closed here: the frames of an error still point into the mapping
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except OSError as error:
         raise UserError(f"--annotations {path}: {error.strerror}; give a COCO JSON or a VOC folder") from error
@@ -186,10 +199,10 @@ _NOTHING = msgspec.Raw(b"null")
 
 
 def _parse(path: str, data: mmap.mmap) -> tuple[_Content, bool]:
-    """The three lists, their members still bytes, and whether there was NaN.
+    """Returns the three lists, whose members are still bytes, and whether the file held NaN or Infinity.
 
-    NaN and Infinity, which Python writes and JSON forbids, become texts of the same length in this process's copy of
-    the page: the annotation is then left out, not the file.
+    Python writes NaN and Infinity, and JSON forbids them. They become texts of the same length in this process's copy
+    of the page, so that only their annotation is left out and not the whole file.
     """
     for retry in (True, False):
         try:
@@ -214,7 +227,7 @@ def _replace_numbers(data: mmap.mmap | bytearray) -> bool:
 
 
 def _read_entry(raw: msgspec.Raw, kind: type[Entry], where: str, fields: str) -> Entry:
-    """A member of `categories` or `images`. Raises UserError, which names its place, where it is not one."""
+    """Reads a member of `categories` or `images`. Raises UserError, which names its place, where it is not one."""
     try:
         return msgspec.json.decode(raw, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:  # the second: a text that is not UTF-8
@@ -238,7 +251,7 @@ def _read_categories(into: CocoFile, raws: list[msgspec.Raw]) -> None:
 
 
 def _read_images(into: CocoFile, raws: list[msgspec.Raw], prefix: str) -> dict[str, int]:
-    """Image id -> its number; fills in keys and sizes."""
+    """Fills in the keys and sizes, and returns image id → number."""
     entries: dict[str, int] = {}
     photos = []
     for i, raw in enumerate(raws):
@@ -261,7 +274,7 @@ def _read_images(into: CocoFile, raws: list[msgspec.Raw], prefix: str) -> dict[s
 
 
 def _image_of(raw: Any) -> tuple[str, str]:
-    """(id of the annotation's image, cause): one of the two is empty."""
+    """Returns (id of the annotation's image, why it has none); one of the two is empty."""
     try:
         return id_text(msgspec.json.decode(raw, type=_ImageId).image_id), ""
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -273,7 +286,7 @@ class _ImageId(msgspec.Struct):
 
 
 def _decode(raw: Any) -> Annotation:
-    """The annotation by its schema, else as it plainly means it. Raises Broken with the cause."""
+    """Reads an annotation by its schema, else by `read_loosely`. Raises Broken with the cause."""
     try:
         return msgspec.json.decode(raw, type=Annotation)
     except msgspec.ValidationError:
@@ -295,7 +308,7 @@ def _segments(found: Any, height: int, width: int) -> tuple[Segment, ...]:
 
 
 def _category(value: Any, known: dict[int, str]) -> int:
-    """The category's number, also where its name is given; −1 where it is neither."""
+    """Returns the number of a category that is given by number or by name; −1 for anything else."""
     number = as_number(value)
     if number is None and isinstance(value, str):
         number = next((c for c, name in known.items() if name == value), None)

@@ -1,4 +1,4 @@
-"""What the objects of a COCO JSON have to be, and how the exporters' own ways of writing them are read."""
+"""The schema of the objects of a COCO JSON, and the reading of objects that exporters write in ways of their own."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ import msgspec
 
 
 class Broken(Exception):
-    """An annotation that can't be read; the text is the cause that is counted."""
+    """Raised for an annotation that can't be read; the text is the cause that is counted."""
 
 
 class Photo(msgspec.Struct):
-    """One of `images`."""
+    """A member of `images`."""
 
     id: int | float | str | None = None
     file_name: int | float | str | None = None
@@ -19,7 +19,7 @@ class Photo(msgspec.Struct):
 
 
 class Category(msgspec.Struct):
-    """One of `categories`; `isthing` is 0 for the stuff of panoptic files, which has no instances."""
+    """A member of `categories`; `isthing` is 0 for the stuff of panoptic files, which has no instances."""
 
     id: int | float | str
     name: int | float | str | None = None
@@ -27,14 +27,14 @@ class Category(msgspec.Struct):
 
 
 class Run(msgspec.Struct):
-    """Run lengths: size is [height, width]; counts are numbers, or COCO's text."""
+    """A mask as run lengths: `size` is [height, width]; `counts` are numbers, or COCO's text of them."""
 
     size: list[int]
     counts: list[int] | str
 
 
 class Piece(msgspec.Struct):
-    """One of `segments_info` of a panoptic annotation."""
+    """A member of `segments_info` of a panoptic annotation."""
 
     id: int | float | str | None = None
     category_id: int | float | str | None = None
@@ -43,7 +43,7 @@ class Piece(msgspec.Struct):
 
 
 class Annotation(msgspec.Struct):
-    """One of `annotations`: of an instance, or with `segments_info` of a whole panoptic image."""
+    """A member of `annotations`: of one instance, or with `segments_info` of a whole panoptic image."""
 
     category_id: int | float | str | None = None
     iscrowd: bool | int | float | str | None = 0
@@ -54,9 +54,10 @@ class Annotation(msgspec.Struct):
 
 
 def read_loosely(value: Any) -> Annotation:
-    """The annotation of a JSON object that is not as the schema wants it, where it is plain what it means.
+    """Reads the annotation of a JSON object that does not follow the schema, where its meaning is plain.
 
-    Boxes that are not four numbers are dropped, numbers may be texts, polygons pairs of numbers. Raises Broken.
+    Boxes that are not four numbers are dropped. Numbers may be texts. Polygons may be lists of pairs, and a single
+    polygon need not be inside a list. Raises Broken with the cause for anything else.
     """
     if not isinstance(value, dict):
         raise Broken("an annotation that is not an object")
@@ -80,7 +81,7 @@ def read_loosely(value: Any) -> Annotation:
 
 
 def as_number(value: Any) -> int | None:
-    """The whole number that a number or a text is, else None."""
+    """Returns the whole number that a number or a text stands for, else None."""
     if isinstance(value, str):
         text = value.strip()
         return int(text) if text.lstrip("-").isascii() and text.lstrip("-").isdigit() and len(text) < 20 else None
@@ -90,7 +91,7 @@ def as_number(value: Any) -> int | None:
 
 
 def id_text(value: Any) -> str:
-    """One spelling for the ids 7, 7.0 and "7"."""
+    """Returns one spelling for the ids 7, 7.0 and "7"; "" for None."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return "" if value is None else str(value).strip()

@@ -1,4 +1,7 @@
-"""One image: bytes to the model's uint8 input, or the reason why not. Pillow is the reference; see docs/input.md."""
+"""Decodes one image: turns the bytes of a file into the model's uint8 input, or says why that is not possible.
+
+Pillow is the reference; docs/input.md says what becomes of each kind of image.
+"""
 
 import io
 import math
@@ -32,8 +35,8 @@ from batchjob.data.quiet import quiet
 from batchjob.data.reading import ReadFailure, one_line, read_file
 from batchjob.geometry import Geometry
 
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM")  # no EPS: it runs programs
-MAX_PIXELS = 89_478_485  # where Pillow starts to warn of a decompression bomb: 268 MB as RGB
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM")  # not EPS, which runs programs
+MAX_PIXELS = 89_478_485  # above this, Pillow warns of a decompression bomb; it is 268 MB as RGB
 RESAMPLE = {name.lower(): Image.Resampling[name] for name in Image.Resampling.__members__}
 RGB = tuple[int, int, int]
 Box = tuple[float, float, float, float]
@@ -41,7 +44,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """The model's input, uint8 [3, H, W] RGB, and the photo's own size in pixels after the EXIF rotation."""
+    """The model's input, RGB as uint8 [3, H, W], and the photo's own size in pixels after the EXIF rotation."""
 
     pixels: NDArray[np.uint8]
     height: int
@@ -50,7 +53,7 @@ class Decoded:
 
 @dataclass(frozen=True, slots=True)
 class Placing:
-    """What `Geometry` says of one photo, in integers where a resize needs them."""
+    """Which part of one photo is resized to which size: what `Geometry` says, in the numbers that a resize needs."""
 
     hull: tuple[int, int, int, int]  # left, top, right, bottom: whole pixels around the source box
     box: Box  # the source box, measured from the hull's corner
@@ -58,16 +61,16 @@ class Placing:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the box is the hull, so that a plain crop and resize does it."""
+        """Whether the box is the whole hull, so that a crop to whole pixels and a plain resize are enough."""
         left, top, right, bottom = self.hull
         return self.box == (0, 0, right - left, bottom - top)
 
     @property
     def is_vertical_first(self) -> bool:
-        """Which pass of the resize comes first; between the two, pixels are rounded to bytes.
+        """Whether the vertical pass of the resize comes first; between the two passes, pixels are rounded to bytes.
 
-        Pillow's rule since 13.0 (`ImagingResampleInner` in its Resample.c); said here, so that older versions and
-        other resizers give the same pixels.
+        This is Pillow's rule since 13.0 (`ImagingResampleInner` in its Resample.c). It is computed here, so that older
+        versions of Pillow and other resizers give the same pixels.
         """
         left, top, right, bottom = self.hull
         less_rows, less_columns = bottom - top - self.size[0], right - left - self.size[1]
@@ -75,13 +78,29 @@ class Placing:
 
 
 class Accelerator(Protocol):
-    """What takes ordinary JPEGs in Pillow's place; None from either means that Pillow does it."""
+    """A decoder that takes ordinary JPEGs in Pillow's place. Where it returns None, Pillow decodes the image."""
 
     def plain_size(self, data: bytes) -> tuple[int, int] | None:
-        """(height, width) of a JPEG in colour or grey that needs no rotation."""
+        """Returns (height, width) in pixels of a JPEG in colour or grey that needs no rotation, else None."""
 
     def pixels(self, data: bytes, orientation: int, place: Placing, interpolation: str) -> NDArray[np.uint8] | None:
-        """uint8 [3, h, w]; the orientation is EXIF's, 1 to 8."""
+        """Decodes a JPEG in colour or grey, turns it upright and resizes it.
+
+        Parameters
+        ----------
+        data
+            The bytes of the file.
+        orientation
+            EXIF's, from 1 (upright) to 8.
+        place
+            Of the upright photo.
+        interpolation
+            As `decode`.
+
+        Returns
+        -------
+        uint8 [3, h, w] of the size `place.size`, or None.
+        """
 
 
 def decode(
@@ -92,7 +111,7 @@ def decode(
     interpolation: str = "bicubic",
     accelerate: Accelerator | None = None,
 ) -> Decoded:
-    """The image as the model's uint8 input.
+    """Decodes an image, and fits it to the model's input.
 
     Parameters
     ----------
@@ -105,12 +124,12 @@ def decode(
     interpolation
         The filter of the resize, a name of `RESAMPLE`.
     accelerate
-        What may take ordinary JPEGs in Pillow's place.
+        What takes ordinary JPEGs in Pillow's place; None: Pillow decodes them too.
 
     Raises
     ------
     ReadFailure
-        There are no pixels; nothing else is raised, whatever the bytes are.
+        The image gives no pixels. Nothing else is raised, whatever the bytes are.
     """
     if not isinstance(data, bytes):
         data = read_file(os.fsencode(data))
@@ -130,7 +149,15 @@ def decode(
 
 
 def placing(geometry: Geometry, height: int, width: int) -> Placing:
-    """Where the `height` × `width` photo goes."""
+    """Works out which part of a photo is resized to which size.
+
+    Parameters
+    ----------
+    geometry
+        The size of the input, and how the photo is fitted to it.
+    height, width
+        Of the photo in pixels, after the EXIF rotation.
+    """
     box = geometry.source_box(height, width)
     left, top, right, bottom = (round(v, 6) for v in box)  # 0.1 + 0.2 must not widen the hull by a pixel
     x0, y0 = max(0, math.floor(left)), max(0, math.floor(top))
@@ -140,7 +167,21 @@ def placing(geometry: Geometry, height: int, width: int) -> Placing:
 
 
 def resize(image: Image.Image, place: Placing, interpolation: str) -> NDArray[np.uint8]:
-    """uint8 [3, h, w]: the placing's part of an RGB image at the content's size. Nothing outside the hull is seen."""
+    """Resizes the part of an image that `place` names.
+
+    Parameters
+    ----------
+    image
+        RGB and upright.
+    place
+        From `placing`. Pixels outside of its hull have no influence.
+    interpolation
+        A name of `RESAMPLE`.
+
+    Returns
+    -------
+    uint8 [3, h, w] of the size `place.size`.
+    """
     if place.hull != (0, 0, *image.size):
         image = image.crop(place.hull)
     (height, width), (left, top, right, bottom), filter = place.size, place.box, RESAMPLE[interpolation]
@@ -166,7 +207,7 @@ def _decode(data: bytes, geometry: Geometry, fill: RGB, interpolation: str, acce
 def _open_and_decode(
     data: bytes, geometry: Geometry, fill: RGB, interpolation: str, accelerate: Accelerator | None
 ) -> Decoded:
-    """What Pillow has to look at: it reads the metadata, and all pixels but those of ordinary JPEGs."""
+    """Decodes what Pillow has to look at. Pillow reads the metadata; `accelerate` the pixels of ordinary JPEGs."""
     image = _open(data)
     _check_pixels(*image.size[::-1])
     if image.format in ("JPEG", "MPO"):
@@ -185,23 +226,23 @@ def _open_and_decode(
 
 
 def _load(image: Image.Image) -> None:
-    """Decodes the pixels; what a C library writes to the terminal meanwhile becomes a note of the error."""
+    """Decodes the pixels. The line that a C library writes to the terminal meanwhile becomes a note of the error."""
     try:
         with quiet() as said:
             image.load()
-    except Exception as error:  # raised again: whatever it is, the library's line belongs to it
+    except Exception as error:  # raised again with the library's line, whatever it is
         if said.line:
             error.add_note(said.line)
         raise
 
 
 def _upright_size(image: Image.Image, orientation: int) -> tuple[int, int]:
-    """(height, width) after the rotation."""
+    """Returns (height, width) after the rotation."""
     return image.size if orientation >= 5 else image.size[::-1]
 
 
 def _place(height: int, width: int, geometry: Geometry) -> Placing:
-    """Where a photo of that size goes, if it may be decoded at all."""
+    """Returns the placing of a photo. Raises ReadFailure where it has too many pixels, none, or too few when padded."""
     _check_pixels(height, width)
     if geometry.resize == "pad" and geometry.content_patches(height, width).sum() < 2:
         raise ReadFailure("degenerate", f"{width}×{height} pixels, padded, fill less than two patches")
@@ -230,7 +271,7 @@ def _open(data: bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ReadFailure("too_large", one_line(error)) from None
     except Exception as error:  # Pillow's openers raise what they like where a header ends early
-        if len(data) > 64:  # more than a mere header: `decode` says what is wrong
+        if len(data) > 64:  # more than a header: `decode` says what is wrong
             raise
         raise ReadFailure("not_an_image", f"nothing but the beginning of a header: {one_line(error)}") from None
 
@@ -247,7 +288,7 @@ def _orientation(image: Image.Image) -> int:
         return 1  # the codestream's own orientation counts, which its decoder has applied
     try:
         value = image.getexif().get(0x0112, 1)
-    except Exception:  # Pillow parses metadata without checks: damaged EXIF must not cost the photo
+    except Exception:  # Pillow parses metadata without checks; a photo with damaged EXIF is still read
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
@@ -268,7 +309,10 @@ def _orient(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image, fill: RGB) -> Image.Image:
-    """8-bit RGB on `fill`. `convert("RGB")` alone would turn 16-bit images white and drop the alpha."""
+    """Returns the image as 8-bit RGB, laid on `fill` where it is transparent.
+
+    `convert("RGB")` alone would turn 16-bit images white and drop the alpha.
+    """
     transparent = image.info.get("transparency")
     if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I", "F"):
         values = np.asarray(image)
@@ -285,7 +329,10 @@ def _to_rgb(image: Image.Image, fill: RGB) -> Image.Image:
 
 
 def _to_8_bits(values: NDArray[np.generic], *, is_16_bit: bool) -> NDArray[np.uint8]:
-    """The high byte of 16-bit values; of 32-bit integers and floats, whose range nobody states, min to max."""
+    """Returns the high byte of 16-bit values; stretches 32-bit integers and floats from their least to their greatest.
+
+    The range of the latter is not stated anywhere.
+    """
     if is_16_bit:
         return (values.astype(np.uint32) >> 8).astype(np.uint8)
     numbers = values.astype(np.float64)

@@ -1,4 +1,4 @@
-"""Image formats that need a package of their own: HEIC, as iPhones write it, and JPEG XL."""
+"""Loads the packages that some image formats need: HEIC, which iPhones write, and JPEG XL."""
 
 import functools
 
@@ -10,9 +10,9 @@ _RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 
 
 def format_of(data: bytes) -> str:
-    """Pillow's name of the format, `HEIF` or `JXL`, whose package is loaded now; "" for any other format.
+    """Returns Pillow's name of the format, `HEIF` or `JXL`, and loads its package; "" for any other format.
 
-    Raises ReadFailure with the extra to install where the package is not there.
+    Raises ReadFailure, which names the extra to install, where the package is not installed.
     """
     if _is_heic(data):
         _raise_for_missing("HEIC", "heic", _load_heif())
@@ -24,9 +24,11 @@ def format_of(data: bytes) -> str:
 
 
 def jxl_size(data: bytes) -> tuple[int, int] | None:
-    """(height, width) that a JPEG XL file says, since its package decodes as soon as it opens; None where it is cut.
+    """Returns (height, width) in pixels that a JPEG XL file states, or None where its bytes end before.
 
-    Source: ISO/IEC 18181-1, SizeHeader: an optional division by 8, then 5 to 30 bits a side, the width also as a ratio.
+    The size is read here, because the format's package decodes all pixels as soon as it opens a file. Source: ISO/IEC
+    18181-1, SizeHeader. Its first bit says whether both sides are multiples of 8. A side takes 5 to 30 bits; the width
+    may be a ratio to the height instead.
     """
     head = data[2:14] if data.startswith(_JXL_BARE) else _codestream(data)[2:14]
     if len(head) < 12:
@@ -51,7 +53,7 @@ def jxl_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _codestream(data: bytes) -> bytes:
-    """The first bytes of the codestream inside the boxes of a JPEG XL file; its parts lie in several of them."""
+    """Returns the first bytes of the codestream, whose parts may lie in several boxes of a JPEG XL file."""
     found, at = b"", 0
     while at + 8 <= len(data) and len(found) < 14:
         size, kind, start = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8], at + 8

@@ -1,4 +1,4 @@
-"""A folder as DATA: its images in order, the splits and annotations of a COCO root, classes that are folders."""
+"""Lists a folder as DATA: its images in order, the splits and annotations of a COCO root, and folders as classes."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from batchjob.data.reading import escape
 from batchjob.errors import UserError, nearest
 
-# Those of HEIC and JPEG XL count also where their packages are not installed: such a photo gets a row that says so.
+# HEIC and JPEG XL count also where their packages are not installed: the row of such a photo says that one is missing.
 EXTENSIONS = frozenset(
     b".jpg .jpeg .jpe .jfif .png .webp .tif .tiff .bmp .gif .avif .jp2 .ppm .pgm .pnm .heic .heif .hif .jxl".split()
 )
@@ -18,26 +18,33 @@ _SPLIT = re.compile(rb"(train|trainval|training|val|valid|validation|dev|test|te
 def walk(
     root: bytes, below: bytes, *, skip: bytes, others: Counter[str], wanted: frozenset[bytes] = EXTENSIONS
 ) -> Iterator[bytes]:
-    """The paths of files of the `wanted` extensions below `root`, in the order of their bytes, without hidden ones.
+    """Yields the files of the `wanted` extensions in a folder at any depth, in the order of their paths' bytes.
 
-    Holds the names of the folders it is in, not of those it has left. Links to folders are followed, but not in a
-    loop. A folder with such an extension and no such file inside comes as if it were one: its row says what it is.
+    Hidden files and folders are left out. Links to folders are followed, but not in a loop. A folder that has a wanted
+    extension, and no wanted file inside, is yielded like a file: its row then says that it is a folder. The memory
+    holds the names in one folder of each depth at a time.
 
     Parameters
     ----------
-    root, below
-        Only what lies in the folder `below` is listed; paths are relative to `root`.
+    root
+        The folder that all paths here are relative to.
+    below
+        The folder that is listed; empty for `root` itself.
     skip
-        A folder that is left out.
+        A folder that is left out; empty for none.
     others
         Counts the other files by extension.
     wanted
         Extensions in lower case, with their dot.
 
+    Yields
+    ------
+    Paths relative to `root`.
+
     Raises
     ------
     UserError
-        A folder can't be listed: a gap would not be noticed.
+        A folder can't be listed; leaving it out would be a gap that is not noticed.
     """
     found = 0
     stack = [(below, _list_folder(root, below, others, wanted), _identity(root, below), 0)]
@@ -62,7 +69,7 @@ def walk(
 
 
 def _list_folder(root: bytes, below: bytes, others: Counter[str], wanted: frozenset[bytes]) -> list[bytes]:
-    """Names of wanted files, and of folders with a slash, the first of them last."""
+    """Returns the names of wanted files, and of folders with a slash behind them, in descending order."""
     names = []
     folder = os.path.join(root, below)
     try:
@@ -101,7 +108,24 @@ def _identity(root: bytes, below: bytes) -> tuple[int, int]:
 
 
 def split_folder(root: bytes, split: str) -> bytes:
-    """The folder of a split, relative to `root`. Raises UserError with the known ones where it is missing."""
+    """Finds the folder of a split: `SPLIT` or `images/SPLIT`.
+
+    Parameters
+    ----------
+    root
+        The folder that was given as DATA.
+    split
+        Such as `val2017`.
+
+    Returns
+    -------
+    The folder, relative to `root`.
+
+    Raises
+    ------
+    UserError
+        There is no such folder; the message lists the folders that there are.
+    """
     for below in (split, f"images/{split}"):
         if os.path.isdir(os.path.join(root, os.fsencode(below))):
             return os.fsencode(below)
@@ -116,7 +140,7 @@ def split_folder(root: bytes, split: str) -> bytes:
 
 
 def instance_files(root: bytes) -> dict[str, str]:
-    """Split -> `instances_SPLIT.json` of a COCO root, for the splits that have a folder of images."""
+    """Returns split → path of `annotations/instances_SPLIT.json` of a COCO root, for splits with a folder of images."""
     folder = os.path.join(os.fsdecode(root), "annotations")
     if not os.path.isdir(folder):
         return {}
@@ -130,11 +154,11 @@ def instance_files(root: bytes) -> dict[str, str]:
 
 
 def classes_of(names: Iterator[bytes]) -> list[str]:
-    """The class of each image, where the folders are plainly classes; else nothing.
+    """Returns the class of each image by its path, where the folders are plainly classes; else an empty list.
 
-    They are where every image lies exactly one folder deep, `CLASS/x.jpg`, or exactly two deep, the first of them named
-    like a split, `train/CLASS/x.jpg`; where there are two classes at least, and more images than classes. Folders named
-    like splits are not classes.
+    The folders are classes if every image lies exactly one folder deep (`CLASS/x.jpg`), or exactly two folders deep
+    with the first named like a split (`train/CLASS/x.jpg`). There must be at least two classes, and more images than
+    classes. A folder that is named like a split is not a class.
     """
     found: list[str] = []
     known: dict[bytes, str] = {}  # one text a class
@@ -150,5 +174,5 @@ def classes_of(names: Iterator[bytes]) -> list[str]:
 
 
 def suffix_of(name: bytes) -> bytes:
-    """The extension in lower case, with its dot."""
+    """Returns the extension in lower case, with its dot."""
     return os.path.splitext(name)[1].lower()

@@ -1,4 +1,4 @@
-"""Where each image of DATA lies: arrays of bytes and offsets, memory-mapped, a few dozen bytes a row."""
+"""The index of DATA: where each image lies, as memory-mapped arrays that take a few dozen bytes a row."""
 
 import itertools
 import json
@@ -18,13 +18,13 @@ from batchjob.data.shards import Place, Shard, open_reader, raise_for_changes
 from batchjob.errors import UserError
 
 VERSION = 3
-MOST_CLASSES = 65_536  # of a column: more values are not classes
-_STATS_AT_ONCE = 16  # file systems of clusters are slow one by one
+MOST_CLASSES = 65_536  # a column of more values does not hold classes
+_STATS_AT_ONCE = 16  # threads: the file system of a cluster takes long to answer each call
 _STATS_PENDING = 1024  # the pool holds a future for each
 
 
-class Texts:
-    """Byte strings end to end, and where each begins."""
+class _Texts:
+    """Byte strings: string i is `data[offsets[i] : offsets[i + 1]]`."""
 
     def __init__(self, data: NDArray[np.uint8], offsets: NDArray[np.uint64]) -> None:
         self.data = data
@@ -38,31 +38,43 @@ class Texts:
 
 
 class ImageIndex:
-    """The rows of a run, in order: what each is called and where its bytes are.
+    """The rows of a run, in order: the name of each image, and where its bytes are.
 
-    `save` writes it as a folder and `load` maps that folder, so that handing it to a worker costs the folder's name.
+    `save` writes the index as a folder, and `load` maps that folder. An index that was loaded is pickled as the name of
+    its folder, so that a worker gets it at no cost.
     """
 
     def __init__(
         self,
         meta: dict[str, Any],
-        names: Texts,
-        ids: Texts | None,
+        names: _Texts,
+        ids: _Texts | None,
         where: NDArray[np.int64],
         codes: Mapping[str, NDArray[np.int32]],
     ) -> None:
-        """`where` holds a place in a shard for each row [rows, 3], or without shards what a file looked like [rows, 2].
+        """Takes over what `IndexBuilder.build` made or `load` mapped.
 
-        That is its size and time of change in ns when it was planned, −1 if it was not seen. `codes` holds for each
-        column the number of each row's value among `meta["columns"]`.
+        Parameters
+        ----------
+        meta
+            What index.json holds, as `IndexBuilder.build` writes it.
+        names
+            Of the rows: the path below the root, or the name inside the shard.
+        ids
+            Of the rows that have an id beside their name, "" for the others; None where no row has one.
+        where
+            With shards [rows, 3], the `Place` of each image; without [rows, 2], the size in bytes and the time of
+            change in ns of each file when it was planned, −1 where it could not be seen.
+        codes
+            Column → [rows] the number of each row's value among `meta["columns"][column]`.
         """
         self.meta = meta
         self.root = os.fsencode(meta["root"])
         self.annotations: str = meta["annotations"]
-        self.remarks: list[str] = meta["remarks"]  # what was left out or lost, for the user
+        self.remarks: list[str] = meta["remarks"]  # lines for the user: what was left out or lost
         self.shards = [Shard(**shard) for shard in meta["shards"]]
-        self.columns: tuple[str, ...] = tuple(meta["columns"])  # what is known of every image: its class, its label
-        self.bytes_a_worker: int = meta["bytes_a_worker"]  # that reading takes at worst beside the image in hand
+        self.columns: tuple[str, ...] = tuple(meta["columns"])  # what is known of every image, such as its class
+        self.bytes_a_worker: int = meta["bytes_a_worker"]  # memory that reading takes at most, besides the image itself
         self._names = names
         self._ids = ids
         self._where = where
@@ -79,7 +91,10 @@ class ImageIndex:
         return ImageIndex, (self.meta, self._names, self._ids, self._where, self._codes)
 
     def id(self, i: int) -> str:
-        """The row's original id: the path below the root, or the tar's name and key, or what a list or JSON gives."""
+        """Returns the original id of row i: its path below the root, its shard and name, or what a list or JSON says.
+
+        Bytes that are not UTF-8 are written as `\\xNN`.
+        """
         own = b"" if self._ids is None else self._ids[i]
         if own:
             return own.decode("utf-8", "backslashreplace")
@@ -87,22 +102,36 @@ class ImageIndex:
         return f"{self.shards[int(self._where[i, 0])].name}/{name}" if self.shards else name
 
     def ids(self, start: int = 0, stop: int | None = None) -> list[str]:
-        """The ids of rows [start, stop)."""
+        """Returns the ids of consecutive rows.
+
+        Parameters
+        ----------
+        start, stop
+            The rows [start, stop); None for `stop`: to the last row.
+        """
         return [self.id(i) for i in range(start, len(self) if stop is None else stop)]
 
     def column(self, name: str, start: int = 0, stop: int | None = None) -> list[str]:
-        """What a column says of rows [start, stop); "" where it says nothing."""
+        """Returns what a column says of consecutive rows, "" where it says nothing.
+
+        Parameters
+        ----------
+        name
+            One of `columns`.
+        start, stop
+            As `ids`.
+        """
         values = self.meta["columns"][name]
         return [values[code] for code in self._codes[name][start:stop].tolist()]
 
     def where(self, i: int) -> str:
-        """The file, or the shard and the name in it, for messages."""
+        """Returns the path of image i, or its shard and its name in it, for messages."""
         if not self.shards:
             return escape(os.path.join(self.root, self._names[i]))
         return f"{self.shards[int(self._where[i, 0])].path}: {escape(self._names[i])}"
 
     def read(self, i: int) -> bytes:
-        """The image's bytes; raises ReadFailure, and nothing else for whatever the disk holds."""
+        """Reads the bytes of image i. Raises ReadFailure, and nothing else whatever the disk holds."""
         numbers = tuple(int(v) for v in self._where[i])
         if self.shards:
             place: Place = (numbers[0], numbers[1], numbers[2])
@@ -110,7 +139,7 @@ class ImageIndex:
         return read_file(os.path.join(self.root, self._names[i]), (numbers[0], numbers[1]))
 
     def check(self) -> None:
-        """Raises UserError where DATA is gone or a shard has changed."""
+        """Raises UserError where the folder of DATA is gone, or a shard has changed since it was planned."""
         if not self.shards and not os.path.isdir(self.root):
             raise UserError(f"{escape(self.root)} was planned and is not a folder now; bring it back, or plan anew")
         raise_for_changes(self.shards)
@@ -120,7 +149,7 @@ class ImageIndex:
         self._reader.close()
 
     def save(self, folder: Path) -> None:
-        """Writes the index as `folder`; `load` maps it. The JSON comes last: without it the folder is not an index."""
+        """Writes the index as a folder, index.json last: without that file the folder is not an index."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, texts in (("names", self._names), ("ids", self._ids)):
             if texts is not None:
@@ -133,7 +162,7 @@ class ImageIndex:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """The index that `save` wrote, mapped, not read: memory is the page cache's, shared by all processes."""
+        """Maps the index that `save` wrote; all processes share its pages. Raises UserError for another version."""
         meta = json.loads((folder / "index.json").read_text())
         if meta["version"] != VERSION:
             raise UserError(f"{folder} is an index of version {meta['version']}, known is {VERSION}; plan anew")
@@ -149,12 +178,21 @@ class ImageIndex:
 
 
 class IndexBuilder:
-    """Collects rows; `build` gives the index. Costs the names' bytes and some 20 more a row.
+    """Collects rows, of which `build` makes the index.
 
-    `kind` is that of the shards, `tar` or `parquet`; `columns` are what rows say beside their names.
+    A row takes the bytes of its name and id and 24 more, 48 in shards, and 4 for each column.
     """
 
     def __init__(self, kind: str = "", *, columns: tuple[str, ...] = ()) -> None:
+        """Begins without rows.
+
+        Parameters
+        ----------
+        kind
+            Of the shards, `tar` or `parquet`; empty where every image is a file of its own.
+        columns
+            Names of what rows may say beside their names, such as `class`.
+        """
         self._names, self._name_offsets = bytearray(), array("Q", [0])
         self._ids, self._id_offsets = bytearray(), array("Q", [0])
         self._places = array("q")
@@ -162,7 +200,7 @@ class IndexBuilder:
         self._kind = kind
         self._values: dict[str, dict[str, int]] = {name: {"": 0} for name in columns}
         self._codes = {name: array("i") for name in columns}
-        self._many: set[str] = set()  # columns of too many values
+        self._many: set[str] = set()  # columns of more than `MOST_CLASSES` values
         self.shards: list[Shard] = []
         self.bytes_a_worker = 0
 
@@ -172,7 +210,19 @@ class IndexBuilder:
     def add(
         self, name: bytes, *, id: str = "", place: Place | None = None, values: Mapping[str, str] | None = None
     ) -> None:
-        """One row; `id` where it isn't the name, `place` in a shard, `values` of the columns that say something."""
+        """Adds one row.
+
+        Parameters
+        ----------
+        name
+            The path below the root, or the name inside the shard.
+        id
+            Where it differs from the name; else empty.
+        place
+            Where the bytes lie in a shard; None where the image is a file of its own.
+        values
+            Column → text, for the columns that say something of this row.
+        """
         self._names += name
         self._name_offsets.append(len(self._names))
         self._ids += id.encode("utf-8", "backslashreplace")
@@ -188,18 +238,40 @@ class IndexBuilder:
                 self._codes[column].append(known.setdefault(value, len(known)))
 
     def names(self) -> Iterator[bytes]:
-        """The names of the rows, in order."""
+        """Yields the names of the rows, in order."""
         return (bytes(self._names[a:b]) for a, b in itertools.pairwise(self._name_offsets))
 
     def set_column(self, column: str, values: Sequence[str]) -> None:
-        """Says a column for all rows at once; no values leave it empty."""
+        """Fills a column for all rows at once.
+
+        Parameters
+        ----------
+        column
+            One of the builder's.
+        values
+            Of all rows, in order; none at all leave the column empty.
+        """
         known = self._values[column]
         self._codes[column] = array("i", (known.setdefault(value, len(known)) for value in values))
 
     def build(self, root: bytes, *, annotations: str = "", remarks: list[str] | None = None) -> ImageIndex:
-        """The index; raises UserError where two rows have one id. A column that says nothing is left out.
+        """Makes the index of all rows that were added.
 
-        So is one of more than `MOST_CLASSES` values, with a remark.
+        A column that says nothing is left out. A column of more than `MOST_CLASSES` values is left out with a remark.
+
+        Parameters
+        ----------
+        root
+            The folder that the names of files are relative to.
+        annotations
+            Paths of the annotations that belong to DATA, joined by commas; empty for none.
+        remarks
+            Lines for the user: what was left out or lost.
+
+        Raises
+        ------
+        UserError
+            Two rows have one id.
         """
         remarks = list(remarks or [])
         remarks += [f"the column {name} has over {MOST_CLASSES:,} values: not classes; left out" for name in self._many]
@@ -215,8 +287,8 @@ class IndexBuilder:
             "bytes_a_worker": self.bytes_a_worker,
             "has_ids": bool(self._ids),
         }
-        names = Texts(np.frombuffer(self._names, np.uint8), np.frombuffer(self._name_offsets, np.uint64))
-        ids = Texts(np.frombuffer(self._ids, np.uint8), np.frombuffer(self._id_offsets, np.uint64))
+        names = _Texts(np.frombuffer(self._names, np.uint8), np.frombuffer(self._name_offsets, np.uint64))
+        ids = _Texts(np.frombuffer(self._ids, np.uint8), np.frombuffer(self._id_offsets, np.uint64))
         index = ImageIndex(
             meta,
             names,
@@ -248,8 +320,8 @@ def _refuse_duplicates(index: ImageIndex, hashes: NDArray[np.int64]) -> None:
         )
 
 
-def _stamps(root: bytes, names: Texts) -> NDArray[np.int64]:
-    """[rows, 2]: size and time of change (ns) of each file, -1 for what can't be seen."""
+def _stamps(root: bytes, names: _Texts) -> NDArray[np.int64]:
+    """Returns [rows, 2], the size in bytes and the time of change in ns of each file, −1 where it can't be seen."""
 
     def stamp(i: int) -> tuple[int, int]:
         try:
@@ -266,7 +338,7 @@ def _stamps(root: bytes, names: Texts) -> NDArray[np.int64]:
     return found
 
 
-def _load_texts(folder: Path, name: str) -> Texts:
+def _load_texts(folder: Path, name: str) -> _Texts:
     offsets = np.load(folder / f"{name}.npy", mmap_mode="r")
     data = np.memmap(folder / f"{name}.bin", np.uint8, "r") if offsets[-1] else np.empty(0, np.uint8)
-    return Texts(data, offsets)
+    return _Texts(data, offsets)

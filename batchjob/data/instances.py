@@ -1,4 +1,4 @@
-"""Every image's instances on the patch grid, laid beside the index by `plan`, for what is scored while labelling."""
+"""The instances of every image on the patch grid: `plan` stores them beside the index, and labelling scores by them."""
 
 import functools
 from collections.abc import Sequence
@@ -14,33 +14,44 @@ from batchjob.data.annotations import Annotations, ImageAnnotations, instances_o
 from batchjob.geometry import Geometry
 from batchjob.machine import usable_cores
 
-_FEW_IMAGES = 1000  # below, starting processes costs more than the work
+_FEW_IMAGES = 1000  # for fewer images, starting processes costs more than the work
 
 
 @dataclass(frozen=True, slots=True)
 class GridInstances:
-    """Owners of the patches of n images and the categories of their instances, as flat arrays that can be mapped."""
+    """The owners of the patches of n images, and the categories of their instances, as arrays that can be mapped."""
 
-    owner: NDArray[np.int16]  # [n, P], −1 for none
-    category: NDArray[np.int32]  # of all instances, image after image
-    number: NDArray[np.int32]  # of the same: which of its image's annotations each is
-    start: NDArray[np.int64]  # [n + 1] where an image's categories start
-    size: NDArray[np.int32]  # [n, 2] height and width that were annotated; 0 for an image without annotations
+    owner: NDArray[np.int16]  # [n, P] place among the image's instances, −1 for none
+    category: NDArray[np.int32]  # [instances] of all images, image after image
+    number: NDArray[np.int32]  # [instances] the number of each among its image's annotations
+    start: NDArray[np.int64]  # [n + 1] where an image's instances begin in `category` and `number`
+    size: NDArray[np.int32]  # [n, 2] height and width in pixels that were annotated; 0 without annotations
 
     def save(self, folder: Path) -> None:
-        """Writes one .npy file a field."""
+        """Writes each field to `folder` as instances_FIELD.npy."""
         for name in self.__slots__:
             np.save(folder / f"instances_{name}.npy", getattr(self, name))
 
     @classmethod
     def load(cls, folder: Path) -> "GridInstances":
-        """What `save` wrote, mapped rather than read."""
+        """Maps what `save` wrote."""
         return cls(**{name: np.load(folder / f"instances_{name}.npy", mmap_mode="r") for name in cls.__slots__})
 
     def owners(self, row: int, size: tuple[int, int]) -> tuple[NDArray[np.int16], NDArray[np.int32]]:
-        """int16 [P] and int32 [P]: which annotation owns each patch of an image, and its category; −1 = none.
+        """Looks up which annotation owns each patch of an image, and the category of that annotation.
 
-        None does where `size`, the image's (height, width), is not the one that was annotated.
+        Parameters
+        ----------
+        row
+            Of the image.
+        size
+            (height, width) of the image in pixels, after the EXIF rotation. If another size was annotated, no patch has
+            an owner.
+
+        Returns
+        -------
+        int16 [P], the number of the owner among the image's annotations, and int32 [P], its category; −1 in both for a
+        patch without an owner.
         """
         owner = np.asarray(self.owner[row])
         of_image = slice(int(self.start[row]), int(self.start[row + 1]))
@@ -53,12 +64,26 @@ class GridInstances:
 def find_instances(
     annotations: Annotations, ids: Sequence[str], geometry: Geometry, *, needs_sizes: bool = True
 ) -> GridInstances:
-    """The instances of the images of these ids, with the sizes that the annotations say; all cores for many images.
+    """Lays the instances of every image on the patch grid, taking the images' sizes from the annotations.
+
+    Uses all cores where there are many images.
+
+    Parameters
+    ----------
+    annotations
+        Of the data set.
+    ids
+        Of the n images, in the order of the rows.
+    geometry
+        As `instances_on_grid`.
+    needs_sizes
+        Whether masks of an image are an error where the annotations do not state its size. If not, such an image counts
+        as one without annotations.
 
     Raises
     ------
     UserError
-        Masks of an image whose size nobody says; without `needs_sizes` they are taken for none.
+        The annotations do not state the size of an image that has masks; or as `instances_on_grid`.
     """
     work = functools.partial(_find_one, geometry=geometry, needs_sizes=needs_sizes)
     if len(ids) < _FEW_IMAGES:
@@ -71,7 +96,7 @@ def find_instances(
             ChildPool(usable_cores(), method="fork") as pool,
             tqdm(total=len(ids), desc="instances", unit="image") as bar,
         ):
-            for start in range(0, len(ids), _FEW_IMAGES):  # the outlines of all images at once would fill the memory
+            for start in range(0, len(ids), _FEW_IMAGES):  # the masks of all images at once would fill the memory
                 images = [annotations.image(name) for name in ids[start : start + _FEW_IMAGES]]
                 found += pool.map(work, images, chunksize=64)
                 bar.update(len(images))

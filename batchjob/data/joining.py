@@ -1,4 +1,4 @@
-"""Which annotated image each row of the data is: the longest common end of both paths decides."""
+"""Finds the annotated image that each row of the data is: the longest common end of both paths decides."""
 
 import os
 import unicodedata
@@ -15,19 +15,32 @@ Parts = tuple[str, ...]
 
 
 def join_names(rows: Sequence[str], keys: Sequence[str], source: str) -> NDArray[np.int64]:
-    """int64 [rows]: the number of each row's file name among `keys`, −1 where it has none.
+    """Finds the annotated file name that belongs to each row.
 
-    Equal paths are joined first; then, of what is left, those with the longest common end, in whole folder names; last
-    the same without extensions, since rows of tars have none. Separators may be of either kind. An empty key is
-    nobody's, and a key belongs to one row at most.
+    Equal paths are joined first. Of those left, the paths with the longest common end are joined, in whole names of
+    folders. Then both steps are repeated without extensions, since rows of tars have none. Folders may be separated by
+    slashes or backslashes. A key belongs to at most one row, and an empty key to none.
+
+    Parameters
+    ----------
+    rows
+        The ids of the images.
+    keys
+        The file names of the annotations.
+    source
+        What an error message calls the annotations.
+
+    Returns
+    -------
+    int64 [rows], the number of each row's file name among `keys`; −1 where it has none.
 
     Raises
     ------
     UserError
-        Two keys fit one row equally well, or two rows one key; `source` is what the message calls the annotations.
+        Two keys fit one row equally well, or two rows fit one key equally well.
     """
     found = np.full(len(rows), -1, np.int64)
-    row_parts, key_parts = [path_parts(name) for name in rows], [path_parts(name) for name in keys]
+    row_parts, key_parts = [_path_parts(name) for name in rows], [_path_parts(name) for name in keys]
     open_keys = {j for j, parts in enumerate(key_parts) if parts}
     forms: tuple[Callable[[Parts], Parts], ...] = (lambda parts: parts, _without_extension)
     for form in forms:
@@ -47,19 +60,46 @@ def join_names(rows: Sequence[str], keys: Sequence[str], source: str) -> NDArray
 
 
 def join_ids(rows: Sequence[str], ids: Sequence[str], source: str) -> NDArray[np.int64]:
-    """The same for annotations without any file name: a row is the id that it is named by, zeros in front left out."""
+    """Finds the id that each row's file is named by, for annotations without any file name.
+
+    Folders, extensions and zeros in front of a number don't count, so that `val/000139.jpg` is image 139.
+
+    Parameters
+    ----------
+    rows, source
+        As `join_names`.
+    ids
+        Of the images in the annotations.
+
+    Returns
+    -------
+    int64 [rows], the number of each row's id among `ids`; −1 where it has none.
+
+    Raises
+    ------
+    UserError
+        As `join_names`.
+    """
     return join_names([_bare(row) for row in rows], [_bare(key) for key in ids], source)
 
 
-def path_parts(name: str) -> Parts:
-    """Folder names and the file's, whichever way they are separated; letters with accents in one spelling."""
+def _path_parts(name: str) -> Parts:
+    """Splits a path at slashes and backslashes; letters with accents get one spelling (Unicode's NFC)."""
     text = unicodedata.normalize("NFC", name).replace("\\", "/")
     return tuple(part for part in text.split("/") if part not in ("", "."))
 
 
 def have_same_folders(row: str, key: str) -> bool:
-    """Whether one of two joined paths is the end of the other; else they lie in folders of different names."""
-    a, b = _without_extension(path_parts(row)), _without_extension(path_parts(key))
+    """Says whether one of two paths that were joined is the end of the other; if not, their folders differ in name.
+
+    Parameters
+    ----------
+    row
+        The id of an image.
+    key
+        The file name of its annotations; extensions don't count.
+    """
+    a, b = _without_extension(_path_parts(row)), _without_extension(_path_parts(key))
     shared = min(len(a), len(b))
     return a[-shared:] == b[-shared:]
 
@@ -67,7 +107,7 @@ def have_same_folders(row: str, key: str) -> bool:
 def _match(
     rows: list[tuple[int, Parts]], keys: list[tuple[int, Parts]], names: tuple[Sequence[str], Sequence[str], str]
 ) -> list[tuple[int, int]]:
-    """(row, key) of those that share their last part, from whole paths to ever shorter ends."""
+    """Returns pairs (row, key): compares whole paths first, then ends of both that get ever shorter."""
     pairs: list[tuple[int, int]] = []
     deepest = max(min(max(len(p) for _, p in rows), max(len(p) for _, p in keys)), 1)
     for length in (0, *range(deepest, 0, -1)):  # 0: the whole path
@@ -111,5 +151,5 @@ def _without_extension(parts: Parts) -> Parts:
 
 
 def _bare(name: str) -> str:
-    parts = _without_extension(path_parts(name))
+    parts = _without_extension(_path_parts(name))
     return (parts[-1].lstrip("0") or "0" if parts[-1].isdigit() else parts[-1]) if parts else ""

@@ -1,4 +1,4 @@
-"""Lists of images, a path a line or CSV, read strictly: what would hide an image is refused with its line."""
+"""Reads lists of images, a path on each line or CSV. Whatever would hide an image is refused with its line."""
 
 import csv
 import itertools
@@ -15,7 +15,10 @@ ID_COLUMNS = ("image_id", "id")
 
 
 def read_list(path: Path) -> Iterator[tuple[str, str]]:
-    """(path as it is written, id or nothing) of each row; raises UserError for what is not UTF-8 text or strict CSV."""
+    """Yields (path as it is written, id or "") of each row.
+
+    Raises UserError where the list is not UTF-8 text or not strict CSV, or has no column of paths.
+    """
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         lines = _check_text(path, file)
         yield from _lines(lines) if path.suffix.lower() not in (".csv", ".tsv") else _table(path, lines)
@@ -29,7 +32,7 @@ def _lines(file: Iterator[str]) -> Iterator[tuple[str, str]]:
 
 
 def _check_text(path: Path, file: Iterator[str]) -> Iterator[str]:
-    """The lines; raises UserError at one with NUL, which UTF-16 has at every other place and no path has."""
+    """Yields the lines. Raises UserError at a NUL, which no path contains and UTF-16 has in every second byte."""
     for number, line in enumerate(file, start=1):
         if "\0" in line:
             raise UserError(f"line {number} of {str(path)!r} holds NUL: it is not UTF-8 text; save the list as UTF-8")
@@ -55,7 +58,7 @@ def _table(path: Path, file: Iterator[str]) -> Iterator[tuple[str, str]]:
 
 
 def _rows(path: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:
-    """(first line, fields) of each row. Raises UserError where a quote is left open or stands amid a field."""
+    """Yields (first line, fields) of each row. Raises UserError where a quote is left open or is inside a field."""
     while True:
         first_line = reader.line_num + 1
         try:

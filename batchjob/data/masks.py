@@ -1,4 +1,4 @@
-"""Instances as annotation files give them, checked before a mask is made: polygons, run lengths, numbered pictures."""
+"""Checks the masks of annotation files, which are polygons, run lengths or pictures of numbers, and then draws them."""
 
 import re
 import warnings
@@ -16,9 +16,9 @@ from batchjob.data.decode import MAX_PIXELS
 from batchjob.errors import UserError
 
 MAX_INSTANCES = 2**15 - 1  # of an image; the store keeps owners as int16
-REACH = 4.0  # image sizes that a coordinate may lie outside of its image
+REACH = 4.0  # how far a coordinate may lie outside of its image, in image sizes
 MAX_OUTLINE_PX = 1e6  # pycocotools walks an outline in fifths of a pixel, and keeps 16 bytes a step
-MAX_SIDE = 100_000.0  # stands for the size of an image whose size nobody says
+MAX_SIDE = 100_000.0  # in place of the size of an image whose size is not stated
 _RLE_TEXT = re.compile(rb"[0-o]*")
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of the image
@@ -26,26 +26,26 @@ Polygon = NDArray[np.float64]  # x, y, x, y, …
 
 
 class BadMask(Exception):
-    """A mask that can't be what it says; the text is the cause that is counted."""
+    """Raised for a mask that is not possible; the text is the cause that is counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rle:
-    """Run lengths down the columns, background first, that add up to height × width."""
+    """A mask as lengths of runs down the columns, background first; they add up to height × width."""
 
     height: int
     width: int
     counts: NDArray[np.int64]
 
     def mask(self) -> NDArray[np.uint8]:
-        """uint8 [height, width] of 0 and 1."""
+        """Returns the mask as uint8 [height, width] of 0 and 1."""
         values = np.arange(len(self.counts)) % 2
         return np.repeat(values.astype(np.uint8), self.counts).reshape(self.width, self.height).T
 
 
 @dataclass(frozen=True, slots=True)
 class Painted:
-    """The pixels of one number in a picture: COCO panoptic writes R + 256 G + 65536 B."""
+    """The pixels of a picture that hold one number; COCO panoptic writes it as R + 256 G + 65536 B."""
 
     path: str
     number: int
@@ -56,7 +56,10 @@ Segment = Polygon | Rle | Painted
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One annotated object; without `segments` where its mask is left out, category −1 where that is."""
+    """One annotated object.
+
+    `segments` is empty where the mask is left out; `category` is −1 where it is not a possible one.
+    """
 
     category: int
     crowd: bool
@@ -65,7 +68,24 @@ class Instance:
 
 
 def mask_of(segments: Sequence[Segment], height: int, width: int) -> NDArray[np.uint8]:
-    """uint8 [height, width]: what the segments cover together; polygons as pycocotools rasterises them."""
+    """Draws what the segments of an instance cover together; polygons are drawn by pycocotools.
+
+    Parameters
+    ----------
+    segments
+        As `check_polygon` and `check_rle` return them, or numbers in pictures.
+    height, width
+        Of the image in pixels.
+
+    Returns
+    -------
+    uint8 [height, width] of 0 and 1.
+
+    Raises
+    ------
+    UserError
+        A picture of numbers can't be read, or is of another size.
+    """
     whole = np.zeros((height, width), np.uint8)
     polygons = [p.tolist() for p in segments if isinstance(p, np.ndarray)]
     if polygons:
@@ -74,7 +94,7 @@ def mask_of(segments: Sequence[Segment], height: int, width: int) -> NDArray[np.
         if isinstance(segment, Rle):
             whole |= segment.mask()
         elif isinstance(segment, Painted):
-            numbers = painted_numbers(segment.path)
+            numbers = _painted_numbers(segment.path)
             if numbers.shape != whole.shape:
                 raise UserError(
                     f"{segment.path} is {numbers.shape[1]}x{numbers.shape[0]} pixels, and its annotations say "
@@ -85,7 +105,7 @@ def mask_of(segments: Sequence[Segment], height: int, width: int) -> NDArray[np.
 
 
 def read_picture(path: str) -> NDArray[Any]:
-    """[height, width] of a PNG of numbers (palette, grey, 16 bits), else uint8 [height, width, 3] of its colours.
+    """Reads a PNG of numbers (palette, grey, 16 bits) as [height, width], or of colours as uint8 [height, width, 3].
 
     Raises UserError where it can't be read, or has more pixels than are decoded.
     """
@@ -101,19 +121,31 @@ def read_picture(path: str) -> NDArray[Any]:
 
 
 @lru_cache(maxsize=1)  # an image's instances are asked for one after another
-def painted_numbers(path: str) -> NDArray[np.int32]:
-    """int32 [height, width]: R + 256 G + 65536 B of each pixel."""
+def _painted_numbers(path: str) -> NDArray[np.int32]:
+    """Returns the number of each pixel, int32 [height, width]: R + 256 G + 65536 B, or the value where it has one."""
     pixels = read_picture(path).astype(np.int32)
     return pixels if pixels.ndim == 2 else pixels[..., 0] + 256 * pixels[..., 1] + 65536 * pixels[..., 2]
 
 
 def check_polygon(numbers: Sequence[float], height: int, width: int) -> Polygon | None:
-    """The polygon as an array; None for fewer than three points, which cover nothing.
+    """Checks a polygon before pycocotools draws it.
+
+    Parameters
+    ----------
+    numbers
+        x, y, x, y, … in pixels of the image.
+    height, width
+        Of the image in pixels, 0 where they are not stated.
+
+    Returns
+    -------
+    float64 [2 × points], or None for fewer than three points, which cover nothing.
 
     Raises
     ------
     BadMask
-        A coordinate that is missing, not finite or far outside of the image; an outline longer than a million pixels.
+        A coordinate is missing, not finite or more than `REACH` image sizes outside of the image; or the outline is
+        longer than `MAX_OUTLINE_PX`.
     """
     if len(numbers) % 2:
         raise BadMask("a polygon with an odd number of coordinates")
@@ -133,12 +165,22 @@ def check_polygon(numbers: Sequence[float], height: int, width: int) -> Polygon 
 
 
 def check_rle(size: Sequence[int], counts: str | Sequence[int], height: int, width: int) -> Rle:
-    """The run lengths, checked. `height` and `width` are the image's, 0 where nobody says them.
+    """Checks run lengths, and unpacks them where they are text.
+
+    Parameters
+    ----------
+    size
+        [height, width] of the mask in pixels.
+    counts
+        The run lengths, or COCO's text of them.
+    height, width
+        As `check_polygon`.
 
     Raises
     ------
     BadMask
-        Another size than the image's; more pixels than are decoded; lengths that are negative or don't add up.
+        The mask has another size than the image, or more pixels than are decoded; a length is negative; the lengths
+        don't add up to the size; or the text is damaged.
     """
     if len(size) != 2 or min(size) <= 0:
         raise BadMask("an RLE without a size")
@@ -162,9 +204,12 @@ def _whole_numbers(counts: Sequence[int]) -> NDArray[np.int64]:
 
 
 def _unpack(text: str) -> NDArray[np.int64]:
-    """The lengths behind COCO's text: numbers of 5 bits a letter, the lowest first, from the third on as differences
-    to the last but one (`rleFrString` of pycocotools, which reads past the end of a damaged text)."""
-    if text[:2] in ("b'", 'b"') and text[-1:] == text[1]:  # Python's own print of bytes
+    """Returns the run lengths that COCO's text stands for.
+
+    A letter holds 5 bits of a number, the lowest first. From the fourth number on, a number is the difference to the
+    length two places before. Source: `rleFrString` of pycocotools, which reads past the end of a damaged text.
+    """
+    if text[:2] in ("b'", 'b"') and text[-1:] == text[1]:  # bytes as Python prints them
         text = text[2:-1].replace("\\\\", "\\")
     letters = text.encode("utf-8", "replace")
     if not letters or not _RLE_TEXT.fullmatch(letters):
@@ -193,9 +238,27 @@ def read_masks(
     *,
     crowds: bool = False,
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """(number, mask uint8 [height, width]) of the instances that cover a pixel; crowds only with `crowds`.
+    """Draws the masks of an image's instances, one after another.
 
-    Of the numbers `wanted` alone, where they are given.
+    Parameters
+    ----------
+    instances
+        Of the image.
+    height, width
+        Of the image in pixels.
+    wanted
+        Numbers of the instances to draw; None for all.
+    crowds
+        Whether crowds are drawn too.
+
+    Yields
+    ------
+    (number among `instances`, mask uint8 [height, width]) of each instance that covers a pixel.
+
+    Raises
+    ------
+    UserError
+        As `mask_of`.
     """
     numbers = None if wanted is None else set(wanted.tolist())
     for number, instance in enumerate(instances):

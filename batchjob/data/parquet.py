@@ -1,4 +1,4 @@
-"""Parquet files as image shards: what each of their rows is called, and what its other columns say of it."""
+"""Indexes Parquet files as image shards: finds the name of each row, and what its other columns say of it."""
 
 import json
 import os
@@ -11,14 +11,14 @@ from batchjob.data.shards import IMAGE_COLUMNS, Shard, leaf_of_images, open_parq
 from batchjob.errors import UserError
 
 COLUMNS = ("class", "label", "category")  # kept, under their own names
-_PAGES_AT_ONCE = 3  # a page as it is stored, unpacked and taken apart; it may be a whole row group
+_PAGES_AT_ONCE = 3  # in memory is a page as it is stored, unpacked and taken apart; it may be a whole row group
 
 
 def add_parquet(builder: IndexBuilder, paths: list[str], limit: int) -> Iterator[str]:
-    """Adds the rows of Parquet files, in order; yields a remark for each column of classes that can't be kept.
+    """Adds the rows of Parquet files to an index, in order.
 
-    Yields "" now and then, for the progress. A row is called by the path in its struct of bytes and path, where no two
-    rows of the file have the same; else by its number in the file. Raises UserError for what is not such a file.
+    A row is named by the path in its struct of bytes and path, if every row of the file has another path; else by its
+    number in the file.
 
     Parameters
     ----------
@@ -27,7 +27,16 @@ def add_parquet(builder: IndexBuilder, paths: list[str], limit: int) -> Iterator
     paths
         Absolute, in the order of the rows.
     limit
-        Rows that the builder shall have at most; 0 = all.
+        The most rows that the builder shall have; 0 for all.
+
+    Yields
+    ------
+    A remark for each column that can't hold classes, and "" after each row, for the progress bar.
+
+    Raises
+    ------
+    UserError
+        A file is not a whole Parquet file, or has no column of images.
     """
     common = os.path.commonpath([os.path.dirname(p) for p in paths])
     for number, path in enumerate(paths):
@@ -42,7 +51,7 @@ def add_parquet(builder: IndexBuilder, paths: list[str], limit: int) -> Iterator
         classes = _names_of_classes(file.schema_arrow)
         row = 0
         for group in range(file.num_row_groups):
-            # of all columns: asked for one of a damaged file, pyarrow ends the process
+            # the bytes of all columns: asked for those of one column of a damaged file, pyarrow ends the process
             group_bytes = int(file.metadata.row_group(group).total_byte_size)
             builder.bytes_a_worker = max(builder.bytes_a_worker, _PAGES_AT_ONCE * group_bytes)
             known = _read_columns(path, file, group, [name for name in columns if name not in left_out], classes)
@@ -80,7 +89,7 @@ def _leaf(path: str, schema: Any) -> str:
 
 
 def _paths(path: str, file: Any, leaf: str) -> list[bytes]:
-    """The path of every row, if there are any and no two rows have the same; else an empty list."""
+    """Returns the path of every row; an empty list where a row has none, or two rows have the same."""
     column = leaf.partition(".")[0]
     kind = file.schema_arrow.field(column).type
     if "." not in leaf or kind.get_field_index("path") < 0 or str(kind.field("path").type) not in _TEXTS:
@@ -100,7 +109,7 @@ _TEXTS = ("string", "large_string", "string_view")
 
 
 def _read(path: str, file: Any, group: int, column: str) -> list[Any]:
-    """The values of one column of a row group; of texts, their bytes."""
+    """Reads the values of one column of a row group; a text comes as its bytes, which need not be UTF-8."""
     import pyarrow
     from pyarrow import types
 
@@ -112,7 +121,7 @@ def _read(path: str, file: Any, group: int, column: str) -> list[Any]:
         array = array.flatten()[0]
     if types.is_dictionary(array.type):
         array = array.dictionary_decode()
-    if str(array.type) in _TEXTS:  # a text need not be UTF-8
+    if str(array.type) in _TEXTS:
         array = array.cast(pyarrow.large_binary())
     values: list[Any] = array.to_pylist()
     rows = file.metadata.row_group(group).num_rows
@@ -124,7 +133,7 @@ def _read(path: str, file: Any, group: int, column: str) -> list[Any]:
 def _read_columns(
     path: str, file: Any, group: int, columns: list[str], classes: dict[str, list[str]]
 ) -> dict[str, list[str]]:
-    """What the columns of a row group say, as text; "" for null."""
+    """Returns column → values of a row group as text, "" for null."""
     found = {}
     for column in columns:
         values = _read(path, file, group, column)
@@ -151,7 +160,7 @@ def _is_of_classes(kind: Any) -> bool:
 
 
 def _names_of_classes(schema: Any) -> dict[str, list[str]]:
-    """Column -> names of its numbers, as the Hugging Face hub writes them beside the schema."""
+    """Returns column → names of its numbers, as the Hugging Face hub writes them into the metadata of the schema."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {

@@ -1,16 +1,16 @@
-"""Silence for C libraries that write to the terminal by themselves: libtiff tells each bad code of a damaged file."""
+"""Keeps C libraries from writing to the terminal: libtiff reports every bad code of a damaged file there."""
 
 import contextlib
 import os
 import threading
 from collections.abc import Iterator
 
-_MOST_BYTES = 4096  # of what they wrote are kept
+_MOST_BYTES = 4096  # the most that is kept of what a library wrote
 _one_at_a_time = threading.Lock()
 
 
 class Said:
-    """What was written to the standard error, its first line."""
+    """The first line that was written to standard error, known when the `with` block of `quiet` ends."""
 
     def __init__(self) -> None:
         self.line = ""
@@ -18,9 +18,9 @@ class Said:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[Said]:
-    """Takes what is written to file descriptor 2 meanwhile; the caller's `Said` has its first line at the end.
+    """Catches what is written to file descriptor 2 inside the `with` block; at its end, `Said` has the first line.
 
-    Python's own lines of other threads are taken too, so nothing else should be told while it holds.
+    This includes what other threads write there, so no message to the user should be written meanwhile.
     """
     said = Said()
     with _one_at_a_time, contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""An image's bytes from a file, or the reason why there are none."""
+"""Reads the bytes of an image from its file, or says why that is not possible."""
 
 import errno
 import os
@@ -8,7 +8,7 @@ MAX_FILE_BYTES = 2**30
 
 
 class ReadFailure(Exception):
-    """Why an image has no pixels: `cause` is a name of `STATUS`, `message` a sentence for failures.csv."""
+    """Says why an image has no pixels: `cause` is a name of `STATUS`, `message` a sentence for failures.csv."""
 
     def __init__(self, cause: str, message: str) -> None:
         super().__init__(cause, message)
@@ -17,9 +17,19 @@ class ReadFailure(Exception):
 
 
 def read_file(path: bytes, planned: tuple[int, int] | None = None) -> bytes:
-    """The file's bytes; raises ReadFailure, also where size and time of change (ns) are not the `planned` ones.
+    """Reads a file. Its kind is checked before it is opened, since opening a FIFO would block for ever.
 
-    Looks before it opens: opening a FIFO would block for ever.
+    Parameters
+    ----------
+    path
+        As bytes, since a name need not be UTF-8.
+    planned
+        The size in bytes and the time of change in ns that the file must have; None for any.
+
+    Raises
+    ------
+    ReadFailure
+        The file is missing, can't be read, is not a regular file, is larger than `MAX_FILE_BYTES`, or has changed.
     """
     try:
         return _read_file(path, planned)
@@ -28,12 +38,12 @@ def read_file(path: bytes, planned: tuple[int, int] | None = None) -> bytes:
 
 
 def escape(name: bytes) -> str:
-    r"""The name as text; bytes that are not UTF-8 become \xNN."""
+    r"""Returns the name as text; bytes that are not UTF-8 become \xNN."""
     return name.decode("utf-8", "backslashreplace")
 
 
 def one_line(what: object) -> str:
-    """The text with line breaks and unprintable characters escaped, at most 300 characters."""
+    """Returns the text with line breaks and unprintable characters escaped, cut to 300 characters."""
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(what))
     return text if len(text) <= 300 else text[:299] + "…"
 
@@ -45,14 +55,24 @@ def _read_file(path: bytes, planned: tuple[int, int] | None) -> bytes:
     with open(fd, "rb", buffering=0) as file:
         _check_regular(os.fstat(fd))
         data = file.readall()
-        found = os.fstat(fd)  # after reading: it may be written meanwhile
+        found = os.fstat(fd)  # after reading, since it may be written meanwhile
     if planned is not None:
         raise_for_change(found, planned)
     return data
 
 
 def raise_for_change(found: os.stat_result, planned: tuple[int, int], what: str = "the file") -> None:
-    """Raises ReadFailure where size and time of change (ns) are not the `planned` ones."""
+    """Raises ReadFailure where a file is not the one that was planned.
+
+    Parameters
+    ----------
+    found
+        What the file is now.
+    planned
+        Its size in bytes and time of change in ns when the run was planned, −1 where it could not be seen.
+    what
+        What the message calls the file.
+    """
     if (found.st_size, found.st_mtime_ns) == planned:
         return
     if planned[0] < 0:
@@ -72,4 +92,4 @@ def _check_regular(found: os.stat_result) -> None:
 def _cause_of(error: OSError, path: bytes) -> str:
     if error.errno in (errno.ENOENT, errno.ENOTDIR) and not os.path.lexists(path):
         return "missing"
-    return "unreadable"  # a dangling link is there, and leads nowhere
+    return "unreadable"  # also for a link to nothing: the link itself is there

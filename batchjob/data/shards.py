@@ -1,4 +1,4 @@
-"""Image shards, which hold many images in a file: where each image's bytes lie in a tar or a Parquet file, read."""
+"""Reads images out of image shards, which are files of many images: tars and Parquet files."""
 
 import contextlib
 import os
@@ -10,33 +10,41 @@ from typing import Any, Protocol
 from batchjob.data.reading import MAX_FILE_BYTES, ReadFailure, one_line, raise_for_change
 from batchjob.errors import UserError
 
-OPEN_TARS = 64  # file descriptors a process keeps: a thousand shards would meet the usual limit of 1024
-IMAGE_COLUMNS = ("image", "img")  # of a Parquet file, the first that holds images
+OPEN_TARS = 64  # the most that a process keeps open: a thousand shards would exceed the usual limit of 1024 files
+IMAGE_COLUMNS = ("image", "img")  # the first of them that holds images is a Parquet file's column of images
 ROWS_AT_ONCE = 16  # images of a Parquet file that are in memory at once
 PAGE_BYTES = 2**20  # read at once from a column of a Parquet file
 
-# What the size of a member says that has no bytes of its own in the tar.
+# These stand in place of the size of a member that has no bytes of its own in the tar.
 LINK, SPARSE, LOST = -1, -2, -3
 _NO_BYTES = {
     LINK: ("unreadable", "is a link inside {tar}; pack the file itself"),
     SPARSE: ("unreadable", "is a sparse file inside {tar}; pack it plainly"),
     LOST: ("missing", "{tar} is cut off: what followed its last whole member is lost"),
 }
-Place = tuple[int, int, int]  # the shard's number, and two numbers that its kind of shard understands
+Place = tuple[int, int, int]  # the shard's number, and two numbers that depend on the kind: see the readers
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A tar or Parquet file of the index, and what it looked like when it was indexed."""
+    """A tar or Parquet file of the index, with its size and time of change when it was indexed."""
 
     path: str
-    name: str  # how ids begin
-    size: int
+    name: str  # the ids of its rows begin with it
+    size: int  # bytes
     mtime_ns: int
 
     @classmethod
     def at(cls, path: str, name: str) -> "Shard":
-        """The shard as it looks now."""
+        """Makes the shard of a file as it is now.
+
+        Parameters
+        ----------
+        path
+            Absolute.
+        name
+            What the ids of its rows begin with.
+        """
         found = os.stat(path)
         return cls(path, name, found.st_size, found.st_mtime_ns)
 
@@ -46,24 +54,32 @@ class Shard:
 
 
 class Reader(Protocol):
-    """What gets the bytes of images out of shards."""
+    """Reads the bytes of images out of shards."""
 
     def read(self, place: Place) -> bytes:
-        """The image's bytes. Raises ReadFailure, and nothing else for whatever the disk holds."""
+        """Reads the bytes of one image. Raises ReadFailure, and nothing else whatever the disk holds."""
 
     def close(self) -> None:
         """Closes the files that `read` opened."""
 
 
 def open_reader(kind: str, shards: Sequence[Shard]) -> Reader:
-    """The reader of `tar` or `parquet` shards; opens nothing yet."""
-    return TarReader(shards) if kind == "tar" else ParquetReader(shards)
+    """Makes the reader of some shards, which opens none of them yet.
+
+    Parameters
+    ----------
+    kind
+        `tar` or `parquet`.
+    shards
+        In the order of the numbers that a `Place` begins with.
+    """
+    return _TarReader(shards) if kind == "tar" else _ParquetReader(shards)
 
 
 def raise_for_changes(shards: Sequence[Shard]) -> None:
-    """Raises UserError where a shard is not what was indexed: its places would point anywhere.
+    """Raises UserError where a shard has changed since it was indexed, since the places of its images may be wrong.
 
-    Shards that are gone are left to their rows, which say so.
+    A shard that is gone is passed over here: each of its rows says so when it is read.
     """
     for shard in shards:
         with contextlib.suppress(FileNotFoundError):
@@ -72,15 +88,15 @@ def raise_for_changes(shards: Sequence[Shard]) -> None:
                 raise UserError(f"{shard.path} has changed since it was planned; plan anew, into another RUN")
 
 
-class TarReader:
-    """Reads tars by offset. A place is (tar, first byte, size)."""
+class _TarReader:
+    """Reads tars by offset. A place is (tar, first byte, size in bytes or `LINK`, `SPARSE`, `LOST`)."""
 
     def __init__(self, shards: Sequence[Shard]) -> None:
         self._shards = shards
         self._open: OrderedDict[int, int] = OrderedDict()
 
     def read(self, place: Place) -> bytes:
-        """The image's bytes; see `Reader`."""
+        """Reads the bytes of one image, as `Reader` says."""
         number, start, size = place
         tar = self._shards[number]
         if size in _NO_BYTES:
@@ -108,11 +124,11 @@ class TarReader:
         return self._open[number]
 
 
-class ParquetReader:
+class _ParquetReader:
     """Reads the image column of Parquet files. A place is (file, row group, row of the group).
 
-    Goes through a row group once, from its first row to its last, with a few images in memory at a time, for a group
-    may be larger than memory. Only a row that lies behind costs a new start of its group.
+    It goes through a row group once, from its first row to its last. Only a few images are in memory at a time, since a
+    group may be larger than the memory. A row before those in memory makes it begin its group again.
     """
 
     def __init__(self, shards: Sequence[Shard]) -> None:
@@ -122,11 +138,11 @@ class ParquetReader:
         self._leaf = ""
         self._batches: Iterator[Any] = iter(())
         self._images: Any = ()  # the rows in memory
-        self._first = self._behind = 0  # the first of them, and the row behind the last
-        self._broken = ""  # why the group can't be read from `_behind` on
+        self._first = self._behind = 0  # the first row in memory, and the row behind the last
+        self._broken = ""  # why the group can't be read from row `_behind` on
 
     def read(self, place: Place) -> bytes:
-        """The image's bytes; see `Reader`."""
+        """Reads the bytes of one image, as `Reader` says."""
         number, group, row = place
         shard = self._shards[number]
         with _told(shard):
@@ -166,8 +182,8 @@ class ParquetReader:
         )
 
     def _go_on(self, shard: Shard) -> None:
-        """Puts the next rows of the group in place of those in memory."""
-        if self._broken:  # found by a row before: not read again
+        """Replaces the rows in memory by the next rows of the group."""
+        if self._broken:
             raise ReadFailure("truncated", self._broken)
         self._images = ()
         try:
@@ -188,23 +204,23 @@ class ParquetReader:
 
 
 def open_parquet(path: str) -> Any:
-    """The Parquet file, a `pyarrow.parquet.ParquetFile` that reads no further than it is asked to."""
+    """Opens a Parquet file as a `pyarrow.parquet.ParquetFile` that reads no further than it is asked to."""
     import pyarrow
     from pyarrow import parquet
 
-    source = pyarrow.OSFile(os.fsencode(path))  # by its bytes: pyarrow takes no name that is not UTF-8
+    source = pyarrow.OSFile(os.fsencode(path))  # as bytes: pyarrow refuses a text that is not UTF-8
     return parquet.ParquetFile(source, pre_buffer=False, buffer_size=PAGE_BYTES)
 
 
 def parquet_errors() -> tuple[type[Exception], ...]:
-    """What pyarrow raises for a damaged file or a bad disk; StopIteration where rows are missing."""
+    """Returns what pyarrow raises for a damaged file or a bad disk, and StopIteration for missing rows."""
     import pyarrow
 
     return StopIteration, OSError, ValueError, MemoryError, pyarrow.ArrowException
 
 
 def leaf_of_images(schema: Any) -> str | None:
-    """The column of images in an Arrow schema: `image`, or `image.bytes` of a struct; None where there is none."""
+    """Returns the column of images in an Arrow schema, such as `image`, or `image.bytes` of a struct; None for none."""
     from pyarrow import types
 
     for name in IMAGE_COLUMNS:
@@ -230,7 +246,7 @@ def _is_bytes(kind: Any) -> bool:
 
 @contextlib.contextmanager
 def _told(shard: Shard) -> Iterator[None]:
-    """Turns what the disk raises into a ReadFailure."""
+    """Turns the errors of the disk into a ReadFailure."""
     try:
         yield
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""DATA to an index of rows: a folder, a COCO root, tars, Parquet files, a list. No image is opened."""
+"""Makes the index of DATA: a folder, a COCO root, tars, Parquet files or a list. No image is decoded."""
 
 import glob
 import os
@@ -22,23 +22,23 @@ PARQUET = b".parquet"
 
 
 def index_images(data: str, *, split: str = "", limit: int = 0, progress: bool = False) -> ImageIndex:
-    """The rows of DATA in their order: by the path's bytes in a folder, as given in shards and lists.
+    """Lists the images of DATA: of a folder by the bytes of their paths, of shards and lists in the order given there.
 
     Parameters
     ----------
     data
         A folder, a COCO root, a file, or a pattern of tars or Parquet files.
     split
-        A folder of a COCO root, or how the names of Parquet files in a folder begin; empty for all.
+        A folder of a COCO root, or what the names of Parquet files in a folder begin with; empty for all.
     limit
-        The first rows are kept; 0 = all.
+        The most rows that are taken, from the first on; 0 for all.
     progress
-        Whether a bar shows how far it is.
+        Whether a progress bar is shown.
 
     Raises
     ------
     UserError
-        There is no image, or something that would make the rows doubtful.
+        DATA has no image, two images have one id, or something of DATA is missing or can't be read.
     """
     raise_for_missing(data)
     if os.path.isdir(data):
@@ -100,7 +100,10 @@ def _index_folder(root: bytes, *, split: str, limit: int, progress: bool) -> Ima
 
 
 def _parquet_files(root: bytes, split: str) -> list[str]:
-    """The Parquet files below `root`, by name; with `split`, those whose name, or folder, begins with it."""
+    """Returns the Parquet files below `root`, by name; with `split`, those whose file name begins with it.
+
+    Where `split` is a folder, there are none to be found by their names.
+    """
     if split and os.path.isdir(os.path.join(root, os.fsencode(split))):
         return []
     names = [os.fsdecode(name) for name in walk(root, b"", skip=b"", others=Counter(), wanted=frozenset({PARQUET}))]

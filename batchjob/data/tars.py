@@ -1,4 +1,4 @@
-"""Tars as image shards: braced ranges, WebDataset samples, the offset of every picture."""
+"""Indexes tars as image shards: expands braced ranges, reads WebDataset samples, finds where each picture begins."""
 
 import contextlib
 import itertools
@@ -10,21 +10,25 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
+from batchjob.data.folders import suffix_of
 from batchjob.data.index import IndexBuilder
 from batchjob.data.shards import LINK, LOST, SPARSE, Shard
 from batchjob.errors import UserError
 
 MAX_JSON_BYTES = 2**20
-ID_FIELDS = ("id", "image_id")  # of a sample's JSON, the first that is there
+ID_FIELDS = ("id", "image_id")  # the first of them that a sample's JSON has is the image's id
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _BLOCK = 512
-# what tarfile raises, beside its own errors, for numbers, maps and names that no writer makes
+# what tarfile raises besides its own errors for numbers, maps and names that no program writes
 _BAD_HEADER = (ValueError, LookupError, OverflowError, MemoryError, RecursionError, OSError)
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
-    """A regular file or a link of a tar: `start` is its first byte; `size` < 0 where it has no bytes of its own."""
+class _Member:
+    """A regular file or a link of a tar.
+
+    `start` is its first byte; `size` is in bytes, or `LINK` or `SPARSE` where it has no bytes of its own.
+    """
 
     name: bytes
     start: int
@@ -38,37 +42,55 @@ class Member:
 
     @property
     def extension(self) -> bytes:
-        """What follows the key, in lower case, with its dot."""
+        """What follows the key, in lower case, its first dot included."""
         return self.name[len(self.key) :].lower()
 
 
 @dataclass(slots=True)
-class Reading:
-    """How the reading of one tar went."""
+class _Reading:
+    """What was noticed while one tar was read."""
 
-    cut: str = ""  # how it ends where it should not
-    second_pictures: int = 0
+    cut: str = ""  # in what way the tar ends early; empty for a whole one
+    second_pictures: int = 0  # left out, since the first picture of a sample counts
     behind: int = 0  # bytes behind the end mark that are not another tar
-    last: Member | None = field(default=None)
+    last: _Member | None = field(default=None)  # with bytes of its own
 
 
 def expand(pattern: str) -> list[str]:
-    """The names that a braced pattern stands for: `{000..041}` and `{a,b}`, as a shell expands them."""
+    """Returns the names that a braced pattern stands for: `{000..041}` and `{a,b}`, as a shell expands them."""
     parts = re.split(r"\{([^{}]*)\}", pattern)
     choices = [[part] if i % 2 == 0 else _choices(part) for i, part in enumerate(parts)]
     return ["".join(choice) for choice in itertools.product(*choices)]
 
 
 def add_tars(builder: IndexBuilder, paths: list[str], extensions: frozenset[bytes], limit: int) -> Iterator[str]:
-    """Adds the pictures of the tars, in order; yields a remark for each tar that is cut off or has something left out.
+    """Adds the pictures of tars to an index, in order.
 
-    Yields "" now and then, for the progress. Raises UserError for what is not a tar.
+    Parameters
+    ----------
+    builder
+        Made for `tar`.
+    paths
+        As `add_parquet`.
+    extensions
+        Of pictures, in lower case, with their dot.
+    limit
+        As `add_parquet`.
+
+    Yields
+    ------
+    A remark for each tar that is cut off or has something left out, and "" after each sample, for the progress bar.
+
+    Raises
+    ------
+    UserError
+        A file is not a tar.
     """
     common = os.path.commonpath([os.path.dirname(p) for p in paths])
     for number, path in enumerate(paths):
         tar = Shard.at(path, os.path.relpath(path, common))
         builder.shards.append(tar)
-        reading = Reading()
+        reading = _Reading()
         with open(path, "rb") as file:
             for _, sample in itertools.groupby(_members(path, reading), key=lambda m: m.key):
                 _add_sample(builder, list(sample), extensions, number, file.fileno(), reading)
@@ -82,12 +104,12 @@ def add_tars(builder: IndexBuilder, paths: list[str], extensions: frozenset[byte
         if reading.cut:
             yield f"{path} {reading.cut}"
             inside = reading.last is not None and reading.last.start + reading.last.size > tar.size
-            if not (inside and reading.last is not None and _suffix(reading.last.name) in extensions):
+            if not (inside and reading.last is not None and suffix_of(reading.last.name) in extensions):
                 builder.add(b"(cut off)", place=(number, 0, LOST))
 
 
 def _add_sample(
-    builder: IndexBuilder, sample: list[Member], extensions: frozenset[bytes], number: int, fd: int, reading: Reading
+    builder: IndexBuilder, sample: list[_Member], extensions: frozenset[bytes], number: int, fd: int, reading: _Reading
 ) -> None:
     pictures = [m for m in sample if m.extension in extensions]
     if pictures:
@@ -96,13 +118,13 @@ def _add_sample(
         own = next((_json_id(m, fd) for m in sample if m.extension == b".json"), "")
         builder.add(picture.key, id=own, place=(number, picture.start, picture.size))
         return
-    for m in sample:  # no picture of that key alone: names with dots, as in `IMG.2020.jpg`
-        if _suffix(m.name) in extensions:
+    for m in sample:  # no picture has the plain key: those with dots in their names, as `IMG.2020.jpg`, are samples
+        if suffix_of(m.name) in extensions:
             builder.add(os.path.splitext(m.name)[0], place=(number, m.start, m.size))
 
 
 class _Header(tarfile.TarInfo):
-    """A member's header. A negative size would lead back to the header itself, for ever (CVE-2025-8194)."""
+    """A member's header. It refuses negative sizes, which would lead back to the header for ever (CVE-2025-8194)."""
 
     def _block(self, count: int) -> int:
         if not 0 <= count < 2**62:
@@ -110,10 +132,10 @@ class _Header(tarfile.TarInfo):
         return int(super()._block(count))  # type: ignore[misc]
 
 
-def _members(path: str, reading: Reading) -> Iterator[Member]:
-    """The files and links of a tar, in order; `reading.cut` tells in the end whether it ends as a tar ends.
+def _members(path: str, reading: _Reading) -> Iterator[_Member]:
+    """Yields the files and links of a tar, in order; `reading.cut` says in the end whether the tar is whole.
 
-    Tars that were written one after another into one file are read on, as `tar --ignore-zeros` does.
+    Where several tars were written into one file, one after another, all of them are read, as by `tar --ignore-zeros`.
     """
     if os.path.getsize(path) == 0:
         reading.cut = "is empty"
@@ -125,8 +147,8 @@ def _members(path: str, reading: Reading) -> Iterator[Member]:
             start = None if reading.cut else _after_zeros(file, end)
 
 
-def _members_of_one(path: str, file: BinaryIO, start: int, reading: Reading) -> Generator[Member, None, int]:
-    """The members of the tar that begins at byte `start`, and where its end mark begins."""
+def _members_of_one(path: str, file: BinaryIO, start: int, reading: _Reading) -> Generator[_Member, None, int]:
+    """Yields the members of the tar that begins at byte `start`; returns the byte where its end mark begins."""
     size = os.fstat(file.fileno()).st_size
     file.seek(start)
     try:
@@ -144,10 +166,10 @@ def _members_of_one(path: str, file: BinaryIO, start: int, reading: Reading) -> 
                 if os.path.basename(name).startswith(b"."):
                     continue
                 if info.issym() or info.islnk():
-                    yield Member(name, 0, LINK)
+                    yield _Member(name, 0, LINK)
                 elif info.isreg():
-                    reading.last = Member(name, info.offset_data, info.size)
-                    yield Member(name, 0, SPARSE) if info.issparse() else reading.last
+                    reading.last = _Member(name, info.offset_data, info.size)
+                    yield _Member(name, 0, SPARSE) if info.issparse() else reading.last
         except tarfile.ReadError:
             reading.cut = f"is cut off after {size} bytes"
             return size
@@ -159,7 +181,7 @@ def _members_of_one(path: str, file: BinaryIO, start: int, reading: Reading) -> 
     mark = file.read(_BLOCK)
     if len(mark) < _BLOCK:
         reading.cut = f"is cut off after {size} bytes: it has no end mark"
-    elif mark.count(0) != len(mark) and start and end == start:  # not one member of another tar
+    elif mark.count(0) != len(mark) and start and end == start:  # what follows the first tar has no member
         reading.behind = size - start
         return size
     elif mark.count(0) != len(mark):
@@ -168,7 +190,7 @@ def _members_of_one(path: str, file: BinaryIO, start: int, reading: Reading) -> 
 
 
 def _after_zeros(file: BinaryIO, start: int) -> int | None:
-    """Where the first block behind `start` begins that is not all zeros; None where there is none."""
+    """Returns the byte where the first block from `start` on begins that is not all zeros; None where there is none."""
     file.seek(start)
     while block := file.read(_BLOCK):
         if block.count(0) != len(block):
@@ -177,7 +199,7 @@ def _after_zeros(file: BinaryIO, start: int) -> int | None:
     return None
 
 
-def _json_id(member: Member, fd: int) -> str:
+def _json_id(member: _Member, fd: int) -> str:
     if not 0 < member.size <= MAX_JSON_BYTES:
         return ""
     with contextlib.suppress(ValueError, RecursionError):  # what does not parse as JSON gives no id
@@ -185,10 +207,6 @@ def _json_id(member: Member, fd: int) -> str:
         if isinstance(values, dict):
             return next((str(values[f]) for f in ID_FIELDS if isinstance(values.get(f), str | int)), "")
     return ""
-
-
-def _suffix(name: bytes) -> bytes:
-    return os.path.splitext(name)[1].lower()
 
 
 def _choices(inside: str) -> list[str]:

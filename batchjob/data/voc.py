@@ -1,4 +1,4 @@
-"""Pascal VOC's segmentation folders: SegmentationObject/STEM.png, and SegmentationClass/ for the categories."""
+"""Reads Pascal VOC's folders: SegmentationObject/STEM.png for the instances, SegmentationClass/ for the categories."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from batchjob.data.masks import MAX_INSTANCES, read_picture
 from batchjob.errors import UserError
 
-VOID = 255  # the border around objects; it belongs to nobody
+VOID = 255  # the border around objects, which belongs to none of them
 
 # The development kit's own order, which SegmentationClass counts from 1. Other sets of this layout have more classes.
 CLASSES = (
@@ -23,7 +23,10 @@ CATEGORIES = {0: "object"} | dict(enumerate(CLASSES, start=1)) | {n: str(n) for 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """One segmented image: its stem, size in pixels and paths; `classes` is empty where there is none."""
+    """One segmented image: the stem of its name, its size in pixels, and the paths of its pictures.
+
+    `classes` is empty where the image has no picture of classes.
+    """
 
     stem: str
     height: int
@@ -33,7 +36,10 @@ class File:
 
 
 def find_root(folder: Path) -> Path | None:
-    """The folder that holds SegmentationObject/: the given one, its parent, or one of two levels below; else None."""
+    """Finds the folder that holds SegmentationObject/: the given one, its parent, or one up to two levels below it.
+
+    Returns None where there is none. The parent counts where the given folder is SegmentationObject/ itself.
+    """
     if folder.name == "SegmentationObject":
         return folder.parent
     candidates = [folder, *sorted(folder.glob("*/")), *sorted(folder.glob("*/*/"))]
@@ -41,7 +47,7 @@ def find_root(folder: Path) -> Path | None:
 
 
 def list_files(root: Path) -> list[File]:
-    """Every segmented image of the folder, by name. Raises UserError where no image is segmented."""
+    """Lists every segmented image of the folder, by name. Raises UserError where there is none, or one is not a PNG."""
     files = []
     for path in sorted((root / "SegmentationObject").glob("*.png")):
         classes = root / "SegmentationClass" / path.name
@@ -52,9 +58,25 @@ def list_files(root: Path) -> list[File]:
 
 
 def masks(objects_png: str, classes_png: str) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """(category, mask uint8 [height, width]) of every object, by its number; category 0 where no class is drawn.
+    """Reads the masks of an image's objects, in the order of their numbers.
 
-    Raises UserError where a picture can't be read or is not one of numbers, or the two are of different sizes.
+    Parameters
+    ----------
+    objects_png
+        Path of the picture whose pixels hold the number of their object.
+    classes_png
+        Path of the picture whose pixels hold the number of their class; empty for none.
+
+    Yields
+    ------
+    (category, mask uint8 [height, width]) of each object. The category is the most frequent class of its pixels, 0
+    where no class is drawn.
+
+    Raises
+    ------
+    UserError
+        A picture can't be read or holds colours, the two are of different sizes, or there are more than `MAX_INSTANCES`
+        objects.
     """
     objects = _numbers(objects_png)
     classes = _numbers(classes_png) if classes_png else np.zeros_like(objects)
