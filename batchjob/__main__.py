@@ -1,4 +1,4 @@
-"""The command line. It has no logic: a verb's packages are imported when it runs; an error is one line and a code."""
+"""The command line: parses the arguments, and runs the verb's function in `commands`, whose imports wait until then."""
 
 import argparse
 import dataclasses
@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from batchjob import help
 from batchjob.codes import VERSION
 from batchjob.config import Options, Runtime
-from batchjob.launch import ends
+from batchjob.launch import ends, signals
 
 VERBS = {
     "run": "plan, fit where it is needed, label all that is missing, finish; again on the same RUN it goes on",
@@ -26,10 +26,10 @@ VERBS = {
 }
 
 
-class Parser(argparse.ArgumentParser):
-    """Ends with 2 and one line on stderr, as every wrong input does."""
+class _Parser(argparse.ArgumentParser):
+    """A parser that ends with code 2 and one line on stderr where the arguments are wrong, as for every wrong input."""
 
-    page = ""  # in place of argparse's own help
+    page = ""  # the help, where it is not argparse's own
 
     def format_help(self) -> str:
         return self.page or super().format_help()
@@ -39,14 +39,14 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def make_parser(*, shows_all: bool = False) -> Parser:
-    """The parser of all verbs, its options made from the dataclasses that document them.
+def make_parser(*, shows_all: bool = False) -> argparse.ArgumentParser:
+    """Makes the parser of all verbs; its options come from the dataclasses `Options` and `Runtime`.
 
-    Every option is read; the help of `run` and `plan` lists the common ones, with `shows_all` the others too.
+    The parser knows every option. The help of `run` and `plan` lists the common ones; with `shows_all`, all of them.
     """
-    parser = Parser(prog="batchjob", allow_abbrev=False)
+    parser = _Parser(prog="batchjob", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"batchjob {VERSION}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_Parser)
     made = {name: verbs.add_parser(name, description=text, allow_abbrev=False) for name, text in VERBS.items()}
     parser.page = help.of_all_verbs(VERBS)
     for name, verb in made.items():
@@ -84,9 +84,12 @@ def make_parser(*, shows_all: bool = False) -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code: 0 done, 2 the input is wrong, 75 work is left, 1 anything else."""
-    # OpenMP's idle threads spin by default: where decoding workers or other jobs want the cores too, that took 9.6
-    # and 25 s in place of 7 (two pairs of runs, two busy cores). Read when torch is imported, so it is set before.
+    """Runs a command of these words (those of the process by default) and returns its exit code.
+
+    The code is 0 where all is done, 2 where the input is wrong, 75 where work is left and 1 for anything else.
+    """
+    # OpenMP's idle threads spin by default. Where decoding workers or other jobs wanted the cores too, runs of 7 s took
+    # 9.6 and 25 s (two pairs of runs, two busy cores). OpenMP reads this when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     given = list(sys.argv[1:] if arguments is None else arguments)
     args = make_parser(shows_all="--help-all" in given).parse_args(given)
@@ -132,10 +135,10 @@ def _add_options(
 
 
 def entry() -> NoReturn:
-    """The command as a process of its own, which heeds signals from its first moment to its last."""
-    ends.at_once()
+    """Runs the command as a process of its own, which answers to signals from its first moment to its last."""
+    signals.exit_at_once()
     code = main()
-    ends.ignore_signals()
+    signals.ignore()
     sys.exit(code)
 
 

@@ -1,4 +1,4 @@
-"""Processes of a pool that end with the process that started them, whatever ends it, and leave signals to it."""
+"""A pool of processes that end with the process that started them and leave signals to it."""
 
 import multiprocessing
 import os
@@ -10,25 +10,43 @@ from multiprocessing.connection import wait
 from types import TracebackType
 from typing import Any, Literal
 
-# Slurm and a terminal send these to every process of a step; who started the pool decides
-_NOT_OURS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# Slurm and a terminal send these to every process of a step, so children leave them to the process that started them.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class ChildPool(ProcessPoolExecutor):
-    """A pool whose processes run `start` first; they are killed where its block is left by an error.
-
-    `method`: spawn where the parent may hold threads or a CUDA context, else fork, which starts at once.
-    """
+    """A pool of processes. They are killed where its block is left by an error, or where their parent dies."""
 
     def __init__(
         self, processes: int, *, start: Callable[[], object] | None = None, method: Literal["spawn", "fork"] = "spawn"
     ) -> None:
+        """Makes the pool; its processes start when the first tasks come.
+
+        Parameters
+        ----------
+        processes
+            How many at most.
+        start
+            What each process runs before its first task.
+        method
+            spawn where the parent may hold threads or a CUDA context; fork starts faster.
+        """
         context = multiprocessing.get_context(method)
         super().__init__(processes, mp_context=context, initializer=_begin, initargs=(start,))
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
-        """As the base class's, which starts processes here: they inherit that the signals are blocked."""
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_OURS)
+        """Hands over a task as the base class does. Processes that start here inherit that the signals are blocked.
+
+        Parameters
+        ----------
+        fn, args, kwargs
+            A function and its arguments, which must be picklable.
+
+        Returns
+        -------
+        The future result.
+        """
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             return super().submit(fn, *args, **kwargs)
         finally:
@@ -50,6 +68,6 @@ def _begin(start: Callable[[], object] | None) -> None:
 
 
 def _end_with(sentinel: int) -> None:
-    """Ends this process when its parent is gone: waiting for its next task it would wait for ever, memory and all."""
+    """Ends this process when its parent is gone; it would wait for a next task for ever, and keep its memory."""
     wait([sentinel])
     os._exit(1)

@@ -21,9 +21,9 @@ from typing import Any
 
 from batchjob.errors import UserError, WorkLeft
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 _LEFT_AFTER_S = 3600
 LOCK = "done/lock"  # below RUN; that it is there says that RUN is ours, also before plan.json is
 
@@ -51,12 +51,12 @@ def clear_disk_errors(run: Path, doing: str) -> Iterator[None]:
     except OSError as error:
         number = errno_of(error)
         what = f"{doing}: {os.strerror(number) if number else error}"
-        if number in _FULL:
+        if number in FULL:
             raise WorkLeft(
                 f"{what} ({_free(run)}); nothing published is lost; free some space or quota for {run}, then go on "
                 f"with: batchjob run, on the same RUN"
             ) from error
-        if number in _FORBIDDEN:
+        if number in FORBIDDEN:
             raise UserError(f"{what}; {run} must be writable: choose another RUN or change its permissions") from error
         raise
 
@@ -96,7 +96,7 @@ def only_one(run: Path, name: str = LOCK) -> Iterator[None]:
             print(f"waiting for another command that writes {run}", file=sys.stderr, flush=True)
             fcntl.lockf(handle, fcntl.LOCK_EX)
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in NO_LOCKS:
                 raise
             print("this file system has no locks: start no second command on the same RUN", file=sys.stderr)
         yield

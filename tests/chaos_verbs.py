@@ -127,10 +127,10 @@ def _heed_interrupts() -> None:
 
 def _begin(order: dict[str, Any]) -> NoReturn:
     from batchjob.__main__ import entry
-    from batchjob.launch import ends
+    from batchjob.launch import signals
 
     _heed_interrupts()
-    ends.at_once()
+    signals.exit_at_once()
     os.setsid()
     os.chdir(order["folder"])
     log = os.open(order["log"], os.O_WRONLY | os.O_APPEND)

@@ -84,7 +84,7 @@ def test_one_gpu_that_is_not_the_first_gets_a_process_of_its_own(
 ) -> None:
     started: list[list[int]] = []
     monkeypatch.setattr(dispatch, "visible_gpus", lambda device: 4)
-    monkeypatch.setattr(dispatch.processes, "label_on", lambda run, runtime, which, named: started.append(list(which)))
+    monkeypatch.setattr(dispatch.processes, "run_on", lambda which, *_, **__: started.append(list(which)))
     monkeypatch.setattr(dispatch.shares, "agreed_partitions", lambda *_: [])
     for name in ("RANK", "SLURM_STEP_ID"):
         monkeypatch.delenv(name, raising=False)

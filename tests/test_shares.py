@@ -18,7 +18,7 @@ from batchjob.errors import UserError, WorkLeft
 from batchjob.launch import processes as launch
 from batchjob.launch import shares
 from batchjob.launch.progress import SharedProgress
-from batchjob.launch.stopping import Stop
+from batchjob.launch.signals import Stop
 from batchjob.store import lifecycle as store
 from tests.conftest import ROOT, TINY, Command
 from tests.runs import Ids, arrays_of, contents, label, made_up_plan

@@ -1,7 +1,6 @@
-"""From one layer's maps to the clusters of every algorithm: k, seeds and masks of each problem looked up."""
+"""From one layer's maps to the clusters of every algorithm; looks up k, the seed and the mask of each problem."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,31 +11,37 @@ from batchjob.clustering import Clusters, Engine, pools
 from batchjob.clustering.algorithms import RULES, cluster_repeatedly
 from batchjob.codebook.features import nearest_centroids
 from batchjob.codebook.rows import row_kind
+from batchjob.job.context import Context
 from batchjob.job.upload import DeviceBatch, Prepare, pinned
 from batchjob.model.attention import LayerMaps, renormalise
 from batchjob.plan import Plan
 from batchjob.store import centroids
 
-# `LayerMaps.to_cluster` [B, H, P, D], the maps, the batch -> one an algorithm, problems [B * H], head fastest
+# rows to cluster [B, H, P, D], the maps that they are of, the batch -> clusters of each algorithm, of the problems
+# [B * H], where the head changes fastest
 FindClusters = Callable[[Tensor, LayerMaps, DeviceBatch], list[Clusters]]
 
 
-def find_engine(plan: Plan, asked: str, device: torch.device) -> tuple[Engine, str]:
-    """(engine, why) for labelling. In dataset scope `--engine` is who fits, and labelling is the same for all."""
+def find_engine(context: Context) -> tuple[Engine, str]:
+    """Chooses who labels: (engine, why). In dataset scope `--engine` names who fits, and torch labels in any case."""
+    plan, device = context.plan, context.device
     if plan.options.scope == "dataset":
         return clustering.open_engine("batched", device), "each row to the nearest of the fitted centroids, in torch"
-    return clustering.find_engine(asked, device, rows=plan.model.num_patches, n_init=plan.options.starts)
+    return clustering.find_engine(
+        context.runtime.engine, device, rows=plan.model.num_patches, n_init=plan.options.starts
+    )
 
 
-def prepare_problems(plan: Plan, run: Path, device: torch.device) -> Prepare:
-    """What fills in k and the seeds of a batch's problems, on the host, in every layer.
+def prepare_problems(context: Context) -> Prepare:
+    """Returns a function that fills in k and the seeds of a batch's problems in every layer, on the host.
 
-    A rule chooses k from the rows themselves: then both stay open, as in dataset scope.
+    It fills in neither where a rule chooses k from the rows themselves, nor in dataset scope.
     """
+    plan, device = context.plan, context.device
     options, heads = plan.options, len(plan.heads)
     if options.scope == "dataset" or options.k in RULES:
         return lambda batch: None
-    k_of_image = np.load(run / "index" / "k.npy")
+    k_of_image = np.load(context.run / "index" / "k.npy")
 
     def prepare(batch: DeviceBatch) -> None:
         k = torch.from_numpy(k_of_image[batch.rows].astype(np.int64)).repeat_interleave(heads)
@@ -47,13 +52,31 @@ def prepare_problems(plan: Plan, run: Path, device: torch.device) -> Prepare:
     return prepare
 
 
-def open_clusterer(plan: Plan, run: Path, engine: Engine, device: torch.device) -> FindClusters:
-    """What finds the clusters of a batch: for each head those of the P rows, image by image.
+def open_clusterer(context: Context, engine: Engine) -> FindClusters:
+    """Makes the function that finds the clusters of one layer of a batch.
 
-    In dataset scope the nearest of the run's centroids instead; raises UserError where there are none yet.
+    In image scope it clusters the P rows of each image and head. In dataset scope it finds the nearest of the run's
+    centroids to each row.
+
+    Parameters
+    ----------
+    context
+        The run and the device.
+    engine
+        What solves k-means; dataset scope does not use it.
+
+    Returns
+    -------
+    A function of rows [B, H, P, D], maps and batch, see `FindClusters`.
+
+    Raises
+    ------
+    UserError
+        Dataset scope, and the run has no centroids yet.
     """
+    plan, device = context.plan, context.device
     if plan.options.scope == "dataset":
-        return _open_by_centroids(plan, run, device)
+        return _open_by_centroids(context)
     options, heads, vectors = plan.options, plan.heads, plan.vector_size > 0
 
     def find(rows: Tensor, maps: LayerMaps, batch: DeviceBatch) -> list[Clusters]:
@@ -91,7 +114,19 @@ def open_clusterer(plan: Plan, run: Path, engine: Engine, device: torch.device) 
 
 
 def forecast(plan: Plan, partitions: Sequence[int]) -> list[str]:
-    """What the algorithms that solve problem by problem will cost for these partitions, one sentence each; measured."""
+    """Forecasts how long the slow algorithms will take, from measured times.
+
+    Parameters
+    ----------
+    plan
+        The run's plan.
+    partitions
+        Numbers of the partitions that will be labelled.
+
+    Returns
+    -------
+    A sentence for each algorithm that solves one problem after the other; none in dataset scope.
+    """
     if plan.options.scope == "dataset":
         return []
     images = sum(stop - start for start, stop in (plan.rows_of(partition) for partition in partitions))
@@ -101,8 +136,9 @@ def forecast(plan: Plan, partitions: Sequence[int]) -> list[str]:
     ]
 
 
-def _open_by_centroids(plan: Plan, run: Path, device: torch.device) -> FindClusters:
-    fitted = torch.from_numpy(centroids.load(run, plan.digest).centroids).to(device)  # [L, H, K, D]
+def _open_by_centroids(context: Context) -> FindClusters:
+    plan = context.plan
+    fitted = torch.from_numpy(centroids.load(context.run, plan.digest).centroids).to(context.device)  # [L, H, K, D]
     kind = row_kind(plan.options, plan.model.grid, plan.vector_size)
 
     def find(rows: Tensor, maps: LayerMaps, batch: DeviceBatch) -> list[Clusters]:

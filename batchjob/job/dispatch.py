@@ -9,36 +9,36 @@ from batchjob.config import Runtime
 from batchjob.errors import UserError
 from batchjob.launch import processes, shares
 from batchjob.launch.progress import SharedProgress
-from batchjob.launch.stopping import Stop
+from batchjob.launch.signals import Stop
 from batchjob.machine import visible_gpus
 from batchjob.plan import Plan
 from batchjob.store import centroids
 from batchjob.store import lifecycle as store
 
-Say = Callable[[str], None]
+_Say = Callable[[str], None]
 
 
-def fit(run: Path, plan: Plan, runtime: Runtime, *, say: Say) -> None:
-    """Fits the centroids of a dataset-scope run, by one process a device, unless they are there.
+def fit(run: Path, plan: Plan, runtime: Runtime, *, say: _Say) -> None:
+    """Fits the centroids of a dataset-scope run, in one process a device. Does nothing if the run has them already.
 
     Parameters
     ----------
-    run
-        The folder of the run.
-    plan
-        Its plan.
-    runtime
-        The runtime options.
-    say
-        Gets a line for each choice and for progress.
+    run, plan, runtime, say
+        As in `label`.
+
+    Raises
+    ------
+    UserError
+        This process is a task of a job array, or the input is wrong.
+    WorkLeft
+        A process was told to stop.
     """
     if plan.options.scope != "dataset" or centroids.is_fitted(run):
         return
-    numbers = processes.devices(runtime, visible_gpus(runtime.device))
     in_body = shares.in_batch_body()
-    if numbers != [0] and not shares.is_launched(os.environ, in_batch_body=in_body):
+    if numbers := _devices_to_start(runtime, in_batch_body=in_body):
         say(f"{len(numbers)} processes fit together, one a device: {', '.join(map(str, numbers))}")
-        processes.fit_on(run, runtime, numbers)
+        processes.run_on(numbers, "fit", run, runtime)
         return
     if "SLURM_ARRAY_TASK_ID" in os.environ:
         raise UserError(
@@ -51,15 +51,18 @@ def fit(run: Path, plan: Plan, runtime: Runtime, *, say: Say) -> None:
         fit_here(run, runtime, rank=share.index, world=share.count, should_stop=stop, say=say)
 
 
-def label(run: Path, plan: Plan, runtime: Runtime, named: Sequence[int] | None, *, say: Say) -> None:
-    """Labels the missing partitions, or those of them that are `named`: this process's share, or all on many devices.
+def label(run: Path, plan: Plan, runtime: Runtime, named: Sequence[int] | None, *, say: _Say) -> None:
+    """Labels the missing partitions, or the named ones of them.
+
+    Starts one process a device and waits for them, or labels this process's own share where it is one of many or needs
+    only the first device.
 
     Parameters
     ----------
     run
         The folder of the run.
     plan
-        Its plan.
+        The run's plan.
     runtime
         The runtime options.
     named
@@ -70,25 +73,24 @@ def label(run: Path, plan: Plan, runtime: Runtime, named: Sequence[int] | None, 
     Raises
     ------
     UserError
-        The run does not have such a partition.
+        The run does not have a named partition, or the input is wrong.
     WorkLeft
-        The process was told to stop.
+        A process was told to stop, or lost sight of DATA.
     """
     with Stop() as stop:  # before the imports, which take seconds in which a signal would kill
         _label(run, plan, runtime, named, stop=stop, say=say)
 
 
 def _label(
-    run: Path, plan: Plan, runtime: Runtime, named: Sequence[int] | None, *, stop: Callable[[], bool], say: Say
+    run: Path, plan: Plan, runtime: Runtime, named: Sequence[int] | None, *, stop: Callable[[], bool], say: _Say
 ) -> None:
     count = plan.partition_count
     if wrong := [partition for partition in named or () if not 0 <= partition < count]:
         raise UserError(f"--partition {wrong[0]} is not in {run}, which has {count}; give 0 to {count - 1}")
-    numbers = processes.devices(runtime, visible_gpus(runtime.device))
     in_body = shares.in_batch_body()
-    if numbers != [0] and not shares.is_launched(os.environ, in_batch_body=in_body):
+    if numbers := _devices_to_start(runtime, in_batch_body=in_body):
         say(f"{len(numbers)} processes, one a device: {', '.join(map(str, numbers))}")
-        processes.label_on(run, runtime, numbers, named)
+        processes.run_on(numbers, "label", run, runtime, partitions=named)
         return
 
     def missing() -> list[int]:
@@ -108,3 +110,10 @@ def _label(
 
     with SharedProgress(run, attempt, share, plan, partitions) as shared:
         label_here(run, runtime, own, should_stop=stop, shared=shared, say=say)
+
+
+def _devices_to_start(runtime: Runtime, *, in_batch_body: bool) -> list[int]:
+    """The devices that get a process of their own; none where this process works itself, on the first or on its own."""
+    numbers = processes.devices(runtime, visible_gpus(runtime.device))
+    is_enough = numbers == [0] or shares.is_launched(os.environ, in_batch_body=in_batch_body)
+    return [] if is_enough else numbers

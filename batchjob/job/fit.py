@@ -1,4 +1,4 @@
-"""The fit of a dataset-wide clustering: the images streamed once, a sample of their rows kept, centroids fitted."""
+"""The fit of a dataset-wide clustering: reads the images once, keeps a sample of their rows, fits the centroids."""
 
 import os
 import re
@@ -13,16 +13,10 @@ import torch
 from batchjob import plan as plans
 from batchjob.codebook import kmeans as dataset
 from batchjob.codebook.processes import Group, join
-from batchjob.codebook.rows import (
-    RowKind,
-    Sample,
-    affordable_rows,
-    asked_rows,
-    draw,
-    row_kind,
-)
+from batchjob.codebook.rows import RowKind, Sample, affordable_rows, asked_rows, draw, row_kind
 from batchjob.config import Runtime
 from batchjob.errors import UserError, WorkLeft, tell
+from batchjob.job.context import Context
 from batchjob.job.opening import Job, open_job
 from batchjob.job.progress import Progress
 from batchjob.job.read_rows import ReadRows
@@ -34,9 +28,9 @@ from batchjob.store import centroids as stored
 from batchjob.store.centroids import Centroids, Checkpoint
 from batchjob.store.claims import Claims
 
-CPU_SAMPLE_SHARE = 0.25  # of the machine's memory for the sample
-WAIT_S = 1.0  # between two looks at whether another fit of the same run has ended
-GPU_SAMPLE_SHARE = 0.5  # of the device's memory for the sample; the model, its batch and the pool take the rest
+_CPU_SAMPLE_SHARE = 0.25  # of the machine's memory for the sample
+_GPU_SAMPLE_SHARE = 0.5  # of the device's memory for the sample; the model, its batch and the pool take the rest
+_WAIT_S = 1.0  # between two looks at whether another fit of the same run has ended
 
 
 def fit(
@@ -49,30 +43,27 @@ def fit(
     should_stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = tell,
 ) -> Centroids:
-    """Fits the centroids of a dataset-scope run; the first of `world` processes writes them to RUN/fit. Finished ones
-    are read.
+    """Fits the centroids of a dataset-scope run, or reads them where they are there.
 
     Parameters
     ----------
-    run
-        The folder of the run.
-    runtime
-        The runtime options.
+    run, runtime, should_stop, say
+        As in `Context`; `say` is called in the first process alone.
     rank, world
-        This process's number and how many fit together.
+        This process's number, from 0, and how many fit together. The first one writes the centroids to RUN/fit.
     budget_bytes
-        Bytes for this process's rows; 0: half a GPU's memory, or its part of a quarter of the machine's.
-    should_stop
-        Whether somebody wants this process to end; asked after each batch and iteration.
-    say
-        Gets a line for each choice and for progress; only the first process's lines are passed on.
+        Bytes for this process's rows; 0 stands for what `sample_budget` finds.
+
+    Returns
+    -------
+    The centroids of every layer and head.
 
     Raises
     ------
     WorkLeft
-        It was told to stop; the same command goes on from the last full iteration.
+        A process was told to stop; the same command goes on from the last full iteration.
     UserError
-        RUN has image scope, or its rows fit nowhere.
+        The run has image scope, or has fewer rows than clusters, or an input changed.
     """
     plan = plans.load(run)
     if plan.options.scope != "dataset":
@@ -84,7 +75,8 @@ def fit(
     device = choose_device(runtime.device)
     shares = plan.partitions[rank::world]
     tell = say if rank == 0 else lambda line: None
-    with join(rank, world, device) as group, only_fit(run, group, should_stop=should_stop, say=tell):
+    context = Context(run, plan, runtime, device, should_stop, tell)
+    with join(rank, world, device) as group, _only_fit(context, group):
         if group.largest(float(stored.is_fitted(run))):  # another fit has ended meanwhile
             return stored.load(run, plan.digest)
         refiner, reason = dataset.open_refiner(runtime.engine, device, group)
@@ -94,8 +86,7 @@ def fit(
         tell(f"fitting on {world} × {device}; engine {refiner.name}: {reason}")
         rows = SampledRows(plan, kind, sample, shares, device)
         kept = ReadRows(run, f"{plan.digest} {sample}", rank, world)
-        stopped = collect(run, plan, runtime, rows, shares, kept=kept, device=device, should_stop=should_stop, say=tell)
-        if group.largest(float(stopped)):
+        if group.largest(float(_was_stopped(context, rows, shares, kept))):
             raise WorkLeft(f"told to stop while {run} was read for the fit; go on with the same command")
         counts = group.all(float(len(rows)))
         if refiner.name == "cuml" and world > 1 and min(counts) < int(plan.options.k):
@@ -106,7 +97,7 @@ def fit(
         wanted = Centroids.blank(
             shape, rows=seen, asked_rows=asked_rows(plan.options), engine=refiner.name, plan_digest=plan.digest
         )
-        found = fit_all(run, plan, rows, refiner, device, group=group, wanted=wanted, should_stop=should_stop, say=tell)
+        found = _fit_all(context, rows, refiner, group, wanted)
         if rank == 0:
             stored.save(run, found)
             stored.drop_state(run)
@@ -115,77 +106,41 @@ def fit(
 
 
 @contextmanager
-def only_fit(run: Path, group: Group, *, should_stop: Callable[[], bool], say: Callable[[str], None]) -> Iterator[None]:
-    """While inside, no other fit works on `run`: two would each throw away what the other keeps between attempts.
+def _only_fit(context: Context, group: Group) -> Iterator[None]:
+    """Waits until no other fit works on the run, and keeps others out: each would remove what the other has kept.
 
-    A second one waits until the first ends or dies. Raises WorkLeft, in all processes of `group` together, where one is
-    told to stop meanwhile.
+    Raises WorkLeft, in all processes of `group` together, where one of them is told to stop while they wait.
     """
     with ExitStack() as stack:
-        claims = stack.enter_context(Claims(run / "fit")) if group.rank == 0 else None
+        claims = stack.enter_context(Claims(context.run / "fit")) if group.rank == 0 else None
         is_told = False
         while not group.largest(float(claims is not None and claims.take(0))):
             if not is_told:
-                say(f"waiting for another fit of {run}")
+                context.say(f"waiting for another fit of {context.run}")
             is_told = True
-            if group.largest(float(should_stop())):
-                raise WorkLeft(f"told to stop while another fit of {run} goes on; go on with the same command")
-            time.sleep(WAIT_S)
+            if group.largest(float(context.should_stop())):
+                raise WorkLeft(f"told to stop while another fit of {context.run} goes on; go on with the same command")
+            time.sleep(_WAIT_S)
         yield
 
 
-def collect(
-    run: Path,
-    plan: Plan,
-    runtime: Runtime,
-    rows: SampledRows,
-    shares: Sequence[Range],
-    *,
-    kept: ReadRows,
-    device: torch.device,
-    should_stop: Callable[[], bool],
-    say: Callable[[str], None],
-) -> bool:
-    """Streams this process's images through the model into `rows`. What an earlier attempt read and `kept` is not read
-    again.
+def _was_stopped(context: Context, rows: SampledRows, shares: Sequence[Range], kept: ReadRows) -> bool:
+    """Takes this process's images through the model into `rows`; whether it was told to stop before the end.
 
-    Parameters
-    ----------
-    run
-        The folder of the run.
-    plan
-        Its plan.
-    runtime
-        The runtime options.
-    rows
-        Where the rows go.
-    shares
-        This process's ranges of images [start, stop).
-    kept
-        What an earlier attempt read; this one's rows are added.
-    device
-        Of the model and the rows.
-    should_stop
-        Whether somebody wants this process to end; asked after each batch.
-    say
-        Gets a line for each choice and for progress.
-
-    Returns
-    -------
-        Whether it was told to stop before the end.
+    Does not read again what an earlier attempt has `kept`, and keeps there what this one reads.
     """
     done = rows.take(kept)
     if done:
-        say(f"going on after {done} of {len(shares)} partitions of the first process, read by an earlier attempt")
+        context.say(
+            f"going on after {done} of {len(shares)} partitions of the first process, read by an earlier attempt"
+        )
     if done == len(shares):
         return False
     left = shares[done:]
     progress = Progress(sum(stop - start for start, stop in left), what="rows for the fit")
     whole = len(rows)  # up to the end of a partition
-    with open_job(
-        run, plan, runtime, left, device=device, progress=progress, should_stop=should_stop, say=say,
-        taken_bytes=rows.bytes if device.type == "cuda" else 0,
-    ) as job:  # fmt: skip
+    taken_bytes = rows.bytes if context.device.type == "cuda" else 0
+    with open_job(context, left, progress=progress, taken_bytes=taken_bytes) as job:
         try:
             for share in left:
                 job.guard.run(lambda: _read(job, share, rows, whole))  # noqa: B023
@@ -200,39 +155,51 @@ def collect(
 
 
 def _read(job: Job, share: Range, rows: SampledRows, whole: int) -> None:
-    """Adds the rows of a share to the first `whole`. Starts from these, so that it may be called again."""
+    """Adds a share's rows behind the first `whole` ones. Drops all others first, so that it may be called again."""
     rows.drop_after(whole)
     for batch in job.batches(share):
         rows.add(batch, job.extract(batch.pixels))
 
 
 def sample_budget(device: torch.device, world: int) -> int:
-    """Bytes of rows that this process may hold: half a GPU's memory, or its part of a quarter of the machine's."""
+    """Finds how many bytes of rows this process may hold.
+
+    Parameters
+    ----------
+    device
+        Where the rows are.
+    world
+        How many processes fit together; they share this machine's memory unless the launcher names fewer for it.
+
+    Returns
+    -------
+    Half of a GPU's memory, or this process's part of a quarter of the machine's.
+    """
     if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory * GPU_SAMPLE_SHARE)
+        return int(torch.cuda.get_device_properties(device).total_memory * _GPU_SAMPLE_SHARE)
     here = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_TASKS_PER_NODE") or str(world)
-    return int(CPU_SAMPLE_SHARE * total_memory_bytes() / max(1, int(re.split(r"\D", here)[0] or world)))
+    return int(_CPU_SAMPLE_SHARE * total_memory_bytes() / max(1, int(re.split(r"\D", here)[0] or world)))
 
 
 def sample_for(
     plan: Plan, shares: Sequence[tuple[int, int]], group: Group, budget_bytes: int
 ) -> tuple[RowKind, Sample, str]:
-    """Chooses which rows the fit sees: as many as asked for, or as every process can hold.
+    """Chooses which rows the fit sees: as many as asked for, or as many as every process can hold.
 
     Parameters
     ----------
     plan
-        Its plan.
+        The run's plan.
     shares
         This process's ranges of images [start, stop).
     group
         The processes that fit together.
     budget_bytes
-        Bytes for this process's rows.
+        Bytes for this process's rows; the smallest of all processes' counts.
 
     Returns
     -------
-        (what a row is, which rows the fit sees, a sentence about it).
+    (what a row is, which rows the fit sees, a sentence about their number).
 
     Raises
     ------
@@ -254,51 +221,19 @@ def sample_for(
     return kind, sample, f"the fit sees {sample.rows:,} of {total:,} rows ({why})"
 
 
-def fit_all(
-    run: Path,
-    plan: Plan,
-    rows: SampledRows,
-    refiner: dataset.Refiner,
-    device: torch.device,
-    *,
-    group: Group,
-    wanted: Centroids,
-    should_stop: Callable[[], bool],
-    say: Callable[[str], None],
+def _fit_all(
+    context: Context, rows: SampledRows, refiner: dataset.Refiner, group: Group, wanted: Centroids
 ) -> Centroids:
-    """Fits all layers and heads, one problem after the other; every iteration is kept on disk.
+    """Fits all layers and heads that `wanted` lacks, one after the other, and keeps every iteration on disk.
 
-    Parameters
-    ----------
-    run
-        The folder of the run.
-    plan
-        Its plan.
-    rows
-        This process's rows.
-    refiner
-        What improves centroids.
-    device
-        Of the rows.
-    group
-        The processes that fit together.
-    wanted
-        Centroids that are not fitted yet, and what they depend on.
-    should_stop
-        Whether somebody wants this process to end; asked after each batch.
-    say
-        Gets a line for each choice and for progress.
-
-    Raises
-    ------
-    WorkLeft
-        Any of the processes was told to stop; raised in all of them together.
+    Raises WorkLeft, in all processes together, where one of them was told to stop.
     """
+    run, plan, device = context.run, context.plan, context.device
     before = stored.load_checkpoint(run, wanted)
     group.barrier()  # all have read it before the first writes the next
     found = before.finished if before else wanted
     if before:
-        say(f"going on with layer {plan.layers[before.layer]}, head {plan.heads[before.head]} "
+        context.say(f"going on with layer {plan.layers[before.layer]}, head {plan.heads[before.head]} "
             f"after {before.iterations} iterations")  # fmt: skip
     for layer, head in np.ndindex(found.inertia.shape):
         if found.counts[layer, head].sum() > 0:
@@ -311,13 +246,13 @@ def fit_all(
             if group.rank == 0:
                 current = state.centroids.cpu().numpy()
                 stored.save(run, Checkpoint(found, layer, head, current, state.iterations, state.done))
-            if group.largest(float(should_stop())):
+            if group.largest(float(context.should_stop())):
                 raise WorkLeft(f"stopped in the fit of {run}; go on with: batchjob run {plan.data} {run}")
 
         result = dataset.fit(rows.problem(layer, head, group), refiner, start=start, keep=keep)
         found.centroids[layer, head] = result.centroids.cpu().numpy()
         found.counts[layer, head] = result.counts.cpu().numpy()
         found.inertia[layer, head], found.iterations[layer, head] = result.inertia, result.iterations
-        say(f"layer {plan.layers[layer]}, head {plan.heads[head]}: {result.iterations} iterations, "
+        context.say(f"layer {plan.layers[layer]}, head {plan.heads[head]}: {result.iterations} iterations, "
             f"inertia {result.inertia / result.rows:.4g} a row, {int((result.counts == 0).sum())} empty")  # fmt: skip
     return found

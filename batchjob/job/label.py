@@ -14,6 +14,7 @@ from batchjob.config import Runtime
 from batchjob.errors import WorkLeft, tell
 from batchjob.job.buffers import Buffers, Failure
 from batchjob.job.clusters import FindClusters, find_engine, forecast, open_clusterer, prepare_problems
+from batchjob.job.context import Context
 from batchjob.job.opening import Job, open_job
 from batchjob.job.presence import describe_failures, is_a_loss_of_data, may_pass, raise_for_absence
 from batchjob.job.progress import Progress
@@ -33,52 +34,42 @@ def label(
     shared: SharedProgress | None = None,
     say: Callable[[str], None] = tell,
 ) -> None:
-    """Labels these partitions of a run and publishes each whole.
+    """Labels partitions of a run, and publishes each one whole.
 
     Parameters
     ----------
-    run
-        The folder of the run.
-    runtime
-        The runtime options.
+    run, runtime, should_stop, say
+        As in `Context`.
     partitions
-        Their numbers.
-    should_stop
-        Whether somebody wants this process to end; asked after each batch.
+        The numbers of the partitions.
     shared
         Counts the images of all processes; None for a process that is alone.
-    say
-        Gets a line for each choice and for progress.
 
     Raises
     ------
     WorkLeft
-        The process was told to stop, or lost sight of DATA.
+        The process was told to stop, or DATA can't be seen any more.
     UserError
-        The weights changed, or nothing fits the device.
+        An input changed since it was planned, or nothing fits the device.
     """
-    plan = plans.load(run)
-    device = choose_device(runtime.device)
-    engine, reason = find_engine(plan, runtime.engine, device)
+    plan, device = plans.load(run), choose_device(runtime.device)
+    context = Context(run, plan, runtime, device, should_stop, say)
+    engine, reason = find_engine(context)
     say(f"labelling {len(partitions)} of {plan.partition_count} partitions on {device}, {plan.precision}")
     say(f"engine {engine.name}: {reason}")
     for line in forecast(plan, partitions):
         say(line)
-    cluster = open_clusterer(plan, run, engine, device)
-    score = Scorer(plan, run, device)
+    cluster, score = open_clusterer(context, engine), Scorer(context)
     progress = Progress(plan.row_count, shared.done if shared else 0, shared=shared)
     ranges = [plan.rows_of(partition) for partition in partitions]
     failed, lost = Counter[str](), dict[int, str]()
     with (
         Writer(run, plan) as writer,
-        open_job(
-            run, plan, runtime, ranges, device=device, progress=progress, should_stop=should_stop, say=say,
-            prepare=[prepare_problems(plan, run, device), score.prepare],
-        ) as job,
-    ):  # fmt: skip
+        open_job(context, ranges, progress=progress, prepare=[prepare_problems(context), score.prepare]) as job,
+    ):
         for partition in claimed(writer, partitions, should_stop):
             try:
-                arrays, failures = job.guard.run(lambda: compute(job, partition, cluster, score))  # noqa: B023
+                arrays, failures = job.guard.run(lambda: _compute(job, partition, cluster, score))  # noqa: B023
             except WorkLeft:
                 writer.release(partition)
                 raise
@@ -110,28 +101,13 @@ def label(
         )
 
 
-def compute(
+def _compute(
     job: Job, partition: int, cluster: FindClusters, score: Scorer
 ) -> tuple[dict[str, NDArray[Any]], list[Failure]]:
-    """Computes all arrays of a partition. Starts from nothing, so that it may be called again.
-
-    Parameters
-    ----------
-    job
-        The opened run.
-    partition
-        Its number.
-    cluster
-        Finds the clusters of a batch.
-    score
-        Scores a batch's rows.
-
-    Returns
-    -------
-        (arrays by name, rows in order; the failures).
-    """
-    out, stages = Buffers(job.plan, partition), job.stages
-    for batch in job.batches(job.plan.rows_of(partition)):
+    """(arrays by name, rows in order; failures) of a partition. Starts from nothing, so that it may be called again."""
+    plan, stages = job.context.plan, job.stages
+    out = Buffers(plan, partition)
+    for batch in job.batches(plan.rows_of(partition)):
         out.put_images(batch, job.instances)
         for layer, maps in enumerate(stages.timed("model", job.extract(batch.pixels))):
             with stages("rows"):

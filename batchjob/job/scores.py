@@ -1,7 +1,6 @@
-"""From one layer's attention to the scores of `--scores`: failures and instances of each image looked up."""
+"""From what is clustered in one layer to the scores of `--scores`; looks up the objects of each image."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,28 +11,38 @@ from torch import Tensor
 from batchjob.clustering.algorithms import prepare, prepare_vectors
 from batchjob.clustering.from_labels import settle
 from batchjob.data.instances import GridInstances
+from batchjob.job.context import Context
 from batchjob.job.lent import LentObjects, Owned
 from batchjob.job.upload import DeviceBatch, PairsOfBatch, TruthOfBatch, pinned
 from batchjob.metrics.attention import PatchPairs
 from batchjob.metrics.on_device import attention_scores, instance_ari, mean_by_owner, pair_scores, twins_of
 from batchjob.metrics.pair_table import PairTable, members_of
 from batchjob.metrics.truth import clusters_of
-from batchjob.plan import Plan
 
 
 class Scorer:
-    """Scores batches on the device; does nothing if no scores were asked."""
+    """Scores batches on the device; does nothing where no scores were asked for."""
 
-    def __init__(self, plan: Plan, run: Path, device: torch.device) -> None:
-        self._plan, self._device = plan, device
+    def __init__(self, context: Context) -> None:
+        plan = self._plan = context.plan
+        self._device = context.device
         self._objects: LentObjects | None = None
         if "pairs" in plan.options.score_groups:
-            self._objects = LentObjects(GridInstances.load(run / "index"), plan.geometry, plan.options.seed)
+            self._objects = LentObjects(GridInstances.load(context.run / "index"), plan.geometry, plan.options.seed)
 
     def __call__(self, rows: Tensor, batch: DeviceBatch) -> dict[str, Tensor]:
-        """name -> float32 [B, H] of what is clustered, rows [B, H, P, P] that sum to 1 or vectors [B, H, P, D].
+        """Scores what is clustered in one layer.
 
-        Failed images score anything.
+        Parameters
+        ----------
+        rows
+            Attention rows [B, H, P, P] that sum to 1, or vectors [B, H, P, D].
+        batch
+            Their batch, which `prepare` has seen.
+
+        Returns
+        -------
+        Float32 [B, H] by the score's name. What an image that failed scores is meaningless.
         """
         found: dict[str, Tensor] = {}
         if "attention" in self._plan.options.score_groups:
@@ -45,7 +54,7 @@ class Scorer:
         return found
 
     def prepare(self, batch: DeviceBatch) -> None:
-        """Looks up the objects of a batch's photos and of those that lend theirs, once for all layers."""
+        """Looks up, once for all layers, the objects of a batch's photos and those that other photos lend them."""
         if self._objects is None:
             return
         if self._plan.vector_size == 0:
@@ -70,7 +79,7 @@ class Scorer:
 
     def _truth_of(self, objects: LentObjects, batch: DeviceBatch) -> TruthOfBatch | None:
         which: list[int] = []
-        owned: list[list[Owned]] = []  # of each of these images: its own objects, then those lent to it
+        owned: list[list[Owned]] = []  # for each of these images: its own objects, then those lent to it
         keeps: list[NDArray[np.bool_] | None] = []
         for i, (row, size, inside) in enumerate(_images(batch)):
             own = objects.own(row, size, inside)
@@ -101,7 +110,7 @@ class Scorer:
         return pinned(torch.from_numpy(values), self._device).to(self._device, non_blocking=True)
 
     def _score_truth(self, rows: Tensor, batch: DeviceBatch) -> dict[str, Tensor]:
-        """`instance_ari_truth`, and as `.swap` its mean over starts from the objects of other photos."""
+        """`instance_ari_truth`; under its name with `.swap`, the mean over starts from the objects of other photos."""
         found = torch.full((2, *rows.shape[:2]), torch.nan, device=rows.device)
         if (truth := batch.truth) is not None:
             x, mask = rows[truth.which], None if batch.mask is None else batch.mask[truth.which]
@@ -120,7 +129,7 @@ class Scorer:
 
 
 def _score_pairs(rows: Tensor, pairs: PairsOfBatch) -> dict[str, Tensor]:
-    """The scores over each image's own pairs, and as `.swap` their mean over the pairs of other photos."""
+    """Scores each image's own pairs; under names in `.swap`, the mean score over the pairs of other photos."""
     found, swapped = pair_scores(rows, pairs.own), pair_scores(rows, pairs.lent)
     for name in ("pair_auc", "pair_auc_matched"):
         found[f"{name}.swap"] = mean_by_owner(swapped[name], pairs.lent_to)
@@ -135,7 +144,7 @@ def _images(batch: DeviceBatch) -> list[tuple[int, tuple[int, int], NDArray[np.b
 
 
 def _starts(owned: Sequence[Sequence[Owned]], keeps: Sequence[NDArray[np.bool_] | None]) -> NDArray[np.int16]:
-    """int16 [b, S, P]: each instance a cluster and the rest one; −1 throughout where an image has fewer starts."""
+    """int16 [b, S, P]: a start has a cluster for each instance and one for the rest; −1 where an image has fewer."""
     most, patches = max(len(of_image) for of_image in owned), len(owned[0][0].owner)
     starts = np.full((len(owned), most, patches), -1, np.int16)
     for i, (of_image, keep) in enumerate(zip(owned, keeps, strict=True)):

@@ -1,4 +1,4 @@
-"""All GPUs of one machine, one process each: started, told to stop, and their ends made one."""
+"""One process a device on one machine: starts them, hands on the signal to stop, and makes one end of theirs."""
 
 import os
 import signal
@@ -7,34 +7,38 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Literal
 
 from batchjob.config import Runtime, to_json
 from batchjob.errors import UserError, WorkLeft
 from batchjob.launch.shares import ATTEMPT
-from batchjob.launch.stopping import PARENT, Stop
+from batchjob.launch.signals import PARENT, WORK_LEFT, Stop
 
 _POLL_S = 0.2
 _GRACE_S = 10.0
-NOBODY: Mapping[str, str] = {}
 
 
 def devices(runtime: Runtime, visible: int) -> list[int]:
-    """Returns the numbers of the GPUs to use, one process each. On a CPU `--gpus N` means N processes, and `all` one.
+    """Chooses the devices to use, one process each.
 
     Parameters
     ----------
     runtime
-        The runtime options, `--gpus` among them.
+        The runtime options. On a CPU `--gpus N` stands for N processes, and `--gpus all` for one.
     visible
         How many GPUs this machine shows.
+
+    Returns
+    -------
+    Numbers of GPUs as torch counts the visible ones; on a CPU, numbers from 0 on.
 
     Raises
     ------
     UserError
-        A GPU was asked for that is not there.
+        `--gpus` is not a number or a list, or names a GPU that is not there.
     """
     on_cpu = runtime.device == "cpu" or (runtime.device == "auto" and visible == 0)
     if runtime.gpus == "all":
@@ -53,81 +57,52 @@ def devices(runtime: Runtime, visible: int) -> list[int]:
     return asked
 
 
-def label_on(run: Path, runtime: Runtime, numbers: Sequence[int], partitions: Sequence[int] | None) -> None:
-    """Runs `batchjob label RUN` in a process a device until all have ended; they share the work and one progress bar. A
-    process that dies takes nothing of the others' with it.
+def run_on(
+    numbers: Sequence[int],
+    verb: Literal["fit", "label"],
+    run: Path,
+    runtime: Runtime,
+    *,
+    partitions: Sequence[int] | None = None,
+) -> None:
+    """Runs `batchjob VERB RUN` in one process a device, and waits until all have ended.
+
+    Processes that label share the work and one progress bar; where one dies, the others go on. Processes that fit talk
+    to each other; where one ends badly, the others are ended too.
 
     Parameters
     ----------
+    numbers
+        The devices, as `devices` chooses them.
+    verb
+        What each process does.
     run
         The folder of the run.
     runtime
-        The runtime options, handed on.
-    numbers
-        The devices.
+        The runtime options, which are handed on.
     partitions
-        The partitions to label; None for all that are missing.
+        The numbers of the partitions to label; None for all that are missing.
 
     Raises
     ------
     WorkLeft
         A process was stopped or killed.
-    UserError
-        The input is wrong; the process's own line is on stderr.
     SystemExit
-        Anything else; its code is 1.
+        With code 2 where the input is wrong, and 1 for any other error; the process's own line is on stderr.
     """
-    _run_on(
-        ["label", str(run), *_flags(runtime), *(f"--partition={partition}" for partition in partitions or ())],
-        run,
-        numbers,
-    )
-
-
-def fit_on(run: Path, runtime: Runtime, numbers: Sequence[int]) -> None:
-    """Runs `batchjob fit RUN` in a process a device. They talk to each other: where one ends badly, the others are
-    ended.
-
-    Parameters
-    ----------
-    run
-        The folder of the run.
-    runtime
-        The runtime options, handed on.
-    numbers
-        The devices.
-
-    Raises
-    ------
-    WorkLeft
-        A process was stopped or killed.
-    UserError
-        The input is wrong; the process's own line is on stderr.
-    SystemExit
-        Anything else; its code is 1.
-    """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
-    _run_on(["fit", str(run), *_flags(runtime)], run, numbers, meeting)
-
-
-def _run_on(arguments: Sequence[str], run: Path, numbers: Sequence[int], meeting: Mapping[str, str] = NOBODY) -> None:
-    command = [sys.executable, "-m", "batchjob", *arguments]
-    attempt = f"launch-{uuid.uuid4().hex[:12]}"
-    is_for_gpu = "--device=cpu" not in arguments
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in to_json(runtime).items() if name != "gpus"]
+    flags += [f"--partition={partition}" for partition in partitions or ()]
+    command = [sys.executable, "-m", "batchjob", verb, str(run), *flags]
+    environments = _environments(numbers, on_cpu=runtime.device == "cpu", meet=verb == "fit")
     with Stop() as stop, ExitStack() as stack:
-        processes = []
-        for rank, number in enumerate(numbers):
-            environment = _environment(rank, len(numbers), number, attempt, on_cpu=not is_for_gpu)
-            processes.append(stack.enter_context(subprocess.Popen(command, env=environment | dict(meeting))))
+        processes = [stack.enter_context(subprocess.Popen(command, env=each)) for each in environments]
         told, alone_since = False, 0.0
         while any(process.poll() is None for process in processes):
             if (stop() or any(process.returncode == 2 for process in processes)) and not told:
                 told = True
                 for process in processes:
                     process.send_signal(signal.SIGTERM)
-            if meeting and any(process.returncode for process in processes):
+            if verb == "fit" and any(process.returncode for process in processes):
                 alone_since = alone_since or time.monotonic()
                 if time.monotonic() - alone_since > _GRACE_S:  # the others wait for it in a sum, deaf to signals
                     for process in processes:
@@ -141,27 +116,33 @@ def _run_on(arguments: Sequence[str], run: Path, numbers: Sequence[int], meeting
     _judge(run, [process.returncode for process in processes])
 
 
+def _environments(numbers: Sequence[int], *, on_cpu: bool, meet: bool) -> list[dict[str, str]]:
+    """The environment of each process: its rank, its GPU, and where they meet if they talk to each other."""
+    world = str(len(numbers))
+    shared = os.environ | {ATTEMPT: f"launch-{uuid.uuid4().hex[:12]}", PARENT: str(os.getpid())}
+    shared |= {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    if meet:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    environments = []
+    for rank, number in enumerate(numbers):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        if not on_cpu:
+            own["CUDA_VISIBLE_DEVICES"] = visible.split(",")[number] if visible else str(number)
+        environments.append(shared | own)
+    return environments
+
+
 def _judge(run: Path, codes: Sequence[int]) -> None:
+    """Ends as the worst of the processes did; `codes` are their exit codes, those of signals negative."""
     if 2 in codes:
         raise SystemExit(2)
     killed = [f"process {rank} by {signal.Signals(-code).name}" for rank, code in enumerate(codes) if code < 0]
     if killed:
         raise WorkLeft(f"{', '.join(killed)} was killed; what it had published is safe; go on with the same command")
-    if any(code not in (0, 75) for code in codes):
+    if any(code not in (0, WORK_LEFT) for code in codes):
         raise SystemExit(1)
-    if 75 in codes:
+    if WORK_LEFT in codes:
         raise WorkLeft(f"stopped; {run} goes on with the same command")
-
-
-def _environment(rank: int, world: int, number: int, attempt: str, *, on_cpu: bool) -> dict[str, str]:
-    given = dict(os.environ)
-    names = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world, PARENT: os.getpid()}
-    given |= {name: str(value) for name, value in names.items()} | {ATTEMPT: attempt}
-    if not on_cpu:
-        visible = given.get("CUDA_VISIBLE_DEVICES", "")
-        given["CUDA_VISIBLE_DEVICES"] = visible.split(",")[number] if visible else str(number)
-    return given
-
-
-def _flags(runtime: Runtime) -> list[str]:
-    return [f"--{name.replace('_', '-')}={value}" for name, value in to_json(runtime).items() if name != "gpus"]

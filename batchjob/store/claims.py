@@ -1,6 +1,5 @@
 """Which partitions a process works on, told to all others by locks of the file system."""
 
-import errno
 import fcntl
 import os
 import sys
@@ -8,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+from batchjob.files import NO_LOCKS
 
 
 class Claims:
@@ -37,7 +36,7 @@ class Claims:
             if self._works:
                 fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, partition)
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in NO_LOCKS:
                 return False
             self._works = False
             print("this file system has no locks: start no second job on the same RUN", file=sys.stderr)
