@@ -20,7 +20,13 @@ def sha256_of(path: Path) -> str:
 def hashes(run: Path, annotations: str) -> dict[str, str]:
     """Path -> sha256 of every file of RUN/index, and of each annotation file or folder (absolute, joined by commas)."""
     found = {f"{INDEX}{path.name}": sha256_of(path) for path in sorted((run / "index").iterdir())}
-    return found | {path: _sha256_of_annotations(path) for path in annotations.split(",") if path}
+    return found | hashes_of_annotations(annotations)
+
+
+def hashes_of_annotations(annotations: str) -> dict[str, str]:
+    """Absolute path -> sha256 of each annotation file or folder; `annotations` are paths joined by commas, or empty."""
+    paths = [os.path.abspath(path) for path in annotations.split(",") if path]
+    return {path: _sha256_of_annotations(path) for path in paths}
 
 
 def differences(run: Path, planned: Mapping[str, str], *, index: bool = True, annotations: bool = False) -> list[str]:

@@ -13,6 +13,7 @@ from batchjob.figures.outlines import Outline, colours_of, count_words
 from batchjob.figures.overview import overview
 from batchjob.figures.photos import open_run, photo_of
 from batchjob.figures.pictures import extremes, grids
+from batchjob.stats.run import run_stats
 from batchjob.store.run import Run
 from tests.runs import plan_what_is_there
 
@@ -83,6 +84,27 @@ def test_without_the_annotations_the_patches_of_each_instance_are_outlined(runs:
     edges = x.min() / 4, y.min() / 4, (x.max() + 1) / 4, (y.max() + 1) / 4
     assert box_of(found[0]) == pytest.approx(edges)
     assert not objects.objects_of(Run(runs[0]), Run(runs[0]).ids.index("val2017/cut.jpg"))
+
+
+def test_the_annotations_that_were_scored_last_are_drawn(runs: list[Path], tmp_path: Path) -> None:
+    run, other = tmp_path / "run", tmp_path / "other.json"
+    shutil.copytree(runs[0], run)
+    known = json.loads((runs[0].parent / "data" / "annotations" / "instances_val2017.json").read_text())
+    box = {"bbox": [64, 0, 64, 96], "segmentation": [[64, 0, 128, 0, 128, 96, 64, 96]], "area": 64 * 96}
+    one = {"id": 1, "image_id": 0, "category_id": 5, "iscrowd": 0} | box
+    other.write_text(
+        json.dumps(known | {"annotations": [one, one | {"id": 2}], "categories": [{"id": 5, "name": "half"}]})
+    )
+    row = Run(run).ids.index("val2017/photo-0.jpg")
+    run_stats([run], annotations=str(other), say=str)
+    found = objects.objects_of(Run(run), row)
+    assert [(o.category, o.kind) for o in found] == [("half", "instance"), ("half", "small")], "one owns every patch"
+    assert box_of(found[0]) == pytest.approx((0.5, 0, 1, 1), abs=0.01)
+    other.write_text("{}")
+    objects._annotations.cache_clear()
+    assert not objects.objects_of(Run(run), row), "what was scored has changed"
+    run_stats([run], say=str)
+    assert {o.category for o in objects.objects_of(Run(run), row)} == {"square"}
 
 
 def test_a_masks_outline_runs_along_its_edge_and_round_its_holes() -> None:

@@ -22,26 +22,33 @@ _TOLERANCE = 0.8  # pixels of these that a thinned outline may be off
 def objects_of(run: Run, row: int) -> list[Outline]:
     """Outlines the objects of an image, in the order of its annotations; none where the run knows no annotations.
 
-    By the masks, as annotated, where the annotations are still the planned ones; else the patches that each instance
-    owns, which the run holds itself: these have neither crowds nor small objects.
+    By the masks, as annotated: those that `stats --annotations` scored last, else the planned ones. Where these are
+    gone or have changed, by the patches that each instance owns, which the run holds itself: these have neither crowds
+    nor small objects.
     """
-    if "instance" not in run.data:
-        return []
-    owner = run.data["instance"].isel(image=row).values
-    known = _annotations(run.folder)
+    given = run.annotations_scored
+    known = _annotations(run.folder, tuple(given.items()))
+    owner = run.data["instance"].isel(image=row).values if "instance" in run.data and not given else None
     if known is None:
-        return _on_grid(run, row, owner)
+        return [] if owner is None else _on_grid(run, row, owner)
     height, width = int(run.data["height"][row]), int(run.data["width"][row])
     image = known.image(run.ids[row])
     if image is None or not image.fits(height, width):
         return []
     left, top, right, bottom = run.geometry.source_box(height, width)
-    kept, found = set(np.unique(owner).tolist()), []
+    kept, found = set(_scored(run, image, height, width) if owner is None else np.unique(owner).tolist()), []
     for number, category, is_crowd, mask in _masks(image, height, width):
         kind: Kind = "crowd" if is_crowd else "instance" if number in kept else "small"
         lines = tuple((line - (left, top)) / (right - left, bottom - top) for line in follow(mask))
         found.append(Outline(known.categories.get(category, str(category)), kind, lines))
     return found
+
+
+def _scored(run: Run, image: Any, height: int, width: int) -> list[int]:
+    """The numbers of the instances that own enough patches to be scored."""
+    from batchjob.data.annotations import instances_on_grid
+
+    return [int(number) for number in instances_on_grid(image, run.geometry, height, width).index]
 
 
 def _masks(image: Any, height: int, width: int) -> Iterator[tuple[int, int, bool, NDArray[np.uint8]]]:
@@ -57,15 +64,17 @@ def _masks(image: Any, height: int, width: int) -> Iterator[tuple[int, int, bool
 
 
 @functools.lru_cache(maxsize=4)
-def _annotations(folder: Path) -> Any:
-    """Opens the annotations that the run was planned with; None where they are gone or have changed."""
+def _annotations(folder: Path, given: tuple[tuple[str, str], ...]) -> Any:
+    """Opens the annotations `given` as paths and hashes, else the planned ones; None where they have changed."""
     from batchjob.data.annotations import open_annotations
-    from batchjob.inputs import raise_for_changes
+    from batchjob.inputs import differences
 
     run = Run(folder)
+    source = ",".join(path for path, _ in given) or run.annotations
     try:
-        raise_for_changes(folder, run.plan["inputs"], index=False, annotations=True)
-        return open_annotations(run.annotations).join(run.ids, str(folder))
+        if not source or differences(folder, dict(given) or run.plan["inputs"], index=False, annotations=True):
+            return None
+        return open_annotations(source).join(run.ids, str(folder))
     except (UserError, OSError):
         return None
 

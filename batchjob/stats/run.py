@@ -11,7 +11,7 @@ import pandas as pd
 
 from batchjob.data.annotations import AnnotationFiles, Annotations, open_annotations
 from batchjob.errors import UserError
-from batchjob.inputs import raise_for_changes
+from batchjob.inputs import hashes_of_annotations, raise_for_changes
 from batchjob.metrics import catalogue
 from batchjob.stats import codebook, differences, sentences, text
 from batchjob.stats.compare import comparable, compare
@@ -24,7 +24,7 @@ from batchjob.stats.summary import agreement_table, select_heads, summarise
 from batchjob.stats.tables import Tables
 from batchjob.stats.truth import lay_out
 from batchjob.store.outputs import writing_stats
-from batchjob.store.run import Run
+from batchjob.store.run import ANNOTATIONS_SCORED, Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +88,12 @@ def run_stats(
             stack.enter_context(writing_stats(run.folder))
         pool = stack.enter_context(Pool(jobs or max(choose_jobs(v.rows) for v in opened)))
         manner = _Manner(pool, csv, are_planned=not annotations)
+        given = hashes_of_annotations(annotations)
         names = {}
         for run in opened:
             say(f"{run.folder}: scoring {run.rows:,} images with {pool.jobs} processes")
             names[run.folder] = _score(run, known[run.folder], manner)
+            (run.folder / ANNOTATIONS_SCORED).write_text(json.dumps(given, indent=1))
         for run in opened:
             folded, full = _tabulate(run, names[run.folder], randoms[run.folder], known[run.folder], manner)
             lines += ["", *(full if verbose else folded)]

@@ -77,6 +77,13 @@ class Run:
         """The annotations that the run was planned with; empty where labels.zarr stands by itself."""
         return str(self.plan.get("annotations", "")) if (self.folder / "plan.json").exists() else ""
 
+    @property
+    def annotations_scored(self) -> dict[str, str]:
+        """Absolute path -> sha256 of the annotations that `stats --annotations` was given; empty where it had none."""
+        path = self.folder / ANNOTATIONS_SCORED
+        found: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+        return found
+
     # ---- the coordinates ----
 
     @cached_property
@@ -297,6 +304,7 @@ class Part:
     category: NDArray[np.int32] | None = None  # [n, P]
 
 
+ANNOTATIONS_SCORED = "stats/annotations.json"
 _FIELDS = ("status", "height", "width", "labels", "k", "repeats", "maps", "prefix_mass", "instance", "category")
 
 
