@@ -1,30 +1,55 @@
-"""The two ways a command ends that are not a defect of the program, and text that is safe to show."""
+"""The two errors with which a command ends without a defect of the program, and text that is safe to show."""
 
 import sys
 
 
 class UserError(Exception):
-    """The user's input is wrong: one line saying what was asked, what was found and what to do. Exit code 2."""
+    """The user's input is wrong; the text says what was asked, what was found and what to do. Exit code 2."""
 
 
 class WorkLeft(Exception):
-    """Work is left (a signal, holes in the store): running the command again goes on. Exit code 75."""
+    """Work is left after a signal, or partitions are missing; the same command goes on with it. Exit code 75."""
 
 
 def printable(text: object, *, keep: str = "") -> str:
-    r"""The text with control characters as \x1b, except those in `keep`: a file's name must not steer a terminal."""
+    r"""Writes control characters as escapes such as \x1b, since the name of a file must not control a terminal.
+
+    Parameters
+    ----------
+    text
+        Anything; its `str` is taken.
+    keep
+        Characters that stay as they are.
+
+    Returns
+    -------
+    The text, in which every other character is printable.
+    """
     return "".join(
         c if c.isprintable() or c in keep else c.encode("unicode_escape", "replace").decode() for c in str(text)
     )
 
 
 def tell(line: str) -> None:
-    """Shows a line of progress on stderr, control characters escaped."""
+    """Shows a line of progress on stderr, with control characters escaped."""
     print(printable(line), file=sys.stderr, flush=True)
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """The known names as a sentence, the one most like `name` first: for errors about an unknown name."""
+    """Lists the known names for an error about an unknown name, after a guess at the one that was meant.
+
+    Parameters
+    ----------
+    name
+        The unknown name.
+    known
+        The valid names.
+
+    Returns
+    -------
+    The end of a sentence, such as `did you mean 'kmeans'? known: kmeans, spectral`. There is no guess where no name is
+    much like it.
+    """
     import difflib
 
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)

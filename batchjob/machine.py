@@ -1,4 +1,4 @@
-"""What this process may use of its machine: a device, cores, memory."""
+"""What this process may use of its machine: a device, cores and memory."""
 
 import os
 import re
@@ -16,17 +16,29 @@ _MOST_WORKERS = 16
 
 
 def choose_device(asked: str, environment: Mapping[str, str] = os.environ) -> "torch.device":
-    """The device that `--device` means, made ready; each process of a node gets its own GPU.
+    """Chooses the device that `--device` stands for, and makes it ready.
 
-    A GPU becomes the current one, and multiplies float32 as float32 (`use_full_float32`).
+    Each process of a node gets a GPU of its own. It becomes torch's current device, and multiplies float32 as float32
+    (TF32 is switched off).
+
+    Parameters
+    ----------
+    asked
+        `auto`, `cuda` or `cpu`.
+    environment
+        The environment variables: torchrun and Slurm say in them which process of the node this is.
+
+    Returns
+    -------
+    The device.
 
     Raises
     ------
     UserError
-        There is no GPU and one is asked for, or torch has no kernels for it.
+        `cuda` was asked for and there is no GPU, or torch has no kernels for the GPU that is there.
     WorkLeft
-        The same in a Slurm job, or `auto` in a job that was given GPUs: there it is the node that is wrong, and another
-        may do.
+        The same inside a Slurm job, or `auto` found no GPU in a job that was given GPUs: the node is at fault, and the
+        work may succeed on another one.
     """
     import torch
 
@@ -38,7 +50,7 @@ def choose_device(asked: str, environment: Mapping[str, str] = os.environ) -> "t
             raise UserError("--device cuda: torch sees no GPU; check nvidia-smi and the driver, or use --device cpu")
         if asked == "cuda":
             raise WorkLeft(f"--device cuda: torch sees no GPU on {node}; check nvidia-smi and the driver there")
-        if given := gpus_given(environment):
+        if given := _gpus_given(environment):
             raise WorkLeft(
                 f"this job was given GPUs ({given}) and torch sees none on {node}; check nvidia-smi and the driver "
                 "there, or say --device cpu"
@@ -50,20 +62,30 @@ def choose_device(asked: str, environment: Mapping[str, str] = os.environ) -> "t
         problem = f"{torch.cuda.get_device_name(device)}{f' of {node}' if node else ''} {lack}"
         raise WorkLeft(problem) if node else UserError(problem)
     torch.cuda.set_device(device)  # Triton and NCCL use the current one
-    use_full_float32()
+    _use_full_float32()
     return device
 
 
-def gpus_given(environment: Mapping[str, str]) -> str:
-    """The variable by which Slurm says that this step or job has GPUs, with its value; empty where it has none."""
+def _gpus_given(environment: Mapping[str, str]) -> str:
+    """`NAME=VALUE` of the variable by which Slurm says that this step or job has GPUs; empty where it has none."""
     names = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS")
     return next((f"{name}={environment[name]}" for name in names if environment.get(name)), "")
 
 
 def missing_kernels(capability: tuple[int, int], known: Sequence[str]) -> str:
-    """What is wrong where torch was built for other GPUs than one of this compute capability; empty where nothing is.
+    """Says what is wrong where torch was not built for a GPU.
 
-    `known` are torch's architectures: `sm_86` runs on 8.6 and later 8.x, `compute_90` on everything from 9.0 on.
+    Parameters
+    ----------
+    capability
+        The GPU's compute capability (major, minor).
+    known
+        The architectures that torch was built for: `sm_86` runs on 8.6 and later 8.x, and `compute_90` on 9.0 and all
+        later ones.
+
+    Returns
+    -------
+    The end of a sentence that begins with the GPU's name; empty where torch has kernels for it.
     """
     major, minor = capability
     found = [
@@ -81,8 +103,8 @@ def missing_kernels(capability: tuple[int, int], known: Sequence[str]) -> str:
     )
 
 
-def use_full_float32() -> None:
-    """Switches off TF32, which rounds the factors of float32 products to 11 bits: containers and cuDNN switch it on."""
+def _use_full_float32() -> None:
+    """Switches off TF32, which rounds the factors of float32 products to 11 bits; some containers switch it on."""
     import torch
 
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -90,21 +112,33 @@ def use_full_float32() -> None:
 
 
 def visible_gpus(asked: str) -> int:
-    """How many GPUs this process may use; 0 with `--device cpu`."""
+    """How many GPUs this process may use under `--device`; 0 with `cpu`."""
     import torch
 
     return 0 if asked == "cpu" else torch.cuda.device_count()
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on: a scheduler or a container may grant fewer than there are."""
+    """How many cores this process may run on: a scheduler or a container may grant fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose_workers(asked: str, environment: Mapping[str, str] = os.environ, *, bytes_each: int = 0) -> int:
-    """`--workers`, or for auto all cores of this process but one, shared with the node's other ranks, at most 16.
+    """Chooses the number of decoding workers that `--workers` stands for.
 
-    Where a worker may need `bytes_each`, no more than fit a quarter of the machine's memory.
+    Parameters
+    ----------
+    asked
+        A number, or `auto`: this process's share of the node's cores less one, at most 16.
+    environment
+        The environment variables: torchrun says in them how many processes share the node's cores.
+    bytes_each
+        Memory that a worker may need. `auto` takes no more workers than fit this process's share of a quarter of the
+        machine's memory. 0: memory sets no limit.
+
+    Returns
+    -------
+    The number of workers; for `auto` at least 1.
     """
     if asked != "auto":
         return int(asked)
@@ -114,7 +148,7 @@ def choose_workers(asked: str, environment: Mapping[str, str] = os.environ, *, b
 
 
 def total_memory_bytes() -> int:
-    """The machine's memory, or the limit of this process's cgroup if that is lower.
+    """The machine's memory in bytes, or the limit of this process's cgroup if that is lower.
 
     It is all memory and not what is free now, so that the same machine always makes the same choices.
     """

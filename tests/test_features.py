@@ -6,14 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchjob.codebook.features import features, nearest_centroids, pool_by_offset
+from batchjob.codebook.features import _pool_by_offset, features, nearest_centroids
 from batchjob.codebook.rows import (
     CELLS,
     RowKind,
     affordable_rows,
     asked_rows,
-    draw,
-    mix,
+    draw_sample,
+    hash_numbers,
     offset_cells,
     row_kind,
     row_numbers,
@@ -72,7 +72,7 @@ def test_relative_rows_are_a_sum_over_cells_of_offsets() -> None:
     generator = torch.Generator().manual_seed(1)
     rows = torch.rand(6, 2, 90, generator=generator)
     places = torch.tensor([0, 9, 45, 44, 80, 89])
-    found = pool_by_offset(rows, places, kind.grid).view(6, 2, *kind.shape)
+    found = _pool_by_offset(rows, places, kind.grid).view(6, 2, *kind.shape)
     (tall, down), (wide, across) = offset_cells(9), offset_cells(10)
     expected = torch.zeros_like(found)
     for m, place in enumerate(places.tolist()):
@@ -149,18 +149,18 @@ def test_padding_patches_have_no_label() -> None:
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(0, 2**31))
 def test_a_sample_has_the_size_asked_for_and_depends_on_seed_and_number_alone(total: int, rows: int, seed: int) -> None:
-    sample = draw(total, rows, seed)
+    sample = draw_sample(total, rows, seed)
     numbers = np.arange(total)
     chosen = sample.chosen(numbers)
     assert chosen.sum() == sample.rows == min(rows, total)
     order = np.random.default_rng(0).permutation(total)
     assert (sample.chosen(numbers[order]) == chosen[order]).all()
     half = total // 2
-    assert sample.room(0, half) + sample.room(half, total) == sample.rows
+    assert sample.most_rows(0, half) + sample.most_rows(half, total) == sample.rows
 
 
 def test_a_sample_is_uniform_and_another_seed_gives_another() -> None:
-    sample, other = draw(200_000, 20_000, 1), draw(200_000, 20_000, 2)
+    sample, other = draw_sample(200_000, 20_000, 1), draw_sample(200_000, 20_000, 2)
     numbers = np.arange(200_000)
     by_tenth = sample.chosen(numbers).reshape(10, -1).sum(1)
     by_patch = sample.chosen(numbers).reshape(-1, 20).sum(0)  # no patch of the grid is preferred
@@ -171,14 +171,14 @@ def test_a_sample_is_uniform_and_another_seed_gives_another() -> None:
 
 
 def test_a_sample_of_very_many_rows_keeps_to_its_size_without_looking_at_all() -> None:
-    sample = draw(10**12, 10**6, 0)
+    sample = draw_sample(10**12, 10**6, 0)
     seen = int(sample.chosen(np.arange(5 * 10**6)).sum())
     assert 0.98e6 < sample.rows < 10**6
-    assert seen <= sample.room(0, 5 * 10**6) <= 100
+    assert seen <= sample.most_rows(0, 5 * 10**6) <= 100
 
 
 def test_hashes_are_uniform_in_every_bit() -> None:
-    hashes = mix(np.arange(20_000), 7)
+    hashes = hash_numbers(np.arange(20_000), 7)
     ones = [int(((hashes >> np.uint64(bit)) & np.uint64(1)).sum()) for bit in range(64)]
     assert max(abs(count - 10_000) for count in ones) < 4.5 * np.sqrt(5000)
 

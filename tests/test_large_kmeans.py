@@ -18,8 +18,8 @@ from sklearn.metrics import adjusted_rand_score
 
 from batchjob.clustering import rapids
 from batchjob.codebook.kmeans import Fit, Problem, Refiner, SklearnRefiner, State, TorchRefiner, fit, open_refiner
-from batchjob.codebook.nearest import assign, block_sums, cluster_sums, greedy_starts
-from batchjob.codebook.processes import ALONE, Group, join, meeting_point
+from batchjob.codebook.nearest import _block_sums, assign, cluster_sums, greedy_starts
+from batchjob.codebook.processes import ALONE, Group, _meeting_point, join
 from batchjob.errors import UserError
 
 REFINERS: list[Callable[[], Refiner]] = [TorchRefiner, SklearnRefiner]
@@ -91,7 +91,7 @@ def test_sums_over_23_million_rows_are_right_to_float32_and_a_plain_float32_sum_
     means = (sums[0] / counts[0]).float()
     assert counts.tolist() == [n, 0]
     assert torch.equal(means, values)
-    blocks = block_sums(x[:1_000_000], torch.zeros(1_000_000, dtype=torch.int64), 2)[0] / 1_000_000  # as on a GPU
+    blocks = _block_sums(x[:1_000_000], torch.zeros(1_000_000, dtype=torch.int64), 2)[0] / 1_000_000  # as on a GPU
     torch.testing.assert_close(blocks.float(), values, rtol=1e-6, atol=0)
     naive = np.cumsum(np.full(n, values[1].item(), np.float32), dtype=np.float32)[-1] / n
     assert abs(naive - values[1].item()) > 1e-3 * values[1].item()
@@ -179,13 +179,13 @@ def test_starts_spread_over_planted_clusters() -> None:
 
 
 def test_processes_meet_where_torchrun_or_slurm_says() -> None:
-    assert meeting_point({"MASTER_ADDR": "a", "MASTER_PORT": "5"}) == ("a", 5)
-    address, port = meeting_point({"SLURM_JOB_NODELIST": "n7", "SLURM_JOB_ID": "12", "SLURM_STEP_ID": "1"})
+    assert _meeting_point({"MASTER_ADDR": "a", "MASTER_PORT": "5"}) == ("a", 5)
+    address, port = _meeting_point({"SLURM_JOB_NODELIST": "n7", "SLURM_JOB_ID": "12", "SLURM_STEP_ID": "1"})
     assert (address, 20000 <= port < 32000) == ("n7", True)
     with pytest.raises(UserError, match="torchrun or srun"):
-        meeting_point({})
+        _meeting_point({})
     with pytest.raises(UserError, match="job array"):
-        meeting_point({"SLURM_JOB_NODELIST": "n7", "SLURM_ARRAY_TASK_COUNT": "4"})
+        _meeting_point({"SLURM_JOB_NODELIST": "n7", "SLURM_ARRAY_TASK_COUNT": "4"})
 
 
 def test_engines_that_cannot_run_are_refused() -> None:
@@ -301,7 +301,7 @@ def maps(i):
     return [LayerMaps(0, rows, rows[:, :, 0], torch.zeros(8, heads), torch.ones(8, dtype=torch.bool))]
 
 kind, sample, said = fit.sample_for(plan, [(0, images)], ALONE, budget)
-warm = fit.SampledRows(plan, kind, fit.draw(196 * 8, 1000, 0), [(0, 8)], torch.device("cpu"))
+warm = fit.SampledRows(plan, kind, fit.draw_sample(196 * 8, 1000, 0), [(0, 8)], torch.device("cpu"))
 warm.add(batch, maps(0))
 dataset.fit(warm.problem(0, 0, ALONE), dataset.TorchRefiner(), start=None, keep=lambda s: None)
 before = peak()

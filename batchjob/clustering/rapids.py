@@ -70,7 +70,7 @@ class CumlEngine:
         return as_tensor(fit.labels_).to(torch.uint8), float(fit.inertia_) / factor**2
 
 
-class CumlRefiner:
+class CumlLloyd:
     """Lloyd's iteration over the rows of a whole dataset by cuML, ten iterations a step.
 
     Alone it is `cuml.cluster.KMeans`. Where a launcher started the processes (also a single one) it is `KMeansMG`,

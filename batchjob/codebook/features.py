@@ -1,6 +1,7 @@
-"""From attention rows to the vectors that a dataset-wide k-means clusters, and from those to labels.
+"""From attention rows to the vectors that a dataset-wide k-means clusters, and from these to labels.
 
-Letters beside the README's: R rows of an image (its P patches, or 1 for CLS), M rows in hand.
+Letters: B images, H heads, P patches, D numbers of a vector, K centroids; R rows of an image (its P patches, or 1 row
+for CLS); M rows of any images.
 """
 
 import torch
@@ -14,22 +15,41 @@ from batchjob.codes import NO_LABEL
 
 
 def features(rows: Tensor, places: Tensor, kind: RowKind, *, distance: str) -> Tensor:
-    """float32 [M, H, D]: the rows, pooled by offset where `kind` says so, with the distance's transform.
+    """Transforms rows so that the Euclidean distance between two of them is the wanted one.
 
-    `rows` float32 [M, H, P]: attention rows that sum to 1 over what is not padding, or vectors [M, H, D]; `places`
-    int64 [M]: the patch of each query.
+    Parameters
+    ----------
+    rows
+        float [M, H, P] attention rows that sum to 1 over the patches that are not padding, or [M, H, D] vectors where
+        `kind.vector_size` is not 0.
+    places
+        int64 [M]: the number of the query patch of each row; it matters only for relative features.
+    kind
+        The rows of the run. With relative features each row is pooled by the offset from its query.
+    distance
+        `euclidean`, `cosine`, or for attention rows `hellinger`.
+
+    Returns
+    -------
+    float32 [M, H, D], D = `kind.width`, on the device of `rows`.
+
+    Raises
+    ------
+    UserError
+        The distance is unknown, or is not for vectors.
     """
     if kind.vector_size:
         return prepare_vectors(rows, distance)
     if kind.features == "relative":
-        rows = pool_by_offset(rows, places, kind.grid)
+        rows = _pool_by_offset(rows, places, kind.grid)
     return prepare(rows, distance, None)
 
 
-def pool_by_offset(rows: Tensor, places: Tensor, grid: tuple[int, int]) -> Tensor:
-    """[M, H, D]: each row's mass by the offset (dy, dx) from its query to the key, summed over cells of some patches.
+def _pool_by_offset(rows: Tensor, places: Tensor, grid: tuple[int, int]) -> Tensor:
+    """[M, H, D]: the mass of each row [M, H, P] by the offset (dy, dx) from query to key, summed over cells of offsets.
 
-    Mass is kept: a row that sums to 1 does so afterwards. A query near the edge has none beyond it.
+    `places` [M] are the query patches. A row that sums to 1 does so afterwards. A query near the edge of the grid has
+    no mass at offsets that lead beyond it.
     """
     height, width = grid
     down = _cells(height, rows)[places // width]  # [M, gh, cells]
@@ -51,10 +71,23 @@ def _cells(patches: int, like: Tensor) -> Tensor:
 def nearest_centroids(
     rows: Tensor, centroids: Tensor, kind: RowKind, *, distance: str, mask: Tensor | None = None
 ) -> Clusters:
-    """Labels uint8 [B · H, R]: the number of the nearest of this layer's `centroids` [H, K, D]; `NO_LABEL` in padding.
+    """Labels the rows of a batch with the numbers of the nearest centroids of one layer.
 
-    `rows` float32 [B, H, R, P], or [B, H, R, D], as for `features`; `mask` bool [B, P]. `inertia` [B · H]: the image's
-    squared distances, summed; `k`: how many centroids occur in it.
+    Parameters
+    ----------
+    rows
+        float [B, H, R, P] attention rows, or [B, H, R, D] vectors, as for `features`.
+    centroids
+        float32 [H, K, D].
+    kind, distance
+        As for `features`.
+    mask
+        bool [B, P], False for patches of padding. None: there is no padding.
+
+    Returns
+    -------
+    Labels uint8 [B · H, R], the head running fastest, `NO_LABEL` for padding. `inertia` [B · H] is the sum of the
+    squared distances of an image's rows, and `k` the number of centroids that occur in the image.
     """
     batch, heads, per_image, _ = rows.shape
     places = torch.arange(per_image, device=rows.device).repeat(batch)
@@ -70,5 +103,5 @@ def nearest_centroids(
         squares = torch.where(mask[:, None], squares, 0)
     occurs = torch.zeros(batch, heads, NO_LABEL + 1, dtype=torch.bool, device=labels.device).scatter_(2, labels, True)
     found = occurs[..., :NO_LABEL].sum(2).flatten().byte()
-    settled = torch.ones_like(found, dtype=torch.bool)  # the nearest centroid is not searched for
+    settled = torch.ones_like(found, dtype=torch.bool)  # there is no search that could end too early
     return Clusters(labels.flatten(0, 1).to(torch.uint8), squares.sum(2).flatten(), found, settled)

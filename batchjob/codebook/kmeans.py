@@ -1,8 +1,8 @@
-"""One large k-means over the rows of all images: a start from a sample, then Lloyd over everything, on any engine.
+"""One large k-means over the rows of all images: a start from a sample, then Lloyd's iteration over all rows.
 
-Every process holds its own rows; the sums are reduced over all of them, so that the centroids are the same, to
-rounding, however the rows are spread. The start is exactly the same: it is computed by each process for itself from
-the same gathered rows in the same order.
+Each of several processes holds its own rows. Sums are reduced over all processes, so that the centroids are the same,
+but for rounding, however the rows are spread. The start is computed from the same gathered rows in the same order in
+every process. Letters: n rows of this process, K centroids, D numbers of each.
 """
 
 import importlib.util
@@ -16,35 +16,35 @@ from torch import Tensor
 
 from batchjob.codebook.nearest import assign, chunks, cluster_sums, greedy_starts
 from batchjob.codebook.processes import ALONE, Group
-from batchjob.codebook.rows import mix
+from batchjob.codebook.rows import hash_numbers
 from batchjob.errors import UserError, nearest
 
 MAX_ITERATIONS = 300
-TOLERANCE = 1e-4  # scikit-learn's: of the mean variance, for the centroids' summed squared shift
+TOLERANCE = 1e-4  # as in scikit-learn: largest summed squared shift of a finished fit, in mean variances
 START_ROWS, START_ROWS_A_CLUSTER = 16384, 256
-CHECK_ROWS = 4096  # of each process, on which cuml is compared with torch before a run relies on it
+CHECK_ROWS = 4096  # rows of each process on which cuml is compared with torch before a run relies on it
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One k-means: this process's rows [n, D] float32 and their dataset-wide numbers [n] int64."""
+    """One k-means, as one of the processes that fit together sees it."""
 
-    x: Tensor
-    numbers: Tensor
+    x: Tensor  # float32 [n, D]: this process's rows
+    numbers: Tensor  # int64 [n]: their numbers in the dataset
     k: int
     seed: int
     n_init: int
     group: Group = ALONE
-    tolerance: float = 0.0  # summed squared shift below which centroids stand still; `fit` sets it
+    tolerance: float = 0.0  # summed squared shift up to which centroids count as standing still; `fit` sets it
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Where a fit stands after so many full iterations: all that is needed to go on."""
+    """The state of a fit after a number of full iterations: all that is needed to go on from there."""
 
     centroids: Tensor  # [K, D] float32
     iterations: int
-    done: bool = False
+    done: bool = False  # the centroids stand still
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,28 +59,62 @@ class Fit:
 
 
 class Refiner(Protocol):
-    """Moves centroids towards the fixed point of Lloyd's iteration. Between two calls a fit can be interrupted."""
+    """Moves centroids towards the fixed point of Lloyd's iteration. A fit can be interrupted between two calls."""
 
     name: str
 
     def advance(self, problem: Problem, centroids: Tensor) -> tuple[Tensor, int]:
-        """(centroids [K, D], Lloyd iterations done), the same in every process."""
+        """Moves the centroids by one or more of Lloyd's iterations.
+
+        Parameters
+        ----------
+        problem
+            The k-means, with `tolerance` set.
+        centroids
+            float32 [K, D], on the device of `problem.x`.
+
+        Returns
+        -------
+        (centroids float32 [K, D], number of iterations done), the same in every process.
+        """
         ...
 
 
 def fit(problem: Problem, refiner: Refiner, *, start: State | None, keep: Callable[[State], None]) -> Fit:
-    """The centroids; `keep` gets the state after every step, `start` goes on from one. UserError below k rows.
+    """Fits the centroids of all rows of all processes.
 
-    `n_init` starts are carried to their fixed point on a uniform sample of the rows and the best of them goes on with
-    all rows (Bradley and Fayyad 1998), so restarts cost little. Converged when the summed squared shift is below
-    `TOLERANCE` times the mean variance, as scikit-learn has it.
+    Parameters
+    ----------
+    problem
+        This process's part of the k-means. `problem.tolerance` is set here.
+    refiner
+        Who computes the iterations.
+    start
+        The state from which an interrupted fit goes on. None: it begins with a start of its own.
+    keep
+        Gets the state after every call of the refiner.
+
+    Returns
+    -------
+    The centroids, with the counts and the inertia of all rows.
+
+    Raises
+    ------
+    UserError
+        All processes together have fewer than k rows.
+
+    Notes
+    -----
+    `n_init` starts are carried to their fixed points on a uniform sample of the rows, and the best of them goes on with
+    all rows (Bradley and Fayyad 1998), so that restarts cost little. As in scikit-learn, a fit ends when the summed
+    squared shift of the centroids is at most `TOLERANCE` times the mean variance, or after `MAX_ITERATIONS`.
     """
     k = problem.k
     rows, variance = _size_and_variance(problem)
     if rows < k:
         raise UserError(f"{k} clusters of {rows} rows were asked for; give --k {max(rows, 1)} or less, or more images")
     problem = replace(problem, tolerance=TOLERANCE * variance)
-    state = _descend(problem, refiner, start or State(first_centroids(problem, rows), 0), keep)
+    state = _descend(problem, refiner, start or State(_first_centroids(problem, rows), 0), keep)
     counts, inertia = _measure(problem, state.centroids)
     return Fit(state.centroids, counts, inertia, rows, state.iterations)
 
@@ -95,7 +129,7 @@ def _descend(problem: Problem, refiner: Refiner, state: State, keep: Callable[[S
 
 
 def _size_and_variance(problem: Problem) -> tuple[int, float]:
-    """(rows of all processes, mean over features of their variance), two passes in float64."""
+    """(number of rows of all processes, mean over features of their variance), by two passes in float64."""
     x, group = problem.x, problem.group
     n = int(group.sum(torch.tensor(float(len(x)), dtype=torch.float64, device=x.device)))
     if n == 0:
@@ -119,12 +153,22 @@ def _measure(problem: Problem, centroids: Tensor) -> tuple[Tensor, float]:
 
 
 class TorchRefiner:
-    """Lloyd in torch on any device, one iteration a step; several processes by all-reduced sums."""
+    """Lloyd's iteration in torch on any device, one iteration a call; sums are reduced over several processes."""
 
     name = "batched"
 
     def advance(self, problem: Problem, centroids: Tensor) -> tuple[Tensor, int]:
-        """One iteration. A cluster without rows moves to the row farthest from its centroid, as in scikit-learn."""
+        """Does one iteration. A cluster without rows moves to the row farthest from its centroid, as in scikit-learn.
+
+        Parameters
+        ----------
+        problem, centroids
+            As in `Refiner.advance`.
+
+        Returns
+        -------
+        (centroids float32 [K, D], 1).
+        """
         sums, counts = cluster_sums(problem.x, centroids)
         packed = problem.group.sum(torch.cat([sums, counts[:, None]], 1))
         sums, counts = packed[:, :-1], packed[:, -1]
@@ -138,7 +182,7 @@ class TorchRefiner:
 def _relocate(
     problem: Problem, centroids: Tensor, sums: Tensor, counts: Tensor, empty: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The sums and counts with each empty cluster given one of the farthest rows, which leaves its own cluster."""
+    """Gives each empty cluster one of the farthest rows, which leaves its own cluster; returns the sums and counts."""
     parts = [assign(part, centroids) for part in chunks(problem.x)] or [assign(problem.x, centroids)]
     labels, squares = torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
     best = squares.topk(min(len(empty), len(squares))).indices
@@ -149,7 +193,7 @@ def _relocate(
         row = gathered[place]
         donor = int(row[1])
         if row[0] == 0 or counts[donor] <= 1:
-            continue  # fewer distinct rows than clusters: it stays empty, and its count says so
+            continue  # there are fewer distinct rows than clusters: the cluster stays empty, and its count says so
         sums[donor] -= row[3:]
         counts[donor] -= 1
         sums[cluster], counts[cluster] = row[3:], 1
@@ -157,13 +201,23 @@ def _relocate(
 
 
 class SklearnRefiner:
-    """scikit-learn's Lloyd (Elkan's bounds are not used), ten iterations a step; one process."""
+    """Lloyd's iteration by scikit-learn (without Elkan's bounds), ten iterations a call, in one process."""
 
     name = "sklearn"
     steps = 10
 
     def advance(self, problem: Problem, centroids: Tensor) -> tuple[Tensor, int]:
-        """Up to ten iterations from these centroids."""
+        """Does up to ten iterations.
+
+        Parameters
+        ----------
+        problem, centroids
+            As in `Refiner.advance`.
+
+        Returns
+        -------
+        (centroids float32 [K, D], number of iterations done).
+        """
         import warnings
 
         from sklearn.cluster import KMeans
@@ -177,29 +231,40 @@ class SklearnRefiner:
 
 
 class CumlRefiner:
-    """cuML's Lloyd on a GPU, ten iterations a step; several processes over NCCL."""
+    """Lloyd's iteration by cuML on a GPU, ten iterations a call; several processes work together over NCCL."""
 
     name = "cuml"
 
     def __init__(self, device: torch.device, group: Group) -> None:
         from batchjob.clustering import rapids
 
-        self._cuml = rapids.CumlRefiner(device, rank=group.rank, world=group.world)
+        self._cuml = rapids.CumlLloyd(device, rank=group.rank, world=group.world)
 
     def advance(self, problem: Problem, centroids: Tensor) -> tuple[Tensor, int]:
-        """Up to ten iterations from these centroids."""
+        """Does up to ten iterations.
+
+        Parameters
+        ----------
+        problem, centroids
+            As in `Refiner.advance`.
+
+        Returns
+        -------
+        (centroids float32 [K, D], number of iterations done).
+        """
         tolerance = float(problem.tolerance)
         return self._cuml.advance(problem.x, centroids, k=problem.k, seed=problem.seed, tolerance=tolerance)
 
 
-def first_centroids(problem: Problem, total: int) -> Tensor:
-    """[K, D]: the best of `n_init` k-means on a uniform sample of the rows, bit for bit the same in every process.
+def _first_centroids(problem: Problem, total: int) -> Tensor:
+    """float32 [K, D]: the best of `n_init` k-means on a uniform sample of the rows; the same bits in every process.
 
-    The sample: rows with a small hash of their number, about 16,384 or 256 a cluster, gathered and put in their order.
+    The sample has about `START_ROWS` rows, or `START_ROWS_A_CLUSTER` · k if that is more, of `total` in all processes.
+    They are the rows whose numbers have small hashes, gathered and sorted by number.
     """
     wanted = max(START_ROWS, START_ROWS_A_CLUSTER * problem.k)
     bound = np.uint64(min(2**64 - 1, int(wanted / total * 2**64)))
-    mine = torch.from_numpy(mix(problem.numbers.cpu().numpy(), problem.seed + 1) <= bound).to(problem.x.device)
+    mine = torch.from_numpy(hash_numbers(problem.numbers.cpu().numpy(), problem.seed + 1) <= bound).to(problem.x.device)
     rows = problem.group.gather(problem.x[mine])
     order = torch.argsort(problem.group.gather(problem.numbers[mine]))
     rows = rows[order]
@@ -216,7 +281,27 @@ def first_centroids(problem: Problem, total: int) -> Tensor:
 
 
 def open_refiner(name: str, device: torch.device, group: Group) -> tuple[Refiner, str]:
-    """(engine, why) for a large k-means: what `auto` stands for, or the one asked for. UserError if it can't run."""
+    """Opens the engine of a large k-means, and says why it is the one.
+
+    Parameters
+    ----------
+    name
+        `batched` (torch), `cuml`, `sklearn`, or `auto`: cuml on a GPU where every process has it and it agrees with
+        torch on a few thousand rows, else torch.
+    device
+        Where the rows are.
+    group
+        The processes that fit together.
+
+    Returns
+    -------
+    (engine, reason).
+
+    Raises
+    ------
+    UserError
+        The name is unknown, or the engine can't run here.
+    """
     if name == "batched":
         return TorchRefiner(), "asked for"
     if name == "auto":
@@ -231,7 +316,7 @@ def open_refiner(name: str, device: torch.device, group: Group) -> tuple[Refiner
 
 
 def _choose_refiner(device: torch.device, group: Group) -> tuple[Refiner, str]:
-    """cuml on a GPU where every process has it and it moves centroids as torch does; else torch, with the reason."""
+    """(engine, reason): cuml on a GPU where every process has it and it moves centroids as torch does, else torch."""
     plain = TorchRefiner()
     if device.type != "cuda":
         return plain, "torch on any device, equal centroids for any number of processes"
@@ -244,7 +329,10 @@ def _choose_refiner(device: torch.device, group: Group) -> tuple[Refiner, str]:
 
 
 def _try_cuml(device: torch.device, group: Group) -> tuple[Refiner | None, str]:
-    """(the cuml refiner, why it can't be relied on): ten iterations from the same start, by both."""
+    """(cuml, why it can't be relied on): compares ten of its iterations with torch's, from the same start.
+
+    The reason is the rest of a sentence, and empty where both agree.
+    """
     try:
         refiner = CumlRefiner(device, group)
         generator = torch.Generator().manual_seed(group.rank)

@@ -1,4 +1,4 @@
-"""The arithmetic of a large k-means in torch: nearest centroids, sums right over any number of rows, starts."""
+"""The arithmetic of a large k-means in torch: nearest centroids, sums that stay exact over many rows, and starts."""
 
 import math
 from collections.abc import Iterator
@@ -6,13 +6,26 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-_BLOCK = 256  # rows whose sum float32 still holds to 1e-6, were they all equal
+_BLOCK = 256  # so many equal rows can be added in float32 with an error of 1e-6
 
 
 def assign(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
-    """(labels int64 [n], squared distances float32 [n]) of rows [n, D] to the nearest of [K, D]; ties to the first.
+    """Finds the nearest centroid of each row; of equally near ones, the first.
 
-    The distance is taken to the chosen centroid by differences: no cancellation where a row lies on its centroid.
+    Parameters
+    ----------
+    x
+        float32 [n, D].
+    centroids
+        float32 [K, D].
+
+    Returns
+    -------
+    (labels int64 [n], squared distances float32 [n] to the chosen centroids).
+
+    Notes
+    -----
+    The distance to the chosen centroid is computed from differences, so that no digits cancel where a row lies on it.
     """
     half = centroids.square().sum(1) / 2
     labels = _nearest(x, centroids, half)
@@ -20,10 +33,23 @@ def assign(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def cluster_sums(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
-    """(sums float64 [K, D], counts float64 [K]) of one process's rows over their nearest centroids.
+    """Adds up one process's rows by their nearest centroids.
 
-    Added in float64 (on a GPU: the float32 sums of at most 256 rows), so that the error does not grow with the number
-    of rows; no atomics, so that it is the same bits every time.
+    Parameters
+    ----------
+    x
+        float32 [n, D].
+    centroids
+        float32 [K, D].
+
+    Returns
+    -------
+    (sums float64 [K, D], counts float64 [K]).
+
+    Notes
+    -----
+    Rows are added in float64, on a GPU after float32 sums of at most 256 rows, so that the error does not grow with n.
+    No atomic additions are used, so that the bits are the same every time.
     """
     k, width = centroids.shape
     sums = torch.zeros(k, width, dtype=torch.float64, device=x.device)
@@ -35,14 +61,14 @@ def cluster_sums(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
         if x.device.type == "cpu":
             sums.index_add_(0, labels, part.double())
         else:
-            sums += block_sums(part, labels, k)
+            sums += _block_sums(part, labels, k)
     return sums, counts
 
 
-def block_sums(x: Tensor, labels: Tensor, k: int) -> Tensor:
-    """float64 [K, D]: sums by label, blocks of rows as products with their one-hot labels.
+def _block_sums(x: Tensor, labels: Tensor, k: int) -> Tensor:
+    """float64 [K, D]: sums of rows by label, as products of blocks of rows with their one-hot labels.
 
-    `index_add_` on a GPU would add in any order, and few GPUs are quick in float64.
+    On a GPU, `index_add_` would add in any order, and few GPUs are quick in float64.
     """
     whole = len(x) // _BLOCK * _BLOCK
     sums = torch.zeros(k, x.shape[1], dtype=torch.float64, device=x.device)
@@ -55,7 +81,7 @@ def block_sums(x: Tensor, labels: Tensor, k: int) -> Tensor:
 
 
 def chunks(x: Tensor) -> Iterator[Tensor]:
-    """The rows in their order, as many at once as suit the device: on a CPU they stay in the cache."""
+    """Yields the rows [n, D] in their order, in chunks [some, D] that on a CPU stay in the cache."""
     size = 2048 if x.device.type == "cpu" else 65536
     for start in range(0, len(x), size):
         yield x[start : start + size]
@@ -66,9 +92,25 @@ def _nearest(x: Tensor, centroids: Tensor, half: Tensor) -> Tensor:
 
 
 def greedy_starts(rows: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    """[K, D]: greedy k-means++ (Arthur and Vassilvitskii 2007): of 2 + ln K candidates the one that helps most.
+    """Draws k rows as first centroids by greedy k-means++.
 
-    With fewer distinct rows than k, the last ones repeat.
+    Parameters
+    ----------
+    rows
+        float32 [n, D], n ≥ 1.
+    k
+        K. With fewer distinct rows than k, some rows are drawn again.
+    generator
+        Of the CPU, also for rows on a GPU; it is advanced.
+
+    Returns
+    -------
+    float32 [K, D].
+
+    Notes
+    -----
+    Arthur and Vassilvitskii 2007. Of 2 + ⌊ln K⌋ candidates for each centroid, the one that lowers the inertia most is
+    taken.
     """
     trials = 2 + int(math.log(k))
     norms = rows.square().sum(1)

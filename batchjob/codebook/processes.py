@@ -1,4 +1,4 @@
-"""The processes that fit together: sums and gathered rows over all of them, or over the one that is alone."""
+"""The processes that fit together: sums over all of them, and rows gathered from all of them."""
 
 import datetime
 import os
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from batchjob.errors import UserError, WorkLeft
 
-# the fastest process waits here for the slowest to finish reading its images; whoever dies is noticed by the launcher
+# The fastest process waits this long for the slowest to read its images. The launcher notices a process that dies.
 TIMEOUT = datetime.timedelta(hours=24)
 
 _LOST = re.compile(r"peer|remote process|connection|socket|broken pipe|timed? ?out|aborted", re.I)
@@ -23,30 +23,30 @@ _MISUSED = re.compile(r"duplicate gpu|invalid usage|invalid argument", re.I)
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """`world` processes of which this one is `rank`; alone, nothing is sent anywhere."""
+    """`world` processes, of which this one has the number `rank`. A process that is alone sends nothing."""
 
     rank: int = 0
     world: int = 1
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over all processes, in `values` itself; float64 comes back as float64."""
+        """Replaces `values` by their sum over all processes, and returns them. The dtype stays."""
         if self.world > 1:
             with _told_of_losses():
                 dist.all_reduce(values)
         return values
 
     def largest(self, value: float) -> float:
-        """The largest of all processes' values."""
+        """The largest value of all processes."""
         return max(self.all(value))
 
     def all(self, value: float) -> list[float]:
-        """Every process's value, in order of rank."""
+        """The values of all processes, in order of rank."""
         values = torch.zeros(self.world, dtype=torch.float64, device=self._device())
         values[self.rank] = value
         return [float(v) for v in self.sum(values).tolist()]
 
     def gather(self, rows: Tensor) -> Tensor:
-        """[sum of n, ...]: all processes' rows [n, ...] below each other in order of rank, the same everywhere."""
+        """[N, ...]: the rows [n, ...] of all processes, in order of rank; n may differ, and N is the sum of all n."""
         if self.world == 1:
             return rows
         counts = [int(n) for n in self.all(len(rows))]
@@ -58,14 +58,14 @@ class Group:
         return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
 
     def from_first(self, values: Tensor) -> Tensor:
-        """The values of the first process, in every process and in `values` itself."""
+        """Replaces `values` in every process by those of the first, and returns them."""
         if self.world > 1:
             with _told_of_losses():
                 dist.broadcast(values, 0)
         return values
 
     def barrier(self) -> None:
-        """Comes back when all processes are here."""
+        """Waits until all processes have called this."""
         self.all(0.0)
 
     def _device(self) -> torch.device:
@@ -95,14 +95,30 @@ ALONE = Group()
 
 @contextmanager
 def join(rank: int, world: int, device: torch.device) -> Iterator[Group]:
-    """The group of this job's processes: NCCL where they compute on GPUs, else gloo; left when the block ends.
+    """Joins this process to the others that fit, until the block ends: over NCCL for GPUs, else over gloo.
 
-    They meet at MASTER_ADDR:MASTER_PORT (torchrun sets both); inside srun at the job's first node.
+    The processes meet at MASTER_ADDR:MASTER_PORT, which torchrun sets, or inside srun at the job's first node.
+
+    Parameters
+    ----------
+    rank, world
+        The number of this process, and how many there are. A single process joins nothing.
+    device
+        Where this process computes.
+
+    Yields
+    ------
+    The group of the processes.
+
+    Raises
+    ------
+    UserError
+        Nothing says where the processes meet.
     """
     if world == 1:
         yield ALONE
         return
-    address, port = meeting_point(os.environ)
+    address, port = _meeting_point(os.environ)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # NCCL would put every process of a node on the first GPU
     backend = "nccl" if device.type == "cuda" else "gloo"
@@ -115,8 +131,8 @@ def join(rank: int, world: int, device: torch.device) -> Iterator[Group]:
         dist.destroy_process_group()
 
 
-def meeting_point(environ: Mapping[str, str]) -> tuple[str, int]:
-    """(address, port) where the processes of this job meet. Raises UserError where nothing says so."""
+def _meeting_point(environ: Mapping[str, str]) -> tuple[str, int]:
+    """(address, port) where the processes of this job meet. Raises UserError where no variable says so."""
     if "MASTER_ADDR" in environ and "MASTER_PORT" in environ:
         return environ["MASTER_ADDR"], int(environ["MASTER_PORT"])
     if int(environ.get("SLURM_ARRAY_TASK_COUNT", "1")) > 1:
@@ -131,6 +147,6 @@ def meeting_point(environ: Mapping[str, str]) -> tuple[str, int]:
     else:
         listed = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
         first = listed.stdout.split()[0]
-    # steps of one job, and jobs that share a node, each get their own port
+    # each step of a job, and each job that shares a node, gets a port of its own
     number = int(environ.get("SLURM_JOB_ID", "0")) * 31 + int(environ.get("SLURM_STEP_ID", "0"))
     return first, 20000 + number % 12000

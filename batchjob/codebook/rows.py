@@ -1,6 +1,6 @@
 """What a dataset-wide clustering clusters: how many rows an image gives, how wide they are, which of them the fit sees.
 
-No torch here: `plan`, `store` and the figures ask the same questions.
+This file does without torch, since `plan` and the figures use it too.
 """
 
 import math
@@ -12,43 +12,44 @@ from numpy.typing import NDArray
 from batchjob.config import Options
 from batchjob.errors import UserError
 
-AUTO_ROWS = 1 << 20  # 4096 rows a centroid at k = 254; more moves the centroids by less than their seed does
-CELLS = 15  # a relative map has at most this many cells an axis
-EXACT_ROWS = 1 << 31  # above this many rows the sample's size is met within 4 standard deviations, from below
+AUTO_ROWS = 1 << 20  # 4096 rows a centroid at k = 254; more rows move the centroids less than another seed does
+CELLS = 15  # the most cells of a relative map along an axis
+EXACT_ROWS = 1 << 31  # of more rows than this, a sample has a little less than the wanted size
 _CHUNK = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
 class RowKind:
-    """The rows that one head of one image gives: `per_image` of them, each a small map of `shape` = [y, x]."""
+    """The kind of rows that a run clusters: each head of each image gives `per_image` of them."""
 
-    queries: str  # "rows": one a patch; "cls": one an image
-    features: str  # "absolute": by key position; "relative": by offset from the query, pooled
-    grid: tuple[int, int]
-    vector_size: int = 0  # D of vectors that are not maps: queries, keys, values or tokens; 0 for attention rows
+    queries: str  # "rows": one row a patch; "cls": one row an image
+    features: str  # "absolute": a row is a map of the keys; "relative": of the offsets from the query, in cells
+    grid: tuple[int, int]  # (rows, columns) of patches
+    vector_size: int = 0  # D of queries, keys, values or tokens, which are not maps; 0 for attention rows
 
     @property
     def per_image(self) -> int:
-        """Rows of an image and head."""
+        """The number of rows that one head of one image gives."""
         return 1 if self.queries == "cls" else self.grid[0] * self.grid[1]
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(rows, columns) of a row's map, and of a centroid's."""
+        """(rows, columns) of the map that a row or a centroid is."""
         if self.features == "absolute":
             return self.grid
         return offset_cells(self.grid[0])[1], offset_cells(self.grid[1])[1]
 
     @property
     def width(self) -> int:
-        """Numbers of a row: the `feature` dimension of the centroids."""
+        """How many numbers a row has: the length of the `feature` dimension of the centroids."""
         return self.vector_size or self.shape[0] * self.shape[1]
 
 
 def offset_cells(patches: int) -> tuple[int, int]:
-    """(offsets a cell, cells) along an axis of `patches`: odd both, so that offset 0 is in the middle of the middle.
+    """(offsets in a cell, number of cells) along an axis of so many patches.
 
-    Offsets run from −(patches − 1) to patches − 1; a cell is as narrow as `CELLS` allows.
+    Offsets run from −(patches − 1) to patches − 1. Both numbers are odd, so that offset 0 is in the middle of the
+    middle cell. A cell is as narrow as `CELLS` allows.
     """
     size = 1
     while 2 * math.ceil((patches - 1 - size // 2) / size) + 1 > CELLS:
@@ -57,7 +58,26 @@ def offset_cells(patches: int) -> tuple[int, int]:
 
 
 def row_kind(options: Options, grid: tuple[int, int], vector_size: int = 0) -> RowKind:
-    """The rows of a dataset-scope run, its options checked. Raises UserError where they cannot be meant together."""
+    """Says which rows a dataset-scope run clusters, and checks its options.
+
+    Parameters
+    ----------
+    options
+        The result options of the run.
+    grid
+        (rows, columns) of patches.
+    vector_size
+        D of the vectors that are clustered in place of attention rows; 0 for attention rows.
+
+    Returns
+    -------
+    The kind of rows.
+
+    Raises
+    ------
+    UserError
+        An option does not go with the dataset scope or with another option.
+    """
     if options.algorithms != ("kmeans",):
         raise UserError(f"--scope dataset clusters by kmeans, not by {options.algorithm}; give --algorithm kmeans")
     if not options.k.isdigit():
@@ -71,14 +91,30 @@ def row_kind(options: Options, grid: tuple[int, int], vector_size: int = 0) -> R
 
 
 def check_rows(options: Options, grid: tuple[int, int], images: int) -> None:
-    """Nothing; raises UserError where a dataset-scope run makes no sense, or its images have fewer rows than k."""
+    """Checks the options of a dataset-scope run, and that its images have at least k rows.
+
+    Parameters
+    ----------
+    options, grid
+        As for `row_kind`.
+    images
+        How many images the run has.
+
+    Raises
+    ------
+    UserError
+        `row_kind` refuses the options, or there are fewer rows than clusters.
+    """
     rows = images * row_kind(options, grid).per_image
     if rows < int(options.k):
         raise UserError(f"--k {options.k} needs as many rows, found {rows} in {images} images; give --k {rows} or less")
 
 
 def asked_rows(options: Options) -> int:
-    """How many rows the fit is to see, before any budget. Raises UserError where it is not a number, or is below k."""
+    """How many rows the fit should see, before any memory budget.
+
+    Raises UserError where `--fit-rows` is not a number, or is below k.
+    """
     if options.fit_rows == "auto":
         return AUTO_ROWS
     if not options.fit_rows.isdigit() or int(options.fit_rows) < 1:
@@ -89,12 +125,36 @@ def asked_rows(options: Options) -> int:
 
 
 def row_numbers(images: NDArray[np.int64], kind: RowKind) -> NDArray[np.int64]:
-    """int64 [B, per_image]: the dataset's numbers of these images' rows; image i has i · per_image and so on."""
+    """Numbers the rows of a dataset: image i has those from i · per_image on.
+
+    Parameters
+    ----------
+    images
+        int64 [B] rows of the plan.
+    kind
+        The rows of the run.
+
+    Returns
+    -------
+    int64 [B, per_image].
+    """
     return images[:, None] * kind.per_image + np.arange(kind.per_image, dtype=np.int64)
 
 
-def mix(numbers: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
-    """uint64 hashes of row numbers under a seed, uniform and independent: splitmix64 (Steele et al. 2014), twice."""
+def hash_numbers(numbers: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
+    """Hashes row numbers under a seed, by SplitMix64 (Steele et al. 2014) applied twice.
+
+    Parameters
+    ----------
+    numbers
+        Any shape, not negative.
+    seed
+        Other seeds give independent hashes.
+
+    Returns
+    -------
+    The shape of `numbers`, uniform over all 64-bit words.
+    """
     keys = _splitmix(np.asarray(seed & 0xFFFFFFFFFFFFFFFF, np.uint64).reshape(1))
     return _splitmix(_splitmix(numbers.astype(np.uint64)) ^ keys)
 
@@ -108,23 +168,31 @@ def _splitmix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A uniform sample of `rows` of `total` rows: those with the smallest hashes. Decided by seed and number alone."""
+    """A uniform sample of `rows` of `total` rows: those whose numbers have the smallest hashes under the seed."""
 
     seed: int
     total: int
     rows: int
-    threshold: int  # rows whose hash is below it are in
+    threshold: int  # a row is in the sample where its hash is below this
 
     def chosen(self, numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """bool, shaped as `numbers`: which of these rows the fit sees."""
+        """bool, in the shape of `numbers`: whether the row with this number is in the sample."""
         if self.rows >= self.total:
             return np.ones(numbers.shape, bool)
-        return mix(numbers, self.seed) < np.uint64(self.threshold)
+        return hash_numbers(numbers, self.seed) < np.uint64(self.threshold)
 
-    def room(self, start: int, stop: int) -> int:
-        """At most so many rows with numbers from `start` to `stop` are in: counted, 0.3 s for 10 million.
+    def most_rows(self, start: int, stop: int) -> int:
+        """How many rows of a range memory is needed for.
 
-        Above `EXACT_ROWS` in all it is the mean and 6 standard deviations: what comes beyond has no room.
+        Parameters
+        ----------
+        start, stop
+            The numbers of the rows: from `start` to `stop` − 1.
+
+        Returns
+        -------
+        The number of rows in the sample, counted (0.3 s for 10 million). With more than `EXACT_ROWS` in all it is not
+        counted, but an upper bound: the expected number and more than 6 standard deviations.
         """
         if self.rows >= self.total:
             return stop - start
@@ -134,8 +202,22 @@ class Sample:
         return sum(int(np.count_nonzero(self.chosen(part))) for part in _parts(start, stop))
 
 
-def draw(total: int, rows: int, seed: int) -> Sample:
-    """The sample of `rows` of `total` rows: exactly that many up to `EXACT_ROWS`, above it at most that many."""
+def draw_sample(total: int, rows: int, seed: int) -> Sample:
+    """Draws a uniform sample of the rows of a dataset.
+
+    Parameters
+    ----------
+    total
+        How many rows there are.
+    rows
+        How many are wanted, at least 1; at most all are drawn.
+    seed
+        Equal seeds give equal samples.
+
+    Returns
+    -------
+    A sample of exactly so many rows; of more than `EXACT_ROWS` rows, the sample has at most so many.
+    """
     rows = min(rows, total)
     if rows >= total:
         return Sample(seed, total, total, 1 << 64)
@@ -144,7 +226,7 @@ def draw(total: int, rows: int, seed: int) -> Sample:
         kept = max(1.0, rows - slack)
         return Sample(seed, total, int(kept), int(kept / total * 2**64))
     bound = np.uint64(min(2**64 - 1, int((rows + slack) / total * 2**64)))
-    hashes = np.concatenate([h[h <= bound] for part in _parts(0, total) for h in [mix(part, seed)]])
+    hashes = np.concatenate([h[h <= bound] for part in _parts(0, total) for h in [hash_numbers(part, seed)]])
     # `slack` is 6 standard deviations: with fewer than `rows` below the bound, all of them would still be fair
     last = min(rows, len(hashes)) - 1
     return Sample(seed, total, last + 1, int(np.partition(hashes, last)[last]) + 1)
@@ -155,12 +237,25 @@ def _parts(start: int, stop: int) -> list[NDArray[np.int64]]:
 
 
 def affordable_rows(wanted: int, *, row_bytes: int, budget_bytes: int, largest_share: float) -> tuple[int, str]:
-    """(rows, why): `wanted`, or as many as the process with the largest share of the data can hold.
+    """Limits the rows of a fit to those that the process with the largest share of the data can hold.
 
-    `row_bytes` counts a row of the dataset in all layers and heads.
+    Parameters
+    ----------
+    wanted
+        Rows that the fit should see, in all processes.
+    row_bytes
+        Bytes that one row of the dataset takes in all layers and heads.
+    budget_bytes
+        Bytes that each process has.
+    largest_share
+        The largest share of the data of one process, above 0 and at most 1.
+
+    Returns
+    -------
+    (rows, reason): at most `wanted`, maybe 0.
     """
     held = budget_bytes / row_bytes / largest_share
-    fits = int(max(0.0, held - 6 * math.sqrt(max(held, 1.0))))  # shares of the sample differ from process to process
+    fits = int(max(0.0, held - 6 * math.sqrt(max(held, 1.0))))  # a process may get more of the sample than its share
     if wanted <= fits:
         size = wanted * row_bytes * largest_share
         return wanted, f"{wanted:,} rows: {_gib(size)} of a budget of {_gib(budget_bytes)} a process"

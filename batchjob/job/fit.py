@@ -13,7 +13,7 @@ import torch
 from batchjob import plan as plans
 from batchjob.codebook import kmeans as dataset
 from batchjob.codebook.processes import Group, join
-from batchjob.codebook.rows import RowKind, Sample, affordable_rows, asked_rows, draw, row_kind
+from batchjob.codebook.rows import RowKind, Sample, affordable_rows, asked_rows, draw_sample, row_kind
 from batchjob.config import Runtime
 from batchjob.errors import UserError, WorkLeft, tell
 from batchjob.job.context import Context
@@ -217,7 +217,7 @@ def sample_for(
     )
     if rows < int(plan.options.k):
         raise UserError(f"--k {plan.options.k} needs as many rows, found {rows:,} ({why}); give a smaller k, or more")
-    sample = draw(total, rows, plan.options.seed)
+    sample = draw_sample(total, rows, plan.options.seed)
     return kind, sample, f"the fit sees {sample.rows:,} of {total:,} rows ({why})"
 
 

@@ -25,9 +25,9 @@ class SampledRows:
         self, plan: Plan, kind: RowKind, sample: Sample, shares: Iterable[tuple[int, int]], device: torch.device
     ):
         self._plan, self._kind, self._sample = plan, kind, sample
-        room = sum(sample.room(start * kind.per_image, stop * kind.per_image) for start, stop in shares)
-        self._x = torch.empty(len(plan.layers), len(plan.heads), room, kind.width, device=device)
-        self._numbers = torch.empty(room, dtype=torch.int64, device=device)
+        most = sum(sample.most_rows(start * kind.per_image, stop * kind.per_image) for start, stop in shares)
+        self._x = torch.empty(len(plan.layers), len(plan.heads), most, kind.width, device=device)
+        self._numbers = torch.empty(most, dtype=torch.int64, device=device)
         self._filled = 0
 
     def __len__(self) -> int:
