@@ -1,4 +1,4 @@
-"""Some rows of an index, read and decoded by one process: what comes out, and what is known while it goes on."""
+"""Reads and decodes chunks of rows in one process, and notes meanwhile which row it has in hand."""
 
 import os
 import time
@@ -20,27 +20,27 @@ from batchjob.loader import jpeg
 from batchjob.loader.shared_pixels import PixelPool
 
 Range = tuple[int, int]  # rows [start, stop)
-RETRIED = ("missing", "unreadable")  # causes that a network disk may take back
-RETRY_AFTER_S = (0.05, 0.25)
+RETRIED = ("missing", "unreadable")  # causes that may pass, if a network disk is the reason
+RETRY_AFTER_S = (0.05, 0.25)  # one wait before each further try
 
 
 @dataclass(slots=True)
 class Chunk:
-    """What is known of some consecutive rows; their pixels are in the pool's `slot`, those of a failed one zeros."""
+    """What is known of n consecutive rows. Their pixels are in the pool's `slot`; those of a failed row are zeros."""
 
-    start: int
+    start: int  # the first row
     slot: int
-    status: NDArray[np.uint8]
-    heights: NDArray[np.int32]
+    status: NDArray[np.uint8]  # [n] codes of `STATUS`
+    heights: NDArray[np.int32]  # [n] pixels after the EXIF rotation; 0 for a failed row
     widths: NDArray[np.int32]
     failures: list[tuple[int, str, str]] = field(default_factory=list)  # row, cause, message
-    read_s: float = 0.0
+    read_s: float = 0.0  # of all rows together
     decode_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What becomes of a row."""
+    """Where rows are read, and how they are decoded; the fields are those of `decode`."""
 
     index: ImageIndex
     geometry: Geometry
@@ -49,10 +49,23 @@ class Recipe:
 
 
 class Rows(Dataset[Chunk]):
-    """The index as a dataset whose items are ranges of rows, each decoded into a slot; runs in the workers."""
+    """The dataset of the workers: the item (start, stop, slot) decodes rows [start, stop) into a slot of the pool."""
 
     def __init__(self, recipe: Recipe, pool: PixelPool, given_up: dict[int, tuple[str, str]], marks: Any) -> None:
-        """`given_up`: row -> (cause, message) of rows that are not to be tried; `marks`: see `_mark`."""
+        """Takes over what every item needs.
+
+        Parameters
+        ----------
+        recipe
+            Where rows are read, and how they are decoded.
+        pool
+            Memory for the pixels.
+        given_up
+            Row → (cause, message), for the rows that fail without another try.
+        marks
+            Shared array of three numbers for each worker: its pid, the row in hand (−1 for none), and since when on the
+            monotonic clock. None in the job's own process.
+        """
         self._recipe, self._pool, self._given_up, self._marks = recipe, pool, given_up, marks
 
     def __getitem__(self, rows: Any) -> Chunk:
@@ -66,7 +79,7 @@ class Rows(Dataset[Chunk]):
             np.zeros(count, np.int32),
         )
         failed = self._fill_all(chunk, range(count))
-        for wait_s in RETRY_AFTER_S:  # a network disk that is gone for a moment; all of a chunk wait together
+        for wait_s in RETRY_AFTER_S:  # a network disk may be gone for a moment; one wait serves the whole chunk
             again = [i for i, failure in failed.items() if failure.cause in RETRIED and start + i not in self._given_up]
             if again:
                 time.sleep(wait_s)
@@ -79,7 +92,7 @@ class Rows(Dataset[Chunk]):
         return chunk
 
     def _fill_all(self, chunk: Chunk, places: Iterable[int]) -> dict[int, ReadFailure]:
-        """Fills these places of a chunk; the failures by place."""
+        """Fills these places of a chunk, and returns the failures by place."""
         failed = {}
         for i in places:
             try:
@@ -106,7 +119,7 @@ class Rows(Dataset[Chunk]):
         chunk.heights[i], chunk.widths[i] = image.height, image.width
 
     def _mark(self, row: int) -> None:
-        """Says which row this worker has in hand, and since when."""
+        """Notes which row this worker has in hand, and since when."""
         info = get_worker_info()
         if self._marks is not None and info is not None:
             self._marks[3 * info.id : 3 * info.id + 3] = [os.getpid(), row, time.monotonic()]

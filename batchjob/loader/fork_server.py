@@ -1,4 +1,4 @@
-"""The process that decoding workers are forked from: without threads or CUDA, deaf to a scheduler's signals."""
+"""Starts the process that decoding workers are forked from: it has no threads, no CUDA, and blocks some signals."""
 
 import multiprocessing
 import signal
@@ -9,11 +9,11 @@ SCHEDULER_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 def start() -> ForkServerContext:
-    """Starts the server if it isn't running, and returns at once; its imports take seconds, which a start awaits.
+    """Starts the server if it isn't running, and returns the context that starts workers by it, without waiting.
 
-    Blocked signals stay blocked in children: TERM and USR1, which a scheduler sends to every process of a step, and a
-    terminal's INT reach the server and the resource tracker as little as the workers, which go on until the loop has
-    stored its batch.
+    The server's imports take seconds; the first start of a worker waits for them. The server and Python's resource
+    tracker start with TERM, USR1 and INT blocked, and their children inherit that. A scheduler sends TERM and USR1 to
+    every process of a step, and a terminal sends INT, but workers have to go on until the loop has stored its batch.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["batchjob.loader.workers"])

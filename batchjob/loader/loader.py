@@ -1,4 +1,4 @@
-"""Rows of an index as batches of uint8 tensors, in order, decoded by worker processes; and what the waiting says."""
+"""Loads the rows of an index as batches of uint8 tensors, in order, and says what held them up."""
 
 import math
 import os
@@ -25,19 +25,19 @@ STALL_S = 60.0  # no file takes that long to read and decode; a hung network dis
 
 @dataclass(slots=True)
 class Batch:
-    """Rows in order. Where `status` is not 0 the pixels are zeros, and `failures` has a (row, cause, message)."""
+    """B consecutive rows. Where `status` is not 0, the pixels are zeros and `failures` says why."""
 
     rows: NDArray[np.int64]  # [B]
-    pixels: Tensor  # uint8 [B, 3, H, W], in pinned memory if asked for
-    status: NDArray[np.uint8]  # [B]
-    heights: NDArray[np.int32]  # [B], photo's pixels after the EXIF rotation; 0 where it failed
+    pixels: Tensor  # uint8 [B, 3, H, W], in page-locked memory with `pin_for`
+    status: NDArray[np.uint8]  # [B] codes of `STATUS`
+    heights: NDArray[np.int32]  # [B] of the photos in pixels after the EXIF rotation; 0 for one that failed
     widths: NDArray[np.int32]
-    failures: list[tuple[int, str, str]]
+    failures: list[tuple[int, str, str]]  # row, cause, message
     mask: Tensor | None = None  # bool [B, P], False for patches of padding; None where the resize pads nothing
 
 
 class Loader:
-    """Batches of an index. Workers live from the first `batches` until `close`."""
+    """Loads batches of an index. Its workers live from the first `announce` or `batches` until `close`."""
 
     def __init__(
         self,
@@ -51,13 +51,33 @@ class Loader:
         pin_for: torch.device | None = None,
         stall_s: float = STALL_S,
     ) -> None:
-        """`pin_for`: the GPU that batches are copied to, out of page-locked memory.
+        """Checks DATA, and sets aside the memory for the pixels.
 
-        Raises UserError where DATA is gone or has changed, or images are too large for so many workers.
+        Parameters
+        ----------
+        index
+            The rows.
+        geometry
+            The size of the model's input, and how photos are fitted to it.
+        fill_rgb, interpolation
+            As `decode`.
+        batch_size
+            Images of a batch.
+        workers
+            Decoding processes; 0: this process decodes.
+        pin_for
+            The GPU that batches are copied to: their pixels are then in page-locked memory. None for the CPU.
+        stall_s
+            Seconds after which the image that a worker has in hand is taken for one that never ends.
+
+        Raises
+        ------
+        UserError
+            DATA is gone or has changed, or the images are too large for so many workers.
         """
         index.check()
         self.workers = workers
-        self.waited_s = 0.0  # of the caller, in `batches`, for images
+        self.waited_s = 0.0  # how long the caller waited for images in `batches`
         self.read_s = 0.0  # of all workers together
         self.decode_s = 0.0
         self._batch_size, self._pin_for = batch_size, pin_for
@@ -71,29 +91,40 @@ class Loader:
 
     @property
     def bytes_in_flight(self) -> int:
-        """At most so many bytes of decoded images wait for the caller."""
-        ready = 3 * self._batch_size * math.prod(self._image)  # by the thread that puts batches together
+        """The most bytes of decoded images that wait for the caller at one time."""
+        ready = 3 * self._batch_size * math.prod(self._image)  # of the thread that puts batches together
         return self._chunks.sizing.bytes_in_flight + (ready if self.workers else 0)
 
     def announce(self, ranges: Sequence[Range]) -> None:
-        """Says which `batches` come next, in order: the workers begin, and decode ahead across the ends of ranges.
+        """Says which ranges of rows `batches` will be asked for, in order, and lets the workers begin.
 
-        One may be left out or come again; then what was decoded ahead is lost, no more.
+        They decode ahead across the ends of ranges. A range may be left out or asked for again, which costs only what
+        was decoded ahead.
         """
         self._ranges = [(start, stop) for start, stop in ranges if stop > start]
         self._positions = {asked: i for i, asked in enumerate(self._ranges)}
         self._open_stream(0)
 
     def wait(self) -> None:
-        """Returns when the first of the announced batches is there, or with `workers=0` at once.
+        """Waits for the first of the announced batches; returns at once with `workers=0`.
 
-        What it takes is the start of the processes, and not counted as `waited_s`.
+        This time goes into the start of the processes, and is not counted in `waited_s`.
         """
         if isinstance(self._stream, Ahead):
             self._stream.wait()
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """The rows [start, stop) in order, `batch_size` at a time, the last batch smaller."""
+        """Yields the rows [start, stop) as batches, in order.
+
+        Parameters
+        ----------
+        start, stop
+            A range that was announced, or any other.
+
+        Yields
+        ------
+        Batches of `batch_size` rows; the last may be smaller.
+        """
         if stop <= start:
             return
         if (start, stop) not in self._positions:
@@ -101,7 +132,7 @@ class Loader:
         position = self._positions[start, stop]
         if self._due != position:
             self._open_stream(position)
-        stream, self._due = self._stream, -1  # until its end nobody else can go on with it
+        stream, self._due = self._stream, -1  # no other call can go on with it before the range ends
         assert stream is not None
         for first in range(start, stop, self._batch_size):
             began = time.perf_counter()
@@ -113,7 +144,15 @@ class Loader:
             yield batch
 
     def verdict(self, total_s: float, device: str) -> str:
-        """`bottleneck` for what this loader did in `total_s` seconds of the caller's."""
+        """Says by `bottleneck` what held this loader's batches up.
+
+        Parameters
+        ----------
+        total_s
+            Seconds that the caller has worked and waited.
+        device
+            As `bottleneck`.
+        """
         return bottleneck(
             total_s=total_s,
             waited_s=self.waited_s,
@@ -137,7 +176,7 @@ class Loader:
         self.close()
 
     def _open_stream(self, position: int) -> None:
-        """The batches from a range on, put together by a thread where there are workers that decode meanwhile."""
+        """Begins with the batches from a range on. With workers, a thread puts the batches together meanwhile."""
         self._end_stream()
         ranges = self._ranges[position:]
         batches = self._assemble(ranges, self._chunks.read(ranges))
@@ -150,7 +189,7 @@ class Loader:
         self._stream, self._due = None, -1
 
     def _assemble(self, ranges: list[Range], chunks: Iterator[tuple[Chunk, Tensor]]) -> Generator[Batch, None, None]:
-        if self._pin_for is not None:  # in a new thread it would be the first GPU, whoever uses that
+        if self._pin_for is not None:  # a new thread begins with the first GPU, which may be another process's
             torch.cuda.set_device(self._pin_for)
         for start, stop in ranges:
             for first in range(start, stop, self._batch_size):
@@ -164,7 +203,7 @@ class Loader:
             chunk, decoded = next(stream)
             assert chunk.start == row, f"rows from {chunk.start} came where {row} was due"
             chunks.append(chunk)
-            # by NumPy: in a thread of its own, torch would start a pool of threads that compete with the model's
+            # by NumPy: called in another thread, torch would start threads there that compete with the model's
             np.copyto(pixels[row - start : row - start + len(decoded)].numpy(), decoded.numpy())
             row += len(decoded)
             self.read_s += chunk.read_s
@@ -178,12 +217,12 @@ class Loader:
             heights,
             widths,
             [failure for chunk in chunks for failure in chunk.failures],
-            padding_mask(self._geometry, heights, widths),
+            _padding_mask(self._geometry, heights, widths),
         )
 
 
-def padding_mask(geometry: Geometry, heights: NDArray[np.int32], widths: NDArray[np.int32]) -> Tensor | None:
-    """bool [B, P] of photos of these sizes: True for patches that are image; None where the resize pads nothing."""
+def _padding_mask(geometry: Geometry, heights: NDArray[np.int32], widths: NDArray[np.int32]) -> Tensor | None:
+    """Returns bool [B, P], True for the patches of each photo that are image; None where the resize pads nothing."""
     if geometry.resize != "pad":
         return None
     sizes = zip(np.maximum(heights, 1), np.maximum(widths, 1), strict=True)  # 0 of a photo that failed
@@ -201,10 +240,24 @@ def bottleneck(
     device: str,
     in_job: bool = False,
 ) -> str:
-    """One sentence: how long the device waited for images, what held it up, and the option that would help.
+    """Says in one sentence how long the device waited for images, what held it up, and which option would help.
 
-    `read_s` and `decode_s` are summed over the workers; `cores` are those of this process; `in_job`: it runs on a
-    cluster, where a GPU is not at hand.
+    Parameters
+    ----------
+    total_s
+        Seconds that the caller has worked and waited.
+    waited_s
+        Seconds that it has waited for images.
+    read_s, decode_s
+        Seconds that all workers together have read files and decoded images.
+    workers
+        Decoding processes.
+    cores
+        That this process may use.
+    device
+        `cpu`, or a name that begins with `cuda`.
+    in_job
+        Whether this runs in a job of Slurm, where more tasks are advised rather than a GPU.
     """
     share = waited_s / total_s if total_s > 0 else 0.0
     said = f"the device ({device}) waited {share:.0%} of {total_s:.0f} s for images"

@@ -1,4 +1,4 @@
-"""An iterator run one item ahead, in a thread."""
+"""Runs an iterator one item ahead, in a thread."""
 
 import queue
 import threading
@@ -9,17 +9,28 @@ T = TypeVar("T")
 
 
 class _End:
-    """What the thread leaves last: how the iterator ended."""
+    """What the thread puts in after the last item: how the iterator ended."""
 
     def __init__(self, error: BaseException | None) -> None:
         self.error = error
 
 
 class Ahead(Generic[T]):
-    """The items, of which a thread has the next one ready and may be making one more; its errors are raised here."""
+    """Yields the items of an iterator that a thread runs ahead: one item is ready, and the next may be in the making.
+
+    An error of the iterator is raised by `next`, after the items before it.
+    """
 
     def __init__(self, items: Iterator[T], *, interrupt: Callable[[], None]) -> None:
-        """Begins at once. `interrupt` is called by `close`; after it, `items` should end soon."""
+        """Starts the thread.
+
+        Parameters
+        ----------
+        items
+            The iterator, which nothing else may use.
+        interrupt
+            Called by `close` to make `items` end soon.
+        """
         self._ready: queue.Queue[T | _End] = queue.Queue(maxsize=1)
         self._first: T | _End | None = None
         self._interrupt, self._stopped = interrupt, threading.Event()
@@ -39,12 +50,12 @@ class Ahead(Generic[T]):
         return item
 
     def wait(self) -> None:
-        """Returns when `next` would not have to wait."""
+        """Waits until `next` can return at once."""
         if self._first is None:
             self._first = self._ready.get()
 
     def close(self) -> None:
-        """Ends the thread, and waits for that."""
+        """Ends the thread, and waits until it has ended."""
         self._stopped.set()
         self._interrupt()
         while self._thread.is_alive():  # it may be waiting for room
@@ -60,7 +71,7 @@ class Ahead(Generic[T]):
         try:
             for item in items:
                 self._ready.put(item)
-                del item  # the caller's alone, while the next is made
+                del item  # only the caller holds it while the next one is made
                 if self._stopped.is_set():
                     break
         except BaseException as error:

@@ -1,4 +1,4 @@
-"""Memory for decoded images that workers fill and the job reads, so that no pixel goes through a pipe."""
+"""Memory for decoded images that workers fill and the job reads, so that pixels need not go through a pipe."""
 
 import math
 import mmap
@@ -11,13 +11,21 @@ import torch
 
 
 class PixelPool:
-    """`pixels`, uint8 [slots, rows, 3, H, W], at first zeros, the same memory in every process that gets the pool.
+    """Holds `pixels`, uint8 [slots, rows, 3, H, W], zeros at first, in memory that all processes with the pool share.
 
-    The memory has no name and no place in /dev/shm, whose size containers limit, and goes with its last process.
+    The memory has no name and is not in /dev/shm, whose size containers limit. It is freed with the last process.
     """
 
     def __init__(self, shape: tuple[int, ...], descriptor: int | None = None) -> None:
-        """`descriptor` is of another process's pool of that shape, and is taken over."""
+        """Makes a new pool, or joins one of another process.
+
+        Parameters
+        ----------
+        shape
+            (slots, rows, 3, H, W).
+        descriptor
+            Of the memory of a pool of this shape, which this one takes over and closes; None makes new memory.
+        """
         self._shape = shape
         size = math.prod(shape)
         if descriptor is None:

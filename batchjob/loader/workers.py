@@ -1,4 +1,4 @@
-"""Decoding processes: chunks of rows in order, whatever a file does to the process that reads it."""
+"""Runs the decoding processes: chunks of rows come in order, even where a file crashes the process that reads it."""
 
 import atexit
 import contextlib
@@ -23,10 +23,10 @@ from batchjob.loader import fork_server
 from batchjob.loader.chunks import Chunk, Range, Recipe, Rows
 from batchjob.loader.shared_pixels import PixelPool
 
-MOST_FAILURES = 2  # times that a row may cost its worker before it is given up
-MOST_VAIN_RESTARTS = 5  # in a row, without a chunk between and without a row to blame
-POLL_S = 1.0
-PREFETCH_BYTES = 2**30
+MOST_FAILURES = 2  # a row that has ended so many workers is given up
+MOST_VAIN_RESTARTS = 5  # in succession, without a chunk in between and without a row to blame
+POLL_S = 1.0  # how often the workers are looked at while none has a chunk ready
+PREFETCH_BYTES = 2**30  # the most that decoded images may take
 CHUNK_BYTES = 2**24
 CHUNK_ROWS = 16
 SHARED_MEMORY = "/dev/shm"
@@ -34,16 +34,16 @@ SHARED_MEMORY = "/dev/shm"
 
 @dataclass(frozen=True, slots=True)
 class Sizing:
-    """How many rows go to a worker at once, and how many such chunks each has ahead."""
+    """How many rows go to a worker at once, and how many such chunks each worker has ahead."""
 
     rows_per_chunk: int
-    prefetch_factor: int
-    slots: int
-    bytes_in_flight: int
+    prefetch_factor: int  # chunks that each worker has ahead
+    slots: int  # chunks that the pool holds
+    bytes_in_flight: int  # the size of the pool
 
 
 def sizing(*, row_bytes: int, batch_size: int, workers: int) -> Sizing:
-    """Chooses chunks so small that all workers share a batch, and two batches ahead, as far as `PREFETCH_BYTES` allow.
+    """Chooses the rows of a chunk and how far to decode ahead: two batches, as far as `PREFETCH_BYTES` allow.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def sizing(*, row_bytes: int, batch_size: int, workers: int) -> Sizing:
     Raises
     ------
     UserError
-        The bytes don't allow a row for each worker.
+        `PREFETCH_BYTES` don't hold one image for each worker and one more.
     """
     lanes = max(1, workers)
     if (lanes + 1) * row_bytes > PREFETCH_BYTES:
@@ -76,12 +76,28 @@ def sizing(*, row_bytes: int, batch_size: int, workers: int) -> Sizing:
 
 
 class Chunks:
-    """Chunks of asked-for ranges, in order. Worker processes live until `close`, and are replaced when they die.
+    """Decodes ranges of rows in chunks, in order. Worker processes live until `close`, and are replaced when they die.
 
-    A row that costs its worker `MOST_FAILURES` times, by a crash or `stall_s` seconds without an end, comes as failed.
+    A row fails for good when it has ended `MOST_FAILURES` workers, by a crash or by taking more than `stall_s` seconds.
     """
 
     def __init__(self, recipe: Recipe, *, workers: int, batch_size: int, stall_s: float) -> None:
+        """Sets aside the memory for the pixels; starts no process yet.
+
+        Parameters
+        ----------
+        recipe
+            Where rows are read, and how they are decoded.
+        workers, batch_size
+            As `sizing`.
+        stall_s
+            As `Loader`.
+
+        Raises
+        ------
+        UserError
+            As `sizing`.
+        """
         geometry = recipe.geometry
         self._recipe, self._workers, self._stall_s = recipe, workers, stall_s
         image = (3, geometry.height, geometry.width)
@@ -99,9 +115,10 @@ class Chunks:
         self._marks: Any = None
 
     def read(self, ranges: list[Range]) -> Iterator[tuple[Chunk, Tensor]]:
-        """The ranges' chunks and their pixels, uint8 [n, 3, H, W], which are overwritten when the next is asked for.
+        """Lets the workers begin with these ranges; returns an iterator over their chunks and pixels.
 
-        No chunk crosses a range or a batch of it. The workers begin at once; a `read` that is under way ends.
+        The pixels are uint8 [n, 3, H, W], and are overwritten when the next chunk is asked for. A chunk lies within one
+        batch of one range. A `read` that is under way ends.
         """
         self._tasks.left = deque(
             (low, min(low + self.sizing.rows_per_chunk, stop, first + self._batch_size))
@@ -118,7 +135,7 @@ class Chunks:
         return self._follow()
 
     def _follow(self) -> Iterator[tuple[Chunk, Tensor]]:
-        """What `read` says; a thread may go through it."""
+        """Yields what `read` promises; another thread may iterate over it."""
         while self._tasks.left and not self._interrupted.is_set():
             try:
                 if self._stream is None:
@@ -132,12 +149,12 @@ class Chunks:
             yield chunk, self._pool.pixels[chunk.slot, : len(chunk.status)]
 
     def interrupt(self) -> None:
-        """Makes a `read` in another thread end, within some `POLL_S`."""
+        """Makes a `read` in another thread end, within about `POLL_S` seconds."""
         self._interrupted.set()
 
     def close(self) -> None:
         """Ends the workers."""
-        # Left to the garbage collector, the stream's queues may lose their pipes before their threads: so by hand.
+        # Called by hand: the garbage collector may close the stream's pipes before it ends the threads that use them.
         shut_down = getattr(getattr(self._loader, "_iterator", None), "_shutdown_workers", None)
         if shut_down is not None:
             shut_down()
@@ -150,22 +167,22 @@ class Chunks:
         self._kill_workers()
 
     def _start(self) -> Iterator[Chunk]:
-        """The remaining tasks' chunks, by the workers that are there or by new ones."""
+        """Returns the chunks of the remaining tasks, decoded by the present workers or by new ones."""
         before = set(multiprocessing.active_children())
         try:
             if self._loader is None:
                 self._loader = self._new_loader()
             return iter(self._loader)
-        finally:  # where the start fails half-way too; processes of other packages are not of this kind
+        finally:  # also where the start fails half-way; processes of other packages are of another class
             new = [p for p in multiprocessing.active_children() if p not in before]
             self._processes += [p for p in new if isinstance(p, ForkServerProcess)]
 
     def _new_loader(self) -> DataLoader[Chunk]:
-        own = torch.Generator()  # another thread may be drawing weights from torch's common one
+        own = torch.Generator()  # not torch's common one: another thread may be drawing weights from it
         if not self._workers:
             rows = Rows(self._recipe, self._pool, {}, None)
             return _Loader(rows, batch_size=None, sampler=self._tasks, collate_fn=_as_it_is, generator=own)
-        atexit.register(self._abandon)  # else Python would wait for ever for workers that are deaf to its SIGTERM
+        atexit.register(self._abandon)  # else Python would wait for ever for workers that ignore its SIGTERM
         context = fork_server.start()
         self._marks = context.RawArray("d", [0.0, -1.0, 0.0] * self._workers)  # pid, row in hand, since
         return _Loader(
@@ -183,11 +200,12 @@ class Chunks:
         )
 
     def _judge(self, error: RuntimeError | OSError | EOFError) -> None:
-        """Ends the workers if one died or stalled, and counts a failure against the row it held; waits on otherwise.
+        """Ends the workers if one died or stalled, and counts a failure against the row it held.
 
-        Raises UserError, or the error itself, where no row is to blame and starting again would not help.
+        Workers that are only slow go on. Raises UserError, or the error itself, where no row is to blame and starting
+        again would not help.
         """
-        if self._workers and self._marks is None:  # not so far as to have workers
+        if self._workers and self._marks is None:  # the start failed before there were workers
             self._raise(error)
         dead = self._dead(within_s=2.0 if isinstance(error, OSError | EOFError) else 0.0)
         marks = [tuple(self._marks[3 * i : 3 * i + 3]) for i in range(self._workers)]
@@ -197,7 +215,7 @@ class Chunks:
         if not dead and not stalled:
             if not is_wait:
                 self._raise(error)
-            if self._stream is None:  # workers of another read, at work on what nobody wants: DataLoader awaits them
+            if self._stream is None:  # the workers are still at an earlier read, and DataLoader would wait for them
                 self._kill_workers()
                 self.close()
             return
@@ -228,7 +246,7 @@ class Chunks:
         raise error
 
     def _dead(self, *, within_s: float) -> dict[int | None, int]:
-        """Exit codes by pid. A pipe may break a moment before the process is seen to be dead."""
+        """Returns exit codes by pid, after a wait for the first: a pipe may break before its process is dead."""
         until = time.monotonic() + within_s
         while not (dead := {p.pid: p.exitcode for p in self._processes if p.exitcode is not None}):
             if time.monotonic() >= until:
@@ -247,18 +265,18 @@ class Chunks:
 
 class _Loader(DataLoader[Chunk]):
     def check_worker_number_rationality(self) -> None:
-        """Does nothing, where torch warns: more workers than cores may be meant."""
+        """Does nothing where torch would warn, since more workers than cores may be intended."""
 
 
 class _Tasks:
-    """A sampler: what is left when the workers start is what they get."""
+    """A sampler of the ranges that are left when the workers start."""
 
     def __init__(self, slots: int) -> None:
         self.left: deque[Range] = deque()
         self._slots = slots
 
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
-        """(start, stop, the slot of the pool)."""
+        """Yields (start, stop, slot of the pool)."""
         return ((start, stop, i % self._slots) for i, (start, stop) in enumerate(tuple(self.left)))
 
     def __len__(self) -> int:
@@ -266,8 +284,10 @@ class _Tasks:
 
 
 def _end_with_the_job() -> None:
-    """Ends this process when the job's does. torch's own watch is for the parent, here the fork server, which in turn
-    lives as long as its children."""
+    """Ends this process when the job's process ends.
+
+    torch watches the parent, which is the fork server here, and that lives as long as its children.
+    """
     job = multiprocessing.parent_process()
     if job is not None:
         job.join()
@@ -279,7 +299,7 @@ def _enter_worker(worker: int) -> None:
     for number in fork_server.SCHEDULER_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("500")  # short of memory, the kernel takes a worker, which is replaced, not the job
+        file.write("500")  # short of memory, the kernel ends a worker, which is replaced, rather than the job
 
 
 def _how_died(exit_code: int) -> str:
