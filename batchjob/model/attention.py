@@ -1,4 +1,4 @@
-"""A batch of photos as attention: rows [B, H, P, P] from patch to patch and the CLS row [B, H, P], layer by layer.
+"""Turns photos into attention: rows [B, H, P, P] from patch to patch and the CLS row [B, H, P], layer by layer.
 
 Letters: B images, H heads, T tokens (prefix tokens, then P patches in row-major order of the grid), E numbers a head.
 """
@@ -17,29 +17,32 @@ from batchjob.model import self_similarity as cnn
 from batchjob.model.describe import Model
 from batchjob.model.qk_shortcut import HeadProjection, select_heads
 
-CHUNK_BYTES = 256 * 2**20  # of float32 scores at once: the softmax's working memory
-FINITE_LIMIT = 1e15  # products of two such numbers, and sums of thousands of them, are finite in float32
+CHUNK_BYTES = 256 * 2**20  # the most that the float32 scores of a softmax take at once
+FINITE_LIMIT = 1e15  # products of two numbers below it, and sums of thousands of products, are finite in float32
 
 
 @dataclass(frozen=True, slots=True)
 class LayerMaps:
-    """The attention of one layer, after the softmax over all T tokens; prefix columns dropped, not renormalised.
+    """The attention of one layer after the softmax over all T tokens; prefix columns are dropped, nothing renormalised.
 
-    Where tokens are clustered, `rows` are None, there is one head, and `cls` is the saliency of the tokens as of a
-    CNN's features.
+    Where tokens are clustered, `rows` is None, there is one head, and `cls` is the saliency of the tokens, computed as
+    that of a CNN's features.
     """
 
     layer: int
-    # [B, H, P, P], from query patch to key patch; float16 where the model is in half precision, or float32
+    # [B, H, P, P] from query patch to key patch; float16 where the model is in half precision, else float32
     rows: Tensor | None
-    cls: Tensor  # [B, H, P], the CLS token's row, or the mean over patch queries without one; of a CNN, saliency
-    prefix_mass: Tensor  # [B, H] float32: mean over patch queries of the mass on prefix tokens
-    finite: Tensor  # [B] bool: False where the network overflowed; that image's maps are uniform and mean nothing
-    component: Tensor | None = None  # [B, H, P], of a CNN: the features' first principal component, in [-1, 1]
+    cls: Tensor  # [B, H, P] the CLS token's row, or the mean over patch queries without one; of a CNN, saliency
+    prefix_mass: Tensor  # float32 [B, H] mean over patch queries of the mass on prefix tokens
+    finite: Tensor  # bool [B], False where the network overflowed; that image's maps are uniform and mean nothing
+    component: Tensor | None = None  # [B, H, P] of a CNN: the features' first principal component, in [-1, 1]
     vectors: Tensor | None = None  # float32 [B, H, P, D]: queries, keys, values or tokens, where these are clustered
 
     def to_cluster(self, mask: Tensor | None) -> Tensor:
-        """float32 [B, H, P, D]: the vectors, or the attention rows, renormalised over what is not padding."""
+        """Returns what is clustered, float32 [B, H, P, D]: the vectors, or else the rows after `renormalise`.
+
+        `mask` bool [B, P] is False for patches of padding; None where there is no padding.
+        """
         if self.vectors is not None:
             return self.vectors
         assert self.rows is not None
@@ -47,15 +50,11 @@ class LayerMaps:
 
 
 class Extractor:
-    """Calls on uint8 pixels [B, 3, H, W] give the `LayerMaps` of the wanted layers, for the wanted heads, in order.
+    """Extracts attention: called with uint8 pixels [B, 3, H, W], it yields the `LayerMaps` of each wanted layer.
 
     The forward pass ends in the last wanted block, after its queries and keys; every block before it runs fused.
-    Queries and keys are kept until their layer is asked for, so the maps of one layer exist at a time. Of a CNN, the
-    one layer is the pseudo-attention of `cnn.py`.
-
-    `cluster_on`: what `LayerMaps.vectors` holds. "query" and "key" are those that are multiplied, after their norms and
-    rotary positions; the keys of a group are repeated for its heads; "token" is the residual stream behind the layer,
-    before any last norm, or a CNN's features.
+    Queries and keys are kept until their layer is asked for, so that the maps of only one layer exist at a time. The
+    only layer of a CNN is the pseudo-attention of `self_similarity.py`.
     """
 
     def __init__(
@@ -67,6 +66,22 @@ class Extractor:
         cluster_on: str = "attention",
         short_cut: bool = True,
     ) -> None:
+        """Prepares the short cut for the last layer, and checks it.
+
+        Parameters
+        ----------
+        model
+            On its device.
+        layers, heads
+            The wanted ones, counted from 0.
+        cluster_on
+            What `LayerMaps.vectors` holds: `query`, `key`, `value`, `token`, or nothing with `attention`. Queries and
+            keys are those that are multiplied, after their norms and rotary positions; the keys and values of a group
+            are repeated for its heads. Tokens are the residual stream behind the layer, before any last norm, or a
+            CNN's features.
+        short_cut
+            Whether queries and keys of the last layer may be computed for the wanted heads alone.
+        """
         self.model, self.cluster_on = model, cluster_on
         self.layers = tuple(sorted(layers))
         self.heads = list(heads)
@@ -80,19 +95,22 @@ class Extractor:
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Iterator[LayerMaps]:
-        """The maps of each wanted layer, ascending, on the model's device."""
+        """Yields the maps of each wanted layer, ascending, on the model's device."""
         if self.model.spec.kind == "cnn":
             yield _pseudo_maps(self.model(pixels)[0], self.model.is_half, wants_vectors=self.cluster_on == "token")
             return
         if self.cluster_on == "token":
-            for layer, tokens in self.tokens(pixels):
+            for layer, tokens in self._tokens(pixels):
                 yield self._token_maps(layer, tokens)
             return
         for layer, call in self.calls(pixels):
             yield self._maps(layer, call)
 
     def calls(self, pixels: Tensor) -> list[tuple[int, taps.AttentionCall]]:
-        """Queries and keys of each wanted layer, for the wanted heads. Raises RuntimeError if one did not show up."""
+        """Returns (layer, queries and keys) of each wanted layer, for the wanted heads.
+
+        Raises RuntimeError where the attention of a layer was not seen.
+        """
         found: list[tuple[int, taps.AttentionCall]] = []
 
         def keep(layer: int, call: taps.AttentionCall) -> None:
@@ -122,8 +140,8 @@ class Extractor:
             raise RuntimeError(f"{self.model.spec.name}: attention of layers {self.layers} wanted, of {seen} seen")
         return found
 
-    def tokens(self, pixels: Tensor) -> list[tuple[int, Tensor]]:
-        """The tokens [B, T, D] behind each wanted layer; the forward pass ends there."""
+    def _tokens(self, pixels: Tensor) -> list[tuple[int, Tensor]]:
+        """Returns (layer, tokens [B, T, D] behind it) of each wanted layer; the forward pass ends behind the last."""
         found: list[tuple[int, Tensor]] = []
 
         def keep(layer: int, output: Tensor) -> None:
@@ -146,9 +164,9 @@ class Extractor:
 
     @torch.no_grad()
     def _check_short_cut(self) -> None:
-        """Drops the short cut, with a warning, if it does not give the queries and keys that the model itself computes.
+        """Drops the short cut, with a warning, if it does not give the queries and keys that the model computes.
 
-        It follows timm's code of this writing; one picture shows whether the installed timm still does the same.
+        The short cut repeats timm's code; one picture of noise shows whether the installed timm does the same.
         """
         if self._projection is None:
             return
@@ -204,7 +222,7 @@ class Extractor:
 
 
 def _pseudo_maps(features: Tensor, is_half: bool, *, wants_vectors: bool) -> LayerMaps:
-    """Of features [B, C, h, w]: one layer of one head, with the features themselves or rows of their similarity."""
+    """Returns features [B, C, h, w] as a layer of one head: with the features themselves, or rows of similarity."""
     finite = (features.abs() < FINITE_LIMIT).flatten(1).all(1)
     features = features.where(finite[:, None, None, None], 0)
     dtype = torch.float16 if is_half else torch.float32
@@ -220,7 +238,19 @@ def _pseudo_maps(features: Tensor, is_half: bool, *, wants_vectors: bool) -> Lay
 
 
 def softmax_rows(query: Tensor, key: Tensor, call: taps.AttentionCall) -> Tensor:
-    """float32 [B, H, T, T]: softmax(scale · QKᵀ + bias), products and softmax in float32 whatever the inputs are."""
+    """Computes softmax(scale · QKᵀ + bias) in float32, whatever the dtype of the inputs is.
+
+    Parameters
+    ----------
+    query, key
+        [B, H, T, E].
+    call
+        Gives the scale and the bias.
+
+    Returns
+    -------
+    float32 [B, H, T, T], each row of sum 1.
+    """
     scores = (query.float() * call.scale) @ key.float().transpose(-2, -1)
     if call.bias is not None:
         if call.bias.dtype == torch.bool:
@@ -231,7 +261,7 @@ def softmax_rows(query: Tensor, key: Tensor, call: taps.AttentionCall) -> Tensor
 
 
 def _is_same(a: Tensor | None, b: Tensor | None) -> bool:
-    """Equal but for rounding, which half precision does coarsely; what overflows in both counts as equal."""
+    """Says whether two tensors are equal up to the rounding of half precision; what overflows in both is equal."""
     if a is None or b is None:
         return a is b
     largest = float(b.float().abs().nan_to_num(0, 0, 0).max())
@@ -239,15 +269,16 @@ def _is_same(a: Tensor | None, b: Tensor | None) -> bool:
 
 
 def _clean(call: taps.AttentionCall) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """Queries, keys and values, zeros in images where any is NaN, Inf or absurd, and [B] whether there was none.
+    """Returns queries, keys and values with zeros for the images that overflowed, and bool [B], False for these.
 
-    Finite ones below 1e15 give finite scores, hence a finite softmax. To check them costs T·E a head, the map T².
+    An image overflowed where any number is NaN or not below `FINITE_LIMIT`. Numbers below it give finite scores, and so
+    a finite softmax. This check reads T·E numbers a head, where a check of the map would read T².
     """
     finite = torch.ones(len(call.query), dtype=torch.bool, device=call.query.device)
-    for x in (call.query, call.key, call.value):  # of NaN both comparisons are False
+    for x in (call.query, call.key, call.value):  # both comparisons are False for NaN
         if x is not None:
             finite &= (x.amax((1, 2, 3)) < FINITE_LIMIT) & (x.amin((1, 2, 3)) > -FINITE_LIMIT)
-    if not finite.is_cuda and bool(finite.all()):  # a GPU would be waited for
+    if not finite.is_cuda and bool(finite.all()):  # on a GPU, the question itself would wait for the computation
         return call.query, call.key, call.value, finite
     keep = finite[:, None, None, None]
     value = None if call.value is None else call.value.where(keep, 0)
@@ -255,10 +286,18 @@ def _clean(call: taps.AttentionCall) -> tuple[Tensor, Tensor, Tensor | None, Ten
 
 
 def renormalise(rows: Tensor, mask: Tensor | None = None) -> Tensor:
-    """float32, same shape: each row [..., P] divided by its sum, so that a patch's attention to patches sums to 1.
+    """Divides each row by its sum, so that a patch's attention to the patches of the image sums to 1.
 
-    `mask` bool [B, P] of [B, H, P, P] rows says which patches are image; what goes to padding counts as prefix mass
-    does, and is dropped before. A row of zeros stays zeros.
+    Parameters
+    ----------
+    rows
+        [..., P]; with a mask [B, H, P, P].
+    mask
+        bool [B, P], True for patches of the image: attention to other patches is set to 0 before. None for no padding.
+
+    Returns
+    -------
+    float32 of the same shape; a row of zeros stays zeros.
     """
     rows = rows.float()
     if mask is not None:

@@ -1,4 +1,4 @@
-"""Checkpoint files as training codes publish them → one network's tensors, in names that timm reads."""
+"""Reads checkpoint files as training codes publish them: picks one network's tensors, and names them as timm does."""
 
 import argparse
 import hashlib
@@ -14,18 +14,18 @@ from batchjob.inputs import sha256_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-INDEX = ".index.json"  # of weights in several files
+INDEX = ".index.json"  # a file of this ending lists the files of weights that are stored in parts
 _WRAPPERS = ("teacher", "state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict", "student", "module")
-# What wrappers of modules put between the names of a network, and what others put in front of the network.
+# The first is what wrappers of modules insert between names, the second what training codes put before all names.
 _BETWEEN = re.compile(r"(^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
 _IN_FRONT = re.compile(r"^(module|model|backbone)\.")
-# The first layer of a vision transformer; what stands before it is where in the file the network is.
+# The first layer of a vision transformer. What stands before its name stands before all names of the network.
 _FIRST_LAYER = re.compile(
     r"^(.*?)(patch_embed\.proj|embeddings\.patch_embeddings(\.projection)?|embeddings\.patch_embedding)\.weight$"
 )
 _PREFERRED = ("teacher", "base_encoder", "ema", "student", "momentum_encoder")
 _PRETRAINING = re.compile(r"^(decoder_|(dino|ibot)_head\.|lm_head\.|predictor\.|projector\.|pooler\.|classifier\.)")
-# Hugging Face's names of modules → timm's: first those of a block, behind its number, then those of the whole network.
+# Hugging Face's names of modules → timm's: first the names inside a block, then those outside of the blocks.
 _IN_A_BLOCK = {
     "layernorm_before": "norm1",  # ViT
     "layernorm_after": "norm2",
@@ -71,7 +71,7 @@ _BLOCK = re.compile(r"^(?:encoder\.|model\.)?layers?\.(\d+)\.(.+)$")
 
 
 def sha256_of_weights(path: Path) -> str:
-    """sha256 (hex) of a file of weights; of an index, that of its own and of all its files' hashes."""
+    """Returns the sha256 (hex) of a file of weights; for an index, that of its own hash and the hashes of its files."""
     if not path.name.endswith(INDEX):
         return sha256_of(path)
     hashes = [sha256_of(path), *(sha256_of(shard) for shard in _shards(path))]
@@ -79,15 +79,19 @@ def sha256_of_weights(path: Path) -> str:
 
 
 def read_checkpoint(path: Path) -> "tuple[dict[str, Tensor], str]":
-    """The tensors of one network by the names that timm reads, and a sentence on what was left out, or nothing.
+    """Reads the tensors of one network from safetensors, pth, or an index of several files.
 
-    Reads safetensors, pth and an index of several files. Of pickles only tensors, plain values, `argparse.Namespace`
-    and NumPy's numbers are loaded: no code of the file runs.
+    Of a pickle, only tensors, plain values, `argparse.Namespace` and NumPy's numbers are loaded, so that no code of the
+    file runs.
+
+    Returns
+    -------
+    The tensors on the CPU by the names that timm reads, and a sentence on what was taken and left out, "" for nothing.
 
     Raises
     ------
     UserError
-        The file can't be read, holds other things than these, or no tensors by name.
+        The file can't be read, holds other objects than these, or holds no tensors by name.
     """
     found: Any = {}
     for part in _shards(path) if path.name.endswith(INDEX) else [path]:
@@ -97,7 +101,26 @@ def read_checkpoint(path: Path) -> "tuple[dict[str, Tensor], str]":
 
 
 def choose_network(found: Any, path: str) -> "tuple[dict[str, Tensor], str]":
-    """The same of what a file held: its wrappers, the other networks beside it and heads of training are left out."""
+    """Picks one network out of what a checkpoint file held.
+
+    Left out are wrappers, other networks beside it (a student beside its teacher) and parts that only training uses.
+
+    Parameters
+    ----------
+    found
+        What the file held: tensors by name, or dictionaries around them.
+    path
+        Of the file, for messages.
+
+    Returns
+    -------
+    As `read_checkpoint`.
+
+    Raises
+    ------
+    UserError
+        There are no tensors by name, or a tensor claims to be larger than its memory.
+    """
     import torch
 
     taken = []
@@ -139,14 +162,14 @@ def _sentence(path: str, source: str, beside: list[str]) -> str:
 
 
 def _prefix(state: "dict[str, Tensor]") -> str:
-    """What stands before the names of the network to be taken: the teacher's, else the only one's."""
+    """Returns what stands before the names of the wanted network: that of a teacher, or the next of `_PREFERRED`."""
     found = sorted({match[1] for name in state if (match := _FIRST_LAYER.match(name))})
     ranked = sorted(found, key=lambda p: next((i for i, n in enumerate(_PREFERRED) if n in p), len(_PREFERRED)))
     return ranked[0] if ranked else ""
 
 
 def _from_hugging_face(state: "dict[str, Tensor]") -> "dict[str, Tensor]":
-    """Hugging Face's names of ViT, DINOv2, DINOv3, CLIP and SigLIP as their first authors name them, as timm reads."""
+    """Renames Hugging Face's ViT, DINOv2, DINOv3, CLIP and SigLIP to their first authors' names, which timm reads."""
     import torch
 
     renamed = {_as_timm_names_it(name): value for name, value in state.items()}
@@ -218,7 +241,7 @@ def _load(path: Path) -> Any:
 
 
 def _plain_classes() -> list[Any]:
-    """What training codes save beside tensors, and which only holds values."""
+    """Returns the classes that training codes save beside tensors and that hold nothing but values."""
     import numpy as np
     from numpy._core import multiarray
 

@@ -1,4 +1,4 @@
-"""A timm model: its input, tokens and heads (`describe`), its weights and preprocessing (`Model`)."""
+"""Describes a timm model: `describe` finds its input, tokens and heads; `load_model` makes a `Model` with weights."""
 
 import re
 from collections.abc import Mapping
@@ -17,13 +17,26 @@ from batchjob.plan import ModelSpec
 DEFAULT_PX = 224
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 CNN_STRIDE_PX = 16
-_DOES_NOT_RUN = (RuntimeError, ValueError, AssertionError, AttributeError)  # what timm raises for a size it can't take
+_DOES_NOT_RUN = (RuntimeError, ValueError, AssertionError, AttributeError)  # timm raises these for an unsuited size
 
 
 class Model(nn.Module):
-    """A timm network on its device with the preprocessing it was trained with."""
+    """A network on its device, with the preprocessing that it was trained with."""
 
     def __init__(self, spec: ModelSpec, net: nn.Module, precision: str, device: torch.device) -> None:
+        """Moves the network to its device and precision.
+
+        Parameters
+        ----------
+        spec
+            Describes the network.
+        net
+            The network, which is changed in place.
+        precision
+            `fp16`, `bf16` or `fp32`.
+        device
+            Where the forward pass runs.
+        """
         super().__init__()
         self.spec = spec
         self.precision = precision
@@ -34,44 +47,44 @@ class Model(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights and activations."""
+        """The dtype of the weights and activations."""
         return DTYPES[self.precision]
 
     @property
     def is_half(self) -> bool:
-        """Whether maps are kept as float16. Of bfloat16 too: in [0, 1] float16 is the finer of the two."""
+        """Whether maps are kept as float16, also for a model in bfloat16: in [0, 1] float16 is the finer of the two."""
         return self.precision != "fp32"
 
     @property
     def blocks(self) -> Any:
-        """A vision transformer's blocks, in order."""
+        """The blocks of a vision transformer, in order."""
         return self.net.blocks
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.scale.device
 
     scale: Tensor
     shift: Tensor
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """uint8 [B, 3, H, W] as the network's input, on its device and in its precision."""
+        """Turns uint8 pixels [B, 3, H, W] into the network's input: normalised, on its device, in its dtype."""
         pixels = pixels.to(self.device, non_blocking=True)
         return (pixels.float() * self.scale + self.shift).to(self.dtype)
 
     def forward(self, pixels: Tensor) -> Any:
-        """The network's features of uint8 pixels [B, 3, H, W]: the plain forward pass."""
+        """Runs the plain forward pass on uint8 pixels [B, 3, H, W], and returns the network's features."""
         inputs = self.normalise(pixels)
         return self.net(inputs) if self.spec.kind == "cnn" else self.net.forward_features(inputs)  # type: ignore[operator]
 
 
 def describe(options: Options) -> ModelSpec:
-    """The model that the options name, at their image size: built without weights or memory, in a fraction of a second.
+    """Describes the model that the options name, at their image size, without loading any weights.
 
-    A pass of shapes alone shows whether every block attends from all tokens to all tokens. A network that computes
-    no attention at all is taken as a CNN. Raises UserError for an unknown model, a size that its patches don't divide,
-    a stage out of range, attention without a global patch-to-patch map.
+    A pass of shapes alone shows whether every block attends from all tokens to all tokens. A network that computes no
+    attention is taken for a CNN. Raises UserError for an unknown model, a size that is not a multiple of its patches, a
+    stage out of range, or attention that is not one map over all patches in every block.
     """
     name = options.model
     raise_for_unknown(name)
@@ -107,7 +120,21 @@ def vit_spec(
     patch_px: tuple[int, int],
     embed_dim: int,
 ) -> ModelSpec:
-    """What plan.json holds of a vision transformer; `preprocessing` has `mean`, `std` and `interpolation`."""
+    """Puts together what plan.json holds of a vision transformer.
+
+    Parameters
+    ----------
+    name
+        timm's name, or the class of a network that timm did not make.
+    shape
+        The tokens at this input size.
+    preprocessing
+        Has `mean` and `std`, each of three numbers for pixels from 0 to 1, and `interpolation`.
+    input_px, patch_px
+        (height, width) of the input and of a patch, in pixels of the input.
+    embed_dim
+        Numbers of a token.
+    """
     return ModelSpec(
         name=name,
         kind="vit",
@@ -162,7 +189,7 @@ def _describe_cnn(options: Options, own_px: tuple[int, int], preprocessing: dict
 
 
 def _own_px_instead(options: Options, own_px: tuple[int, int], error: Exception) -> tuple[int, int]:
-    """The model's own size where 224 was our choice; raises UserError where a size was asked for."""
+    """Returns the model's own size where the user named no size. Raises UserError where the user did."""
     if not options.image_size:
         return own_px
     reason = " ".join(str(error).split())[:160] or "its layers are made for one size"
@@ -187,7 +214,7 @@ def _choose_stage(options: Options, stages: tuple[probe.Stage, ...]) -> probe.St
 
 
 def raise_for_unknown(name: str) -> None:
-    """Raises UserError with the most similar names where timm has no such model, or no such weights of it."""
+    """Raises UserError, with the most similar names, where timm has no such model or no such weights of it."""
     names.raise_for_unknown(name)
     base, _, tag = name.partition(".")
     tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{base}.*")]
@@ -196,7 +223,27 @@ def raise_for_unknown(name: str) -> None:
 
 
 def choose_input_px(text: str, own_px: tuple[int, int], *, patch_px: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of the model's input: as asked; else 224, or the model's own where patches don't divide 224."""
+    """Chooses the size of the model's input.
+
+    Parameters
+    ----------
+    text
+        What `--image-size` says, `S` or `HxW`. If it is empty, 224 is taken, or the model's own size where 224 is not a
+        multiple of its patches.
+    own_px
+        (height, width) of the model's own input in pixels.
+    patch_px
+        (height, width) of a patch in pixels.
+
+    Returns
+    -------
+    (height, width) in pixels.
+
+    Raises
+    ------
+    UserError
+        The text is not a size, or the size is not a multiple of the patches.
+    """
     if not text:
         divides = all(DEFAULT_PX % patch == 0 for patch in patch_px)
         return (DEFAULT_PX, DEFAULT_PX) if divides else own_px
@@ -214,12 +261,36 @@ def choose_input_px(text: str, own_px: tuple[int, int], *, patch_px: tuple[int, 
 
 
 def resolve_layers(text: str, spec: ModelSpec) -> tuple[int, ...]:
-    """The layers that `--layers` names (`-1`, `0,5,11`, `all`), counted from 0, ascending; raises UserError."""
+    """Returns the layers that `--layers` names, counted from 0, ascending.
+
+    Parameters
+    ----------
+    text
+        Numbers joined by commas, negative ones counted from the end (`-1`, `0,5,11`), or `all`.
+    spec
+        Of the model.
+
+    Raises
+    ------
+    UserError
+        The text is not such a list, or a number is out of range.
+    """
     return _resolve("layers", text, spec.num_layers, spec.name)
 
 
 def resolve_heads(text: str, spec: ModelSpec) -> tuple[int, ...]:
-    """The heads that `--heads` names, counted from 0, ascending; raises UserError."""
+    """Returns the heads that `--heads` names, counted from 0, ascending.
+
+    Parameters
+    ----------
+    text, spec
+        As `resolve_layers`.
+
+    Raises
+    ------
+    UserError
+        As `resolve_layers`.
+    """
     return _resolve("heads", text, spec.num_heads, spec.name)
 
 
@@ -239,10 +310,25 @@ def _resolve(option: str, text: str, count: int, model: str) -> tuple[int, ...]:
 def load_model(
     spec: ModelSpec, state: dict[str, Tensor] | None, *, precision: str, device: torch.device | str, seed: int = 0
 ) -> Model:
-    """The model with the weights in `state` (any naming timm reads, at any size), or random ones for `seed` if None.
+    """Makes a model with trained or random weights; positions are interpolated to `spec.input_px` as timm does it.
 
-    Positions are interpolated to `spec.input_px` as timm does. `precision` is fp16, bf16 or fp32. Raises UserError
-    where the weights are of another architecture, naming the keys that differ.
+    Parameters
+    ----------
+    spec
+        Of the model.
+    state
+        Tensors by any names that timm reads, trained at any size; None for random weights.
+    precision
+        `fp16`, `bf16` or `fp32`.
+    device
+        Where the forward pass runs.
+    seed
+        Of random weights.
+
+    Raises
+    ------
+    UserError
+        The weights are of another architecture; the message names keys that differ.
     """
     stage = spec.stage if spec.kind == "cnn" else None
     if state is None:

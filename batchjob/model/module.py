@@ -1,4 +1,4 @@
-"""A network at hand instead of a name: its own weights as a file for a run, or the network itself for a few images."""
+"""Takes a network at hand instead of a name: stores its weights for a run, or wraps it for a few images."""
 
 import copy
 import os
@@ -19,9 +19,10 @@ _IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224
 
 
 def name_and_weights(net: nn.Module) -> tuple[str, str]:
-    """timm's name of a network that timm made, and a file of its present weights in the cache, under their checksum.
+    """Returns timm's name of a network that timm made, and the path of its present weights, which are stored now.
 
-    Raises UserError where timm did not make it: a run says by name how its model can be built again.
+    The file lies in the cache under their checksum. Raises UserError where timm did not make the network, since a run
+    names the model that it can build again.
     """
     known = getattr(net, "pretrained_cfg", None) or {}
     name = known.get("architecture", "")
@@ -43,10 +44,23 @@ def name_and_weights(net: nn.Module) -> tuple[str, str]:
 
 
 def wrap(net: nn.Module, image_size: str, *, device: torch.device) -> Model:
-    """A copy of the network, as a `Model` in float32 at its own input size or the one asked for.
+    """Makes a `Model` in float32 of a copy of a network. It gets the preprocessing that timm knows, else ImageNet's.
 
-    Its preprocessing is the one that timm knows of it, else ImageNet's. Raises UserError where its blocks do not attend
-    from all tokens to all tokens by `scaled_dot_product_attention`.
+    Parameters
+    ----------
+    net
+        A vision transformer of timm, or any that takes pixels [B, 3, H, W] and has an attribute `patch_size`, itself or
+        in its `patch_embed` or `config`.
+    image_size
+        As `--image-size`; empty for the network's own size.
+    device
+        Where the forward pass runs.
+
+    Raises
+    ------
+    UserError
+        The blocks do not attend from all tokens to all tokens by `scaled_dot_product_attention`, the network does not
+        say how large its patches are, or the size is not a multiple of them.
     """
     net = copy.deepcopy(net).eval().float()
     known = hasattr(net, "pretrained_cfg")
@@ -75,7 +89,7 @@ def wrap(net: nn.Module, image_size: str, *, device: torch.device) -> Model:
 
 
 class _Foreign(nn.Module):
-    """A network that timm did not make, seen as one: `forward_features` is its forward pass, a block an attention."""
+    """Wraps a network that timm did not make: `forward_features` is its forward pass, and each attention is a block."""
 
     def __init__(self, net: nn.Module, name: str) -> None:
         super().__init__()
@@ -88,7 +102,7 @@ class _Foreign(nn.Module):
         return self.net(pixels)
 
     def count_blocks(self, input_px: tuple[int, int]) -> None:
-        """Finds the blocks, and the tokens before the patches: those that are more than the grid has patches."""
+        """Counts the calls of attention as blocks, and the tokens beyond the grid's patches as prefix tokens."""
         calls: list[taps.AttentionCall] = []
         with torch.no_grad(), taps.AttentionTap(lambda _, call: calls.append(call)):
             self.net(torch.empty(1, 3, *input_px, device="meta"))
@@ -101,7 +115,7 @@ class _Foreign(nn.Module):
 
 
 class _Patches:
-    """Where `probe` looks for the size of a patch."""
+    """Holds the size of a patch where `probe` looks for it."""
 
     def __init__(self, patch_size: tuple[int, int]) -> None:
         self.patch_size = patch_size
@@ -116,7 +130,7 @@ def _patch_px(net: nn.Module, name: str) -> tuple[int, int]:
 
 
 def _own_px(net: nn.Module, data: dict[str, Any]) -> tuple[int, int]:
-    """The input size that the network was built for: its patch embedding's, its own or its config's `image_size`."""
+    """Returns the input size that the network was built for, as its patch embedding, itself or its config says it."""
     inner = net.net if isinstance(net, _Foreign) else net
     embed = getattr(inner, "patch_embed", None)
     for part, key in ((embed, "img_size"), (inner, "image_size"), (getattr(inner, "config", None), "image_size")):

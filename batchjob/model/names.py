@@ -1,4 +1,4 @@
-"""timm's model names, read from its source files: known in a tenth of a second, where importing timm takes seconds."""
+"""Reads timm's model names from its source files, which takes a tenth of a second; importing timm takes seconds."""
 
 import difflib
 import functools
@@ -17,31 +17,34 @@ _SIZES = {"s": "small", "b": "base", "l": "large", "h": "huge", "g": "giant"}
 
 
 @functools.cache
-def architectures() -> frozenset[str]:
-    """The names that `timm.list_models()` gives."""
+def _architectures() -> frozenset[str]:
+    """Returns the names that `timm.list_models()` gives."""
     return frozenset(name for text in _sources() for name in _FUNCTION.findall(text))
 
 
 @functools.cache
-def tagged() -> frozenset[str]:
-    """Names with the tag of their weights, such as `vit_base_patch16_224.mae`: nearly all that timm has."""
+def _tagged() -> frozenset[str]:
+    """Returns names with the tag of their weights, such as `vit_base_patch16_224.mae`: nearly all that timm has."""
     return frozenset(name for text in _sources() for name in _TAGGED.findall(text))
 
 
 def raise_for_unknown(name: str) -> None:
-    """Raises UserError with the most similar names where timm has no model of this name, its tag left aside."""
-    if name.partition(".")[0] in architectures():
+    """Raises UserError, with the most similar names, where timm has no model of this name; a tag is not checked."""
+    if name.partition(".")[0] in _architectures():
         return
     whose = "a Hugging Face name; give timm's" if "/" in name else f"not in timm {importlib.metadata.version('timm')}"
-    raise UserError(f"model {name!r} is {whose}; did you mean {', '.join(similar(name))}?")
+    raise UserError(f"model {name!r} is {whose}; did you mean {', '.join(_similar(name))}?")
 
 
-def similar(name: str) -> list[str]:
-    """The four names that share most parts with this one, the shortest first: `dinov2` leads to the DINOv2 models."""
+def _similar(name: str) -> list[str]:
+    """Returns the four names that share most parts with this one, those of fewest other parts first.
+
+    `dinov2` gives DINOv2 models.
+    """
     words = _parts(name.rpartition("/")[2])
-    known = {n for n in architectures() if not n.startswith("test_")}
-    if any(word in _all_parts(tagged()) - _all_parts(known) for word in words):  # `mae` is part of a tag alone
-        known = set(tagged())
+    known = {n for n in _architectures() if not n.startswith("test_")}
+    if any(word in _all_parts(_tagged()) - _all_parts(known) for word in words):  # `mae` is part of a tag alone
+        known = set(_tagged())
     vocabulary = _all_parts(known)
     near = [difflib.get_close_matches(word, vocabulary, n=1, cutoff=0.7) for word in words - vocabulary]
     wanted = (words & vocabulary) | {word for found in near for word in found}
@@ -55,7 +58,7 @@ def similar(name: str) -> list[str]:
 
 
 def _parts(name: str) -> frozenset[str]:
-    """The words of a name; `vits16` of other collections is timm's `vit`, `small`, `patch16`."""
+    """Returns the words of a name; `vits16`, as other collections say, gives timm's `vit`, `small` and `patch16`."""
     found = set()
     for word in re.split(r"[^a-z0-9]+", name.lower()):
         if match := re.fullmatch(r"vit([sblhg])(\d+)", word):
@@ -71,7 +74,7 @@ def _all_parts(names: Iterable[str]) -> frozenset[str]:
 
 @functools.cache
 def _sources() -> tuple[str, ...]:
-    found = importlib.util.find_spec("timm")  # finds the folder, imports nothing
+    found = importlib.util.find_spec("timm")  # finds the folder without importing it
     assert found is not None
     assert found.submodule_search_locations
     folder = Path(found.submodule_search_locations[0]) / "models"

@@ -1,4 +1,4 @@
-"""A timm network: as shapes alone, with random weights, or with trained ones, at any input size."""
+"""Builds a timm network at any input size: as shapes alone, with random weights, or with trained ones."""
 
 import re
 import warnings
@@ -15,7 +15,10 @@ QUOTES = ' "'
 
 
 def build(name: str, **arguments: Any) -> Any:
-    """The network on the meta device (shapes without memory) in evaluation mode, all its attention fused."""
+    """Builds the network on the meta device (shapes without memory), in evaluation mode, with all attention fused.
+
+    `arguments` go to `timm.create_model`.
+    """
     with torch.device("meta"):
         net = timm.create_model(name, **arguments).eval()
     taps.fuse_attention(net)
@@ -23,23 +26,41 @@ def build(name: str, **arguments: Any) -> Any:
 
 
 def resize(net: Any, input_px: tuple[int, int]) -> None:
-    """Interpolates the positions of `net` to an input of (height, width) pixels, in place, where it has any.
+    """Interpolates a network's positions in place to another input size; does nothing where it has none.
 
-    From the size the weights were made for, not by loading them into a resized network: before timm 1.0.31 that left
-    the positions as they were whenever the number of patches was the same (7×28 of 14×14).
+    Weights are loaded at their own size before this is called. Before timm 1.0.31, loading them into a network of the
+    new size did not interpolate the positions where the number of patches was the same (7×28 and 14×14).
+
+    Parameters
+    ----------
+    net
+        A timm network with its weights.
+    input_px
+        (height, width) of the input in pixels.
     """
     if hasattr(net, "set_input_size") and getattr(net, "patch_embed", None) is not None:
         with warnings.catch_warnings():
-            # BEiT's interpolator indexes by lists and non-contiguous tensors: true results, noisy torch
+            # BEiT's interpolator indexes by lists and non-contiguous tensors: the results are right, and torch warns
             warnings.filterwarnings("ignore", category=UserWarning, module=r"timm\.layers\.interpolate")
             net.set_input_size(img_size=input_px)
 
 
 def random_network(name: str, input_px: tuple[int, int], *, stage: int | None, seed: int) -> nn.Module:
-    """The network with timm's own initial weights for `seed`; with `stage`, a CNN's feature map of that number.
+    """Builds the network with timm's own initial weights, in evaluation mode on the CPU.
 
-    LayerScale is set to 1: timm starts it at 1e-5, which makes every block the identity and every layer the first.
-    The caller's random state is left alone.
+    LayerScale is set to 1: timm's initial 1e-5 would make every block nearly the identity, and so every layer equal to
+    the first. The caller's random state does not change.
+
+    Parameters
+    ----------
+    name
+        timm's.
+    input_px
+        (height, width) of the input in pixels.
+    stage
+        Number of the feature map that a CNN shall give; None for a vision transformer.
+    seed
+        Of the weights.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -51,11 +72,24 @@ def random_network(name: str, input_px: tuple[int, int], *, stage: int | None, s
 
 
 def trained_network(name: str, input_px: tuple[int, int], state: dict[str, Tensor], *, stage: int | None) -> nn.Module:
-    """The network with the weights in `state`, every key accounted for; raises UserError naming those that differ.
+    """Builds the network with trained weights, in evaluation mode on the CPU; every key must match.
 
-    timm renames foreign checkpoints and resizes their positions. Told that the classifier is not wanted it would also
-    load them loosely and keep random weights for what is missing (`strict = False` in timm/models/_builder.py), so it
-    is told that the checkpoint has none.
+    timm renames the checkpoints of other codes, and resizes their positions. If it were told to leave out the
+    classifier, it would also accept missing keys and keep random weights for them (`strict = False` in
+    timm/models/_builder.py). So it is told that the checkpoint was made without a classifier.
+
+    Parameters
+    ----------
+    name, input_px, stage
+        As `random_network`.
+    state
+        Tensors by any names that timm reads, trained at any size.
+
+    Raises
+    ------
+    UserError
+        There are no tensors; one holds NaN or Inf; the patches are of another size; or keys or shapes differ, which the
+        message names.
     """
     broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if not state or broken:
@@ -88,7 +122,7 @@ def _finish(net: nn.Module, input_px: tuple[int, int], stage: int | None) -> nn.
 
 
 def _check_patches(name: str, state: dict[str, Tensor]) -> None:
-    """Raises UserError where the weights are of other patches: timm would resample the first layer in silence."""
+    """Raises UserError where the weights are for patches of another size: timm would silently resample them."""
     own = build(name, num_classes=0).state_dict().get("patch_embed.proj.weight")
     theirs = state.get("patch_embed.proj.weight")
     if own is None or theirs is None or own.ndim != 4 or theirs.ndim != 4 or own.shape[2:] == theirs.shape[2:]:
@@ -101,7 +135,7 @@ def _check_patches(name: str, state: dict[str, Tensor]) -> None:
 
 
 def _has_other_positions(name: str, state: dict[str, Tensor]) -> bool:
-    """Whether `state` is of another size than timm's own weights: then timm interpolates once, while it loads them."""
+    """Says whether positions in `state` have other shapes than timm's own; timm then interpolates them as it loads."""
     own = build(name, num_classes=0)
     if not hasattr(own, "set_input_size"):
         return False
@@ -111,14 +145,14 @@ def _has_other_positions(name: str, state: dict[str, Tensor]) -> bool:
 
 
 def _without_classifier(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights less the classification head, which nothing here reads and a fine-tuned file may have anew."""
+    """Returns the weights without the classifier: it is not used here, and a fine-tuned one may have other classes."""
     names = getattr(timm.get_pretrained_cfg(name), "classifier", None) or ()
     heads = tuple(f"{n}." for n in ((names,) if isinstance(names, str) else names))
     return {key: value for key, value in state.items() if not (heads and key.startswith(heads))}
 
 
 def _differences(message: str) -> str:
-    """torch's account of the keys that differ in one short line."""
+    """Shortens torch's message about keys that differ to one line."""
     parts = []
     for kind in ("Missing", "Unexpected"):
         if found := re.search(rf"{kind} key\(s\) in state_dict: (.*?)\. ?(?:\n|$)", message):

@@ -1,4 +1,4 @@
-"""Which half precision holds a model's activations, found by running it once in full precision."""
+"""Finds the half precision that holds a model's activations, by running it once in full precision."""
 
 import torch
 from torch import Tensor, nn
@@ -6,15 +6,15 @@ from torch import Tensor, nn
 from batchjob.model.describe import Model
 
 FP16_LIMIT = 65504.0
-MARGIN = 8  # photos differ from the probe pictures
-PROBE_PARAMETERS = 700_000_000  # more would take minutes on a login node
+MARGIN = 8  # photos may have larger activations than the probe pictures: by a factor below this one
+PROBE_PARAMETERS = 700_000_000  # a larger model would take minutes on a login node
 
 
 def choose_half(model: Model) -> tuple[str, str]:
-    """("fp16" or "bf16", why) for a model loaded in fp32: fp16 unless its activations come near fp16's largest number.
+    """Chooses `fp16` or `bf16` for a model that was loaded in fp32, and says why: returns (precision, sentence).
 
-    fp16 is preferred: it keeps 11 bits where bf16 keeps 8. Models too large to be run here get bf16, which has
-    the range of fp32.
+    fp16 is preferred, since it keeps 11 bits where bf16 keeps 8. bf16, which has the range of fp32, is taken for a
+    model whose activations come near the largest number of fp16, and for one that is too large to be run here.
     """
     if model.spec.parameters > PROBE_PARAMETERS:
         return "bf16", f"its {model.spec.parameters / 1e9:.1f} billion parameters are too many to try fp16 beforehand"
@@ -24,7 +24,19 @@ def choose_half(model: Model) -> tuple[str, str]:
 
 
 def largest_activation(model: Model, pixels: Tensor) -> float:
-    """The largest absolute output of any module on the way to the features; inf if one is not finite."""
+    """Runs the model once, and returns the largest absolute output of any of its modules.
+
+    Parameters
+    ----------
+    model
+        In fp32.
+    pixels
+        uint8 [B, 3, H, W].
+
+    Returns
+    -------
+    inf where an output is NaN or infinite.
+    """
     peaks: list[Tensor] = []
 
     def watch(_module: nn.Module, _inputs: object, output: object) -> None:
@@ -43,7 +55,7 @@ def largest_activation(model: Model, pixels: Tensor) -> float:
 
 
 def probe_pixels(model: Model) -> Tensor:
-    """uint8 [3, 3, H, W]: a black-to-white ramp, white noise, and coloured blocks; the same ones every time."""
+    """Draws three pictures, uint8 [3, 3, H, W]: a ramp from black to white, noise, coloured blocks; always the same."""
     height, width = model.spec.input_px
     generator = torch.Generator().manual_seed(0)
     ramp = torch.linspace(0, 255, width).round().to(torch.uint8).expand(3, height, width)

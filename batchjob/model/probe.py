@@ -1,4 +1,4 @@
-"""What kind of network a timm name is, found by a pass of shapes alone (torch's meta device): no weights, no memory."""
+"""Finds out what kind of network a timm name is, by a pass of shapes alone (torch's meta device), without weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ NO_MAP = (
 class VitShape:
     """The tokens of a vision transformer at one input size."""
 
-    grid: tuple[int, int]
+    grid: tuple[int, int]  # patches as (rows, columns)
     num_prefix_tokens: int
     num_layers: int
     num_heads: int
@@ -37,18 +37,34 @@ class VitShape:
 class Stage:
     """One feature map of a CNN at one input size."""
 
-    index: int
+    index: int  # counted from 0
     stride_px: int
-    grid: tuple[int, int]
+    grid: tuple[int, int]  # (rows, columns)
     channels: int
     parameters: int
     activation_numbers: int  # of one image, alive at once
 
 
 def probe_vit(name: str, net: Any, input_px: tuple[int, int]) -> VitShape | None:
-    """The tokens of a network built by `network.build`; None if it computes no attention on the way to its features.
+    """Finds the tokens, heads and layers of a network.
 
-    Raises UserError where some block is not a softmax(QKᵀ) from all tokens to all tokens.
+    Parameters
+    ----------
+    name
+        For messages.
+    net
+        On the meta device, as `network.build` makes it.
+    input_px
+        (height, width) of the input in pixels, for which the network is built.
+
+    Returns
+    -------
+    None where the network computes no attention on the way to its features.
+
+    Raises
+    ------
+    UserError
+        Some block is not one softmax(QKᵀ) from all tokens to all tokens.
     """
     calls: list[taps.AttentionCall] = []
     ran: list[nn.Module] = []
@@ -80,7 +96,10 @@ def probe_vit(name: str, net: Any, input_px: tuple[int, int]) -> VitShape | None
 
 @contextmanager
 def _activation_numbers(net: nn.Module, attending: list[nn.Module] | None = None) -> Iterator[list[int]]:
-    """Sizes of what goes into and out of each innermost module; the modules with heads that ran go to `attending`."""
+    """Collects how many numbers go into and out of each innermost module that runs inside the `with` block.
+
+    The modules with heads that run are added to `attending`.
+    """
     numbers: list[int] = []
 
     def watch(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -103,7 +122,7 @@ def _grid(net: Any, input_px: tuple[int, int]) -> tuple[int, int] | None:
     if embed is not None and hasattr(net, "set_input_size"):
         grid = getattr(embed, "grid_size", None)
         return (int(grid[0]), int(grid[1])) if grid else None
-    for part in (embed, getattr(net, "embeds", None)):  # models that take any size as it comes
+    for part in (embed, getattr(net, "embeds", None)):  # models that take an input of any size
         patch_px = getattr(part, "patch_size", None)
         if patch_px is not None:
             height, width = (patch_px, patch_px) if isinstance(patch_px, int) else patch_px
@@ -112,7 +131,20 @@ def _grid(net: Any, input_px: tuple[int, int]) -> tuple[int, int] | None:
 
 
 def probe_stages(name: str, input_px: tuple[int, int]) -> tuple[Stage, ...]:
-    """The feature maps of a CNN from the first to the last; raises UserError where timm can't give any."""
+    """Lists the feature maps of a CNN, from the first to the last.
+
+    Parameters
+    ----------
+    name
+        timm's.
+    input_px
+        (height, width) of the input in pixels.
+
+    Raises
+    ------
+    UserError
+        timm can't give feature maps of the model.
+    """
     try:
         net = network.build(name, features_only=True)
     except (RuntimeError, AttributeError, AssertionError, TypeError, ValueError, KeyError) as error:
@@ -122,8 +154,7 @@ def probe_stages(name: str, input_px: tuple[int, int]) -> tuple[Stage, ...]:
         ) from error
     with _activation_numbers(net) as numbers:
         maps = net(torch.empty(1, 3, *input_px, device="meta"))
-    # the widest layer, its input kept for the skip connection
-    activations = 2 * max(numbers)
+    activations = 2 * max(numbers)  # those of the largest layer, and its input that the skip connection keeps
     parameters = sum(p.numel() for p in net.parameters())
     strides = [int(stride) for stride in net.feature_info.reduction()]
     return tuple(

@@ -1,8 +1,8 @@
-"""Queries and keys of the wanted heads alone, computed from a block's input with their rows of W_q and W_k.
+"""Computes queries and keys for the wanted heads alone, from a block's input and their rows of W_q and W_k.
 
-The short cut for the last wanted layer, where nothing else of the block is needed: no other heads, and values only
-where these are clustered. It
-knows timm's attention classes; any other goes the general way (`taps.AttentionTap`). Tests hold the two equal.
+This is the short cut for the last wanted layer, where nothing else of the block is needed: no other heads, and values
+only where these are clustered. It knows the attention classes of timm; other classes go the general way, by
+`AttentionTap`. Tests hold the two ways equal.
 """
 
 from typing import Any
@@ -21,10 +21,20 @@ KNOWN = (Attention, AttentionRope, BeitAttention, EvaAttention, RelPosAttention)
 
 
 class HeadProjection:
-    """Called with what a timm attention module is called with, gives the `AttentionCall` of the wanted heads."""
+    """Returns the `AttentionCall` of the wanted heads when called with the arguments of a timm attention module."""
 
     def __init__(self, attention: Any, heads: tuple[int, ...], parts: int = 2) -> None:
-        """`parts`: 2 for queries and keys, 3 for values too."""
+        """Takes the wanted rows out of the module's weights.
+
+        Parameters
+        ----------
+        attention
+            A module of one of the classes `KNOWN`.
+        heads
+            The wanted ones, counted from 0.
+        parts
+            2 for queries and keys, 3 for values too.
+        """
         self.attention, self.parts = attention, parts
         self.heads = list(heads)
         self.all_heads = len(heads) == attention.num_heads
@@ -33,7 +43,17 @@ class HeadProjection:
 
     @classmethod
     def of(cls, attention: nn.Module, heads: tuple[int, ...], parts: int = 2) -> "HeadProjection | None":
-        """None for a module that this file doesn't know: the general way is for it."""
+        """Makes the projection, or returns None for a module of another class or with grouped keys.
+
+        Parameters
+        ----------
+        attention
+            Any attention module.
+        heads
+            The wanted ones, counted from 0.
+        parts
+            2 for queries and keys, 3 for values too.
+        """
         grouped = getattr(attention, "num_kv_groups", 1) > 1
         return cls(attention, heads, parts) if type(attention) in KNOWN and not grouped else None
 
@@ -59,7 +79,7 @@ class HeadProjection:
         return AttentionCall(query, key, values[0] if values else None, bias, head_dim**-0.5, is_causal)
 
     def _rotate(self, x: Tensor, rope: Tensor) -> Tensor:
-        """Patch tokens turned by their position, prefix tokens left; `rope` may differ from head to head (mixed)."""
+        """Turns the patch tokens by their positions and leaves the prefix tokens; `rope` may differ between heads."""
         prefix = self.attention.num_prefix_tokens
         if rope.dim() >= 3 and rope.shape[-3] == self.attention.num_heads:
             rope = rope[..., self.heads, :, :]
@@ -81,14 +101,26 @@ class HeadProjection:
 
 
 def select_heads(bias: Tensor | None, heads: list[int]) -> Tensor | None:
-    """The wanted heads of an additive bias that broadcasts to [B, H, T, T]."""
+    """Takes the wanted heads of a bias.
+
+    Parameters
+    ----------
+    bias
+        Broadcasts to [B, H, T, T]; None for no bias.
+    heads
+        The h wanted ones, counted from 0.
+
+    Returns
+    -------
+    Broadcasts to [B, h, T, T]; None for no bias.
+    """
     if bias is None or bias.dim() < 3 or bias.shape[-3] == 1:
         return bias
     return bias[..., heads, :, :]
 
 
 def _rows(attention: Any, heads: list[int], parts: int) -> tuple[Tensor, Tensor | None]:
-    """Rows of the first `parts` of W_q, W_k, W_v for `heads`: ([parts·h·E, C], [parts·h·E] or None)."""
+    """Returns the rows of the first `parts` of W_q, W_k, W_v for h heads, [parts·h·E, C], and their biases or None."""
     if attention.qkv is not None:
         weights = attention.qkv.weight.chunk(3)[:parts]
         fused = attention.qkv.bias

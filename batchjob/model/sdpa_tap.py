@@ -1,8 +1,8 @@
-"""What a timm model hands to its attention: queries, keys and bias of each block, as the model itself computed them.
+"""Reads what a model hands to its attention: queries, keys and bias of each block, as the model computed them.
 
 Every timm block that may use fused attention ends in one call of `scaled_dot_product_attention(q, k, v, attn_mask)`.
-Reading the arguments of that call is exact for any family: normed queries and keys, rotary positions, relative
-position biases and grouped heads are in them already, whatever the block is called.
+The arguments of that call are exact for every family of models: norms of queries and keys, rotary positions, relative
+position biases and grouped heads are already applied in them.
 """
 
 from collections.abc import Callable
@@ -20,14 +20,14 @@ class AttentionCall:
 
     query: Tensor  # [B, H, T, E]
     key: Tensor  # [B, H, T, E]
-    value: Tensor | None  # [B, H, T, E]; None where nobody asked for it
+    value: Tensor | None  # [B, H, T, E]; None where it was not asked for
     bias: Tensor | None  # additive (or bool: False = not seen), broadcasts to [B, H, T, T]
     scale: float
     is_causal: bool
 
 
 class StopForward(Exception):
-    """Ends a forward pass whose rest nobody needs. Never leaves this package's own code."""
+    """Ends a forward pass whose rest is not needed. It is always caught inside this package."""
 
 
 class AttentionTap(TorchFunctionMode):
@@ -65,9 +65,10 @@ def _read_call(
 
 
 def fuse_attention(net: nn.Module) -> None:
-    """Switches every attention module of `net` to the fused path, which is the one an `AttentionTap` sees.
+    """Switches every attention module of `net` to the fused path, which is the one that an `AttentionTap` sees.
 
-    timm reads its global switch once, in the modules' constructors (timm/layers/config.py); the attribute decides.
+    timm reads its global switch only in the constructors of modules (timm/layers/config.py); afterwards the attribute
+    of each module decides.
     """
     for module in net.modules():
         if hasattr(module, "fused_attn"):

