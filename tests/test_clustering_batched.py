@@ -13,7 +13,7 @@ from sklearn.cluster import KMeans
 
 from batchjob.clustering import batched, lloyd, open_engine
 from batchjob.clustering.base import number_by_appearance, uniform
-from batchjob.clustering.gram import centred_gram, draw, plus_plus
+from batchjob.clustering.gram import _draw, centred_gram, plus_plus
 from tests.conftest import ROOT
 from tests.real_attention import attention_rows
 from tests.test_clustering_methods import smooth
@@ -126,7 +126,7 @@ def test_a_start_with_equal_centres_is_repaired():
 def test_starts_are_drawn_by_squared_distance():
     weights = torch.tensor([0.0, 1.0, 3.0, 0.0]).expand(1, 1, 4)
     uniforms = (torch.arange(1000, dtype=torch.float64) / 1000).view(1, 1, 1000)
-    counts = torch.bincount(draw(weights, uniforms).flatten(), minlength=4)
+    counts = torch.bincount(_draw(weights, uniforms).flatten(), minlength=4)
     assert counts[[0, 3]].tolist() == [0, 0]
     assert counts.tolist() == pytest.approx([0, 250, 750, 0], abs=1)
 
@@ -185,6 +185,14 @@ def test_shapes_that_do_not_fit_are_named(wrong):
     given[wrong] = given[wrong][:2]
     with pytest.raises(ValueError, match="3 problems of 8 rows need"):
         open_engine("batched", CPU).kmeans(torch.rand(3, 8, 8), n_init=1, **given)
+
+
+@pytest.mark.parametrize("name", ["batched", "compiled", "sklearn"])
+def test_more_clusters_than_a_byte_can_number_are_refused_but_not_a_k_above_the_rows(name):
+    engine, x, k = open_engine(name, CPU), torch.rand(1, 300, 2), torch.tensor([255])
+    with pytest.raises(ValueError, match="k is at most 254; found 255, for problems of 300 rows"):
+        engine.kmeans(x, k, torch.arange(1), n_init=1)
+    assert engine.kmeans(x[:, :9], k, torch.arange(1), n_init=1).k.tolist() == [9]
 
 
 MEASURE = """

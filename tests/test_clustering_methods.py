@@ -7,7 +7,7 @@ from sklearn.cluster import HDBSCAN, AgglomerativeClustering, KMeans, SpectralCl
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from batchjob.clustering import cluster, lloyd, open_engine, pools
-from batchjob.clustering.choose_k import choose_k, silhouette
+from batchjob.clustering.choose_k import _mean_silhouette, choose_k
 from batchjob.clustering.gram import centred_gram
 from batchjob.clustering.spectral import decompose
 from batchjob.codes import NOISE
@@ -98,12 +98,12 @@ def test_worker_processes_give_the_labels_of_one_process():
 
 
 def test_the_cost_of_a_problem_is_measured_beforehand():
-    small, large = (pools.seconds_a_problem("agglomerative", patches) for patches in (16, 400))
+    small, large = (pools._seconds_a_problem("agglomerative", patches) for patches in (16, 400))
     assert 0 < small < large
 
 
 def test_the_cost_of_all_problems_is_told_in_fitting_units(monkeypatch):
-    monkeypatch.setattr(pools, "seconds_a_problem", lambda algorithm, patches: 0.012)
+    monkeypatch.setattr(pools, "_seconds_a_problem", lambda algorithm, patches: 0.012)
     monkeypatch.setattr(pools, "usable_cores", lambda: 2)
     told = pools.forecast("hdbscan", 1_400_000, 196)
     assert told == (
@@ -138,7 +138,7 @@ def test_the_silhouette_is_scikit_learns(masked):
     square = torch.diagonal(gram, dim1=1, dim2=2)
     away = (square[:, :, None] + square[:, None] - 2 * gram).clamp_min(0).sqrt()
     torch.diagonal(away, dim1=1, dim2=2).zero_()
-    ours = silhouette(away, ones, member)
+    ours = _mean_silhouette(away, ones, member)
     for i in range(3):
         labels = ones[i].argmax(0)[mask[i]].numpy()
         assert float(ours[i]) == pytest.approx(silhouette_score(x[i, mask[i]].numpy(), labels), abs=1e-4)

@@ -17,7 +17,7 @@ def test_nothing_of_rapids_is_imported_before_the_engine_is_opened():
 def test_without_a_gpu_the_engine_says_so_before_any_work():
     wanted = "engine 'cuml' needs an NVIDIA GPU, this is device cpu; use --engine batched"
     with pytest.raises(UserError, match=wanted):
-        engines.check_engine("cuml", torch.device("cpu"))
+        engines._check_engine("cuml", torch.device("cpu"))
     with pytest.raises(UserError, match="use --engine batched"):
         rapids.CumlEngine(torch.device("cpu"))
 
@@ -26,7 +26,7 @@ def test_without_cuml_the_engine_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
     wanted = "engine 'cuml' needs cuml, which is not installed; use --engine batched, or: make env GPU=1"
     with pytest.raises(UserError, match=wanted):
-        engines.check_engine("cuml", torch.device("cuda"))
+        engines._check_engine("cuml", torch.device("cuda"))
 
 
 def test_image_scope_says_why_auto_leaves_cuml(monkeypatch):
@@ -44,19 +44,19 @@ def test_an_unknown_engine_is_named_with_the_known_ones():
 
 
 def test_small_problems_get_greedy_starts_and_large_ones_a_few_passes():
-    small = rapids.arguments(196, 5, 2**40 + 3, 4)
+    small = rapids._arguments(196, 5, 2**40 + 3, 4)
     assert small["init"] == "k-means++"
     assert small["n_clusters"] == 5
     assert small["n_init"] == 4
     assert small["random_state"] == 3  # cuML takes 32 bits
     assert small["tol"] < 1e-6  # absolute, on rows of unit spread
-    assert rapids.arguments(1_000_000, 5, 0, 1)["init"] == "scalable-k-means++"
+    assert rapids._arguments(1_000_000, 5, 0, 1)["init"] == "scalable-k-means++"
 
 
 @pytest.mark.parametrize("size", [1e-30, 3e-5, 1.0, 7e18])
 def test_rows_get_unit_spread_by_a_power_of_two_so_that_cuml_does_not_take_their_cost_for_zero(size):
     rows = (torch.rand(196, 196, generator=torch.Generator().manual_seed(0)).softmax(-1) + 1) * size
-    scaled, factor = rapids.to_unit_spread(rows)
+    scaled, factor = rapids._to_unit_spread(rows)
     spread = scaled.double().std(0, correction=0).square().mean().sqrt()
     assert 1 <= spread < 2
     assert np.log2(factor) == round(np.log2(factor))
@@ -66,16 +66,16 @@ def test_rows_get_unit_spread_by_a_power_of_two_so_that_cuml_does_not_take_their
 
 
 def test_rows_that_are_all_equal_keep_their_size():
-    scaled, factor = rapids.to_unit_spread(torch.zeros(4, 3))
+    scaled, factor = rapids._to_unit_spread(torch.zeros(4, 3))
     assert factor == 1
     assert torch.equal(scaled, torch.zeros(4, 3))
 
 
 def test_tensors_become_arrays_over_the_same_memory_and_back():
     tensor = torch.rand(5, 3)
-    array = rapids.as_array(tensor, np)  # numpy stands in for cupy: both speak DLPack
+    array = rapids._as_array(tensor, np)  # numpy stands in for cupy: both speak DLPack
     assert array.ctypes.data == tensor.data_ptr()
-    back = rapids.as_tensor(array)
+    back = rapids._as_tensor(array)
     assert back.data_ptr() == tensor.data_ptr()
     assert torch.equal(back, tensor)
 
@@ -122,9 +122,9 @@ def test_on_a_gpu_nothing_is_copied_on_the_way_to_cuml_and_back(cuml_engine):
     import cupy
 
     tensor = torch.rand(64, 8, device="cuda")
-    array = rapids.as_array(tensor, cupy)
+    array = rapids._as_array(tensor, cupy)
     assert array.data.ptr == tensor.data_ptr()
-    assert rapids.as_tensor(array).data_ptr() == tensor.data_ptr()
+    assert rapids._as_tensor(array).data_ptr() == tensor.data_ptr()
 
 
 @pytest.mark.gpu

@@ -11,7 +11,7 @@ import torch
 
 from batchjob.clustering import engines, find_engine, open_engine, triton_engine, triton_gram, triton_search
 from batchjob.clustering.search import NotFiniteError
-from batchjob.clustering.self_check import make_problems
+from batchjob.clustering.self_check import _make_problems
 from batchjob.errors import UserError
 from tests.conftest import ROOT
 from tests.pretended import pretended
@@ -47,7 +47,7 @@ def test_without_a_gpu_the_engine_says_what_to_use(monkeypatch):
     with pytest.raises(
         UserError, match="engine 'triton' needs an NVIDIA GPU, this is device cpu; use --engine batched"
     ):
-        engines.check_engine("triton", CPU)
+        engines._check_engine("triton", CPU)
 
 
 class Fails:
@@ -120,7 +120,7 @@ def test_rows_that_are_not_finite_raise_where_the_engine_checks_and_are_nan_wher
     ("p", "shape"), [(49, (4, 64, 4)), (196, (4, 256, 8)), (1024, (4, 1024, 16)), (1369, (2, 2048, 16))]
 )
 def test_few_variants_serve_all_sizes(p, shape):
-    found = triton_engine.shape_of(p, 4)
+    found = triton_engine._shape_of(p, 4)
     assert (found.starts, found.rows, found.warps) == shape
 
 
@@ -156,7 +156,7 @@ def test_the_kernels_compile_for_every_card_and_fit_its_shared_memory(capability
     # a variant takes a minute: the largest shape and the one of float64 for one card, since they differ by size alone
     shapes = [(256, 8, False)] + ([(1369, 8, False), (196, 4, True)] if capability == 80 else [])
     for p, n_init, exact in shapes:
-        shape = triton_engine.shape_of(p, n_init)
+        shape = triton_engine._shape_of(p, n_init)
         block, columns = (16, 16) if exact else (triton_engine.BLOCK, triton_engine.COLUMNS)
         constants = {"R": shape.starts, "C": columns // shape.starts, "B": block, "PB": shape.rows}
         constants |= {"HAS_MASK": True, "NUMBER": tl.float64 if exact else tl.float32, "EXACT": exact}
@@ -171,7 +171,7 @@ def test_on_a_gpu_nearly_all_labels_are_those_of_the_batched_engine(n_init):
         pytest.skip("no NVIDIA GPU here")
     device = torch.device("cuda")
     for p in (100, 196, 1369):
-        x, k, mask = make_problems(p, device)
+        x, k, mask = _make_problems(p, device)
         ours = open_engine("triton", device).kmeans(x, k, torch.arange(36), n_init=n_init, mask=mask)
         theirs = open_engine("batched", device).kmeans(x, k, torch.arange(36), n_init=n_init, mask=mask)
         if n_init:

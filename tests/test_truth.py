@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from batchjob.clustering.from_labels import settle, settle_in_torch
+from batchjob.clustering.from_labels import _settle_in_torch, settle
 from batchjob.codes import NO_LABEL
 from batchjob.data.instances import GridInstances
 from batchjob.geometry import Geometry
@@ -79,8 +79,8 @@ def test_the_compiled_steps_and_those_of_the_device_are_the_specification() -> N
     starts[1, :, 15:] = -1  # padding
     starts[2, 2:] = -1  # an image with fewer starts
     x, given = torch.as_tensor(rows, dtype=torch.float32), torch.as_tensor(starts)
-    compiled, in_torch = settle(x, given), settle_in_torch(x, given)
-    assert torch.equal(settle_in_torch(x, given, budget_bytes=1), in_torch)  # image by image
+    compiled, in_torch = settle(x, given), _settle_in_torch(x, given)
+    assert torch.equal(_settle_in_torch(x, given, budget_bytes=1), in_torch)  # image by image
     moved = 0
     for image, head, start in np.ndindex(3, 2, 4):
         own = starts[image, start]
@@ -93,7 +93,7 @@ def test_the_compiled_steps_and_those_of_the_device_are_the_specification() -> N
 
 def test_rows_that_are_all_equal_fall_into_the_first_cluster() -> None:
     starts = torch.arange(PATCHES, dtype=torch.int16)[None, None] % 3
-    for found in (settle(torch.ones(1, 1, PATCHES, 4), starts), settle_in_torch(torch.ones(1, 1, PATCHES, 4), starts)):
+    for found in (settle(torch.ones(1, 1, PATCHES, 4), starts), _settle_in_torch(torch.ones(1, 1, PATCHES, 4), starts)):
         assert found.unique().tolist() == [0]
 
 

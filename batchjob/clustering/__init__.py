@@ -1,7 +1,7 @@
-"""Clusters of attention rows: one narrow protocol, several engines behind it, several algorithms on top.
+"""Clusters of attention rows: engines that compute k-means behind one protocol, and algorithms on top of them.
 
-Nothing here knows of images or stores: N problems of P rows go in, labels come out. `search` needs no torch: NumPy
-arrays in, near-optimal k-means out.
+N problems of P rows go in and labels come out; nothing here knows of images or stores. `search` does without torch: it
+takes NumPy arrays and gives near-optimal k-means.
 """
 
 import importlib
@@ -16,7 +16,7 @@ __all__ = ["Clusters", "Engine", "cluster", "find_engine", "open_engine", "probl
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, imported when it is first asked for: most bring torch, which `search` does without."""
+    """Imports a public name when it is first asked for: most of them bring torch, which `search` does without."""
     if name in __all__:
         for module in ("base", "algorithms", "engines"):
             found = vars(importlib.import_module(f"{__name__}.{module}"))

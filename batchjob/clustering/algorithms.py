@@ -1,4 +1,4 @@
-"""What `--algorithm` and `--distance` stand for: algorithms on top of the engines."""
+"""The algorithms of `--algorithm`, on top of the engines, and the distances of `--distance`."""
 
 import dataclasses
 from typing import Any
@@ -11,15 +11,32 @@ from batchjob.clustering.search import AUTO
 from batchjob.config import ALGORITHMS
 from batchjob.errors import UserError, nearest
 
-DETERMINISTIC = ("agglomerative", "hdbscan")
 RULES = ("silhouette", "eigengap")  # that choose k
+_DETERMINISTIC = ("agglomerative", "hdbscan")
 
 
 def prepare(rows: Tensor, distance: str, mask: Tensor | None) -> Tensor:
-    """float32 [N, P, P]: attention rows such that Euclidean distance between them is the wanted one.
+    """Transforms attention rows so that the Euclidean distance between two of them is the wanted one.
 
-    rows [N, P, P] are distributions over the patches. Columns outside the mask are dropped and the rest renormalised.
-    `hellinger`: square roots (Hellinger 1909); `cosine`: rows of length 1.
+    Parameters
+    ----------
+    rows
+        float [N, P, P], or any [..., P] without a mask; each row is a distribution over the patches.
+    distance
+        `euclidean`; `cosine`, for which rows get the length 1; or `hellinger`, for which square roots are taken
+        (Hellinger 1909).
+    mask
+        bool [N, P], False for patches of padding: their columns become 0, and the rows are renormalised over the other
+        columns. None: there is no padding.
+
+    Returns
+    -------
+    float32 in the shape of `rows`.
+
+    Raises
+    ------
+    UserError
+        The distance is unknown.
     """
     x = rows.float()
     if mask is not None:
@@ -37,7 +54,24 @@ def prepare(rows: Tensor, distance: str, mask: Tensor | None) -> Tensor:
 
 
 def prepare_vectors(vectors: Tensor, distance: str) -> Tensor:
-    """float32 [N, P, D]: vectors such that Euclidean distance between them is the wanted one; `cosine`: of length 1."""
+    """Transforms vectors so that the Euclidean distance between two of them is the wanted one.
+
+    Parameters
+    ----------
+    vectors
+        float [..., D].
+    distance
+        `euclidean`, or `cosine`, for which vectors get the length 1.
+
+    Returns
+    -------
+    float32 in the shape of `vectors`.
+
+    Raises
+    ------
+    UserError
+        The distance is unknown, or is not for vectors.
+    """
     if distance not in ("euclidean", "cosine"):
         raise UserError(f"--distance {distance!r} is not for vectors; {nearest(distance, ['euclidean', 'cosine'])}")
     x = vectors.float()
@@ -45,7 +79,10 @@ def prepare_vectors(vectors: Tensor, distance: str) -> Tensor:
 
 
 def affinity(vectors: Tensor) -> Tensor:
-    """float32 [N, P, P]: the cosine of each two vectors, 0 where it is negative (TokenCut, 2022, thresholds it)."""
+    """float32 [N, P, P]: the cosine of every two vectors [N, P, D], and 0 where it is negative.
+
+    TokenCut (2022) takes the same cosine, with a threshold.
+    """
     unit = prepare_vectors(vectors, "cosine")
     return (unit @ unit.mT).clamp_min(0)
 
@@ -63,11 +100,39 @@ def cluster(
     are_vectors: bool = False,
     checks: bool = True,
 ) -> Clusters:
-    """The clusters of each problem by `algorithm`; labels on the device of `rows`.
+    """Clusters the rows of N problems.
 
-    rows float [N, P, P]: attention rows that sum to 1, or any vectors [N, P, D] with `are_vectors`; k int or int64 [N];
-    seeds int64 [N]; mask bool [N, P]. `spectral` takes attention as the affinity, of vectors `affinity`. Raises
-    UserError, and NotFiniteError, for which it may wait for the device; without `checks` see `Engine.kmeans`.
+    Parameters
+    ----------
+    algorithm
+        One of `config.ALGORITHMS`.
+    rows
+        float [N, P, P] attention rows that sum to 1, or with `are_vectors` float [N, P, D].
+    k
+        A number for all problems, or int64 [N]. hdbscan takes no k.
+    seeds
+        int64 [N], from which all random numbers follow. agglomerative and hdbscan draw none.
+    engine
+        Who computes k-means, also that of `spectral`.
+    distance
+        As in `prepare` and `prepare_vectors`. `spectral` takes the attention, or `affinity` of vectors, as it is.
+    n_init, mask
+        As in `Engine.kmeans`.
+    are_vectors
+        Whether `rows` are vectors in place of attention rows.
+    checks
+        As in `Engine.kmeans`, for kmeans; the other algorithms always check.
+
+    Returns
+    -------
+    The clusters, on the device of `rows`.
+
+    Raises
+    ------
+    UserError
+        The algorithm or the distance is unknown.
+    NotFiniteError
+        Rows inside the mask hold NaN or infinity.
     """
     k = torch.full((rows.shape[0],), k, dtype=torch.int64) if isinstance(k, int) else k
     if algorithm == "kmeans":
@@ -77,7 +142,7 @@ def cluster(
         from batchjob.clustering.spectral import spectral
 
         return spectral(affinity(rows) if are_vectors else rows, k, seeds, engine=engine, n_init=n_init, mask=mask)
-    if algorithm in ("agglomerative", "hdbscan"):
+    if algorithm in _DETERMINISTIC:
         from batchjob.clustering.pools import solve_each
 
         x = prepare_vectors(rows, distance) if are_vectors else prepare(rows, distance, mask)
@@ -88,15 +153,26 @@ def cluster(
 def cluster_repeatedly(
     algorithm: str, rows: Tensor, k: Tensor, seeds: Tensor, *, repeats: int, engine: Engine, **more: Any
 ) -> Clusters:
-    """`cluster` from `repeats` independent seeds: the one of the lowest inertia, with the labels of all as `repeats`.
+    """Clusters from several independent seeds, and takes for each problem the clustering of the lowest inertia.
 
-    Algorithms without chance run once. `more` is passed on to `cluster`.
+    Parameters
+    ----------
+    algorithm, rows, k, seeds, engine
+        As in `cluster`. The seeds of the other repeats follow from `seeds`.
+    repeats
+        How many clusterings, R. An algorithm that draws nothing runs once, and its labels stand for all.
+    **more
+        Passed on to `cluster`.
+
+    Returns
+    -------
+    The best clusters; with R above 1, the labels of all clusterings as `repeats`.
     """
     first = cluster(algorithm, rows, k, seeds, engine=engine, **more)
     if repeats == 1:
         return first
     found = [first] * repeats
-    if algorithm not in DETERMINISTIC:
+    if algorithm not in _DETERMINISTIC:
         others = (mix(seeds + number) for number in range(1, repeats))
         found = [first, *(cluster(algorithm, rows, k, other, engine=engine, **more) for other in others)]
     labels = torch.stack([one.labels for one in found], 1)  # [N, R, P]

@@ -1,6 +1,9 @@
-"""What every clustering engine takes and gives, the seeds, and the numbering of clusters. Letters: see the README."""
+"""What every clustering engine takes and gives, the seeds, and the numbering of clusters.
 
-from collections.abc import Sequence
+Letters: N problems of P rows with D numbers each, K clusters, B images, H heads.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from batchjob.clustering.search import NotFiniteError
+from batchjob.clustering.search import NotFiniteError, check_shapes
+from batchjob.codes import NO_LABEL
 
 _WORD = (1 << 64) - 1
 
@@ -18,11 +22,11 @@ _WORD = (1 << 64) - 1
 class Clusters:
     """The clusters of N problems.
 
-    `labels` uint8 [N, P]: numbered by first appearance, so equal partitions are equal arrays; 255 outside the mask,
-    `NOISE` for hdbscan's noise. `inertia` float32 [N]: the sum of squared distances to the own centroid. `k` uint8 [N]:
-    the clusters found; less than asked for where a problem has fewer distinct rows. `settled` bool [N]: the lowest
-    inertia was found from two independent starts at least, or the algorithm has no chance in it. `repeats` uint8
-    [N, R, P]: the labels of all R clusterings, where there was more than one.
+    `labels` uint8 [N, P] are numbered by first appearance, so that equal partitions are equal arrays; they are 255
+    outside the mask, and `NOISE` for hdbscan's noise. `inertia` float32 [N] is the sum of squared distances to the own
+    centroid. `k` uint8 [N] is the number of clusters found, less than was asked for where a problem has fewer distinct
+    rows. `settled` bool [N] is True where at least two independent starts found the lowest inertia, and where an
+    algorithm draws nothing. `repeats` uint8 [N, R, P] are the labels of all R clusterings, or None for a single one.
     """
 
     labels: Tensor
@@ -33,37 +37,103 @@ class Clusters:
 
 
 class Engine(Protocol):
-    """Who computes k-means: many problems of one shape in, labels out, all on the engine's device."""
+    """Who computes k-means, for many problems of one shape at a time."""
 
     name: str
 
     def kmeans(
         self, x: Tensor, k: Tensor, seeds: Tensor, *, n_init: int, mask: Tensor | None = None, checks: bool = True
     ) -> Clusters:
-        """The best of `n_init` greedy k-means++ starts, each carried to a local optimum, for each of N problems.
+        """Clusters the rows of each of N problems by k-means.
 
-        `n_init` 0 stands for `auto`: as near to the best of all partitions as the engine comes at reasonable cost.
+        Parameters
+        ----------
+        x
+            float [N, P, D]: P rows of each problem.
+        k
+            int64 [N], from 1 on, on the CPU or the device. A problem with fewer distinct rows gets so many clusters.
+        seeds
+            int64 [N], on the CPU or the device.
+        n_init
+            How many greedy k-means++ starts are carried to a local optimum, of which the best is kept. 0 stands for
+            `auto`: as near to the best of all partitions as the engine comes at reasonable cost.
+        mask
+            bool [N, P], False for rows that take no part. None: all take part.
+        checks
+            False lets an engine that need not wait for its device raise nothing about rows that are not finite: the
+            inertia of their problem is then NaN.
 
-        x float [N, P, D], k int64 [N] (any from 1, each problem its own), seeds int64 [N], mask bool [N, P] (False: the
-        row takes no part); k and seeds may be on the host. A problem's labels depend on its own rows, k, seed and mask
-        alone, bit for bit. Raises NotFiniteError. Without `checks` an engine that need not wait for its device does
-        not wait, and the inertia of such a problem is NaN.
+        Returns
+        -------
+        The clusters, on the device of `x`. Those of a problem depend on its own rows, k, seed and mask alone, and are
+        the same bits in any batch.
+
+        Raises
+        ------
+        NotFiniteError
+            Rows inside the mask hold NaN or infinity.
+        ValueError
+            Shapes do not fit each other, or k is out of range.
         """
         ...
 
 
-def check_shapes(x: Tensor, k: Tensor, seeds: Tensor, mask: Tensor | None) -> None:
-    """Nothing; raises ValueError where x [N, P, D], k [N], seeds [N], mask [N, P] don't fit, or a k is below 1."""
+def solve_one_by_one(
+    x: Tensor,
+    k: Tensor,
+    seeds: Tensor,
+    mask: Tensor | None,
+    *,
+    solve: Callable[[Tensor, int, int], tuple[Tensor, float]],
+) -> Clusters:
+    """Clusters one problem after the other, by a library that takes one at a time.
+
+    Parameters
+    ----------
+    x, k, seeds, mask
+        As in `Engine.kmeans`.
+    solve
+        Takes the rows [n, D] of one problem that the mask leaves, n ≥ 1, its k and its seed. Gives labels [n], in any
+        numbering, and the inertia.
+
+    Returns
+    -------
+    The clusters. `settled` is False, since the library does not tell how its starts ended.
+
+    Raises
+    ------
+    NotFiniteError, ValueError
+        As `Engine.kmeans`.
+    """
+    check_shapes(x, k, seeds, mask)
+    check_finite(x, mask)
     n, p, _ = x.shape
-    if tuple(k.shape) != (n,) or tuple(seeds.shape) != (n,) or (mask is not None and tuple(mask.shape) != (n, p)):
-        found = f"k {tuple(k.shape)}, seeds {tuple(seeds.shape)}, mask {None if mask is None else tuple(mask.shape)}"
-        raise ValueError(f"{n} problems of {p} rows need k [{n}], seeds [{n}], mask [{n}, {p}]; found {found}")
-    if n and not k.is_cuda and int(k.min()) < 1:  # a GPU would be waited for; its kernels take 0 for 1
-        raise ValueError(f"k is at least 1; found {int(k.min())}")
+    labels = torch.full((n, p), NO_LABEL, dtype=torch.uint8, device=x.device)
+    inertia = torch.zeros(n, device=x.device)
+    for i, (wanted, seed) in enumerate(zip(k.tolist(), seeds.tolist(), strict=True)):
+        rows = x[i] if mask is None else x[i, mask[i]]
+        if len(rows):
+            found, inertia[i] = solve(rows, wanted, seed)
+            labels[i, slice(None) if mask is None else mask[i]] = found.to(labels)
+    numbered, count = number_by_appearance(labels, NO_LABEL - 1)
+    return Clusters(numbered, inertia, count, torch.zeros(n, dtype=torch.bool, device=x.device))
 
 
 def check_finite(x: Tensor, mask: Tensor | None) -> None:
-    """Nothing; raises NotFiniteError where rows of x [N, P, D] inside the mask hold NaN or infinity."""
+    """Checks that all numbers are finite, for which it waits for the device.
+
+    Parameters
+    ----------
+    x
+        float [N, P, D].
+    mask
+        bool [N, P], False for rows that may hold anything. None: all are checked.
+
+    Raises
+    ------
+    NotFiniteError
+        A row inside the mask holds NaN or infinity.
+    """
     finite = x.isfinite().all(-1)
     if mask is not None:
         finite |= ~mask
@@ -73,16 +143,25 @@ def check_finite(x: Tensor, mask: Tensor | None) -> None:
 
 
 def raise_for_nan(inertia: Tensor | NDArray[np.float32]) -> None:
-    """Raises NotFiniteError where an inertia [N] is NaN: how engines that don't wait mark rows that aren't finite."""
+    """Raises NotFiniteError where an inertia [N] is NaN, with which an engine that does not wait marks a problem."""
     bad = np.flatnonzero(np.isnan(inertia.cpu().numpy() if isinstance(inertia, Tensor) else inertia))
     if len(bad):
         raise NotFiniteError(bad.tolist())
 
 
 def number_by_appearance(labels: Tensor, k_max: int) -> tuple[Tensor, Tensor]:
-    """(uint8 [N, P], uint8 [N]): clusters renumbered by their first patch in row-major order, and how many there are.
+    """Renumbers the clusters of each problem by their first row.
 
-    labels integer [N, P]; values of `k_max` and more (`NOISE`, `NO_LABEL`) stay as they are.
+    Parameters
+    ----------
+    labels
+        Integer [N, P], from 0 to 255.
+    k_max
+        Labels from here on (`NOISE`, `NO_LABEL`) do not stand for clusters and stay as they are.
+
+    Returns
+    -------
+    (labels uint8 [N, P], number of clusters uint8 [N]).
     """
     n, p = labels.shape
     wide = labels.long()
@@ -96,23 +175,50 @@ def number_by_appearance(labels: Tensor, k_max: int) -> tuple[Tensor, Tensor]:
 
 
 def mix(x: Tensor) -> Tensor:
-    """int64, same shape: the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), equal on every device."""
+    """Applies the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) to int64 words of any shape."""
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         x = (x ^ _shift(x, shift)) * _signed(factor)
     return x ^ _shift(x, 31)
 
 
 def uniform(seeds: Tensor, counter: int, *, count: int) -> Tensor:
-    """float64 [*seeds.shape, count] in [0, 1): draw number `counter`, …, `counter` + count − 1 of each seed."""
+    """Gives uniform random numbers, equal on every device.
+
+    Parameters
+    ----------
+    seeds
+        int64 of any shape: each is a stream of its own.
+    counter
+        The place in each stream of the first number, from 0.
+    count
+        How many numbers follow each other.
+
+    Returns
+    -------
+    float64 [*seeds.shape, count] in [0, 1).
+    """
     steps = [_signed((counter + i + 1) * 0x9E3779B97F4A7C15 & _WORD) for i in range(count)]
     words = mix(seeds[..., None] + torch.tensor(steps, device=seeds.device))
     return _shift(words, 11).double() * 2.0**-53
 
 
 def problem_seeds(rows: Tensor, layer: int, heads: Sequence[int], k: Tensor | int, seed: int) -> Tensor:
-    """int64 [B * H], head running fastest: from the image's row, the layer, the head, k and the run's seed alone.
+    """Makes the seed of each problem from what names it, so that it does not depend on the batch.
 
-    rows int64 [B] are rows of the plan; k is one number or int64 [B * H].
+    Parameters
+    ----------
+    rows
+        int64 [B]: the images' rows of the plan.
+    layer, heads
+        The numbers of the layer and of the H heads.
+    k
+        One number, or int64 [B · H].
+    seed
+        The run's seed.
+
+    Returns
+    -------
+    int64 [B · H], the head running fastest, on the device of `rows`.
     """
     head = torch.tensor(list(heads), dtype=torch.int64, device=rows.device)
     word = mix(torch.full_like(rows, _signed(seed & _WORD)) + 1)

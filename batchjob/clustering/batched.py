@@ -1,9 +1,9 @@
 """k-means of thousands of small problems at once, in torch, on any device.
 
-Labels and inertia need no centroids, only the Gram matrix G = X Xᵀ of the centred rows: one product a problem, shared
-by all its restarts. Every product and every sum has a fixed shape (a tile of problems of equal P, k and restarts), and
-every problem draws from its own counter: its labels are the same bits whatever else is in the batch, wherever it
-stands there.
+Labels and inertia need no centroids, only the Gram matrix G = X Xᵀ of the centred rows. It is one product for each
+problem, and all restarts share it. A problem's labels are the same bits in any batch and at any place in it, for two
+reasons: every product and every sum has a fixed shape (a tile of problems of equal P, k and restarts), and every
+problem draws random numbers of its own.
 """
 
 import math
@@ -13,25 +13,26 @@ import torch
 from torch import Tensor
 
 from batchjob.clustering import gram, lloyd
-from batchjob.clustering.base import Clusters, check_finite, check_shapes, number_by_appearance
+from batchjob.clustering.base import Clusters, check_finite, number_by_appearance
+from batchjob.clustering.search import check_shapes
 from batchjob.codes import NO_LABEL
 
 BUDGET_BYTES = {"cpu": 64 << 20, "cuda": 2 << 30}  # of working memory
-TILE = {"cpu": 16, "cuda": 512}  # a GPU waits for launches: few large tiles; a CPU for memory: small ones
-MAX_ROWS = 16384  # a Gram matrix of 1 GiB
-AUTO_STARTS = 16  # restarts have no swaps: about 1 % above the best known
-SAME = 1e-6  # two inertias that are relatively this close are of one optimum
-CANCELLED = 1e-3  # an inertia below this share of the total has lost digits to it
+TILE = {"cpu": 16, "cuda": 512}  # problems: large tiles keep a GPU busy, small ones stay in a CPU's cache
+MAX_ROWS = 16384  # of a problem: a Gram matrix of 1 GiB
+AUTO_STARTS = 16  # without exchanges of centres they end about 1 % above the best known inertia
+SAME = 1e-6  # inertias with a smaller relative difference belong to one optimum
+CANCELLED = 1e-3  # an inertia below this share of the total has lost its digits in float32
 
 
-class Workspace:
-    """Memory kept from call to call: on a CPU, fresh pages for the Gram matrices cost as much as the products."""
+class _Workspace:
+    """Memory kept from call to call: on a CPU, new pages for the Gram matrices cost as much time as the products."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def take(self, name: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
-        """An uninitialised tensor on the device of `like`, valid until the next one of this name is taken."""
+        """An uninitialised tensor on the device of `like`, valid until the next one of the same name is taken."""
         count = math.prod(shape)
         kept = self._kept.get((name, dtype))
         if kept is None or len(kept) < count or kept.device != like.device:
@@ -40,19 +41,19 @@ class Workspace:
 
 
 @dataclass(frozen=True, slots=True)
-class Problems:
+class _Problems:
     """What the engine was given, and where the answers go."""
 
-    x: Tensor
-    seeds: Tensor
+    x: Tensor  # float [N, P, D]
+    seeds: Tensor  # int64 [N]
     n_init: int
-    mask: Tensor | None
+    mask: Tensor | None  # bool [N, P]
     labels: Tensor  # uint8 [N, P]
     inertia: Tensor  # float32 [N]
     settled: Tensor  # bool [N]
 
     def rows(self, part: Tensor) -> Tensor:
-        """x of the problems `part`, a view where they stand side by side."""
+        """The rows of the problems with the numbers `part`: on a CPU a view, where they are next to each other."""
         if part.is_cuda:
             return self.x[part]
         first, last = int(part[0]), int(part[-1])
@@ -62,28 +63,42 @@ class Problems:
 
 
 class BatchedEngine:
-    """Batched k-means in torch; the default on a GPU."""
+    """Batched k-means in torch, on any device."""
 
     name = "batched"
 
     def __init__(self, device: torch.device, *, budget_bytes: int = 0) -> None:
         self._budget_bytes = budget_bytes or BUDGET_BYTES[device.type]
         self._tile = TILE[device.type]
-        self._space = Workspace()
+        self._space = _Workspace()
 
     def kmeans(
         self, x: Tensor, k: Tensor, seeds: Tensor, *, n_init: int, mask: Tensor | None = None, checks: bool = True
     ) -> Clusters:
-        """See `Engine.kmeans`. Beside the results it holds about `budget_bytes`, or one problem's if that is more.
+        """Clusters many problems at once.
 
-        Raises ValueError for more than MAX_ROWS rows a problem: the engine is for small problems.
+        Beside the results it takes about `budget_bytes` of memory, or what one problem needs if that is more.
+
+        Parameters
+        ----------
+        x, k, seeds, n_init, mask, checks
+            As in `Engine.kmeans`; it always checks.
+
+        Returns
+        -------
+        The clusters.
+
+        Raises
+        ------
+        NotFiniteError, ValueError
+            As `Engine.kmeans`; also ValueError for more than `MAX_ROWS` rows a problem.
         """
         check_shapes(x, k, seeds, mask)
         n, p, _ = x.shape
         if p > MAX_ROWS:
             raise ValueError(f"{p} rows a problem; the batched engine takes up to {MAX_ROWS}: use sklearn or cuml")
         labels = torch.full((n, p), NO_LABEL, dtype=torch.uint8, device=x.device)
-        problems = Problems(
+        problems = _Problems(
             x,
             seeds.to(x.device),
             n_init or AUTO_STARTS,
@@ -101,8 +116,8 @@ class BatchedEngine:
         numbered, found = number_by_appearance(labels, NO_LABEL - 1)
         return Clusters(numbered, problems.inertia, found, problems.settled)
 
-    def _solve_all(self, problems: Problems, k: Tensor, which: Tensor, dtype: torch.dtype) -> Tensor:
-        """int64 [A]: problems that fp32 can't tell well (rows that are nearly equal), after answering for all."""
+    def _solve_all(self, problems: _Problems, k: Tensor, which: Tensor, dtype: torch.dtype) -> Tensor:
+        """Writes the answers of all problems `which`; int64 [A]: those of which float32's rounding leaves doubt."""
         again = []
         for wanted in sorted(set(k[which].tolist())):
             tile, tiles = self._shape(problems, wanted, dtype)
@@ -113,8 +128,8 @@ class BatchedEngine:
                 again += part[doubtful.cpu()].tolist()
         return torch.tensor(again, dtype=torch.int64)
 
-    def _shape(self, problems: Problems, k: int, dtype: torch.dtype) -> tuple[int, int]:
-        """(problems a tile, tiles at once) within the budget: from the shape of one problem alone."""
+    def _shape(self, problems: _Problems, k: int, dtype: torch.dtype) -> tuple[int, int]:
+        """(problems in a tile, tiles at once) within the budget; they depend on the shape of one problem alone."""
         _, p, d = problems.x.shape
         kept = p * p + k * problems.n_init * p  # G and memberships
         passing = 2 * p * d + 2 * k * problems.n_init * p + 12 * problems.n_init * p * (2 + k.bit_length())
@@ -122,8 +137,8 @@ class BatchedEngine:
         tiles = (self._budget_bytes // dtype.itemsize - tile * passing) // (kept * tile)
         return tile, max(1, tiles)
 
-    def _solve(self, problems: Problems, k: int, part: Tensor, tile: int, dtype: torch.dtype) -> Tensor:
-        """bool [len(part)]: answers of which fp32's rounding leaves doubt, after writing all; `part` are indices."""
+    def _solve(self, problems: _Problems, k: int, part: Tensor, tile: int, dtype: torch.dtype) -> Tensor:
+        """Writes the answers of the problems `part`; bool [len(part)]: whether float32's rounding leaves doubt."""
         m, (_, p, d) = -(-len(part) // tile) * tile, problems.x.shape
         device, r, space = part.device, problems.n_init, self._space
         padded = torch.cat([part, part[-1:].expand(m - len(part))])  # the last tile is filled with its last problem
@@ -163,8 +178,8 @@ class BatchedEngine:
         return starved[: len(part)] | (cost < CANCELLED * total[: len(part)])
 
 
-def _distinct_rows(problems: Problems, which: Tensor) -> Tensor:
-    """int64 [len(which)]: how many different rows each of these problems has."""
+def _distinct_rows(problems: _Problems, which: Tensor) -> Tensor:
+    """int64 [len(which)]: how many distinct rows each of these problems has."""
     counts = []
     for i in which.tolist():
         rows = problems.x[i] if problems.mask is None else problems.x[i, problems.mask[i]]

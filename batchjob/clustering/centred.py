@@ -1,4 +1,4 @@
-"""The Gram matrix of one problem's centred rows, compiled. Letters: P rows of D numbers."""
+"""The Gram matrix of one problem's centred rows, in compiled code. Letters: P rows of D numbers."""
 
 import math
 from typing import Any
@@ -12,16 +12,27 @@ from numpy.typing import NDArray
 from batchjob.clustering.jit import compiled
 
 LANES = 16  # columns of a tile: two vector registers with AVX2, one with AVX-512, four with NEON
-ROWS = 4  # rows of a tile: its sums stay in registers
+ROWS = 4  # rows of a tile: its sums stay in vector registers
 
 
 @compiled
 def centre(x: NDArray[Any], keep: NDArray[np.int64], packed: NDArray[Any]) -> float:
-    """Writes the rows `keep` of x [P, D] less their mean into `packed`, and returns what they were multiplied by.
+    """Centres the rows of a problem, scales them, and writes them in the order in which `multiply` reads them.
 
-    packed [⌈len(keep) / LANES⌉ · D · LANES]: panels of LANES rows, each column by column. The factor is the power of
-    two that brings the rows' root mean square length into [0.5, 1): it rounds nothing, and squares neither overflow nor
-    vanish. It is 0 where all rows are equal, and NaN where a row holds NaN or infinity.
+    Parameters
+    ----------
+    x
+        float [P, D].
+    keep
+        int64 [C]: the numbers of the rows that take part.
+    packed
+        [⌈C / LANES⌉ · D · LANES], written: panels of LANES rows, each column by column.
+
+    Returns
+    -------
+    The power of two by which the rows were multiplied. It brings their root mean square length into [0.5, 1), so that
+    squares neither overflow nor vanish, and rounds nothing. It is 0 where all rows are equal, and NaN where a row holds
+    NaN or infinity; `packed` is then not written.
     """
     count, depth = len(keep), x.shape[1]
     mean = np.zeros(depth, np.float64)
@@ -37,7 +48,7 @@ def centre(x: NDArray[Any], keep: NDArray[np.int64], packed: NDArray[Any]) -> fl
         for d in range(depth):
             away = row[d] - mean[d]
             energy += away * away
-    if not energy < np.inf:  # isfinite() would be folded away by the freedom that sums have here
+    if not energy < np.inf:  # the compiler's flags for sums would remove a call of isfinite()
         return np.nan
     if energy == 0.0:
         return 0.0
@@ -57,9 +68,10 @@ def centre(x: NDArray[Any], keep: NDArray[np.int64], packed: NDArray[Any]) -> fl
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _multiply_tile(context: Any, packed: Any, left: Any, right: Any, depth: Any, out: Any) -> Any:
-    """out [ROWS · LANES] = the products of ROWS rows at `left` with the LANES rows at `right`, in vector registers.
+    """Writes into `out` [ROWS · LANES] the products of the ROWS rows at `left` with the LANES rows at `right`.
 
-    numba's loops would keep the sums in memory: 10 GFLOPS in place of 70 on a core with AVX2.
+    The sums are in vector registers. numba's own loops would keep them in memory: 10 GFLOPS in place of 70 on a core
+    with AVX2.
     """
     del context
 
@@ -101,7 +113,17 @@ def _multiply_tile(context: Any, packed: Any, left: Any, right: Any, depth: Any,
 
 @compiled
 def multiply(packed: NDArray[Any], depth: int, gram: NDArray[Any]) -> None:
-    """Writes into gram [P, P] the products of all rows in `packed` (as `centre` leaves them, D = depth ≥ 1)."""
+    """Multiplies all rows with each other.
+
+    Parameters
+    ----------
+    packed
+        The C rows that `centre` has written.
+    depth
+        D, at least 1.
+    gram
+        [C, C], written: the products of all rows.
+    """
     count = len(gram)
     tile = np.empty(ROWS * LANES, packed.dtype)
     for i in range(0, count, ROWS):

@@ -1,4 +1,4 @@
-"""The number of clusters of each problem, from the problem itself."""
+"""The choice of the number of clusters of each problem, from the problem itself."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from batchjob.clustering.base import check_finite
 from batchjob.clustering.spectral import decompose
 from batchjob.errors import UserError, nearest
 
-K_RANGE = (2, 16)  # the study's numbers lie in it
+K_RANGE = (2, 16)  # the numbers of the study lie in it
 TILE_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}
 
 
@@ -24,12 +24,42 @@ def choose_k(
     n_init: int = 4,
     are_vectors: bool = False,
 ) -> Tensor:
-    """int64 [N] on the CPU: the k of `k_range` (both ends count) that the rule likes best, the smallest of equals.
+    """Chooses the number of clusters of N problems by a rule; of equally good numbers, the smallest.
 
-    x float [N, P, P] is attention, or with `are_vectors` [N, P, D]. `silhouette`: the highest mean silhouette
-    (Rousseeuw 1987) of k-means labels at the distance given; one Gram matrix serves all k. `eigengap`: the largest step
-    from the k-th to the next eigenvalue of the normalised Laplacian (von Luxburg 2007); one decomposition serves all k.
-    A problem whose rows are all equal gets 1 by the silhouette. Raises NotFiniteError, UserError.
+    Parameters
+    ----------
+    rule
+        `silhouette`: the highest mean silhouette of k-means labels. `eigengap`: the largest step from the k-th to the
+        next eigenvalue of the normalised Laplacian.
+    x
+        float [N, P, P] attention rows that sum to 1, or with `are_vectors` float [N, P, D].
+    seeds
+        int64 [N], for the k-means of the silhouette.
+    distance
+        As in `cluster`; the eigengap takes no distance.
+    mask
+        bool [N, P], False for rows that take no part. None: all take part.
+    k_range
+        The smallest and the largest number that may be chosen.
+    n_init
+        k-means++ starts for each k.
+    are_vectors
+        Whether `x` holds vectors in place of attention rows.
+
+    Returns
+    -------
+    int64 [N] on the CPU. A problem whose rows are all equal gets 1 by the silhouette.
+
+    Raises
+    ------
+    UserError
+        The rule or the distance is unknown.
+    NotFiniteError
+        Rows inside the mask hold NaN or infinity.
+
+    References
+    ----------
+    Rousseeuw 1987 (silhouette); von Luxburg 2007 (eigengap).
     """
     if rule not in RULES:
         raise UserError(f"--k {rule!r} is not a rule; {nearest(rule, list(RULES))}")
@@ -44,7 +74,7 @@ def choose_k(
 def _eigengap(x: Tensor, mask: Tensor | None, rows: Tensor, k_range: tuple[int, int]) -> Tensor:
     low, high = k_range
     values, _ = decompose(x, mask, high + 1)  # ascending
-    gaps = values.diff(dim=1)  # [N, k - 1]: from the k-th to the next
+    gaps = values.diff(dim=1)  # column k − 1: from the k-th value to the next
     k = torch.arange(1, gaps.shape[1] + 1, device=x.device)
     allowed = (k >= low) & (k < rows[:, None])  # the last eigenvalue has no next
     best = torch.where(allowed, gaps, -torch.inf).argmax(1) + 1
@@ -76,15 +106,16 @@ def _tile_scores(x: Tensor, mask: Tensor | None, seeds: Tensor, k_range: tuple[i
     scores = torch.full((t, k_range[1] - k_range[0] + 1), -torch.inf, device=x.device)
     for i, k in enumerate(range(k_range[0], min(k_range[1], p - 1) + 1)):
         ones, _, starved = lloyd.solve_tile(products, member, k, seeds, n_init)
-        score = silhouette(away, ones, member)
+        score = _mean_silhouette(away, ones, member)
         scores[:, i] = torch.where(starved | (ones.sum(-1) == 0).any(1), -torch.inf, score)
     return scores
 
 
-def silhouette(away: Tensor, ones: Tensor, member: Tensor | None) -> Tensor:
-    """float [T]: the mean silhouette over rows, scikit-learn's `silhouette_score`.
+def _mean_silhouette(away: Tensor, ones: Tensor, member: Tensor | None) -> Tensor:
+    """float [T]: the mean silhouette over the rows of each problem, as scikit-learn's `silhouette_score`.
 
-    away [T, P, P]: distances; ones [T, K, P]: 1 where the row is in the cluster; member [T, P]: 0 for rows left out.
+    `away` [T, P, P] are distances, `ones` [T, K, P] is 1 where a row is in a cluster, and `member` [T, P] is 0 for rows
+    that take no part.
     """
     size = ones.sum(-1, keepdim=True)  # [T, K, 1]
     sums = torch.bmm(ones, away)  # [T, K, P]

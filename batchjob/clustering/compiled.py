@@ -1,24 +1,33 @@
-"""k-means in machine code, one problem after the other on each thread, behind the engines' protocol."""
+"""k-means in machine code on the CPU, behind the engines' protocol."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from batchjob.clustering.base import Clusters, check_shapes
+from batchjob.clustering.base import Clusters
 from batchjob.clustering.search import best_partitions
 from batchjob.codes import NO_LABEL
 
 
 class CompiledEngine:
-    """Near-optimal k-means on the CPU (`search`); the default there. As many threads as torch may use."""
+    """Near-optimal k-means on the CPU (`search`), on as many threads as torch may use; the default on a CPU."""
 
     name = "compiled"
 
     def kmeans(
         self, x: Tensor, k: Tensor, seeds: Tensor, *, n_init: int, mask: Tensor | None = None, checks: bool = True
     ) -> Clusters:
-        """See `Engine.kmeans`. Data on another device is copied to the CPU and the labels back."""
-        check_shapes(x, k, seeds, mask)
+        """Clusters each problem; the rows are copied to the CPU and the labels back.
+
+        Parameters
+        ----------
+        x, k, seeds, n_init, mask, checks
+            As in `Engine.kmeans`; it always checks.
+
+        Returns
+        -------
+        The clusters.
+        """
         found = best_partitions(
             (x if x.dtype == torch.float64 else x.float()).detach().cpu().numpy(),
             k.cpu().numpy(),

@@ -1,4 +1,4 @@
-"""Who computes k-means: what `--engine` stands for, and the engine that `auto` takes on a device."""
+"""The engines that `--engine` stands for, and the one that `auto` takes on a device."""
 
 import importlib.util
 import os
@@ -12,31 +12,30 @@ ENGINES = ("compiled", "batched", "triton", "cuml", "sklearn")
 
 
 def find_engine(name: str, device: torch.device, *, rows: int = 256, n_init: int = 0) -> tuple[Engine, str]:
-    """Open the engine that `--engine` stands for, and say why it is the one.
+    """Opens the engine that `--engine` stands for, and says why it is the one.
 
     Parameters
     ----------
-    name : str
-        One of `ENGINES`, or `auto`: on a GPU `triton`, where it gives what torch gives on a few dozen problems of this
-        kind and else `batched`; elsewhere `compiled`.
-    device : torch.device
+    name
+        One of `ENGINES`, or `auto`. On a GPU `auto` takes `triton` where it agrees with torch on a few dozen problems
+        of this kind, else `batched`. On other devices it takes `compiled`.
+    device
         Where the problems will be.
-    rows : int
+    rows
         P of the problems.
-    n_init : int
-        Starts of each, as for `Engine.kmeans`.
+    n_init
+        Starts of each problem, as in `Engine.kmeans`.
 
     Returns
     -------
-    tuple of Engine and str
-        The engine, ready for work, and the reason.
+    (engine, reason).
 
     Raises
     ------
     UserError
         The name is unknown, or this machine can't run it.
     """
-    check_engine(name, device)
+    _check_engine(name, device)
     if name != "auto":
         return open_engine(name, device), "asked for"
     if device.type != "cuda":
@@ -52,7 +51,7 @@ def find_engine(name: str, device: torch.device, *, rows: int = 256, n_init: int
     return open_engine("triton", device), f"one program a problem; agreed with torch on {PROBLEMS} problems{aside}"
 
 
-def check_engine(name: str, device: torch.device) -> None:
+def _check_engine(name: str, device: torch.device) -> None:
     """Raises UserError where `name` is not an engine, or can't run on this device or with what is installed."""
     if name not in ("auto", *ENGINES):
         raise UserError(f"--engine {name!r} is unknown; {nearest(name, ['auto', *ENGINES])}")
@@ -65,8 +64,23 @@ def check_engine(name: str, device: torch.device) -> None:
 
 
 def open_engine(name: str, device: torch.device) -> Engine:
-    """The engine, ready for work on `device`; imported only now. Raises UserError where it can't run."""
-    check_engine(name, device)
+    """Opens an engine.
+
+    Parameters
+    ----------
+    name, device
+        As in `find_engine`. `auto` means the engine for problems of 256 rows.
+
+    Returns
+    -------
+    The engine. Its libraries are imported only now.
+
+    Raises
+    ------
+    UserError
+        The name is unknown, or this machine can't run it.
+    """
+    _check_engine(name, device)
     if name == "auto":
         return find_engine(name, device)[0]
     if name == "compiled":

@@ -9,33 +9,33 @@ from torch import Tensor
 
 from batchjob.clustering.gram import centred_gram
 
-_STEPS_AT_ONCE = 4  # before the finished ones are put aside
-GPU_STEPS = 40  # a fixed point comes after 6 to 36
+_STEPS_AT_ONCE = 4  # before finished problems are put aside
+GPU_STEPS = 40  # a fixed point was reached after 6 to 36
 
 
 def settle(x: Tensor, starts: Tensor) -> Tensor:
-    """Carry given clusterings of each problem's rows to fixed points of Lloyd's algorithm.
+    """Carries given clusterings of each problem's rows to fixed points of Lloyd's algorithm.
 
-    Every row goes to the nearest mean, of means that are equally near (to 1e-6 of the longest row's square) to the one
-    of the lowest number. A cluster that has lost all its rows stays empty.
+    Every row goes to the nearest mean; of equally near means (to 1e-6 of the longest row's square), to that of the
+    lowest cluster number. A cluster that has lost all its rows stays empty.
 
     Parameters
     ----------
-    x : float [B, H, P, D]
-        B · H problems of P rows: Euclidean distances between them count.
-    starts : int16 [B, S, P]
-        On the CPU. S clusterings, the same for the H problems of an image; −1 for a row that takes no part in any. A
-        clustering that is −1 throughout is not one, and stays as it is; the first of an image must not be.
+    x
+        float [B, H, P, D]: P rows of each of B · H problems. Euclidean distances between rows count.
+    starts
+        int16 [B, S, P] on the CPU: S clusterings, the same for the H problems of an image. A row with −1 takes no part
+        in any of them. An image with fewer than S clusterings has −1 throughout in the others, which stay as they are;
+        its first one is never such.
 
     Returns
     -------
-    int16 [B, H, S, P]
-        Labels with the numbers of `starts`, on the device of `x`. Those of a problem with NaN mean nothing. On a GPU
-        every start makes `GPU_STEPS` steps, so that nobody waits to learn how far it is.
+    int16 [B, H, S, P] on the device of `x`, with the numbers of `starts`. The labels of a problem that holds NaN mean
+    nothing. On a GPU every clustering makes `GPU_STEPS` steps, so that nobody waits to learn whether it has ended.
     """
     if x.device.type == "cpu":
         return torch.from_numpy(_settle_compiled(x.float().numpy(), starts.numpy()))
-    return settle_in_torch(x, starts)
+    return _settle_in_torch(x, starts)
 
 
 def _settle_compiled(x: NDArray[np.float32], starts: NDArray[np.int16]) -> NDArray[np.int16]:
@@ -63,20 +63,15 @@ def _settle_compiled(x: NDArray[np.float32], starts: NDArray[np.int16]) -> NDArr
     return found
 
 
-def settle_in_torch(x: Tensor, starts: Tensor, *, budget_bytes: int = 1 << 29) -> Tensor:
-    """`settle` on any device: what the compiled code is held against where there is no GPU.
+def _settle_in_torch(x: Tensor, starts: Tensor, *, budget_bytes: int = 1 << 29) -> Tensor:
+    """`settle` in torch, on any device.
 
-    Parameters
-    ----------
-    x, starts
-        As in `settle`; `starts` on the CPU.
-    budget_bytes
-        Of memory beside the rows and the labels, or one image's if that is more.
+    Beside the rows and the labels it takes `budget_bytes` of memory, or what one image needs if that is more.
     """
     images, heads, patches, _ = x.shape
     found = torch.full((images, heads, *starts.shape[1:]), -1, dtype=torch.int16, device=x.device)
     clusters = starts.flatten(1).amax(1) + 1 if images else torch.zeros(0)
-    order = clusters.argsort(descending=True)  # those of one part work with as many clusters as the first of them has
+    order = clusters.argsort(descending=True)  # images of a part share the first one's number
     first = 0
     while first < images:
         one = 4 * heads * patches * (2 * patches + 4 * starts.shape[1] * int(clusters[order[first]]))
@@ -93,14 +88,14 @@ def _send(values: Tensor, like: Tensor) -> Tensor:
 
 
 def _settle_part(x: Tensor, starts: Tensor, clusters: int) -> Tensor:
-    from batchjob.clustering.steps import MAX_STEPS, NOISE
+    from batchjob.clustering.steps import EQUALLY_NEAR, MAX_STEPS
 
     images, heads, patches, _ = x.shape
     keep = (starts >= 0).any(1).repeat_interleave(heads, 0)  # [N, P]
     gram = x.new_empty(images * heads, patches, patches, dtype=torch.float32)
     centred_gram(x.flatten(0, 1).float(), keep, gram)
     labels = starts.long().repeat_interleave(heads, 0)  # [N, S, P]
-    noise = NOISE * torch.diagonal(gram, dim1=1, dim2=2).amax(1)
+    noise = EQUALLY_NEAR * torch.diagonal(gram, dim1=1, dim2=2).amax(1)
     if x.is_cuda:
         for _ in range(GPU_STEPS if clusters else 0):
             labels = _step(gram, labels, clusters, noise)

@@ -1,4 +1,7 @@
-"""Gram matrices of the centred rows, and k-means++ starts that read their distances from them."""
+"""Gram matrices of centred rows in torch, and k-means++ starts that take their distances from them.
+
+Letters: T problems of P rows with D numbers, K clusters, R starts, L candidates of a draw.
+"""
 
 import math
 
@@ -7,23 +10,35 @@ from torch import Tensor
 
 from batchjob.clustering.base import mix, uniform
 
-_SAFE = (1e-24, 1e24)  # sums of squares in this range neither overflow nor lose digits to denormals in fp32
+_SAFE = (1e-24, 1e24)  # sums of squares in this range neither overflow nor become denormal in float32
 
 
 def centred_gram(x: Tensor, mask: Tensor | None, out: Tensor, scratch: Tensor | None = None) -> Tensor:
-    """float [T]: the power of two that the rows were multiplied by; `out` [T, P, P] becomes X Xᵀ of the centred rows.
+    """Writes the Gram matrices X Xᵀ of each problem's centred rows.
 
-    x [T, P, D]; mask bool [T, P]: rows and columns outside it become 0. On a CPU the factor is 1 but for numbers so
-    small or large that their squares would leave the range of floats. G is NaN for a problem that holds NaN or
-    infinity.
-    `scratch` [T, P, D] of `out`'s dtype is written over; new memory costs a CPU as much as a step of the algorithm.
+    Parameters
+    ----------
+    x
+        float [T, P, D].
+    mask
+        bool [T, P], False for rows that take no part: their rows and columns of the result are 0. None: all take part.
+    out
+        float32 or float64 [T, P, P], written. It is NaN for a problem that holds NaN or infinity.
+    scratch
+        [T, P, D] in the dtype of `out`, overwritten. With None it is allocated, which costs a CPU as much time as a
+        step of Lloyd's algorithm.
+
+    Returns
+    -------
+    [T] in the dtype of `out`: the power of two by which the rows were multiplied. On a CPU it is 1, except for numbers
+    so small or large that their squares would leave the range of floats.
     """
     scratch = torch.empty_like(x, dtype=out.dtype) if scratch is None else scratch
     x = x.to(out.dtype)
     if mask is not None:
         x = torch.where(mask[:, :, None], x, 0)
     factor = torch.ones(len(x), dtype=x.dtype, device=x.device)
-    if x.is_cuda:  # to ask for the range would take longer than to scale, which rounds nothing
+    if x.is_cuda:  # reading the range would take longer than scaling, and scaling rounds nothing
         factor = torch.ldexp(factor, -torch.frexp(x.abs().amax((1, 2))).exponent)
         _gram(x * factor[:, None, None], mask, out, scratch)
         return factor
@@ -36,6 +51,7 @@ def centred_gram(x: Tensor, mask: Tensor | None, out: Tensor, scratch: Tensor | 
 
 
 def _gram(x: Tensor, mask: Tensor | None, out: Tensor, centred: Tensor) -> Tensor:
+    """[T]: the sums of squared lengths of the centred rows; writes `out` [T, P, P] and `centred` [T, P, D]."""
     count = x.shape[1] if mask is None else mask.sum(1).clamp_min(1)[:, None, None]
     torch.sub(x, x.sum(1, keepdim=True) / count, out=centred)  # not mean(): a mask of all True must give the same bits
     if mask is not None:
@@ -48,10 +64,29 @@ def _gram(x: Tensor, mask: Tensor | None, out: Tensor, centred: Tensor) -> Tenso
 
 
 def plus_plus(gram: Tensor, member: Tensor | None, k: int, seeds: Tensor, n_init: int) -> tuple[Tensor, Tensor]:
-    """(int64 [T, K, R], bool [T]): rows drawn as centres by greedy k-means++, and whether a start ran out of rows.
+    """Draws rows as centres by greedy k-means++.
 
-    Arthur and Vassilvitskii (SODA 2007), with scikit-learn's number of candidates a draw. R = n_init starts. A start
-    runs out where every row is (to rounding) equal to a centre already drawn. member [T, P]: 0 for rows left out.
+    Parameters
+    ----------
+    gram
+        float [T, P, P].
+    member
+        [T, P] in the dtype of `gram`: 1, or 0 for rows that take no part. None: all take part.
+    k
+        K, for all problems.
+    seeds
+        int64 [T].
+    n_init
+        R, the number of starts.
+
+    Returns
+    -------
+    (numbers of rows int64 [T, K, R], bool [T]: whether a start ran out of rows, because every row was equal, but for
+    rounding, to a centre already drawn).
+
+    Notes
+    -----
+    Arthur and Vassilvitskii (SODA 2007), with as many candidates of a draw as in scikit-learn.
     """
     t, p, _ = gram.shape
     trials = 2 + int(math.log(k))
@@ -62,7 +97,7 @@ def plus_plus(gram: Tensor, member: Tensor | None, k: int, seeds: Tensor, n_init
     table = gram.view(t * p, p)
     weights = torch.ones(t, p, dtype=gram.dtype, device=gram.device) if member is None else member
     centres = torch.empty(t, k, n_init, dtype=torch.int64, device=gram.device)
-    centres[:, 0] = draw(weights[:, None].expand(t, n_init, p), uniforms[..., :1])[..., 0]
+    centres[:, 0] = _draw(weights[:, None].expand(t, n_init, p), uniforms[..., :1])[..., 0]
     closest = _distances(table, square, offset, centres[:, 0, :, None], member)[:, :, 0]  # [T, R, P]
     noise = square.amax(-1)[:, None] * (1e-5 if gram.dtype == torch.float32 else 1e-14)
     starved = torch.zeros(t, n_init, dtype=torch.bool, device=gram.device)
@@ -70,7 +105,7 @@ def plus_plus(gram: Tensor, member: Tensor | None, k: int, seeds: Tensor, n_init
     for c in range(1, k):
         starved |= closest.amax(-1) <= noise
         at = 1 + (c - 1) * trials
-        drawn = draw(closest, uniforms[..., at : at + trials])  # [T, R, L]
+        drawn = _draw(closest, uniforms[..., at : at + trials])  # [T, R, L]
         nearer = torch.minimum(_distances(table, square, offset, drawn, member), closest[:, :, None])
         best = nearer.sum(-1).argmin(-1)  # [T, R]
         closest = nearer.view(-1, p).index_select(0, rows + best.view(-1)).view(t, n_init, p)
@@ -79,7 +114,7 @@ def plus_plus(gram: Tensor, member: Tensor | None, k: int, seeds: Tensor, n_init
 
 
 def _distances(table: Tensor, square: Tensor, offset: Tensor, drawn: Tensor, member: Tensor | None) -> Tensor:
-    """[T, R, L, P]: squared distances from every row to the drawn ones [T, R, L]; 0 for rows left out."""
+    """[T, R, L, P]: squared distances from every row to the drawn rows [T, R, L]; 0 for rows that take no part."""
     t, r, count = drawn.shape
     flat = drawn.view(t, -1)
     away = table.index_select(0, (flat + offset).view(-1)).view(t, r, count, -1)
@@ -88,10 +123,10 @@ def _distances(table: Tensor, square: Tensor, offset: Tensor, drawn: Tensor, mem
     return away if member is None else away.mul_(member[:, None, None])
 
 
-def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
-    """int64 [T, R, L]: indices of rows drawn with probability in proportion to `weights` [T, R, P].
+def _draw(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """int64 [T, R, L]: rows drawn in proportion to `weights` [T, R, P] by the numbers `uniforms` [T, R, L] in [0, 1).
 
-    Weights become whole numbers first: their running sums are then exact, in any order and on any device.
+    Weights are made whole numbers first, so that their running sums are exact, in any order and on any device.
     """
     most = weights.amax(-1, keepdim=True).clamp_min_(1e-28)  # 2^30 over it is still a float
     whole = (weights * (2.0**30 / most)).to(torch.float64).floor_()

@@ -1,4 +1,4 @@
-"""Compiled functions: numba's `njit` without the interpreter's lock, with a cache on disk wherever one can be kept."""
+"""Functions compiled by numba: without the interpreter's lock, and cached on disk where a cache can be kept."""
 
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, cast
@@ -7,7 +7,7 @@ import numba
 
 P = ParamSpec("P")
 R = TypeVar("R")
-# Sums may be taken in another order than written; NaN and infinity stay what they are.
+# The compiler may add in another order than written; NaN and infinity keep their meaning.
 _FLAGS: dict[str, Any] = {
     "nogil": True,
     "error_model": "numpy",  # no test for 0 before a division
@@ -16,11 +16,11 @@ _FLAGS: dict[str, Any] = {
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """The function in machine code, compiled for each type of argument at its first call.
+    """Compiles a function to machine code, for each type of argument at its first call.
 
-    The code is kept beside the source, else in the user's cache folder. Where neither can be written (a read-only
-    installation and home), every process compiles for itself. numba looks at the age of this one source file only: a
-    compiled function must call no compiled function of another file.
+    The code is kept beside the source, else in the user's cache folder. Where neither folder can be written, every
+    process compiles for itself. numba compares the cache only with the age of the function's own source file: after a
+    change to a function of another file that it calls (`draws`), the cache has to be removed.
     """
     try:
         return cast(Callable[P, R], numba.njit(function, cache=True, **_FLAGS))
@@ -29,5 +29,5 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def inner(function: Callable[P, R]) -> Callable[P, R]:
-    """The same for a function that only compiled functions call: it is part of their code, and cached with it."""
+    """Compiles a function that only compiled functions call: it becomes part of their code, and is cached with it."""
     return cast(Callable[P, R], numba.njit(function, no_cpython_wrapper=True, **_FLAGS))

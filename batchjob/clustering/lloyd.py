@@ -1,8 +1,9 @@
-"""Lloyd's algorithm on Gram matrices: no centroids, a tile of problems and all their restarts at once.
+"""Lloyd's algorithm on Gram matrices, without centroids, for a tile of problems and all their restarts at once.
 
-With W [K, P] the cluster memberships divided by the clusters' sizes, W G holds the products of rows with cluster means,
-and a squared distance is ⟨mean, mean⟩ − 2 ⟨row, mean⟩ + ⟨row, row⟩, whose last term no comparison needs. Memberships
-stay 0/1 floats from step to step: labels as integers or bools cost several times the arithmetic on a CPU.
+Let W [K, P] be the memberships in clusters divided by the sizes of the clusters. Then W G holds the products of rows
+with cluster means. A squared distance is ⟨mean, mean⟩ − 2 ⟨row, mean⟩ + ⟨row, row⟩, and no comparison of means needs
+the last term. Memberships stay 0/1 floats from step to step: labels as integers or bools would take several times as
+long on a CPU. Letters: M problems in tiles of T, P rows, K clusters, R restarts.
 """
 
 from dataclasses import dataclass
@@ -12,24 +13,24 @@ from torch import Tensor
 
 from batchjob.clustering.gram import plus_plus
 
-MAX_STEPS = 300  # as scikit-learn's; a fixed point comes after 6 to 40
+MAX_STEPS = 300  # as in scikit-learn; a fixed point was reached after 6 to 40
 
 
 @dataclass(slots=True)
 class Tiles:
-    """M problems, a multiple of `tile`, in the order in which they are worked on; letters as elsewhere, R restarts."""
+    """M problems, a multiple of `tile`, in the order in which they are worked on."""
 
     gram: Tensor  # [M, P, P]
-    square: Tensor  # [M, 1, P]: its diagonal
-    member: Tensor | None  # [M, 1, 1, P] 0 or 1; None: all take part
-    ones: Tensor  # [M, K, R, P]: 1 where the row is in the cluster
-    cost: Tensor  # [M, R]: sum of squared distances
-    same: Tensor  # bool [M]: the last step changed nothing
-    order: Tensor  # int64 [M]: which problem stands here
+    square: Tensor  # [M, 1, P]: the diagonal of `gram`
+    member: Tensor | None  # [M, 1, 1, P]: 1, or 0 for rows that take no part; None: all take part
+    ones: Tensor  # [M, K, R, P]: 1 where the row is in the cluster, else 0
+    cost: Tensor  # [M, R]: sum of squared distances to the own mean
+    same: Tensor  # bool [M]: whether the last step changed nothing
+    order: Tensor  # int64 [M]: the number of the problem at this place
     tile: int
 
-    def swap(self, a: Tensor, b: Tensor) -> None:
-        """Exchange the problems at positions `a` (finished) and `b` (not); the finished ones lose their Gram matrix."""
+    def _swap(self, a: Tensor, b: Tensor) -> None:
+        """Exchanges finished problems at `a` with others at `b`; the finished ones lose their Gram matrices."""
         self.gram[a] = self.gram[b]
         for field in (self.square, self.member, self.ones, self.cost, self.same, self.order):
             if field is not None:
@@ -37,7 +38,17 @@ class Tiles:
 
 
 def assign_to_rows(tiles: Tiles, part: slice, centres: Tensor) -> None:
-    """Memberships of the rows nearest to the centre rows [T, K, R] become the tile's."""
+    """Puts every row of a tile into the cluster of the nearest centre.
+
+    Parameters
+    ----------
+    tiles
+        The problems; `ones` of the tile is written.
+    part
+        The places of the tile's T problems.
+    centres
+        int64 [T, K, R]: the numbers of the rows that are centres.
+    """
     gram, t, p = tiles.gram[part], tiles.tile, tiles.gram.shape[1]
     offset = (torch.arange(t, device=gram.device) * p)[:, None, None]
     rows = gram.view(t * p, p).index_select(0, (centres + offset).view(-1)).view(*centres.shape, p)
@@ -47,11 +58,11 @@ def assign_to_rows(tiles: Tiles, part: slice, centres: Tensor) -> None:
 
 
 def run(tiles: Tiles) -> None:
-    """Every problem's memberships and costs at a fixed point; `order` says which problem stands where.
+    """Carries the memberships and costs of all problems to fixed points; problems change places (`order`).
 
-    A tile makes several steps at a visit: its Gram matrices are then in the cache, and a GPU is asked how far it is
-    only between visits. A finished problem stays as it is when it is stepped again. Unfinished problems move to the
-    front after a visit, so that whole tiles drop out.
+    A tile makes several steps at a visit: its Gram matrices are then in the cache, and a GPU is asked only between
+    visits which problems have ended. Another step does not change a finished problem. After a visit unfinished problems
+    move to the front, so that whole tiles drop out.
     """
     scratch = torch.empty_like(tiles.ones[: tiles.tile]), torch.empty_like(tiles.ones[: tiles.tile])
     active, on_gpu = len(tiles.order), tiles.gram.is_cuda
@@ -71,9 +82,19 @@ def run(tiles: Tiles) -> None:
 def solve_tile(
     gram: Tensor, member: Tensor | None, k: int, seeds: Tensor, n_init: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(0/1 float [T, K, P], float [T], bool [T]): the best restart's clusters and cost; a start ran out of rows.
+    """Clusters the problems of one tile, whose Gram matrices are at hand.
 
-    For other users of one tile's Gram matrices [T, P, P], which stay as they are; member [T, P] 0 or 1, seeds [T].
+    Parameters
+    ----------
+    gram
+        float [T, P, P]; it stays as it is.
+    member, k, seeds, n_init
+        As in `gram.plus_plus`.
+
+    Returns
+    -------
+    (0/1 float [T, K, P], float [T], bool [T]): the clusters and the inertia of each problem's best restart, and whether
+    a start ran out of rows. Inertia is in the unit of `gram`.
     """
     t, p, _ = gram.shape
     tiles = Tiles(
@@ -94,19 +115,20 @@ def solve_tile(
 
 
 def best_restart(tiles: Tiles) -> tuple[Tensor, Tensor]:
-    """(0/1 float [M, K, P], float [M]): memberships and cost of each problem's cheapest restart, where it stands."""
+    """(0/1 float [M, K, P], float [M]): memberships and cost of the cheapest restart of the problem at each place."""
     best = tiles.cost.argmin(1)  # the first of equals, on every device
     at = torch.arange(len(best), device=best.device)
     return tiles.ones[at, :, best], tiles.cost[at, best].clamp_min(0)
 
 
 def _compact(tiles: Tiles, active: int) -> int:
+    """Moves the unfinished of the first `active` problems to the front; how many places, in whole tiles, they take."""
     going = (~tiles.same[:active]).nonzero()[:, 0]
     needed = -(-len(going) // tiles.tile) * tiles.tile
     if 0 < needed < active:
         movers = going[going >= needed]
         holes = tiles.same[:needed].nonzero()[: len(movers), 0]
-        tiles.swap(holes, movers)
+        tiles._swap(holes, movers)
     return needed
 
 
@@ -132,7 +154,7 @@ def _step(tiles: Tiles, part: slice, scratch: tuple[Tensor, Tensor]) -> None:
 
 
 def _nearest(distance: Tensor, member: Tensor | None, out: Tensor) -> Tensor:
-    """[T, R, P]: the least of the distances [T, K, R, P]; `out` becomes 1 for the first cluster that has it, else 0."""
+    """[T, R, P]: the least of the distances [T, K, R, P]; `out` becomes 1 for the first such cluster, else 0."""
     least = distance.amin(1)
     torch.eq(distance, least[:, None], out=out)
     if out.is_cuda or bool(out.sum(1).amax() > 1):  # ties go to the first
@@ -145,9 +167,9 @@ def _nearest(distance: Tensor, member: Tensor | None, out: Tensor) -> Tensor:
 def _place_empty(
     distance: Tensor, gram: Tensor, square: Tensor, ones: Tensor, size: Tensor, member: Tensor | None
 ) -> None:
-    """Each problem's first empty cluster gets the row farthest from its own mean as its mean; the others wait.
+    """Gives each problem's first empty cluster the row farthest from its own mean as mean; other empty ones wait.
 
-    scikit-learn's remedy. Without a question to the device: where no cluster is empty nothing changes.
+    scikit-learn does the same. Where no cluster is empty nothing changes, so that a GPU need not be asked before.
     """
     empty = size == 0
     first = empty & (empty.cumsum(1) == 1)

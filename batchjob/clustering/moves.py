@@ -1,8 +1,8 @@
-"""Near-optimal k-means of one problem on its Gram matrix, compiled: single moves, swaps of centres.
+"""Near-optimal k-means of one problem on its Gram matrix, in compiled code: single moves, and swaps of centres.
 
-With S[c, p] = Σ_{i in c} G[i, p] kept up to date, the squared distance from row p to the mean of cluster c is
-G[p, p] − 2 S[c, p] / n_c + q_c / n_c², where q_c = Σ_{p in c} S[c, p]: no centroids are needed, and moving a row from
-cluster to cluster costs two sums over P numbers. Rows are centred, so that float32 keeps its digits.
+The sums S[c, p] = Σ_{i in c} G[i, p] are kept up to date. The squared distance from row p to the mean of cluster c is
+then G[p, p] − 2 S[c, p] / n_c + q_c / n_c², where q_c = Σ_{p in c} S[c, p]. No centroids are needed, and moving a row
+from cluster to cluster costs two sums over P numbers. Rows are centred, so that float32 keeps its digits.
 """
 
 from typing import Any, NamedTuple
@@ -14,24 +14,24 @@ from batchjob.clustering.draws import draw, seed_stream
 from batchjob.clustering.jit import compiled, inner
 
 CANDIDATES = 4  # rows that are drawn for a swap, of which the best is tried
-PASSES = 6  # over all rows, after a swap: most that are worth keeping show it by then
-MAX_PASSES = 100
-PATIENCE = 100  # swaps in a row without success that end a start
-FOUND_AGAIN = 2
-SAME = 1e-6  # two inertias that are relatively this close are of one optimum
+PASSES = 6  # over all rows after a swap: most swaps that are worth keeping show it by then
+MAX_PASSES = 100  # over all rows otherwise
+PATIENCE = 100  # a start ends after so many swaps in a row without success
+FOUND_AGAIN = 2  # the search ends when so many starts found the lowest inertia
+SAME = 1e-6  # inertias with a smaller relative difference belong to one optimum
 
 
 class Problem(NamedTuple):
-    """P rows by their products; gains below `noise` are rounding."""
+    """One problem of P rows, by the products of its rows."""
 
     gram: NDArray[Any]  # G [P, P]
-    square: NDArray[Any]  # its diagonal
-    total: float  # the sum of that: the inertia of one cluster
-    noise: float
+    square: NDArray[Any]  # [P]: the diagonal of G
+    total: float  # the sum of the diagonal: the inertia of a single cluster
+    noise: float  # gains of inertia below this are rounding
 
 
 class Clustering(NamedTuple):
-    """P rows in K clusters, and the sums that moves keep up to date."""
+    """P rows in K clusters, with the sums that every move keeps up to date."""
 
     label: NDArray[np.int32]  # [P]
     sums: NDArray[Any]  # S [K, P]
@@ -40,18 +40,18 @@ class Clustering(NamedTuple):
 
 
 class Near(NamedTuple):
-    """For every row [P] its nearest and second nearest mean: numbers and squared distances less G[p, p]."""
+    """The nearest and the second nearest mean of every row, [P] each."""
 
-    first: NDArray[np.int32]
+    first: NDArray[np.int32]  # number of the nearest cluster
     second: NDArray[np.int32]
-    to_first: NDArray[Any]
+    to_first: NDArray[Any]  # squared distance to its mean, at least 0
     to_second: NDArray[Any]
-    running: NDArray[np.float64]  # sums of to_first up to each row
+    running: NDArray[np.float64]  # running sums of to_first
 
 
 @inner
 def _build(problem: Problem, c: Clustering) -> None:
-    """Makes the sums fit the labels."""
+    """Computes the sums afresh from the labels."""
     for cluster in range(len(c.size)):
         c.size[cluster], c.norm[cluster] = 0, 0.0
         sums = c.sums[cluster]
@@ -69,7 +69,7 @@ def _build(problem: Problem, c: Clustering) -> None:
 
 @inner
 def _move(problem: Problem, c: Clustering, i: int, to: int) -> None:
-    """Row i goes to cluster `to`."""
+    """Moves row i to cluster `to`."""
     gram, old = problem.gram, c.label[i]
     c.norm[old] += gram[i, i] - 2 * c.sums[old, i]
     c.norm[to] += gram[i, i] + 2 * c.sums[to, i]
@@ -84,7 +84,7 @@ def _move(problem: Problem, c: Clustering, i: int, to: int) -> None:
 
 @inner
 def _inertia(problem: Problem, c: Clustering) -> float:
-    """The sum of squared distances to the own mean."""
+    """Adds up the squared distances of all rows to their own means."""
     within = 0.0
     for cluster in range(len(c.size)):
         if c.size[cluster] > 0:
@@ -94,7 +94,7 @@ def _inertia(problem: Problem, c: Clustering) -> float:
 
 @inner
 def _gains(problem: Problem, c: Clustering, least: NDArray[Any], leaving: NDArray[Any]) -> None:
-    """What each row [P] would add to the cheapest other cluster, and what its own cluster would lose with it.
+    """Writes what each row [P] would add to the cheapest other cluster, and what its own cluster would lose with it.
 
     Taking a row at squared distance d out of a cluster of n rows lowers its inertia by d n / (n − 1); joining one of
     n rows raises it by d n / (n + 1) (Hartigan 1975; Telgarsky and Vattani, AISTATS 2010).
@@ -159,7 +159,7 @@ def _settle(problem: Problem, c: Clustering, passes: int) -> bool:
 
 @inner
 def _look(problem: Problem, c: Clustering, near: Near) -> None:
-    """The nearest two means of every row, and the running sums of distances to the nearest."""
+    """Writes into `near` the two nearest means of every row, and the running sums of distances to the nearest."""
     square = problem.square
     for p in range(len(square)):
         near.to_first[p] = np.inf
@@ -187,7 +187,7 @@ def _look(problem: Problem, c: Clustering, near: Near) -> None:
 
 @inner
 def _exchange(problem: Problem, near: Near, state: NDArray[np.uint64], k: int) -> tuple[int, int]:
-    """(row, cluster): the best of a few drawn rows to be a centre, and the cluster whose mean it replaces best."""
+    """(row, cluster): the best of a few drawn rows as a centre, and the cluster whose mean it should replace."""
     gram, square = problem.gram, problem.square
     loss = np.empty(k, np.float64)
     least, row, replaced = np.inf, 0, 0
@@ -210,7 +210,7 @@ def _exchange(problem: Problem, near: Near, state: NDArray[np.uint64], k: int) -
 
 @inner
 def _swapped(problem: Problem, near: Near, c: Clustering, trial: Clustering, swap: tuple[int, int]) -> None:
-    """Writes into `trial` the clusters of c with the mean of one of them replaced by a row."""
+    """Writes into `trial` the clusters of c after the mean of one was replaced by a row; `swap` is (row, cluster)."""
     gram, square = problem.gram, problem.square
     row, replaced = swap
     for cluster in range(len(c.size)):
@@ -233,10 +233,10 @@ def _swapped(problem: Problem, near: Near, c: Clustering, trial: Clustering, swa
 
 @inner
 def _improve(problem: Problem, c: Clustering, trial: Clustering, state: NDArray[np.uint64]) -> None:
-    """Swaps centres until `PATIENCE` swaps in a row led nowhere.
+    """Swaps centres in `c` until `PATIENCE` swaps in a row have not lowered the inertia.
 
-    A swap exchanges a mean for a row drawn in proportion to its squared distance (Lattanzi and Sohler, ICML 2019;
-    Fränti 2018), lets single moves settle and is kept if the inertia fell.
+    A swap replaces a mean by a row that is drawn in proportion to its squared distance (Lattanzi and Sohler, ICML 2019;
+    Fränti 2018), and moves single rows until none gains by it. It is kept if the inertia fell.
     """
     count, k = len(problem.square), len(c.size)
     first, second, running = np.empty(count, np.int32), np.empty(count, np.int32), np.empty(count, np.float64)
@@ -253,8 +253,8 @@ def _improve(problem: Problem, c: Clustering, trial: Clustering, state: NDArray[
                 c.label[p] = trial.label[p]
             _build(problem, c)
             _settle(problem, c, MAX_PASSES)
-            # Of sums made afresh: those that moves kept up to date may say that an equal partition is better, and on
-            # a grid, which has many equal ones, the search then never ends.
+            # The sums are computed afresh: those that moves kept up to date may make an equally good partition look
+            # better, and on a grid, which has many equally good ones, the search would never end.
             _build(problem, c)
             inertia = _inertia(problem, c)
             if inertia < least - problem.noise:
@@ -296,11 +296,27 @@ def _number(found: NDArray[np.int32], labels: NDArray[np.uint8], k: int) -> None
 def search(
     gram: NDArray[Any], k: int, seed: int, starts: NDArray[np.int32], swaps: bool, labels: NDArray[np.uint8]
 ) -> tuple[float, float, int]:
-    """(inertia, that of one cluster, found) of a Gram matrix [P, P]; labels [P] are numbered by first appearance.
+    """Searches for the clusters of the lowest inertia of one problem, from several starts.
 
-    starts [R, P]: labels from 0 to k − 1. From each one single moves, and if `swaps` exchanges of centres, go on until
-    they lead nowhere; with `swaps` the search ends once the lowest inertia was found `FOUND_AGAIN` times. `found` is
-    how many starts ended at the lowest inertia.
+    Parameters
+    ----------
+    gram
+        float [P, P] of the centred rows.
+    k
+        K, at most 254.
+    seed
+        Of the draws of swaps.
+    starts
+        int32 [R, P]: labels from 0 to K − 1 of each start.
+    swaps
+        Whether centres are swapped, besides moving single rows. The search then ends early, once `FOUND_AGAIN` starts
+        have found the lowest inertia.
+    labels
+        uint8 [P], written: the best clusters, numbered by first appearance.
+
+    Returns
+    -------
+    (inertia, inertia of a single cluster, number of starts that ended at the lowest inertia).
     """
     count = len(gram)
     problem = _problem(gram)
@@ -315,7 +331,7 @@ def search(
         if swaps:
             seed_stream(state, seed, -1 - start)
             _improve(problem, c, trial, state)
-        _build(problem, c)  # the sums afresh: equal clusters have equal inertia
+        _build(problem, c)  # computed afresh, equal clusters have equal inertia
         inertia = _inertia(problem, c)
         found = found + 1 if abs(inertia - least) <= least * SAME else (1 if inertia < least else found)
         if inertia < least:

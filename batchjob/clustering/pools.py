@@ -1,4 +1,4 @@
-"""Algorithms without a batched form, one problem after the other by scikit-learn, in worker processes where it pays."""
+"""Algorithms that scikit-learn computes one problem after the other, in worker processes where that is faster."""
 
 import atexit
 import functools
@@ -14,16 +14,36 @@ from batchjob.clustering.base import Clusters, check_finite, number_by_appearanc
 from batchjob.codes import NO_LABEL, NOISE
 from batchjob.machine import usable_cores
 
-WORTH_A_POOL = 512  # problems: starting workers takes seconds, which fewer problems than these take by themselves
+WORTH_A_POOL = 512  # problems: fewer are done in the seconds that starting workers takes
 ALGORITHMS = ("agglomerative", "hdbscan")
-CHUNK = 16  # problems a message to a worker
+CHUNK = 16  # problems in a message to a worker
 
 
 def solve_each(algorithm: str, x: Tensor, k: Tensor, *, mask: Tensor | None = None, processes: int = 0) -> Clusters:
-    """The clusters of each problem by `agglomerative` (Ward) or `hdbscan`, which takes no k and marks noise.
+    """Clusters N problems one after the other.
 
-    x float [N, P, D], k int64 [N]; processes: 0 = one for each CPU this process may use, and none for few problems.
-    Raises NotFiniteError.
+    Parameters
+    ----------
+    algorithm
+        `agglomerative` (Ward), or `hdbscan`, which finds its own number of clusters and marks noise.
+    x
+        float [N, P, D].
+    k
+        int64 [N]; at most the number of distinct rows of a problem is used.
+    mask
+        bool [N, P], False for rows that take no part. None: all take part.
+    processes
+        How many worker processes share the problems, and with 1 this process alone works. 0: a process for each core
+        that this one may use, or this process alone for fewer than `WORTH_A_POOL` problems.
+
+    Returns
+    -------
+    The clusters, on the device of `x`.
+
+    Raises
+    ------
+    NotFiniteError
+        Rows inside the mask hold NaN or infinity.
     """
     check_finite(x, mask)
     n, p, _ = x.shape
@@ -41,8 +61,8 @@ def solve_each(algorithm: str, x: Tensor, k: Tensor, *, mask: Tensor | None = No
     return Clusters(numbered, inertia.to(x.device), found, torch.ones(n, dtype=torch.bool, device=x.device))
 
 
-def seconds_a_problem(algorithm: str, patches: int) -> float:
-    """Seconds that one problem of so many patches takes on one CPU: measured, on drawn rows."""
+def _seconds_a_problem(algorithm: str, patches: int) -> float:
+    """Measures how many seconds one problem of so many patches takes on one core, on random rows."""
     rows = np.random.default_rng(0).random((1, patches, patches), dtype=np.float32)
     job = (algorithm, rows, np.ones((1, patches), bool), [5])
     _solve_chunk((algorithm, rows[:, :8, :8], np.ones((1, 8), bool), [2]))  # imports
@@ -52,8 +72,22 @@ def seconds_a_problem(algorithm: str, patches: int) -> float:
 
 
 def forecast(algorithm: str, problems: int, patches: int) -> str:
-    """One sentence: how long so many problems will take on this machine, from one that is solved for it now."""
-    one, processes = seconds_a_problem(algorithm, patches), usable_cores()
+    """Says how long problems will take on this machine; for that it solves one now.
+
+    Parameters
+    ----------
+    algorithm
+        As in `solve_each`.
+    problems
+        How many there are.
+    patches
+        P, the number of rows of each.
+
+    Returns
+    -------
+    A sentence.
+    """
+    one, processes = _seconds_a_problem(algorithm, patches), usable_cores()
     total = one * problems / processes
     unit, seconds = ("hours", 3600) if total >= 5400 else ("minutes", 60) if total >= 90 else ("seconds", 1)
     return (
@@ -100,7 +134,7 @@ def _ward(x: NDArray[np.float64], k: int) -> NDArray[np.uint8]:
 def _hdbscan(x: NDArray[np.float64], k: int) -> NDArray[np.uint8]:
     """Labels of HDBSCAN (Campello, Moulavi and Sander, PAKDD 2013) with scikit-learn's defaults; `NOISE` for noise.
 
-    Clusters beyond the 254 largest would not fit a byte and count as noise.
+    Labels are bytes, so clusters beyond the 254 largest count as noise.
     """
     from sklearn.cluster import HDBSCAN
 

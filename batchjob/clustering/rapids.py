@@ -1,5 +1,6 @@
-"""k-means by cuML, one problem a call: at home with large problems. The only file that imports RAPIDS and cupy."""
+"""k-means by cuML, which suits large problems. No other file imports RAPIDS or cupy."""
 
+import functools
 import importlib
 import os
 from typing import Any
@@ -9,19 +10,18 @@ import torch.distributed
 import torch.utils.dlpack
 from torch import Tensor
 
-from batchjob.clustering.base import Clusters, check_finite, check_shapes, number_by_appearance
+from batchjob.clustering.base import Clusters, solve_one_by_one
 from batchjob.clustering.batched import AUTO_STARTS
-from batchjob.codes import NO_LABEL
 from batchjob.errors import UserError
 
 FIRST_POOL_BYTES = 256 << 20
-SMALL_ROWS = 1 << 16  # up to here, drawing centres one after the other (greedy) is cheap
+SMALL_ROWS = 1 << 16  # up to so many rows, drawing one centre after the other is cheap
 
 
 class CumlEngine:
-    """k-means by `cuml.cluster.KMeans` on a GPU; nothing leaves the device but each inertia.
+    """k-means by `cuml.cluster.KMeans` on a GPU, one problem after the other.
 
-    A seed does not guarantee equal labels there (rapidsai/cuml#5731).
+    Equal seeds do not guarantee equal labels there (rapidsai/cuml#5731).
     """
 
     name = "cuml"
@@ -42,39 +42,41 @@ class CumlEngine:
     def kmeans(
         self, x: Tensor, k: Tensor, seeds: Tensor, *, n_init: int, mask: Tensor | None = None, checks: bool = True
     ) -> Clusters:
-        """See `Engine.kmeans`; x is on this engine's device."""
-        check_shapes(x, k, seeds, mask)
-        check_finite(x, mask)
-        n, p, _ = x.shape
-        labels = torch.full((n, p), NO_LABEL, dtype=torch.uint8, device=x.device)
-        inertia = torch.zeros(n, device=x.device)
+        """Clusters each problem; only its inertia leaves the device.
+
+        Parameters
+        ----------
+        x, k, seeds, n_init, mask, checks
+            As in `Engine.kmeans`; `x` is on this engine's device, and it always checks.
+
+        Returns
+        -------
+        The clusters; `settled` is False.
+        """
         with torch.cuda.device(self._device):
-            for i, (wanted, seed) in enumerate(zip(k.tolist(), seeds.tolist(), strict=True)):
-                keep = slice(None) if mask is None else mask[i]
-                if len(x[i, keep]):
-                    labels[i, keep], inertia[i] = self._solve(x[i, keep], wanted, seed, n_init or AUTO_STARTS)
-        numbered, found = number_by_appearance(labels, NO_LABEL - 1)
-        return Clusters(numbered, inertia, found, torch.zeros_like(found, dtype=torch.bool))
+            solve = functools.partial(self._solve, n_init=n_init or AUTO_STARTS)
+            return solve_one_by_one(x, k, seeds, mask, solve=solve)
 
     def module(self, name: str) -> Any:
-        """cuml or cupy, imported once with the pool in place."""
+        """The module `cuml` or `cupy`, imported once, with the memory pool in place."""
         return {"cuml": self._cuml, "cupy": self._cupy}[name]
 
     def _solve(self, rows: Tensor, k: int, seed: int, n_init: int) -> tuple[Tensor, float]:
-        scaled, factor = to_unit_spread(rows)
-        if len(rows) <= SMALL_ROWS:  # cuML would make k clusters of fewer different rows
+        scaled, factor = _to_unit_spread(rows)
+        if len(rows) <= SMALL_ROWS:  # of fewer distinct rows than k, cuML would make k clusters
             k = min(k, len(torch.unique(scaled, dim=0)))
         torch.cuda.current_stream().synchronize()  # cuML works on a stream of its own
-        fit = self._cuml.cluster.KMeans(**arguments(len(rows), k, seed, n_init)).fit(as_array(scaled, self._cupy))
+        fit = self._cuml.cluster.KMeans(**_arguments(len(rows), k, seed, n_init)).fit(_as_array(scaled, self._cupy))
         self._cupy.cuda.runtime.deviceSynchronize()
-        return as_tensor(fit.labels_).to(torch.uint8), float(fit.inertia_) / factor**2
+        return _as_tensor(fit.labels_).to(torch.uint8), float(fit.inertia_) / factor**2
 
 
 class CumlLloyd:
-    """Lloyd's iteration over the rows of a whole dataset by cuML, ten iterations a step.
+    """Lloyd's iteration over the rows of a whole dataset by cuML, ten iterations a call.
 
-    Alone it is `cuml.cluster.KMeans`. Where a launcher started the processes (also a single one) it is `KMeansMG`,
-    which reduces its sums over NCCL: no Dask, only RAFT's bindings, as spark-rapids-ml and NeMo Curator do it.
+    A process that was started alone uses `cuml.cluster.KMeans`. Processes that a launcher started, also a single one,
+    use `KMeansMG`, which reduces its sums over NCCL: through RAFT's bindings and without Dask, as spark-rapids-ml and
+    NeMo Curator do it.
     """
 
     name = "cuml"
@@ -82,7 +84,7 @@ class CumlLloyd:
 
     def __init__(self, device: torch.device, *, rank: int, world: int) -> None:
         self._engine = CumlEngine(device)
-        self._handle: Any = None  # RAFT's, with the communicator; alone none is needed
+        self._handle: Any = None  # RAFT's, which holds the communicator; None for a process that is alone
         self._nccl: Any = None
         if world > 1 or "RANK" in os.environ:
             self._join(rank, world)
@@ -105,25 +107,38 @@ class CumlLloyd:
         self._handle = handle
 
     def advance(self, x: Tensor, centroids: Tensor, *, k: int, seed: int, tolerance: float) -> tuple[Tensor, int]:
-        """(centroids [K, D], iterations done, at most ten) over this process's rows x [n, D], read where they lie.
+        """Does up to ten iterations, over the rows of all processes.
 
-        `tolerance` is the summed squared shift of the centroids below which they stand still.
+        Parameters
+        ----------
+        x
+            float32 [n, D]: this process's rows, on its GPU; they are not copied.
+        centroids
+            float32 [K, D].
+        k, seed
+            K and the problem's seed.
+        tolerance
+            The summed squared shift of the centroids up to which they count as standing still.
+
+        Returns
+        -------
+        (centroids float32 [K, D], number of iterations done).
         """
         model, cupy = self._engine.module("cuml"), self._engine.module("cupy")
-        start = as_array(centroids.contiguous(), cupy)
-        given = refining(k, tolerance, seed, self.steps) | {"init": start}
+        start = _as_array(centroids.contiguous(), cupy)
+        given = _refining(k, tolerance, seed, self.steps) | {"init": start}
         torch.cuda.current_stream().synchronize()  # cuML works on a stream of its own
         if self._handle is None:
             fit = model.cluster.KMeans(**given)
         else:
             fit = importlib.import_module("cuml.cluster.kmeans_mg").KMeansMG(handle=self._handle, **given)
-        fit.fit(as_array(x, cupy))
+        fit.fit(_as_array(x, cupy))
         cupy.cuda.runtime.deviceSynchronize()
-        return as_tensor(cupy.asarray(fit.cluster_centers_)).to(centroids), int(fit.n_iter_)
+        return _as_tensor(cupy.asarray(fit.cluster_centers_)).to(centroids), int(fit.n_iter_)
 
 
-def refining(k: int, tolerance: float, seed: int, steps: int) -> dict[str, Any]:
-    """The keyword arguments of a step from given centroids: there is nothing to draw, and `tolerance` is absolute."""
+def _refining(k: int, tolerance: float, seed: int, steps: int) -> dict[str, Any]:
+    """The keyword arguments of up to `steps` iterations from given centroids; cuML's `tol` is absolute there."""
     return {
         "n_clusters": k,
         "n_init": 1,
@@ -134,10 +149,10 @@ def refining(k: int, tolerance: float, seed: int, steps: int) -> dict[str, Any]:
     }
 
 
-def arguments(rows: int, k: int, seed: int, n_init: int) -> dict[str, Any]:
-    """The keyword arguments of `cuml.cluster.KMeans` for rows of unit spread.
+def _arguments(rows: int, k: int, seed: int, n_init: int) -> dict[str, Any]:
+    """The keyword arguments of `cuml.cluster.KMeans` for so many rows of unit spread.
 
-    `tol` is an absolute squared shift of the centres there, so it means something only on rows of known size. Large
+    cuML's `tol` is an absolute squared shift of the centres, so it has a meaning only for rows of known spread. Large
     problems get k-means||, which draws the centres in a few passes.
     """
     return {
@@ -151,11 +166,11 @@ def arguments(rows: int, k: int, seed: int, n_init: int) -> dict[str, Any]:
     }
 
 
-def to_unit_spread(rows: Tensor) -> tuple[Tensor, float]:
-    """(contiguous float32 [P, D], factor): the rows times a power of two such that their spread is between 1 and 2.
+def _to_unit_spread(rows: Tensor) -> tuple[Tensor, float]:
+    """(contiguous float32 [P, D], factor): multiplies rows by a power of two that brings their spread into [1, 2).
 
-    With a total cost below 1, as attention rows have it, k-means|| would make no round and start from random rows,
-    without a word. The power of two rounds nothing.
+    The inertia of attention rows is below 1, for which k-means|| would do no round and start from random rows without a
+    warning. The power of two rounds nothing.
     """
     rows = rows.float().contiguous()
     most = rows.abs().max()
@@ -167,18 +182,18 @@ def to_unit_spread(rows: Tensor) -> tuple[Tensor, float]:
     return torch.ldexp(rows, torch.tensor(-exponent, device=rows.device)), 2.0**-exponent
 
 
-def as_array(tensor: Tensor, library: Any) -> Any:
-    """The tensor as an array of `library` (cupy) over the same memory, by DLPack: nothing is copied."""
+def _as_array(tensor: Tensor, library: Any) -> Any:
+    """The tensor as an array of `library` (cupy) over the same memory, by DLPack."""
     return library.from_dlpack(tensor.detach())
 
 
-def as_tensor(array: Any) -> Tensor:
-    """The array as a tensor over the same memory, by DLPack: nothing is copied."""
+def _as_tensor(array: Any) -> Tensor:
+    """The array as a tensor over the same memory, by DLPack."""
     return torch.utils.dlpack.from_dlpack(array)
 
 
 def _make_pool(rmm: Any, device: int) -> None:
-    """cuML's and cupy's allocations come from a pool from now on, unless somebody has set one up already."""
+    """Makes cuML and cupy take their memory from a pool from now on, unless one is set up already."""
     if isinstance(rmm.mr.get_per_device_resource(device), rmm.mr.CudaMemoryResource):
         pool = rmm.mr.PoolMemoryResource(rmm.mr.CudaMemoryResource(), initial_pool_size=FIRST_POOL_BYTES)
         rmm.mr.set_per_device_resource(device, pool)

@@ -13,15 +13,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from batchjob.codes import NO_LABEL
+from batchjob.config import MAX_K
 
-AUTO = 0  # as n_init: search until the best inertia was found again from an independent start
+AUTO = 0  # as n_init: search until an independent start finds the lowest inertia again
 MAX_STARTS = 8  # of `AUTO`
 CHUNK = 8  # problems that a thread takes at a time
-CANCELLED = 1e-3  # an inertia below this share of the total has lost digits to it in float32
+CANCELLED = 1e-3  # an inertia below this share of the total has lost its digits in float32
 
 
 class NotFiniteError(ValueError):
-    """Problems hold NaN or infinity, which no distance can be told from: `problems` are their indices."""
+    """Problems hold NaN or infinity, so that they have no distances. `problems` are their indices."""
 
     def __init__(self, problems: Sequence[int]) -> None:
         self.problems = tuple(problems)
@@ -33,9 +34,9 @@ class NotFiniteError(ValueError):
 class Partitions:
     """The clusters of N problems of P rows.
 
-    `labels` uint8 [N, P]: numbered by first appearance, so that equal partitions are equal arrays; 255 outside the
-    mask. `inertia` float64 [N]: the sum of squared distances to the own mean, in the rows' own units. `settled`
-    bool [N]: the lowest inertia was found from two independent starts at least.
+    `labels` uint8 [N, P] are numbered by first appearance, so that equal partitions are equal arrays; they are 255
+    outside the mask. `inertia` float64 [N] is the sum of squared distances to the own mean, in the squared unit of the
+    rows. `settled` bool [N] is True where at least two independent starts found the lowest inertia.
     """
 
     labels: NDArray[np.uint8]
@@ -45,7 +46,7 @@ class Partitions:
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """The clusters of one problem: `labels` uint8 [P], its `inertia`, and whether the search `settled`."""
+    """The clusters of one problem, as in `Partitions`: `labels` uint8 [P], `inertia` and `settled`."""
 
     labels: NDArray[np.uint8]
     inertia: float
@@ -55,31 +56,32 @@ class Partition:
 def best_partition(
     rows: ArrayLike, k: int, *, seed: int = 0, n_init: int = AUTO, mask: NDArray[np.bool_] | None = None
 ) -> Partition:
-    """Cluster the rows of one problem by k-means, near-optimally.
+    """Clusters the rows of one problem by near-optimal k-means.
 
     Parameters
     ----------
-    rows : [P, D]
-        Any real numbers in any unit. float32 (the precision of all inputs but float64).
-    k : int
-        1 to 254. Clipped to the number of different rows.
-    seed : int
-        Of everything drawn: equal input and seed, equal bits.
-    n_init : int
-        `AUTO`, or a number of plain starts.
-    mask : bool [P], optional
-        Rows where it is False take no part and get the label 255.
+    rows
+        [P, D] real numbers in any unit. All but float64 are taken as float32.
+    k
+        1 to 254, or more than there are rows. With fewer distinct rows there are fewer clusters.
+    seed
+        Equal seeds and rows give equal bits.
+    n_init
+        `AUTO` searches until an independent start finds the lowest inertia again. Else the number of k-means++ starts,
+        each improved by moving single rows.
+    mask
+        bool [P]: rows where it is False take no part and get the label 255. None: all take part.
 
     Returns
     -------
-    Partition
+    The labels, the inertia, and whether the search settled.
 
     Raises
     ------
     NotFiniteError
-        Rows hold NaN or infinity.
+        Rows inside the mask hold NaN or infinity.
     ValueError
-        Shapes don't fit, or k is out of range.
+        The shape of the mask does not fit, or k is out of range.
 
     Examples
     --------
@@ -105,17 +107,33 @@ def best_partitions(
     mask: NDArray[np.bool_] | None = None,
     threads: int = 1,
 ) -> Partitions:
-    """Cluster N problems; see `best_partition`.
+    """Clusters N problems by near-optimal k-means.
 
-    rows [N, P, D], k int [N] (each problem its own), seeds int64 [N], mask bool [N, P]. Beside the results a thread
-    holds the Gram matrix of one problem and 4 K P numbers.
+    Parameters
+    ----------
+    rows
+        [N, P, D] real numbers in any unit. All but float64 are taken as float32.
+    k, seeds
+        int64 [N]: each problem has its own.
+    n_init
+        As in `best_partition`.
+    mask
+        bool [N, P]; as in `best_partition`.
+    threads
+        How many problems are worked on at a time; the labels do not depend on it. Each thread holds the Gram matrix of
+        one problem and about 4 K P numbers.
+
+    Returns
+    -------
+    The clusters of all problems.
+
+    Raises
+    ------
+    NotFiniteError, ValueError
+        As `best_partition`.
     """
+    check_shapes(rows, k, seeds, mask)
     n, p, _ = rows.shape
-    if k.shape != (n,) or seeds.shape != (n,) or (mask is not None and mask.shape != (n, p)):
-        found = f"k {k.shape}, seeds {seeds.shape}, mask {None if mask is None else mask.shape}"
-        raise ValueError(f"{n} problems of {p} rows need k [{n}], seeds [{n}], mask [{n}, {p}]; found {found}")
-    if n and not 1 <= int(k.min()) <= int(k.max()):
-        raise ValueError(f"k is at least 1; found {int(k.min())}")
     rows = np.ascontiguousarray(rows, np.float64 if rows.dtype == np.float64 else np.float32)
     result = Partitions(np.full((n, p), NO_LABEL, np.uint8), np.zeros(n), np.ones(n, np.bool_))
     bad: list[int] = []
@@ -143,6 +161,37 @@ def best_partitions(
     return result
 
 
+def check_shapes(x: Any, k: Any, seeds: Any, mask: Any | None) -> None:
+    """Checks the shapes and k of N problems, given as NumPy arrays or as tensors.
+
+    Parameters
+    ----------
+    x
+        [N, P, D].
+    k
+        [N]. Its values are not read where it is on a GPU, which would be waited for; the kernels there take 0 for 1.
+    seeds
+        [N].
+    mask
+        [N, P] or None.
+
+    Raises
+    ------
+    ValueError
+        A shape does not fit, a k is below 1, or a problem could have more than 254 clusters.
+    """
+    n, p, _ = x.shape
+    if tuple(k.shape) != (n,) or tuple(seeds.shape) != (n,) or (mask is not None and tuple(mask.shape) != (n, p)):
+        found = f"k {tuple(k.shape)}, seeds {tuple(seeds.shape)}, mask {None if mask is None else tuple(mask.shape)}"
+        raise ValueError(f"{n} problems of {p} rows need k [{n}], seeds [{n}], mask [{n}, {p}]; found {found}")
+    if n == 0 or getattr(k, "is_cuda", False):
+        return
+    if int(k.min()) < 1:
+        raise ValueError(f"k is at least 1; found {int(k.min())}")
+    if min(int(k.max()), p) > MAX_K:  # labels are bytes
+        raise ValueError(f"k is at most {MAX_K}; found {int(k.max())}, for problems of {p} rows")
+
+
 def _solve(
     rows: NDArray[Any], keep: NDArray[np.int64], k: int, seed: int, n_init: int
 ) -> tuple[NDArray[np.uint8], float, bool] | None:
@@ -163,7 +212,7 @@ def _solve(
 def _solve_as(
     dtype: type[np.floating[Any]], rows: NDArray[Any], keep: NDArray[np.int64], k: int, seed: int, n_init: int
 ) -> tuple[NDArray[np.uint8], float, bool] | None:
-    """As `_solve`, with the Gram matrix in `dtype`; the inertia is −1 where its rounding leaves doubt."""
+    """As `_solve`, with the Gram matrix in `dtype`; the inertia is −1 where the rounding of float32 leaves doubt."""
     from batchjob.clustering import centred, moves, starts  # numba takes a moment to import
 
     count, depth = len(keep), rows.shape[1]
@@ -187,12 +236,12 @@ def _solve_as(
 
 
 def _inertia(rows: NDArray[Any], labels: NDArray[np.uint8]) -> float:
-    """The sum of squared distances to the own mean, from differences: sums of products lose a small one's digits."""
+    """The sum of squared distances to the own mean, from differences: from products, a small sum would lose digits."""
     clusters = (rows[labels == cluster].astype(np.float64) for cluster in range(int(labels.max()) + 1))
     return float(sum(((own - own.mean(0)) ** 2).sum() for own in clusters))
 
 
 def _number(labels: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """The clusters renumbered by first appearance."""
+    """Renumbers clusters by first appearance."""
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[inverse].astype(np.uint8)

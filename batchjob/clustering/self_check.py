@@ -1,4 +1,4 @@
-"""Whether an engine gives on this machine what the torch engine gives: asked once, before a run relies on it."""
+"""The check that an engine agrees with the torch engine on this machine, done before a run relies on it."""
 
 import importlib.util
 from collections.abc import Callable
@@ -10,36 +10,36 @@ from batchjob.clustering.base import Clusters, Engine
 from batchjob.clustering.batched import BatchedEngine
 
 PROBLEMS = 36
-WORSE = 1e-3  # an inertia that is relatively this much higher counts as another answer
-MOST_WORSE = 0.05  # share of the problems that may have one: rounding decides between optima that are nearly equal
+WORSE = 1e-3  # an inertia whose relative excess is above this counts as worse
+MOST_WORSE = 0.05  # share of the problems that may be worse: rounding decides between nearly equal optima
 
 
 def find_refusal(open_engine: Callable[[], Engine], device: torch.device, *, rows: int, n_init: int) -> str:
-    """Why an engine can't be relied on here, as the rest of a sentence; empty where it can.
+    """Solves a few problems with an engine, and says why it can't be relied on here.
 
     Parameters
     ----------
-    open_engine : callable
+    open_engine
         Makes the engine; it may raise.
-    device : torch.device
-        Where it shall work.
-    rows : int
-        P of the problems that it will get: the variant that is compiled is the one that the run uses.
-    n_init : int
-        As for `Engine.kmeans`.
+    device
+        Where the engine shall work.
+    rows
+        P of the problems that the run will have, so that the variant is checked which the run will use.
+    n_init
+        As in `Engine.kmeans`.
 
     Returns
     -------
-    str
-        E.g. `does not compile here (CompilationError: …)`, or empty.
+    The rest of a sentence, such as `does not work here (CompilationError: …)`; empty where the engine agrees with
+    torch.
 
     Notes
     -----
-    It solves `PROBLEMS` problems of every kind: attention-like rows, groups, equal rows, rows left out, k from 1 to 12.
+    The `PROBLEMS` problems are of every kind: attention-like rows, groups, equal rows, rows left out, k from 1 to 12.
     """
     if importlib.util.find_spec("triton") is None:
         return "needs triton, which is not installed"
-    x, k, mask = make_problems(rows, device)
+    x, k, mask = _make_problems(rows, device)
     seeds = torch.arange(PROBLEMS)
     try:
         found = open_engine().kmeans(x, k, seeds, n_init=n_init, mask=mask)
@@ -48,11 +48,11 @@ def find_refusal(open_engine: Callable[[], Engine], device: torch.device, *, row
         why = " ".join(str(error).split())[:160]
         return f"does not work here ({type(error).__name__}: {why})"
     expected = BatchedEngine(device).kmeans(x, k, seeds, n_init=n_init, mask=mask)
-    return compare(found, inertia, expected)
+    return _compare(found, inertia, expected)
 
 
-def compare(found: Clusters, inertia: Tensor, expected: Clusters) -> str:
-    """How answers differ from the expected ones, as the rest of a sentence; empty where they agree."""
+def _compare(found: Clusters, inertia: Tensor, expected: Clusters) -> str:
+    """How the answers differ from the expected ones, as the rest of a sentence; empty where they agree."""
     theirs = expected.inertia.cpu()
     scale = theirs.clamp_min(1e-6 * float(theirs.max()))
     worse = int((~(inertia <= theirs + WORSE * scale)).sum())
@@ -64,8 +64,8 @@ def compare(found: Clusters, inertia: Tensor, expected: Clusters) -> str:
     return ""
 
 
-def make_problems(rows: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """(x float32 [N, P, P], k int64 [N] on the host, mask bool [N, P]): the same problems on every device."""
+def _make_problems(rows: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """(x float32 [N, P, P], k int64 [N] on the CPU, mask bool [N, P]): the same problems on every device."""
     generator = torch.Generator().manual_seed(0)
     k = torch.arange(PROBLEMS) % 12 + 1
     groups = torch.stack([torch.randperm(rows, generator=generator) % int(count) for count in k])

@@ -1,4 +1,4 @@
-"""Spectral clustering of attention maps: eigenvectors on the device for many problems at once."""
+"""Spectral clustering of attention: eigenvectors of many problems at once, on the device."""
 
 import torch
 from torch import Tensor
@@ -6,14 +6,15 @@ from torch import Tensor
 from batchjob.clustering.base import Clusters, Engine, check_finite
 from batchjob.codes import NO_LABEL
 
-TILE_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}  # of Laplacians decomposed at once; depends on their shape alone
+TILE_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}  # of Laplacians that are decomposed at once
 
 
-def laplacians(rows: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def _laplacians(rows: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """(float32 [N, P, P], float32 [N, P]): I − D^−½ W D^−½ of the symmetrised attention, and sqrt(D).
 
-    W = (A + Aᵀ) / 2 without its diagonal, D its row sums, as scipy.sparse.csgraph.laplacian has it: a row connected to
-    none is a component of its own (eigenvalue 0). Rows outside the mask get the eigenvalue 3, beyond all others.
+    W is (A + Aᵀ) / 2 without its diagonal, and D are its row sums, as in scipy.sparse.csgraph.laplacian. A row that is
+    connected to no other is a component of its own (eigenvalue 0). Rows outside the mask get the eigenvalue 3, which is
+    above all others.
     """
     weights = (rows + rows.mT).float() / 2
     weights = weights - torch.diag_embed(torch.diagonal(weights, dim1=1, dim2=2))
@@ -29,10 +30,26 @@ def laplacians(rows: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def decompose(rows: Tensor, mask: Tensor | None, count: int) -> tuple[Tensor, Tensor]:
-    """(float32 [N, C], float32 [N, P, C]): the `count` smallest eigenvalues, ascending, and their scaled eigenvectors.
+    """Computes the smallest eigenvalues of each problem's normalised Laplacian, with their eigenvectors.
 
-    Scaled as scikit-learn's `SpectralClustering`: divided by sqrt(D). Worked on in tiles whose shape depends on P
-    alone, so that a problem's numbers don't depend on its batch. Raises NotFiniteError.
+    Parameters
+    ----------
+    rows
+        float [N, P, P] attention.
+    mask
+        bool [N, P], False for rows that take no part. None: all take part.
+    count
+        How many eigenvalues, C; at most P are given.
+
+    Returns
+    -------
+    (float32 [N, C] eigenvalues, ascending; float32 [N, P, C] eigenvectors divided by sqrt(D), as in scikit-learn's
+    `SpectralClustering`). The numbers of a problem do not depend on its batch.
+
+    Raises
+    ------
+    NotFiniteError
+        Rows inside the mask hold NaN or infinity.
     """
     n, p, _ = rows.shape
     check_finite(rows, mask)
@@ -44,7 +61,7 @@ def decompose(rows: Tensor, mask: Tensor | None, count: int) -> tuple[Tensor, Te
         part = torch.arange(start, start + tile, device=rows.device).clamp_max_(n - 1)
         if rows.device.type == "cpu":
             part = part[: n - start]  # LAPACK takes them one by one
-        laplacian, root = laplacians(rows[part], None if mask is None else mask[part])
+        laplacian, root = _laplacians(rows[part], None if mask is None else mask[part])
         value, vector = torch.linalg.eigh(laplacian)
         here = min(tile, n - start)
         values[start : start + here] = value[:here, :count]
@@ -55,10 +72,25 @@ def decompose(rows: Tensor, mask: Tensor | None, count: int) -> tuple[Tensor, Te
 def spectral(
     rows: Tensor, k: Tensor, seeds: Tensor, *, engine: Engine, n_init: int, mask: Tensor | None = None
 ) -> Clusters:
-    """The clusters of the first k eigenvectors of the normalised Laplacian (Shi and Malik, PAMI 2000).
+    """Clusters patches by the first k eigenvectors of the normalised Laplacian (Shi and Malik, PAMI 2000).
 
-    rows float [N, P, P] attention, k int64 [N], seeds int64 [N]; `inertia` is of the eigenvectors. The attention itself
-    is the affinity, so no distance enters.
+    Parameters
+    ----------
+    rows
+        float [N, P, P] attention: it is the affinity of two patches, and no distance is taken.
+    k
+        int64 [N]; at most P is used.
+    seeds, engine, n_init, mask
+        For the k-means of the eigenvectors, as in `cluster`.
+
+    Returns
+    -------
+    The clusters, on the device of `rows`; `inertia` is that of the eigenvectors.
+
+    Raises
+    ------
+    NotFiniteError
+        Rows inside the mask hold NaN or infinity.
     """
     n, p, _ = rows.shape
     k = k.cpu().clamp_max(p)

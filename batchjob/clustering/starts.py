@@ -1,4 +1,4 @@
-"""k-means++ on a Gram matrix, compiled. Letters: R starts, P rows, K clusters."""
+"""k-means++ on a Gram matrix, in compiled code. Letters: R starts, P rows, K clusters."""
 
 import math
 from typing import Any
@@ -14,9 +14,9 @@ from batchjob.clustering.jit import compiled, inner
 def _start(
     gram: NDArray[Any], square: NDArray[Any], labels: NDArray[np.int32], k: int, state: NDArray[np.uint64]
 ) -> bool:
-    """Labels by greedy k-means++ (Arthur and Vassilvitskii, SODA 2007, with scikit-learn's number of candidates).
+    """Writes labels by greedy k-means++ (Arthur and Vassilvitskii, SODA 2007), with as many candidates as scikit-learn.
 
-    False where it ran out of rows, with fewer clusters: each is, to rounding, equal to a centre already drawn.
+    False where there are fewer clusters, because every row was equal, but for rounding, to a centre already drawn.
     """
     count = len(square)
     trials = 2 + int(math.log(k))
@@ -58,10 +58,23 @@ def _start(
 
 @compiled
 def draw_starts(gram: NDArray[Any], k: int, seed: int, labels: NDArray[np.int32]) -> bool:
-    """Writes R starts into labels [R, P]; the first ones are the same, however many there are.
+    """Draws starts by greedy k-means++.
 
-    False where one ran out of rows and has fewer clusters: each row is, to the rounding of gram [P, P], equal to a
-    centre already drawn.
+    Parameters
+    ----------
+    gram
+        float [P, P].
+    k
+        K.
+    seed
+        Each start draws from a stream of its own, so that the first starts are the same for any R.
+    labels
+        int32 [R, P], written: from 0 to K − 1.
+
+    Returns
+    -------
+    False where a start has fewer clusters, because every row was equal, to the rounding of `gram`, to a centre already
+    drawn.
     """
     square, state = np.empty(len(gram), gram.dtype), np.zeros(1, np.uint64)
     for p in range(len(gram)):

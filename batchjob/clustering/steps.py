@@ -1,26 +1,33 @@
-"""Lloyd's steps of one problem on its Gram matrix, compiled, from clusters that are given. Letters: see the README."""
+"""Lloyd's algorithm from given clusters, on the Gram matrix of one problem, in compiled code. Letters: P rows."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from batchjob.clustering.jit import compiled
 
-MAX_STEPS = 300  # as scikit-learn's
-NOISE = 1e-6  # of the longest row's square: distances that are this close are equal
+MAX_STEPS = 300  # as in scikit-learn
+EQUALLY_NEAR = 1e-6  # of the longest row's square: distances that differ by less are equal
 
 
 @compiled
 def settle(gram: NDArray[np.float32], labels: NDArray[np.int32]) -> None:
-    """Carries each of S clusterings `labels` [S, P] to a fixed point of Lloyd's algorithm, in place.
+    """Carries clusterings to fixed points of Lloyd's algorithm.
 
-    gram [P, P] of the centred rows. Every row goes to the nearest mean, of equally near ones to the first cluster's; a
-    cluster that has lost its rows stays empty. A clustering whose first label is negative is left out.
+    Every row goes to the nearest mean; of equally near means, to that of the lowest cluster number. A cluster that has
+    lost all its rows stays empty.
+
+    Parameters
+    ----------
+    gram
+        float [P, P] of the centred rows.
+    labels
+        int32 [S, P], read and written: S clusterings. One whose first label is negative stays as it is.
     """
     count = len(gram)
     most = 0.0
     for p in range(count):
         most = max(most, gram[p, p])
-    noise = gram.dtype.type(NOISE * most)
+    noise = gram.dtype.type(EQUALLY_NEAR * most)
     least, nearest = np.empty(count, gram.dtype), np.empty(count, np.int32)
     for s in range(len(labels)):
         label = labels[s]
@@ -50,7 +57,7 @@ def settle(gram: NDArray[np.float32], labels: NDArray[np.int32]) -> None:
                 for p in range(count):
                     to[p] = fixed - twice * own[p]
                     least[p] = min(least[p], to[p])
-            for c in range(k - 1, -1, -1):  # the first cluster has the last word
+            for c in range(k - 1, -1, -1):  # downwards, so that the lowest number is written last
                 if size[c] > 0:
                     to = away[c]
                     for p in range(count):

@@ -1,9 +1,8 @@
-"""Gram matrices of centred rows by Triton: the mean and scale of each problem, then one kernel for the products.
+"""Gram matrices of centred rows by Triton: one kernel for the mean and scale of each problem, one for the products.
 
-`gram.centred_gram` does the same in torch.
-
-Products are of fp16 parts: a number is `high + low / 2048`, both in fp16, to 22 bits, after a power of two that makes
-use of fp16's range; memberships are 0 or 1. Tensor cores of every generation multiply these exactly and add in float32.
+`gram.centred_gram` does the same in torch. Products are of fp16 parts: a number is scaled by a power of two so that it
+uses the range of fp16, and is `high + low / 2048` to 22 bits, both in fp16. Tensor cores of every generation multiply
+such parts exactly and add in float32. Letters: N problems of P rows with D numbers.
 """
 
 # mypy: ignore-errors
@@ -12,20 +11,20 @@ use of fp16's range; memberships are 0 or 1. Tensor cores of every generation mu
 import triton
 import triton.language as tl
 
-LOW = tl.constexpr(2048.0)  # 2^11: what the lower part of a number is multiplied by
-RANGE = tl.constexpr(16384.0)  # 2^14: what numbers in [−1, 1] are multiplied by before they are split
+LOW = tl.constexpr(2048.0)  # 2^11: the factor of the lower part of a number
+RANGE = tl.constexpr(16384.0)  # 2^14: the factor of numbers in [−1, 1] before they are split
 
 
 @triton.jit
 def parts_of(x):
-    """(high, low): fp16 parts of numbers up to `RANGE` in size."""
+    """(high, low): fp16 parts of float32 numbers up to `RANGE` in size, so that x = high + low / `LOW` to 22 bits."""
     high = x.to(tl.float16)
     return high, ((x - high.to(tl.float32)) * LOW).to(tl.float16)
 
 
 @triton.jit
 def _load_rows(x_ptr, mask_ptr, n, rows, columns, p, d, HAS_MASK: tl.constexpr):
-    """(float32 [rows, columns] of problem n, which of it counts): 0 outside the problem and its mask."""
+    """Loads (numbers [rows, columns] of problem n, whether they count): 0 outside the problem and its mask."""
     inside = (rows < p)[:, None] & (columns < d)[None, :]
     if HAS_MASK:
         member = tl.load(mask_ptr + n * p + rows, mask=rows < p, other=0) != 0
@@ -35,10 +34,10 @@ def _load_rows(x_ptr, mask_ptr, n, rows, columns, p, d, HAS_MASK: tl.constexpr):
 
 @triton.jit
 def measure_kernel(
-    x_ptr,  # float [N, P, D]
-    mask_ptr,  # uint8 [N, P]
-    mean_ptr,  # NUMBER [N, D], written
-    factor_ptr,  # float32 [N], written
+    x_ptr,
+    mask_ptr,
+    mean_ptr,
+    factor_ptr,
     p,
     d,
     BP: tl.constexpr,
@@ -46,9 +45,24 @@ def measure_kernel(
     HAS_MASK: tl.constexpr,
     NUMBER: tl.constexpr,
 ):
-    """The mean row of each problem, and the power of two that brings its centred rows into [−1, 1].
+    """Computes the mean row of each problem, and the power of two that brings its centred rows into [−1, 1].
 
-    The factor is NaN where a row holds NaN or infinity, and 1 where all rows are equal.
+    Parameters
+    ----------
+    x_ptr, mask_ptr
+        float [N, P, D]; uint8 [N, P], 0 for rows that take no part, read only with HAS_MASK.
+    mean_ptr
+        NUMBER [N, D], written.
+    factor_ptr
+        float32 [N], written: NaN where a row holds NaN or infinity, and 1 where all rows are equal.
+    p, d
+        P and D.
+    BP, BD
+        Rows and columns of a block.
+    HAS_MASK
+        Whether there is a mask.
+    NUMBER
+        Type of the sums, float32 or float64.
     """
     n = tl.program_id(0).to(tl.int64)
     most = tl.zeros([BP, BD], tl.float32)
@@ -77,18 +91,30 @@ def measure_kernel(
 
 @triton.jit
 def gram_kernel(
-    x_ptr,  # float [N, P, D]
-    mask_ptr,  # uint8 [N, P]
-    mean_ptr,  # float32 [N, D]
-    factor_ptr,  # float32 [N]
-    gram_ptr,  # float32 [N, P, P], written
+    x_ptr,
+    mask_ptr,
+    mean_ptr,
+    factor_ptr,
+    gram_ptr,
     p,
     d,
     BLOCK: tl.constexpr,
     BD: tl.constexpr,
     HAS_MASK: tl.constexpr,
 ):
-    """Products of all centred rows, times the square of the factor; 0 for rows outside the mask."""
+    """Computes the products of all centred and scaled rows of each problem.
+
+    Parameters
+    ----------
+    x_ptr, mask_ptr, p, d, HAS_MASK
+        As in `measure_kernel`.
+    mean_ptr, factor_ptr
+        float32 [N, D] and [N], from `measure_kernel`.
+    gram_ptr
+        float32 [N, P, P], written: the products times the square of the factor; 0 for rows outside the mask.
+    BLOCK, BD
+        Rows and columns of a block of the result, and numbers of a row that are multiplied at a time.
+    """
     n, i0, j0 = tl.program_id(2).to(tl.int64), tl.program_id(0) * BLOCK, tl.program_id(1) * BLOCK
     if i0 <= j0:  # the other half is this one's mirror image
         i, j = i0 + tl.arange(0, BLOCK), j0 + tl.arange(0, BLOCK)
@@ -114,7 +140,23 @@ def gram_kernel(
 
 @triton.jit
 def exact_gram(x_ptr, mask_ptr, mean_ptr, factor, gram_ptr, n, p, d, B: tl.constexpr, HAS_MASK: tl.constexpr):
-    """Writes float64 products [P, P] of one problem's centred rows, by one program."""
+    """Computes the products of one problem's centred and scaled rows in float64, by one program.
+
+    Parameters
+    ----------
+    x_ptr, mask_ptr, p, d, HAS_MASK
+        As in `measure_kernel`.
+    mean_ptr
+        float64 [N, D], from `measure_kernel`.
+    factor
+        float64: the factor of this problem.
+    gram_ptr
+        float64 [P, P], written.
+    n
+        The number of the problem.
+    B
+        Rows and columns of a block of the result, and numbers of a row that are multiplied at a time.
+    """
     for i0 in range(0, p, B):
         for j0 in range(0, p, B):
             i, j = i0 + tl.arange(0, B), j0 + tl.arange(0, B)

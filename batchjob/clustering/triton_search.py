@@ -1,10 +1,10 @@
-"""Triton kernels: one program solves one k-means problem, all its starts as columns of one product.
+"""The Triton kernel that solves k-means: one program for each problem, and all starts as rows of one product.
 
-`gram.centred_gram`, `gram.plus_plus` and `lloyd.run` do the same for a tile of problems in torch and are the
-specification: the draws are equal, and the labels but for rounding. A Gram matrix stays in global memory and is read at
-every step, out of the second-level cache where programs run side by side; no card needs room for it on the chip.
-Numbers of problems, rows, clusters and starts are data, so that few variants are ever compiled.
-`TRITON_INTERPRET=1` runs the kernels on a CPU.
+`gram.plus_plus` and `lloyd.run` do the same for a tile of problems in torch and are the specification: the draws are
+equal, and the labels are equal but for rounding. A Gram matrix stays in global memory and is read at every step, from
+the second-level cache where few programs run side by side; no GPU needs room for it in shared memory. The numbers of
+problems, rows, clusters and starts are data, so that few variants are compiled. `TRITON_INTERPRET=1` runs the kernels
+on a CPU. Letters as in `triton_steps`.
 """
 
 # mypy: ignore-errors
@@ -16,9 +16,9 @@ import triton.language as tl
 from batchjob.clustering.triton_gram import exact_gram
 from batchjob.clustering.triton_steps import NO_LABEL, distances_to, draw, keep, look, mix, start, sum_up, uniform
 
-SAME = tl.constexpr(1e-6)
-AGREE = tl.constexpr(1e-6)  # of the inertia of one cluster: what sums of float32 leave open
-CANCELLED = tl.constexpr(1e-3)
+SAME = tl.constexpr(1e-6)  # inertias with a smaller relative difference belong to one optimum
+AGREE = tl.constexpr(1e-6)  # the same as a share of the inertia of a single cluster: the rounding of float32 sums
+CANCELLED = tl.constexpr(1e-3)  # an inertia below this share of the total has lost its digits in float32
 
 
 @triton.jit
@@ -26,9 +26,11 @@ def _exchange(
     gram_ptr, square, member, first, to_first, second, to_second, streams, counter, i, p, k,
     R: tl.constexpr, PB: tl.constexpr, CANDIDATES: tl.constexpr,
 ):  # fmt: skip
-    """Labels [R, P] after each start's mean that is missed least was replaced by a row drawn by squared distance.
+    """Labels [R, P] after one mean of each start was replaced by a row.
 
-    Of a few drawn rows the one that helps most (Lattanzi and Sohler, ICML 2019; Fränti 2018). The distances are whole.
+    The row is the one that helps most of a few that are drawn in proportion to their squared distances, and the mean is
+    the one whose loss costs least (Lattanzi and Sohler, ICML 2019; Fränti 2018). `to_first` and `to_second` are full
+    squared distances, with the row's own square.
     """
     least = tl.zeros([R], square.dtype) + float("inf")
     replaced = tl.zeros([R], tl.int32)
@@ -59,10 +61,10 @@ def _improve(
     gram_ptr, scale, square, member, total, labels, streams, starts_ptr, sums_ptr, norm_ptr, size_ptr, i, p, k, live,
     rounds, R: tl.constexpr, C: tl.constexpr, B: tl.constexpr, PB: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """(labels [R, P], inertia [R]): exchanges of means with all rows moving as `_look` says, kept where they help.
+    """(labels [R, P], inertia [R]): exchanges means and moves rows as `look` says; keeps what lowers the inertia.
 
-    A round tries one exchange for every start. It ends after `rounds`, or once two starts agree on the lowest inertia
-    and nothing was gained for three rounds. The first and the last round move rows alone.
+    A round tries one exchange for every start. The rounds end after `rounds`, or once two starts agree on the lowest
+    inertia and nothing was gained for three rounds. The first and the last round only move rows.
     """
     r = tl.arange(0, R)
     inertia = tl.zeros([R], square.dtype) + float("inf")
@@ -118,7 +120,7 @@ def _improve(
 
 @triton.jit
 def _number(labels, member, i, p):
-    """(int32 [P], how many): clusters numbered by their first row."""
+    """(labels int32 [P] numbered by the first row of each cluster, number of clusters)."""
     left, numbered = member, tl.zeros_like(labels) + NO_LABEL
     count = tl.sum(left.to(tl.int32)) * 0
     while tl.sum(left.to(tl.int32)) > 0:
@@ -132,37 +134,71 @@ def _number(labels, member, i, p):
 
 @triton.jit
 def search_kernel(
-    gram_ptr,  # NUMBER [N, P, P]; with EXACT scratch, [programs, P, P]
-    x_ptr,  # float [N, P, D]; this, the next and `d` with EXACT alone
+    gram_ptr,
+    x_ptr,
     mean_ptr,
-    mask_ptr,  # uint8 [N, P]
-    factor_ptr,  # float32 [N]
-    k_ptr,  # int32 [N]
-    seeds_ptr,  # int64 [N]
-    labels_ptr,  # uint8 [N, P], written as the rest
-    inertia_ptr,  # float32 [N], NaN where rows are not finite
-    found_ptr,  # uint8 [N]
-    settled_ptr,  # uint8 [N]
-    doubtful_ptr,  # uint8 [N]; with EXACT read: which problems are to be solved
-    numbers_ptr,  # NUMBER [programs, most k, R, P + 2], scratch
-    starts_ptr,  # uint8 [programs, R, P], scratch
+    mask_ptr,
+    factor_ptr,
+    k_ptr,
+    seeds_ptr,
+    labels_ptr,
+    inertia_ptr,
+    found_ptr,
+    settled_ptr,
+    doubtful_ptr,
+    numbers_ptr,
+    starts_ptr,
     problems,
     p,
     d,
     most_k,
     n_init,
     max_steps,
-    rounds,  # of exchanges; 0: none, the starts alone
+    rounds,
     noise,
-    R: tl.constexpr,  # starts side by side
-    C: tl.constexpr,  # clusters of all these in one product
-    B: tl.constexpr,  # a block of G is B × B
-    PB: tl.constexpr,  # a power of two that holds P
+    R: tl.constexpr,
+    C: tl.constexpr,
+    B: tl.constexpr,
+    PB: tl.constexpr,
     HAS_MASK: tl.constexpr,
     NUMBER: tl.constexpr,
     EXACT: tl.constexpr,
 ):
-    """The best of `n_init` starts, for every problem; `doubtful` where float32 can't tell rows apart."""
+    """Solves all problems, each from `n_init` starts of which the best is kept.
+
+    Parameters
+    ----------
+    gram_ptr
+        float32 [N, P, P]; with EXACT float64 [programs, P, P], scratch.
+    x_ptr, mean_ptr
+        float [N, P, D] and float64 [N, D], read only with EXACT.
+    mask_ptr, factor_ptr
+        uint8 [N, P] and float32 [N], as in `triton_gram.measure_kernel`.
+    k_ptr, seeds_ptr
+        int32 [N] and int64 [N].
+    labels_ptr
+        uint8 [N, P], written: numbered by first appearance, 255 for rows that take no part.
+    inertia_ptr
+        float32 [N], written: NaN where rows are not finite.
+    found_ptr, settled_ptr
+        uint8 [N] each, written: number of clusters, and whether two starts found the lowest inertia.
+    doubtful_ptr
+        uint8 [N]: whether float32 can't tell rows apart. Written, and with EXACT read: only such problems are solved.
+    numbers_ptr, starts_ptr
+        Scratch: NUMBER [programs, most_k · R · (P + 2)] and uint8 [programs, R, P].
+    problems, p, d, most_k, n_init
+        N, P, D, the largest K, and the number of starts of each problem.
+    max_steps
+        The most steps of Lloyd's algorithm.
+    rounds
+        Exchanges of a mean that each start tries; 0: none.
+    noise
+        Squared distances up to this share of the longest row's square are rounding.
+    R, C, B, PB, HAS_MASK
+        As in `triton_steps`; a block of G is B × B.
+    NUMBER, EXACT
+        float32 and False, or float64 and True.
+    """
     program, programs = tl.program_id(0).to(tl.int64), tl.num_programs(0)
     i, r = tl.arange(0, PB), tl.arange(0, R)
     sums = numbers_ptr + program * most_k * R * (p + 2)

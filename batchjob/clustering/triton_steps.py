@@ -1,6 +1,8 @@
-"""Starts and steps of k-means on one Gram matrix, for the Triton kernel: `gram.plus_plus` and `lloyd._step` in torch.
+"""Starts and steps of k-means on one Gram matrix, for the Triton kernel.
 
-Letters: R starts side by side, P rows, K clusters, C clusters of all starts in one product.
+`gram.plus_plus` and `lloyd._step` do the same in torch. Letters: R starts side by side, P rows (padded to PB, a power
+of two), K clusters, C clusters of all starts in one product. Three arguments recur: `i` int32 [P] are the numbers of
+the rows, 0 to PB − 1; `p` is P; `member` bool [P] is False for rows that take no part.
 """
 
 # mypy: ignore-errors
@@ -19,7 +21,7 @@ MIX_B = tl.constexpr(0x94D049BB133111EB)
 
 @triton.jit
 def mix(x):
-    """`base.mix`: the finaliser of SplitMix64 on uint64."""
+    """Applies the finaliser of SplitMix64 to uint64 words, as `base.mix`."""
     x = (x ^ (x >> 30)) * tl.full([], MIX_A, tl.uint64)
     x = (x ^ (x >> 27)) * tl.full([], MIX_B, tl.uint64)
     return x ^ (x >> 31)
@@ -27,14 +29,40 @@ def mix(x):
 
 @triton.jit
 def uniform(streams, counter):
-    """float64: draw number `counter` of each stream, as `base.uniform`."""
+    """Gives a uniform random number of each stream, as `base.uniform`.
+
+    Parameters
+    ----------
+    streams
+        uint64 [R].
+    counter
+        The place of the number in its stream, from 0; a tensor.
+
+    Returns
+    -------
+    float64 [R] in [0, 1).
+    """
     step = (tl.full([], 1, tl.uint64) + counter.to(tl.uint64)) * tl.full([], GOLDEN, tl.uint64)
     return (mix(streams + step) >> 11).to(tl.float64) * 1.1102230246251565e-16
 
 
 @triton.jit
 def draw(weights, uniforms, last):
-    """int32 [R]: rows drawn in proportion to `weights` [R, P]; in whole numbers, as `gram.draw`."""
+    """Draws a row for each start in proportion to weights, in whole numbers as `gram._draw`.
+
+    Parameters
+    ----------
+    weights
+        float [R, P], not negative.
+    uniforms
+        float64 [R] in [0, 1).
+    last
+        The largest number that may be drawn.
+
+    Returns
+    -------
+    int32 [R].
+    """
     most = tl.maximum(tl.max(weights, 1), 1e-28)
     whole = (weights * (1073741824.0 / most)[:, None]).to(tl.int64)
     running = tl.cumsum(whole, 1)
@@ -44,14 +72,28 @@ def draw(weights, uniforms, last):
 
 @triton.jit
 def _trials(k):
-    """`2 + int(log(k))`: candidates of each draw of k-means++."""
+    """`2 + int(log(k))`: the number of candidates of each draw of k-means++, for k up to 254."""
     more = (k >= 3).to(tl.int32) + (k >= 8).to(tl.int32) + (k >= 21).to(tl.int32)
     return 2 + more + (k >= 55).to(tl.int32) + (k >= 149).to(tl.int32)
 
 
 @triton.jit
 def distances_to(gram_ptr, square, chosen, i, p, member):
-    """[R, P]: squared distances of all rows to the rows `chosen` [R]; 0 for rows left out."""
+    """Computes the squared distances of all rows to one chosen row for each start.
+
+    Parameters
+    ----------
+    gram_ptr, square
+        NUMBER [P, P], and its diagonal [P].
+    chosen
+        int32 [R]: the numbers of the chosen rows.
+    i, p, member
+        See the top of this file.
+
+    Returns
+    -------
+    [R, P], at least 0; 0 for rows that take no part.
+    """
     products = tl.load(gram_ptr + chosen[:, None] * p + i[None, :], mask=(i < p)[None, :], other=0.0)
     own = tl.load(gram_ptr + chosen * (p + 1))
     return tl.where(member[None, :], tl.maximum(own[:, None] - 2.0 * products + square[None, :], 0.0), 0.0)
@@ -59,9 +101,25 @@ def distances_to(gram_ptr, square, chosen, i, p, member):
 
 @triton.jit
 def start(gram_ptr, square, member, i, p, k, streams, noise, EXACT: tl.constexpr):
-    """(int32 [R, P], bool [R]): labels by greedy k-means++, and whether a start ran out of rows.
+    """Labels the rows by greedy k-means++, for R starts.
 
-    It then goes on with rows that are, to rounding, equal to a centre; in float64 it has fewer clusters.
+    Parameters
+    ----------
+    gram_ptr, square, member, i, p
+        As in `distances_to`.
+    k
+        K.
+    streams
+        uint64 [R]: the random stream of each start.
+    noise
+        Squared distances up to this are rounding.
+    EXACT
+        Whether numbers are float64.
+
+    Returns
+    -------
+    (labels int32 [R, P], bool [R]: whether a start ran out of rows, because every row was equal, but for rounding, to a
+    centre already drawn). Such a start goes on with those rows; in float64 it has fewer clusters.
     """
     weights = tl.where(member[None, :], 1.0, 0.0) + tl.zeros_like(streams).to(square.dtype)[:, None]
     closest = distances_to(gram_ptr, square, draw(weights, uniform(streams, k * 0), p - 1), i, p, member)
@@ -94,9 +152,24 @@ def sum_up(
     gram_ptr, scale, labels_ptr, sums_ptr, norm_ptr, size_ptr, p, k,
     R: tl.constexpr, C: tl.constexpr, B: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Writes S[c, r, p] = Σ of G[i, p] over the rows i of cluster c of start r, Σ of S over the cluster, its size.
+    """Sums up G over the clusters of all starts; C clusters of R starts at a time are the rows of one product with G.
 
-    C clusters of all R starts at a time are the rows of one product with G.
+    Parameters
+    ----------
+    gram_ptr
+        NUMBER [P, P], G.
+    scale
+        A power of two that brings G into the range of fp16; 1 with EXACT.
+    labels_ptr
+        uint8 [R, P], 255 for rows that take no part (`keep`).
+    sums_ptr
+        NUMBER [K, R, P], written: S[c, r, p] = Σ of G[i, p] over the rows i of cluster c of start r.
+    norm_ptr, size_ptr
+        NUMBER [K, R] each, written: Σ of S[c, r, p] over the rows p of the cluster, and its number of rows.
+    p, k
+        P and K.
+    R, C, B, EXACT
+        Starts, clusters of one product, rows and columns of a block of G, and whether NUMBER is float64.
     """
     m = tl.arange(0, R * C)
     own = m // C  # the start of each row
@@ -137,12 +210,32 @@ def look(
     gram_ptr, square, member, labels, sums_ptr, norm_ptr, size_ptr, i, p, k,
     R: tl.constexpr, PB: tl.constexpr, SEARCH: tl.constexpr,
 ):  # fmt: skip
-    """The nearest and second nearest mean of every row [R, P] and the distances, less the row's square.
+    """Finds the two nearest means of every row, and with SEARCH the cluster to which it should move.
 
-    As `lloyd._place_empty`: a start's first empty cluster gets the row farthest from its own mean as its mean.
-    With SEARCH also where each row should go, and the sum [R] of squared lengths of means times their size. A row at
-    squared distance d from its own mean of n rows leaves it at a gain of d n / (n − 1), and joins others at a price of
-    d n / (n + 1) (Hartigan 1975; Telgarsky and Vattani, AISTATS 2010).
+    Parameters
+    ----------
+    gram_ptr, square, member, i, p
+        As in `distances_to`.
+    labels
+        int32 [R, P]: the own cluster of each row.
+    sums_ptr, norm_ptr, size_ptr, k
+        From `sum_up`.
+    R, PB
+        Starts, and rows with padding.
+    SEARCH
+        Whether the last two results are wanted.
+
+    Returns
+    -------
+    (first, to_first, second, to_second, goes, within). The first four are [R, P]: number of the nearest cluster,
+    squared distance to its mean less G[p, p], and the same of the second nearest. `goes` int32 [R, P] is the cluster to
+    which a row should move, and `within` [R] the sum over clusters of the squared length of the mean times the size.
+
+    Notes
+    -----
+    A row at squared distance d from the mean of its own n rows leaves it at a gain of d n / (n − 1), and joins another
+    cluster at a price of d n / (n + 1) (Hartigan 1975; Telgarsky and Vattani, AISTATS 2010). As in
+    `lloyd._place_empty`, a start's first empty cluster gets the row farthest from its own mean as its mean.
     """
     r = tl.arange(0, R)
     within = tl.zeros([R], square.dtype)
@@ -187,8 +280,20 @@ def look(
 
 @triton.jit
 def keep(labels, member, labels_ptr, r, i, p):
-    """Stores labels [R, P], 255 for rows left out, where `_sum_up` reads them."""
-    tl.debug_barrier()  # nobody reads the old ones any more
+    """Stores the labels where `sum_up` reads them.
+
+    Parameters
+    ----------
+    labels
+        int32 [R, P].
+    labels_ptr
+        uint8 [R, P], written: 255 for rows that take no part.
+    r
+        int32 [R]: the numbers of the starts.
+    member, i, p
+        As in `distances_to`.
+    """
+    tl.debug_barrier()  # all warps have read the old labels
     tl.store(
         labels_ptr + r[:, None] * p + i[None, :],
         tl.where(member[None, :], labels, NO_LABEL).to(tl.uint8),

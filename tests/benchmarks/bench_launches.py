@@ -64,7 +64,7 @@ def count(engine: type[TritonEngine] | type[BatchedEngine], p: int, k: torch.Ten
 
 def search_of_auto(p: int) -> str:
     """How often `--n-init auto` reads G at most, and what that and its products would take; computed, not measured."""
-    shape = triton_engine.shape_of(p, AUTO_STARTS)
+    shape = triton_engine._shape_of(p, AUTO_STARTS)
     reads = 3 * (AUTO_ROUNDS + 2) + LLOYD_STEPS
     size, padded = LAYER * p * p * 4, -(-p // 64) * 64
     work = reads * LAYER * 2 * 2 * COLUMNS * padded * padded
