@@ -9,8 +9,6 @@ from batchjob.data.reading import ReadFailure
 from batchjob.geometry import Geometry
 
 SQUARE = Geometry(56, 56, 14, 14)
-
-
 FILL = (10, 200, 30)
 
 

@@ -157,6 +157,10 @@ def placing(geometry: Geometry, height: int, width: int) -> Placing:
         The size of the input, and how the photo is fitted to it.
     height, width
         Of the photo in pixels, after the EXIF rotation.
+
+    Returns
+    -------
+    A hull inside the photo, the box that is measured from its corner, and the size in pixels of the input.
     """
     box = geometry.source_box(height, width)
     left, top, right, bottom = (round(v, 6) for v in box)  # 0.1 + 0.2 must not widen the hull by a pixel

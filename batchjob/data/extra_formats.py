@@ -26,9 +26,10 @@ def format_of(data: bytes) -> str:
 def jxl_size(data: bytes) -> tuple[int, int] | None:
     """Returns (height, width) in pixels that a JPEG XL file states, or None where its bytes end before.
 
-    The size is read here, because the format's package decodes all pixels as soon as it opens a file. Source: ISO/IEC
-    18181-1, SizeHeader. Its first bit says whether both sides are multiples of 8. A side takes 5 to 30 bits; the width
-    may be a ratio to the height instead.
+    The size is read here, because the format's package decodes all pixels as soon as it opens a file.
+
+    Source: ISO/IEC 18181-1, SizeHeader. Its first bit says whether a side is written in 5 bits, as a multiple of 8;
+    else a side takes 9 to 30 bits. The width may be written as a ratio to the height.
     """
     head = data[2:14] if data.startswith(_JXL_BARE) else _codestream(data)[2:14]
     if len(head) < 12:

@@ -43,7 +43,7 @@ class GridInstances:
         Parameters
         ----------
         row
-            Of the image.
+            The image's.
         size
             (height, width) of the image in pixels, after the EXIF rotation. If another size was annotated, no patch has
             an owner.

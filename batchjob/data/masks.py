@@ -73,7 +73,7 @@ def mask_of(segments: Sequence[Segment], height: int, width: int) -> NDArray[np.
     Parameters
     ----------
     segments
-        As `check_polygon` and `check_rle` return them, or numbers in pictures.
+        Polygons and run lengths that were checked, or numbers in pictures.
     height, width
         Of the image in pixels.
 
@@ -122,7 +122,7 @@ def read_picture(path: str) -> NDArray[Any]:
 
 @lru_cache(maxsize=1)  # an image's instances are asked for one after another
 def _painted_numbers(path: str) -> NDArray[np.int32]:
-    """Returns the number of each pixel, int32 [height, width]: R + 256 G + 65536 B, or the value where it has one."""
+    """Returns the number of each pixel, int32 [height, width]: R + 256 G + 65536 B, or its value in a grey picture."""
     pixels = read_picture(path).astype(np.int32)
     return pixels if pixels.ndim == 2 else pixels[..., 0] + 256 * pixels[..., 1] + 65536 * pixels[..., 2]
 
@@ -175,6 +175,10 @@ def check_rle(size: Sequence[int], counts: str | Sequence[int], height: int, wid
         The run lengths, or COCO's text of them.
     height, width
         As `check_polygon`.
+
+    Returns
+    -------
+    The mask, whose lengths are int64 and not negative.
 
     Raises
     ------

@@ -10,7 +10,7 @@ _one_at_a_time = threading.Lock()
 
 
 class Said:
-    """The first line that was written to standard error, known when the `with` block of `quiet` ends."""
+    """What was written to standard error: `line` is its first line, once the `with` block of `quiet` has ended."""
 
     def __init__(self) -> None:
         self.line = ""

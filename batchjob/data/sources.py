@@ -22,7 +22,9 @@ PARQUET = b".parquet"
 
 
 def index_images(data: str, *, split: str = "", limit: int = 0, progress: bool = False) -> ImageIndex:
-    """Lists the images of DATA: of a folder by the bytes of their paths, of shards and lists in the order given there.
+    """Lists the images of DATA as an index.
+
+    Images of a folder are in the order of their paths' bytes. Shards and lists keep the order that they have.
 
     Parameters
     ----------
@@ -102,7 +104,7 @@ def _index_folder(root: bytes, *, split: str, limit: int, progress: bool) -> Ima
 def _parquet_files(root: bytes, split: str) -> list[str]:
     """Returns the Parquet files below `root`, by name; with `split`, those whose file name begins with it.
 
-    Where `split` is a folder, there are none to be found by their names.
+    Returns none where `split` is a folder below `root`, whose images are listed instead.
     """
     if split and os.path.isdir(os.path.join(root, os.fsencode(split))):
         return []

@@ -40,7 +40,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Where rows are read, and how they are decoded; the fields are those of `decode`."""
+    """Where rows are read, and how they are decoded: the last three fields are arguments of `decode`."""
 
     index: ImageIndex
     geometry: Geometry

@@ -268,7 +268,7 @@ def resolve_layers(text: str, spec: ModelSpec) -> tuple[int, ...]:
     text
         Numbers joined by commas, negative ones counted from the end (`-1`, `0,5,11`), or `all`.
     spec
-        Of the model.
+        Describes the model.
 
     Raises
     ------
@@ -315,7 +315,7 @@ def load_model(
     Parameters
     ----------
     spec
-        Of the model.
+        Describes the model.
     state
         Tensors by any names that timm reads, trained at any size; None for random weights.
     precision
@@ -323,7 +323,7 @@ def load_model(
     device
         Where the forward pass runs.
     seed
-        Of random weights.
+        Of the random weights; trained ones need none.
 
     Raises
     ------

@@ -56,7 +56,7 @@ def random_network(name: str, input_px: tuple[int, int], *, stage: int | None, s
     name
         timm's.
     input_px
-        (height, width) of the input in pixels.
+        (height, width) of the input in pixels; a CNN takes any.
     stage
         Number of the feature map that a CNN shall give; None for a vision transformer.
     seed

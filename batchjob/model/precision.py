@@ -35,7 +35,7 @@ def largest_activation(model: Model, pixels: Tensor) -> float:
 
     Returns
     -------
-    inf where an output is NaN or infinite.
+    A number from 0; inf where an output is NaN or infinite.
     """
     peaks: list[Tensor] = []
 

@@ -59,7 +59,7 @@ def probe_vit(name: str, net: Any, input_px: tuple[int, int]) -> VitShape | None
 
     Returns
     -------
-    None where the network computes no attention on the way to its features.
+    Its shape; None where the network computes no attention on the way to its features.
 
     Raises
     ------

@@ -49,10 +49,8 @@ class HeadProjection:
         ----------
         attention
             Any attention module.
-        heads
-            The wanted ones, counted from 0.
-        parts
-            2 for queries and keys, 3 for values too.
+        heads, parts
+            As `__init__`.
         """
         grouped = getattr(attention, "num_kv_groups", 1) > 1
         return cls(attention, heads, parts) if type(attention) in KNOWN and not grouped else None
