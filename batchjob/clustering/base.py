@@ -51,7 +51,8 @@ class Engine(Protocol):
         x
             float [N, P, D]: P rows of each problem.
         k
-            int64 [N], from 1 on, on the CPU or the device. A problem with fewer distinct rows gets so many clusters.
+            int64 [N], from 1 on, on the CPU or the device. A problem gets at most as many clusters as it has distinct
+            rows.
         seeds
             int64 [N], on the CPU or the device.
         n_init

@@ -95,7 +95,7 @@ def _silhouette(x: Tensor, mask: Tensor | None, seeds: Tensor, k_range: tuple[in
 
 
 def _tile_scores(x: Tensor, mask: Tensor | None, seeds: Tensor, k_range: tuple[int, int], n_init: int) -> Tensor:
-    """float32 [T, number of k]: mean silhouettes; −inf where k-means finds fewer than k clusters."""
+    """float32 [T, 1 + high − low]: the mean silhouette for each k; −inf where k-means finds fewer than k clusters."""
     t, p, _ = x.shape
     products = torch.empty(t, p, p, device=x.device)
     gram.centred_gram(x, mask, products)

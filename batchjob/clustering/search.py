@@ -36,7 +36,8 @@ class Partitions:
 
     `labels` uint8 [N, P] are numbered by first appearance, so that equal partitions are equal arrays; they are 255
     outside the mask. `inertia` float64 [N] is the sum of squared distances to the own mean, in the squared unit of the
-    rows. `settled` bool [N] is True where at least two independent starts found the lowest inertia.
+    rows. `settled` bool [N] is True where at least two independent starts found the lowest inertia, and where a problem
+    has at most k distinct rows.
     """
 
     labels: NDArray[np.uint8]

@@ -1,8 +1,9 @@
 """Starts and steps of k-means on one Gram matrix, for the Triton kernel.
 
-`gram.plus_plus` and `lloyd._step` do the same in torch. Letters: R starts side by side, P rows (padded to PB, a power
-of two), K clusters, C clusters of all starts in one product. Three arguments recur: `i` int32 [P] are the numbers of
-the rows, 0 to PB − 1; `p` is P; `member` bool [P] is False for rows that take no part.
+`gram.plus_plus` and `lloyd._step` do the same in torch. Letters: R starts side by side, P rows, K clusters, C clusters
+of all starts in one product. An array over rows in registers has PB entries, a power of two from P on; [P] stands for
+it below. Three arguments recur: `i` int32 [P] are the numbers of the rows, 0 to PB − 1; `p` is P; `member` bool [P] is
+False for rows that take no part, and from P on.
 """
 
 # mypy: ignore-errors

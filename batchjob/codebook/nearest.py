@@ -37,10 +37,8 @@ def cluster_sums(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
 
     Parameters
     ----------
-    x
-        float32 [n, D].
-    centroids
-        float32 [K, D].
+    x, centroids
+        As in `assign`.
 
     Returns
     -------

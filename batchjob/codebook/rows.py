@@ -227,7 +227,7 @@ def draw_sample(total: int, rows: int, seed: int) -> Sample:
         return Sample(seed, total, int(kept), int(kept / total * 2**64))
     bound = np.uint64(min(2**64 - 1, int((rows + slack) / total * 2**64)))
     hashes = np.concatenate([h[h <= bound] for part in _parts(0, total) for h in [hash_numbers(part, seed)]])
-    # `slack` is 6 standard deviations: with fewer than `rows` below the bound, all of them would still be fair
+    # `slack` is 6 standard deviations; should fewer rows be below the bound, all of them are a uniform sample too
     last = min(rows, len(hashes)) - 1
     return Sample(seed, total, last + 1, int(np.partition(hashes, last)[last]) + 1)
 

@@ -30,7 +30,7 @@ def attention_scores(rows: NDArray[np.floating[Any]], grid: tuple[int, int]) -> 
     Parameters
     ----------
     rows
-        [C, P, P]
+        [C, P, P] attention.
     grid
         (rows, columns) of the P patches.
 
@@ -127,7 +127,7 @@ def pair_scores(rows: NDArray[np.floating[Any]], pairs: PatchPairs, grid: tuple[
     Parameters
     ----------
     rows
-        [C, P, P]
+        [C, P, P] attention.
     pairs
         From `draw_pairs`.
     grid

@@ -84,7 +84,7 @@ def image_ari(table: Floats) -> Floats:
 
 
 def pair_ari(table: Floats, first: NDArray[np.int64], second: NDArray[np.int64]) -> Floats:
-    """The adjusted Rand index for each of n pairs of instances, over the patches of the two.
+    """Computes the adjusted Rand index for each of n pairs of instances, over the patches of the two.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def pair_ari(table: Floats, first: NDArray[np.int64], second: NDArray[np.int64])
 
     Returns
     -------
-    [C, n].
+    [C, n], at most 1.
     """
     both = np.stack([table[:, :, first], table[:, :, second]], axis=-1)  # [C, K, n, 2]
     return ari(both.swapaxes(1, 2))
@@ -147,7 +147,7 @@ def instance_pairs(owner: Labels, category: Labels, boxes: NDArray[np.floating[A
 
 
 def box_iou(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -> Floats:
-    """The intersection over union of boxes; 0 where both are empty.
+    """Computes the intersection over union of boxes; 0 where both are empty.
 
     Parameters
     ----------
@@ -170,7 +170,7 @@ def _area(box: NDArray[np.floating[Any]]) -> Floats:
 
 
 def coherence(labels: Labels, grid: tuple[int, int]) -> Floats:
-    """The share of neighbouring labelled patches (4-neighbours) with equal labels; it needs no annotation.
+    """Computes the share of neighbouring labelled patches (4-neighbours) with equal labels.
 
     Parameters
     ----------
@@ -211,7 +211,7 @@ def cluster_sizes(labels: Labels) -> dict[str, Floats]:
 
 
 def agreement(first: Labels, second: Labels) -> Floats:
-    """The adjusted Rand index between every labelling of one stack and every labelling of another.
+    """Computes the adjusted Rand index between every labelling of one stack and every labelling of another.
 
     Parameters
     ----------
@@ -220,7 +220,7 @@ def agreement(first: Labels, second: Labels) -> Floats:
 
     Returns
     -------
-    [C, D].
+    [C, D], at most 1.
     """
     a, b = _one_hot(first), _one_hot(second)  # [C, K, P], [D, J, P]
     table = a.reshape(-1, a.shape[2]) @ b.reshape(-1, b.shape[2]).T

@@ -102,7 +102,7 @@ class Mapped:
     def __init__(self, maps: Floats, grid: tuple[int, int], heads: int, objects: Objects) -> None:
         self.maps, self.grid, self.heads, self.objects = maps, grid, heads, objects
         self._masks: dict[float, NDArray[np.bool_]] = {}
-        self._parts: list[Floats] = []  # [C, 4], once it was asked for
+        self._parts: list[Floats] = []  # empty, or one array [C, 4]
 
     def beside(self, objects: Objects) -> "Mapped":
         """The same maps beside other objects; what depends on the maps alone is computed once for both."""

@@ -53,7 +53,7 @@ def _attention_scores(rows: Tensor, grid: tuple[int, int], keep: Tensor | None) 
         rows = rows * inside[:, None, None, :]
         rows = rows / rows.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
     count = inside.sum(dim=1, keepdim=True).clamp_min(1)
-    weight = inside / count  # of each query, [B, P]
+    weight = inside / count  # [B, P], of each query
     distances = _distances_on(grid, rows.device)
     by_pair = weight[:, :, None] * distances
     distance = torch.bmm(rows.reshape(images, heads, -1), by_pair.reshape(images, -1, 1))[..., 0]
@@ -107,7 +107,7 @@ def pair_scores(rows: Tensor, table: PairTable) -> dict[str, Tensor]:
         return {name: torch.full((table.count, heads), torch.nan, device=rows.device) for name in PAIR_NAMES}
     at, first, second = (table[name] for name in ("image", "first", "second"))
     strength = (rows[at, :, first, second].float() + rows[at, :, second, first].float()).T  # [H, N]
-    # the last row is the distance null; what is sorted must not be negative
+    # the last row is the distance null: `nearness` in place of −distance, since only numbers ≥ 0 can be sorted
     values = torch.cat([strength, table["nearness"].float()[None, :]])
     auc = _sum_by(_group_auc(values, table, "group"), table["group_of_drawing"]) * table["groups"]
     in_bins = torch.nan_to_num(_group_auc(strength, table, "bin"))

@@ -63,7 +63,7 @@ class PairTable:
         drawing = np.repeat(np.arange(len(pairs)), [len(p.group) for p in pairs])
         group = np.concatenate([p.group + offset for p, offset in zip(pairs, offsets, strict=False)])
         distance = patch_distances(grid)[first, second]
-        owner = drawing[np.unique(group, return_index=True)[1]]  # of each group
+        owner = drawing[np.unique(group, return_index=True)[1]]  # [G]: the drawing of each group
         bins = np.rint(distance**2).astype(np.int64)
         width = int(bins.max()) + 1
         used, dense = np.unique(group * width + bins, return_inverse=True)

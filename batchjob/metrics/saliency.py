@@ -58,7 +58,7 @@ def mass_mask(maps: Floats, share: float) -> NDArray[np.bool_]:
 
 
 def jaccard(mask: NDArray[np.bool_], coverage: NDArray[np.floating[Any]]) -> Floats:
-    """The intersection over union of each patch mask with each instance.
+    """Computes the intersection over union of each patch mask with each instance.
 
     A mask is constant on a patch and `coverage` is exact, so this equals the IoU at unlimited resolution with the masks
     up-sampled by nearest neighbour.
