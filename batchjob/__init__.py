@@ -1,4 +1,4 @@
-"""Cluster the self-attention of vision transformers, head by head, over a whole dataset."""
+"""Clusters the self-attention of vision transformers, head by head, over a whole data set."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ __version__ = VERSION
 
 
 def __getattr__(name: str) -> Any:
-    """The functions of `batchjob.api`, imported when the first of them is asked for."""
-    if name == "stats":  # the package of that name, which can be called: importing it would replace a function
+    """Imports `batchjob.api` or `batchjob.stats` when one of their functions is first asked for."""
+    if name == "stats":  # the package itself, which can be called: importing it later would replace a function
         import batchjob.stats
 
         return batchjob.stats

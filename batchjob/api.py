@@ -1,4 +1,4 @@
-"""What the command line does, from Python and in a notebook. Nothing heavy is imported before it is needed."""
+"""Offers from Python, and in a notebook, what the command line does. Heavy imports wait until a function is called."""
 
 import dataclasses
 import os
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 __all__ = ["attention", "cluster", "open", "plot", "run"]
 DEFAULT_MODEL = Options().model
 _FIELDS = {kind: [f.name for f in dataclasses.fields(kind)] for kind in (Options, Runtime)}
-_ONE_IMAGE = ("weights", "image_size", "resize", "stage", "seed")  # options that `attention` knows
+_ONE_IMAGE = ("weights", "image_size", "resize", "stage", "seed")  # the options that `attention` takes
 
 
 def open(run: str | PathLike[str], *, chunks: Any = None) -> "xarray.Dataset":
-    """Opens the result of a run, read lazily.
+    """Opens the result of a run. Its arrays are read when they are used.
 
     Parameters
     ----------
     run : path
         The folder of a run, finished or not.
     chunks : optional
-        None: arrays that NumPy reads when they are used. `{}`: dask arrays, a block for each chunk of the store; any
-        other value is xarray's own `chunks`. Dask has to be installed for it.
+        With None, the arrays become NumPy arrays when they are used. With `{}`, they are dask arrays with a block for
+        each chunk of the store. Any other value is passed to xarray as its `chunks`. All but None need dask.
 
     Returns
     -------
@@ -44,7 +44,7 @@ def open(run: str | PathLike[str], *, chunks: Any = None) -> "xarray.Dataset":
     Raises
     ------
     UserError
-        Where the folder is not a run, is of another schema, or dask is missing.
+        If the folder is not a run or is of another schema, or dask is missing.
 
     Examples
     --------
@@ -67,37 +67,37 @@ def run(
 ) -> "xarray.Dataset":
     """Labels every image of a data set, as `batchjob run DATA RUN` does, and opens the result.
 
-    The same call on the same run goes on where it stopped; what is done is not done again.
+    After an interruption, the same call on the same run goes on where it stopped. Finished work is not repeated.
 
     Parameters
     ----------
     data : path
         A folder of images, a COCO root, tars, Parquet files or a list (docs/input.md).
     run : path, optional
-        The folder of the run; by default `runs/DATA-MODEL-HASH`, so that other options make another run.
+        The folder of the run. By default it is `runs/DATA-MODEL-HASH`, which is another folder for other options.
     model : str or torch.nn.Module
-        A timm name; or a network that timm made, whose present weights are used. They are kept in the cache, under
-        their checksum, so that the run can go on later.
+        A timm name, or a network that timm made. The network's present weights are used. A copy of them is kept in the
+        cache under its checksum, with which the run can go on later.
     **options
-        The options of the command line by their names with underscores (docs/options.md), as text or as Python has
-        them: `k=6`, `layers="all"`, `layers=[0, 5, 11]`, `image_size=(224, 336)`, `batch_size=32`.
+        The options of the command line by their names with underscores (docs/options.md), as text or as Python values:
+        `k=6`, `layers="all"`, `layers=[0, 5, 11]`, `image_size=(224, 336)`, `batch_size=32`.
 
     Returns
     -------
     xarray.Dataset
-        What `open` gives.
+        What `open` returns.
 
     Raises
     ------
     UserError
-        Where an option, the data or the model is wrong, before any work.
+        If an option, the data or the model is wrong. It is raised before any work.
     WorkLeft
-        Where the work was interrupted; the same call goes on.
+        If the work was interrupted. The same call goes on with it.
 
     Warns
     -----
     UserWarning
-        Where more images failed than `max_failures`; the result is stored and complete but for them.
+        If more images failed than `max_failures` allows. The result is stored, and complete for the other images.
 
     Examples
     --------
@@ -138,18 +138,18 @@ def attention(
     device: str = "auto",
     **options: Any,
 ) -> "xarray.Dataset":
-    """Computes the attention of one image or a few, in float32; nothing is written.
+    """Computes the attention of one or several images in float32. Nothing is written to disk.
 
     Parameters
     ----------
     images : path, PIL image, uint8 array [H, W, 3] or [H, W], or a list of these
-        Read, rotated by their EXIF tag and resized as a run does.
+        They are rotated by their EXIF tag and resized as in a run.
     model : str or torch.nn.Module
-        A timm name; or a network at hand: one that timm made, or any other whose blocks attend from all tokens to all
-        tokens by `torch.nn.functional.scaled_dot_product_attention` and that has `patch_size` (itself or in its
-        `config`). It is copied, and left as it is.
+        A timm name, or a network. A network may be one that timm made. It may also be any other that has a
+        `patch_size`, itself or in its `config`, and whose blocks attend from all tokens to all tokens by
+        `torch.nn.functional.scaled_dot_product_attention`. The network is copied and not changed.
     layers, heads : int, sequence of int or "all"
-        Counted from 0; negative numbers count from the end.
+        Numbers from 0; negative numbers count from the end.
     device : {"auto", "cuda", "cpu"}
     **options
         `weights`, `image_size`, `resize`, `stage` and `seed` of the command line.
@@ -157,17 +157,20 @@ def attention(
     Returns
     -------
     xarray.Dataset
-        `attention_rows` float32 [image, layer, head, query, key]: after the softmax over all tokens, prefix columns
-        dropped, not renormalised; the P patches in row-major order of the grid. P² numbers a head: with 448 px and
-        patches of 14, 4 MB each.
-        `cls_attention` float32 [image, layer, head, y, x] (a CNN: `saliency`); `prefix_mass` [image, layer, head];
-        `pixels` uint8 [image, row, column, channel], what the model saw; `height`, `width` [image] of the photos;
-        `is_image` bool [image, query], False for padding. The attribute `grid` is (rows, columns) of patches.
+        `attention_rows` float32 [image, layer, head, query, key]: the attention of patches after the softmax over all
+        tokens. Prefix columns are dropped, and the rest is not renormalised. The P patches are in row-major order of
+        the grid. A head has P² numbers: 4 MB with 448 px and patches of 14 px.
+        `cls_attention` float32 [image, layer, head, y, x], or `saliency` for a CNN.
+        `prefix_mass` float32 [image, layer, head]: the mean attention of patches on CLS and registers.
+        `pixels` uint8 [image, row, column, channel]: what the model saw.
+        `height`, `width` [image]: of the photos.
+        `is_image` bool [image, query]: False for padding.
+        The attribute `grid` is (rows, columns) of patches.
 
     Raises
     ------
     UserError
-        Where an image can't be read, or the model has no patch-to-patch attention.
+        If an image can't be read, or the model has no attention between patches.
 
     Examples
     --------
@@ -197,33 +200,34 @@ def cluster(
     seed: int = 0,
     normalise: bool = True,
 ) -> Any:
-    """Clusters the rows of each problem by itself: patches by what they attend to, or by any features.
+    """Clusters patches by what they attend to, or rows of any other features.
 
     Parameters
     ----------
     rows : array [..., P, D]
-        P rows of D numbers for each problem; `attention(…).attention_rows`, or any NumPy array.
+        P rows of D numbers for each problem: `attention(…).attention_rows`, or any NumPy array. Each problem is
+        clustered by itself.
     k : int, "silhouette" or "eigengap"
         The number of clusters, 2 to 254, or the rule that finds it.
     algorithm : {"kmeans", "spectral", "agglomerative", "hdbscan"}
         `spectral`, and the rule `eigengap`, need D = P.
     distance : {"euclidean", "cosine", "hellinger"}
     seed : int
-        Of everything random: equal input gives equal labels, whatever else is in the array.
+        Of the random numbers. The labels of a problem do not depend on the other problems.
     normalise : bool
-        Whether each row is divided by its sum, as a run does with attention. Give False for features of any other
-        kind.
+        Whether to divide each row by its sum, as a run does with attention. Give False for other features.
 
     Returns
     -------
     array uint8 [..., P]
-        Clusters numbered by first appearance, 254 noise (hdbscan), 255 padding. An xarray.DataArray comes back as one,
-        with its coordinates. Of `attention` of a whole run's images, with its options, these are the run's labels.
+        Clusters numbered by first appearance, 254 for noise (hdbscan), 255 for padding. A DataArray of xarray gives a
+        DataArray with the same coordinates. With the attention of a run's images and the run's options, the labels
+        are the run's own.
 
     Raises
     ------
     UserError
-        Where an option is wrong, numbers are NaN or infinite, or negative ones are to be normalised.
+        If an option is wrong, a number is NaN or infinite, or a negative number is to be normalised.
 
     Examples
     --------
@@ -241,28 +245,28 @@ def cluster(
 
 
 def plot(data: Any, *, query: tuple[int, int] | None = None, image: int | str = 0, photo: Any = None) -> NDArray[Any]:
-    """Draws the attention of one image, or its clusters, by the drawing of the figures.
+    """Draws the attention of one image, or its clusters, in the style of the figures.
 
     Parameters
     ----------
     data : xarray.Dataset or array
-        What `attention` gives; or labels: what `cluster` gives, [..., P], or labels of a run, [..., y, x].
+        What `attention` returns, or labels: [..., P] from `cluster`, or [..., y, x] from a run.
     query : (row, column), optional
-        The patch whose attention is drawn, marked in the photo; by default the CLS token's.
+        The patch whose attention is drawn. It is marked in the photo. By default the CLS token's attention is drawn.
     image : int or str
-        Which image, by number or by id.
+        The image, by number or by id.
     photo : xarray.Dataset or uint8 array [H, W, 3], optional
-        What lies under the clusters: what `attention` gave, or any picture.
+        What is drawn under clusters: what `attention` returned, or any picture.
 
     Returns
     -------
     array of matplotlib Axes [layers, 1 + heads]
-        The photo in the first column, then a map for each head. In a notebook the figure shows by itself.
+        The photo in the first column, then a map for each head. A notebook shows the figure by itself.
 
     Raises
     ------
     UserError
-        Where the patch or the image is not in the data, or the data is neither maps nor labels.
+        If the patch or the image is not in the data, or the data are neither attention nor labels.
 
     Examples
     --------
@@ -280,7 +284,7 @@ def _pick(kind: type[Any], values: dict[str, Any]) -> Any:
 
 
 def _as_option(kind: type[Any], name: str, value: Any) -> Any:
-    """A Python value as the option has it: 6 is "6", [0, 5] is "0,5", (224, 336) as an image's size "224x336"."""
+    """Turns a Python value into that of an option: 6 into "6", [0, 5] into "0,5", an image size into "224x336"."""
     wanted = next(f.type for f in dataclasses.fields(kind) if f.name == name)
     if wanted is not str:
         return value

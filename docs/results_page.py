@@ -1,4 +1,4 @@
-"""docs/results.md and its pictures from the tables that docs/results.py gathered."""
+"""Writes docs/results.md and its pictures from the tables that docs/results.py gathered."""
 
 import json
 from collections.abc import Sequence
@@ -8,63 +8,100 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from batchjob.stats.numbers import gain, number, p_value
+from batchjob.metrics.catalogue import QUESTION
+from batchjob.metrics.uncertainty import FEWEST_IMAGES
+from batchjob.stats.numbers import gain, gain_interval, number, p_value
+from batchjob.stats.summary import SURE
 from docs import results_pictures
 
 NAMES = {"vits14": "DINOv2 ViT-S/14", "vitb16": "supervised ViT-B/16", "resnet18": "ResNet-18"}
 SIZES = (224, 448)
 REFERENCES = ("query", "key", "value", "token")
-QUESTION = "instance_ari"
-SURE = 0.05  # of a p-value by Holm
-FEWEST = 20  # images for a claim, as docs/metrics.md has it
 
 
 @dataclass(frozen=True, slots=True)
 class Tables:
     """The tables of the runs of one model at one size."""
 
-    short: str
-    size: int
+    short: str  # the model's key in NAMES
+    size: int  # of the input, in pixels
     folder: Path
 
     @property
     def title(self) -> str:
-        """The model's name and the size of its input."""
+        """Names the model and the size of its input."""
         return f"{NAMES[self.short]}, {self.size} px"
 
     def run(self, name: str) -> Path:
-        """The tables of the run `attention`, `key`, `seed1`, …"""
+        """Returns the folder with the tables of a run: `attention`, `key`, `seed1`, …"""
         return self.folder / f"{self.short}-{self.size}-{name}"
 
     def has(self, run: str) -> bool:
-        """Whether the run was made."""
+        """Says whether a run was made."""
         return self.run(run).is_dir()
 
     def read(self, run: str, table: str) -> pd.DataFrame:
-        """One table of a run."""
+        """Reads a table of a run.
+
+        Parameters
+        ----------
+        run
+            As `run`.
+        table
+            The table's name, as `batchjob.stats` returns it.
+        """
         return pd.read_parquet(self.run(run) / f"{table}.parquet")
 
     def heads(self, run: str, null: str) -> pd.DataFrame:
-        """The question's score of each head and its gain over one null model."""
+        """Returns the question's score of each head, and its gain over a null model.
+
+        Parameters
+        ----------
+        run
+            As `run`.
+        null
+            The null model.
+        """
         summary = self.read(run, "summary")
         return summary[(summary.score == QUESTION) & (summary.null == null) & (summary["head"] >= 0)]
 
     def chosen(self, run: str, null: str) -> pd.Series:
-        """The head that half of the images chose, with the figures of the other half."""
+        """Returns the head that one half of the images chose, with the figures of the other half.
+
+        Parameters
+        ----------
+        run, null
+            As `heads`.
+        """
         selection = self.read(run, "selection")
         return selection[(selection.score == QUESTION) & (selection.null == null)].iloc[0]
 
     def compared(self, other: str, of: str) -> pd.DataFrame:
-        """Attention minus another run, paired by image: of the `best head`, the `mean of heads` or each `head`."""
+        """Returns the differences of attention minus another run, paired by image.
+
+        Parameters
+        ----------
+        other
+            The other run.
+        of
+            What is compared: `best head`, `mean of heads` or each `head`.
+        """
         t = self.read("attention", "comparison")
         a, b = (f"{self.short}-{self.size}-{run}" for run in ("attention", other))
         return t[(t.run_a == a) & (t.run_b == b) & (t.of == of) & (t.score == QUESTION)]
 
 
 def write(tables: Path, docs: Path, wanted: Sequence[str]) -> None:
-    """Writes results.md, results_map.png, results_layers.png and results_paired.png into `docs`.
+    """Writes results.md, results_map.png, results_layers.png and results_paired.png.
 
-    Of the runs `wanted`, the page names those that have no tables.
+    Parameters
+    ----------
+    tables
+        The folder of the tables, with a folder for each model and size.
+    docs
+        Where the files are written.
+    wanted
+        Names of runs. The page names those that have no tables.
     """
     found = [Tables(short, size, tables / f"{short}-{size}") for size in SIZES for short in NAMES]
     found = [t for t in found if t.has("attention")]
@@ -75,31 +112,42 @@ def write(tables: Path, docs: Path, wanted: Sequence[str]) -> None:
         "images": f"{counts['images']:,}",
         "missing": missing(found, wanted),
         "answer": answer(found),
-        "question": question_table(found),
-        "counts": count_table(found),
-        "references": reference_table(found),
-        "seeds": seed_table(found),
-        "last": "\n".join(last_layer_table(t) for t in found),
+        "question": _question_table(found),
+        "counts": _count_table(found),
+        "references": _reference_table(found),
+        "seeds": _seed_table(found),
+        "last": "\n".join(_last_layer_table(t) for t in found),
     }.items():
         text = text.replace(f"{{{name}}}", part)
     (docs / "results.md").write_text(text)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 
 def missing(found: Sequence[Tables], wanted: Sequence[str]) -> str:
-    """A sentence that names the runs which were not made; empty where all were."""
+    """Names in a sentence the runs that were not made.
+
+    Parameters
+    ----------
+    found
+        The tables that are there.
+    wanted
+        As `write`.
+
+    Returns
+    -------
+    The sentence; empty where all runs were made.
+    """
     there = {run.name for t in found for run in t.folder.iterdir()}
     names = [f"`{name}`" for name in wanted if name not in there]
     return f"Of the runs that the script asks for, these were not made: {', '.join(names)}." if names else ""
 
 
 def answer(found: Sequence[Tables]) -> str:
-    """A sentence for each model and size, by what was counted, and one for attention against keys."""
+    """Writes a sentence for each model and size, from what was counted, and one for attention against keys."""
     lines = []
     for t in found:
         over, position = (t.heads("attention", null) for null in ("swap", "position"))
@@ -110,7 +158,7 @@ def answer(found: Sequence[Tables]) -> str:
             f"head does with other photos' objects, and {_better(position)} better than position alone does; half of "
             f"the images choose {where}, which scores {number(best['mean'])} on the other half (n = {best.n}), "
             f"{_gain(best)} over other photos' objects"
-            f"{', too few images for a claim' if best.n < FEWEST else ''}."
+            f"{', too few images for a claim' if best.n < FEWEST_IMAGES else ''}."
         )
         if t.has("key"):
             gaps = t.compared("key", "head")
@@ -124,8 +172,8 @@ def answer(found: Sequence[Tables]) -> str:
     return "\n".join(lines)
 
 
-def question_table(found: Sequence[Tables]) -> str:
-    """The chosen head of each model on the images that did not choose it, against each null model."""
+def _question_table(found: Sequence[Tables]) -> str:
+    """Tabulates the chosen head of each model on the images that did not choose it, against each null model."""
     rows = []
     for t in found:
         swap = t.chosen("attention", "swap")
@@ -134,11 +182,11 @@ def question_table(found: Sequence[Tables]) -> str:
             row = t.chosen("attention", null)
             cells.append(f"{number(row.null_mean)}: {_gain(row)}, {p_value(row.p)}")
         rows.append(cells)
-    return table(["model", "n", "layer.head", "ARI", "other photos' objects", "position alone"], rows)
+    return _table(["model", "n", "layer.head", "ARI", "other photos' objects", "position alone"], rows)
 
 
-def count_table(found: Sequence[Tables]) -> str:
-    """In how many heads a gain is sure after Holm's correction, on all images."""
+def _count_table(found: Sequence[Tables]) -> str:
+    """Counts the heads whose gain is sure after Holm's correction, on all images."""
     rows = []
     for t in found:
         for run in ("attention", *REFERENCES, "random0"):
@@ -149,11 +197,11 @@ def count_table(found: Sequence[Tables]) -> str:
                 cells += [str(_better(over)), str(_better(position)), str(_better(position, -1))]
                 rows.append(cells)
     head = ["model", "clustered", "heads", "mean ARI", "best ARI", "mean gain over swap"]
-    return table([*head, "better than swap", "better than position", "worse than position"], rows)
+    return _table([*head, "better than swap", "better than position", "worse than position"], rows)
 
 
-def reference_table(found: Sequence[Tables]) -> str:
-    """Attention minus queries, keys, values and tokens, paired by image."""
+def _reference_table(found: Sequence[Tables]) -> str:
+    """Tabulates the differences of attention minus queries, keys, values and tokens, paired by image."""
     rows = []
     for t in found:
         for other in REFERENCES:
@@ -167,11 +215,11 @@ def reference_table(found: Sequence[Tables]) -> str:
             above, below = int((sure.difference > 0).sum()), int((sure.difference < 0).sum())
             rows.append([*cells, f"{above} / {below} of {len(heads)}" if len(heads) else "–"])
     head = ["model", "attention minus", "best heads, other half", "mean of heads, all images"]
-    return table([*head, "heads above / below"], rows)
+    return _table([*head, "heads above / below"], rows)
 
 
-def seed_table(found: Sequence[Tables]) -> str:
-    """What still moves between three seeds: the scores, the labels, the head that is chosen."""
+def _seed_table(found: Sequence[Tables]) -> str:
+    """Tabulates what differs between three seeds: the scores, the labels, the head that is chosen."""
     rows = []
     for t in found:
         runs = [run for run in ("attention", "seed1", "seed2") if t.has(run)]
@@ -187,11 +235,11 @@ def seed_table(found: Sequence[Tables]) -> str:
         cells.append(", ".join(f"{c.layer}.{c['head']}: {number(c['mean'])}" for c in chosen))
         rows.append(cells)
     head = ["model", "ARI of two seeds' labels", "a head's score moves by (median)", "(most)"]
-    return table([*head, "chosen head and its score, each seed"], rows)
+    return _table([*head, "chosen head and its score, each seed"], rows)
 
 
-def last_layer_table(t: Tables) -> str:
-    """Every head of the last layer on all images."""
+def _last_layer_table(t: Tables) -> str:
+    """Tabulates every head of the last layer, on all images."""
     swap, position, random = (t.heads("attention", null) for null in ("swap", "position", "random"))
     rows = []
     for _, row in swap[swap.layer == swap.layer.max()].sort_values("head").iterrows():
@@ -201,7 +249,7 @@ def last_layer_table(t: Tables) -> str:
             cells += [f"{number(n.null_mean)}: {_gain(n)}, {p_value(n.p_holm)}" for _, n in same.iterrows()] or ["–"]
         rows.append(cells)
     head = ["head", "ARI", "other photos' objects", "position alone", "untrained"]
-    return f"**{t.title}**, n = {int(swap.n.max())}\n\n{table(head, rows)}"
+    return f"**{t.title}**, n = {int(swap.n.max())}\n\n{_table(head, rows)}"
 
 
 def _better(heads: pd.DataFrame, sign: int = 1) -> int:
@@ -210,4 +258,4 @@ def _better(heads: pd.DataFrame, sign: int = 1) -> int:
 
 def _gain(row: pd.Series, name: str = "gain") -> str:
     low, high = ("low", "high") if name == "difference" else ("gain_low", "gain_high")
-    return f"{gain(row[name])} [{gain(row[low])}, {gain(row[high])}]"
+    return f"{gain(row[name])} {gain_interval(row[low], row[high])}"

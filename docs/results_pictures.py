@@ -1,4 +1,4 @@
-"""The pictures of docs/results.md: gains by layer and head, scores by layer, attention against keys."""
+"""Draws the pictures of docs/results.md: gains by layer and head, scores by layer, attention against keys."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,13 +9,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from batchjob.figures import canvas
+from batchjob.stats.summary import SURE
 
 if TYPE_CHECKING:
     from docs.results_page import Tables
 
-SURE = 0.05
-# colours that stay apart without red and green (Okabe and Ito)
-COLOURS = {
+# Colours that colour-blind eyes can tell apart (Okabe and Ito).
+_COLOURS = {
     "attention": "#0072b2",
     "query": "#56b4e9",
     "key": "#d55e00",
@@ -23,11 +23,18 @@ COLOURS = {
     "token": "#009e73",
     "random0": "#8a929c",
 }
-WORDS = {"random0": "attention, untrained"}
 
 
 def draw(found: "Sequence[Tables]", docs: Path) -> None:
-    """Writes results_map.png, results_layers.png and results_paired.png into `docs`."""
+    """Writes results_map.png, results_layers.png and results_paired.png.
+
+    Parameters
+    ----------
+    found
+        The tables of each model and size.
+    docs
+        Where the files are written.
+    """
     deep = [t for t in found if t.heads("attention", "swap").layer.nunique() > 1]
     with_keys = [t for t in found if t.has("key")]
     with canvas.style():
@@ -43,7 +50,7 @@ def _panel(figure: Figure, left: float, top: float, width: float, height: float)
 
 
 def _map(found: "Sequence[Tables]") -> Figure:
-    """Layer × head: the gain over other photos' objects, trained and untrained side by side, in one scale."""
+    """Draws the gain over other photos' objects by layer and head, trained and untrained side by side on one scale."""
     panels = [(t, run) for t in found for run in ("attention", "random0") if t.has(run)]
     tables = [t.heads(run, "swap") for t, run in panels]
     cell = 0.165
@@ -78,18 +85,18 @@ def _map(found: "Sequence[Tables]") -> Figure:
 
 
 def _layers(found: "Sequence[Tables]") -> Figure:
-    """Score by layer, the mean over heads: what was clustered, each a line, and position alone."""
+    """Draws the mean score of the heads by layer: a line for each kind of vector clustered, and one for position."""
     width, height = 2.5, 1.9
     figure = canvas.sheet(0.6 + len(found) * (width + 0.35) + 1.0, height + 0.95)
     lines: dict[str, Any] = {}
     for i, t in enumerate(found):
         axes = _panel(figure, 0.6 + i * (width + 0.35), 0.4, width, height)
-        for run, colour in COLOURS.items():
+        for run, colour in _COLOURS.items():
             if not t.has(run):
                 continue
             heads = t.heads(run, "swap")
             means = heads.groupby("layer")["mean"].mean()
-            name = WORDS.get(run, run)
+            name = "attention, untrained" if run == "random0" else run
             (lines[name],) = axes.plot(means.index, means, color=colour, linewidth=1.2)
             if run == "attention":
                 axes.scatter(heads.layer, heads["mean"], s=4, color=colour, alpha=0.45, linewidths=0)
@@ -108,7 +115,7 @@ def _layers(found: "Sequence[Tables]") -> Figure:
 
 
 def _paired(found: "Sequence[Tables]") -> Figure:
-    """Each head a dot: its keys' score across, its attention's score up; filled where the difference is sure."""
+    """Draws a dot a head, its keys' score across and its attention's up; with a ring if the difference is sure."""
     side = 1.65
     figure = canvas.sheet(0.6 + len(found) * (side + 0.3) + 0.6, side + 0.95)
     for i, t in enumerate(found):

@@ -1,4 +1,4 @@
-"""What `make docs` fills into the pages: the tables of options, made from the dataclasses that hold them."""
+"""Fills the tables of options into the pages of `make docs`, from the dataclasses that hold the options."""
 
 import dataclasses
 from typing import Any
@@ -7,14 +7,22 @@ from batchjob.config import Options, Runtime
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """The page with `<!-- options: Options -->` and its like replaced by a table."""
+    """Replaces `<!-- options: Options -->` and `<!-- options: Runtime -->` in a page by tables.
+
+    Parameters
+    ----------
+    markdown
+        The page.
+    **_
+        What else MkDocs passes.
+    """
     for kind in (Options, Runtime):
         markdown = markdown.replace(f"<!-- options: {kind.__name__} -->", table(kind))
     return markdown
 
 
 def table(kind: type[Any]) -> str:
-    """A Markdown table of the dataclass: a line for each option, with its default and its values."""
+    """Writes a Markdown table of a dataclass of options: a line for each option, with its default and its values."""
     lines = ["| option | Python | default | meaning |", "| --- | --- | --- | --- |"]
     for field in dataclasses.fields(kind):
         values = "|".join(field.metadata["choices"]) or field.metadata["metavar"]

@@ -48,7 +48,7 @@ def test_noise_and_missing_labels_are_no_clusters_and_stay_as_they_are() -> None
 
 def test_each_patch_is_painted_in_its_clusters_colour() -> None:
     grey = np.full((80, 40, 3), 128, dtype=np.uint8)
-    painted = canvas.blend(grey, QUARTERS, colours=palette.label_colours(4))
+    painted = canvas.blend(grey, QUARTERS)
     for label, (y, x) in enumerate([(10, 10), (10, 30), (70, 10), (70, 30)]):
         expected = (1 - canvas.PHOTO_SHARE) * palette.cluster_colours(4)[label] * 255 + canvas.PHOTO_SHARE * 128
         assert np.abs(painted[y, x] - expected).max() <= 1
@@ -170,7 +170,7 @@ def test_there_are_colours_for_every_label_a_byte_can_hold() -> None:
     colours = palette.cluster_colours(254)
     assert colours.shape == (254, 3)
     assert len(np.unique(colours, axis=0)) == 254
-    assert palette.label_colours(254)[NO_LABEL, 3] == 0
+    assert palette.label_colours()[NO_LABEL, 3] == 0
 
 
 def summary_of(layers: int, heads: int) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Pictures of a run. `study_grid` and those in `maps` are pure functions of arrays; `write_figures` reads a run."""
+"""Draws pictures of a run. `study_grid` and the functions of `maps` take arrays; `write_figures` takes folders."""
 
 from batchjob.figures.canvas import save
 from batchjob.figures.grid import study_grid

@@ -1,4 +1,4 @@
-"""A sheet measured in inches, photos with maps on them, and files: what all pictures share."""
+"""What all pictures share: sheets measured in inches, photos with maps, labels and outlines on them, and files."""
 
 import functools
 import textwrap
@@ -17,12 +17,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from batchjob.figures.outlines import Outline, count_words
-from batchjob.figures.palette import MAP_COLOURS
+from batchjob.figures.palette import MAP_COLOURS, label_colours
 
 T = TypeVar("T", bound=np.generic)
 MARGIN = 0.14  # inches around a sheet
 INK, QUIET, RULE = "#1b1f24", "#5d6672", "#d5d9df"
-STYLE: Any = {
+_STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 7.0,
     "text.color": INK,
@@ -45,26 +45,41 @@ STYLE: Any = {
     "svg.hashsalt": "batchjob",
 }
 OBJECTS_NOTE = "Outlines: annotated objects; dotted, too small for the patch grid; dashed, crowds. Neither is scored."
-PHOTO_SHARE = 0.36  # of a photo's grey under the clusters' colours: the object stays visible, the colour leads
-SIDE_PX = 224  # photos in a figure are no finer than this a cell: a PDF of 8 photos stays small
+PHOTO_SHARE = 0.36  # of the photo's grey in a pixel with a cluster's colour: objects stay visible, the colour dominates
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Gives the figures' look inside the `with`, and the caller's own settings back afterwards."""
-    with mpl.rc_context(STYLE):
+    """Sets matplotlib to the figures' look inside a `with` block, and restores the caller's settings after it."""
+    with mpl.rc_context(_STYLE):
         yield
 
 
 def sheet(width: float, height: float) -> Figure:
-    """Makes a white figure of `width` × `height` inches that no pyplot window knows of."""
+    """Makes a white figure that pyplot does not manage.
+
+    Parameters
+    ----------
+    width, height
+        In inches.
+    """
     figure = Figure(figsize=(width, height), facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
 def place(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
-    """Adds axes without ticks or frame at `left`, `top`, in inches from the sheet's upper left corner."""
+    """Adds axes without ticks and frame to a sheet.
+
+    Parameters
+    ----------
+    figure
+        The sheet.
+    left, top
+        Place of the upper left corner of the axes, in inches from that of the sheet.
+    width, height
+        Size of the axes in inches.
+    """
     sheet_width, sheet_height = figure.get_size_inches()
     axes = figure.add_axes(
         (left / sheet_width, 1 - (top + height) / sheet_height, width / sheet_width, height / sheet_height)
@@ -74,7 +89,17 @@ def place(figure: Figure, left: float, top: float, width: float, height: float) 
 
 
 def write(figure: Figure, left: float, top: float, text: str, **how: Any) -> None:
-    """Writes text at `left`, `top` in inches from the upper left corner; `$` and line breaks in it mean themselves."""
+    """Writes text on a sheet.
+
+    Parameters
+    ----------
+    figure, left, top
+        As `place`, for the upper left corner of the text, unless `how` has another alignment.
+    text
+        The text. It may have line breaks; a `$` is an ordinary character.
+    **how
+        Properties of matplotlib's `Text`.
+    """
     width, height = figure.get_size_inches()
     how = {"ha": "left", "va": "top"} | how
     figure.text(left / width, 1 - top / height, text, parse_math=False, **how)
@@ -82,14 +107,23 @@ def write(figure: Figure, left: float, top: float, text: str, **how: Any) -> Non
 
 @functools.cache
 def _drawn_characters() -> frozenset[int]:
-    font = font_manager.get_font(font_manager.findfont(STYLE["font.family"]))
+    font = font_manager.get_font(font_manager.findfont(_STYLE["font.family"]))
     return frozenset(font.get_charmap())
 
 
 def shorten(text: str, limit: int) -> str:
-    """Returns `text` in at most `limit` characters, its middle left out.
+    """Shortens a text by leaving its middle out, and escapes characters that the font can't draw.
 
-    What the font can't draw becomes a visible escape: control characters, and letters that would all be one empty box.
+    Parameters
+    ----------
+    text
+        Any text, such as the name of a file.
+    limit
+        The most characters to return.
+
+    Returns
+    -------
+    The text; control characters and letters that the font lacks stand in it as `\\x1b` or `\\u6f22`.
     """
     drawn = _drawn_characters()
     text = "".join(c if c.isprintable() and ord(c) in drawn else c.encode("unicode_escape").decode() for c in text)
@@ -100,7 +134,19 @@ def shorten(text: str, limit: int) -> str:
 
 
 def short_id(text: str, limit: int) -> str:
-    """Returns an image's id in at most `limit` characters: its folders go first, since names tell images apart."""
+    """Shortens an image's id by leaving out its folders first, because names tell images apart.
+
+    Parameters
+    ----------
+    text
+        The id.
+    limit
+        As `shorten`.
+
+    Returns
+    -------
+    The id; `…/` stands for the folders that were left out.
+    """
     text = shorten(text, 10_000)
     while len(text) > limit and "/" in text.removeprefix("…/"):
         text = "…/" + text.removeprefix("…/").split("/", 1)[1]
@@ -108,8 +154,23 @@ def short_id(text: str, limit: int) -> str:
     return shorten(bare, limit) if len(text) > limit else text
 
 
+def decimals(value: float) -> str:
+    """Writes a number with two decimals and a true minus sign, or a dash if it is NaN or infinite."""
+    return f"{value:z.2f}".replace("-", "−") if np.isfinite(value) else "–"
+
+
 def heading(figure: Figure, text: str, *, size: float = 9.5) -> None:
-    """Writes the title in the upper left corner: what is shown, and below it, after a line break, of which run."""
+    """Writes the heading in the upper left corner of a sheet.
+
+    Parameters
+    ----------
+    figure
+        The sheet.
+    text
+        What is shown; after a line break, of which run.
+    size
+        Of the first line, in points.
+    """
     width = figure.get_size_inches()[0] - 2 * MARGIN
     for number, line in enumerate(text.split("\n")[:2]):
         how = {"size": 7.5, "color": QUIET} if number else {"size": size, "weight": "bold"}
@@ -118,7 +179,15 @@ def heading(figure: Figure, text: str, *, size: float = 9.5) -> None:
 
 
 def heat_note(figure: Figure, left: float, top: float, text: str) -> None:
-    """Writes small print at `left`, `top` inches that begins with the bar of an attention map's colours."""
+    """Writes small print behind a bar that explains the colours of attention maps.
+
+    Parameters
+    ----------
+    figure, left, top
+        As `place`.
+    text
+        What follows the explanation of the bar.
+    """
     bar = place(figure, left + 0.1, top, 0.5, 0.085)
     bar.imshow(np.linspace(0, 1, 128)[None], cmap=MAP_COLOURS, aspect="auto")
     write(figure, left, top - 0.01, "0", size=6.5, color=QUIET)
@@ -126,13 +195,29 @@ def heat_note(figure: Figure, left: float, top: float, text: str) -> None:
 
 
 def note(figure: Figure, left: float, top: float, text: str) -> None:
-    """Writes small print at `left`, `top` inches, broken into the lines that fit the sheet."""
+    """Writes small print, broken into lines that fit the sheet.
+
+    Parameters
+    ----------
+    figure, left, top
+        As `place`.
+    text
+        The small print.
+    """
     room = int((figure.get_size_inches()[0] - left - 0.1) / 0.054)  # a character of 6.5 points
     write(figure, left, top, "\n".join(textwrap.wrap(text, max(room, 20))), size=6.5, color=QUIET, linespacing=1.35)
 
 
 def show_photo(axes: Axes, photo: NDArray[np.uint8]) -> None:
-    """Draws `photo` [height, width, 3]; its axes then count in photo widths and heights, 0 to 1, y downwards."""
+    """Draws a photo and lets the axes count from 0 to 1 over its width and height, with y downwards.
+
+    Parameters
+    ----------
+    axes
+        As `place` makes them.
+    photo
+        uint8 [height, width, 3].
+    """
     axes.imshow(photo, extent=(0, 1, 1, 0), aspect="auto", interpolation="antialiased")
     axes.set_xlim(0, 1)
     axes.set_ylim(1, 0)
@@ -146,7 +231,21 @@ def show_map(
     smooth: bool = False,
     **how: Any,
 ) -> None:
-    """Draws `values` [rows, columns] over (height, width) = `span` of the photo's box; nearest unless `smooth`."""
+    """Draws values of a patch grid over the box of a photo.
+
+    Parameters
+    ----------
+    axes
+        As `show_photo` leaves them.
+    values
+        [rows, columns].
+    span
+        (height, width) of the grid in photo heights and widths: above 1 where the input was padded.
+    smooth
+        Whether to interpolate between patches.
+    **how
+        Arguments of matplotlib's `imshow`.
+    """
     axes.imshow(
         values,
         extent=(0, span[1], span[0], 0),
@@ -158,25 +257,64 @@ def show_map(
     axes.set_ylim(1, 0)
 
 
-def show_labels(
-    axes: Axes,
-    photo: NDArray[np.uint8],
-    labels: NDArray[np.uint8],
-    *,
-    colours: NDArray[np.float64],
-    span: tuple[float, float] = (1, 1),
+def show_heat(
+    axes: Axes, values: NDArray[np.floating[Any]], *, span: tuple[float, float] = (1, 1), smooth: bool = False
 ) -> None:
-    """Draws the photo in grey, each patch in its cluster's colour (`colours` [256, 4]), and the clusters' borders."""
-    show_photo(axes, blend(photo, labels, colours=colours, span=span))
+    """Draws an attention map from dark at 0 to bright at its `peak` and above.
+
+    Parameters
+    ----------
+    axes, values, span, smooth
+        As `show_map`.
+    """
+    how: dict[str, Any] = {"cmap": MAP_COLOURS, "vmin": 0, "vmax": peak(values)}
+    show_map(axes, values.astype(np.float64), span=span, smooth=smooth, **how)
+
+
+def peak(values: NDArray[np.floating[Any]]) -> float:
+    """Returns the 99th percentile of a map's finite values, or 1 if that is not above 0.
+
+    It is drawn as the brightest colour. The maximum would not do: one patch with very high attention would leave all
+    others black.
+    """
+    finite = np.asarray(values, np.float64)[np.isfinite(values)]
+    top = float(np.percentile(finite, 99)) if finite.size else 0.0
+    return top if top > 0 else 1.0
+
+
+def show_labels(
+    axes: Axes, photo: NDArray[np.uint8], labels: NDArray[np.uint8], *, span: tuple[float, float] = (1, 1)
+) -> None:
+    """Draws a photo in grey, each patch in the colour of its cluster, and the borders between clusters.
+
+    Parameters
+    ----------
+    axes, span
+        As `show_map`.
+    photo
+        uint8 [height, width, 3].
+    labels
+        [rows, columns]; 254 noise, 255 none.
+    """
+    show_photo(axes, blend(photo, labels, span=span))
     show_lines(axes, borders(labels), labels.shape, span, colors="white", linewidths=hairline(axes, labels.shape))
 
 
 def show_objects(
     axes: Axes, outlines: Sequence[Outline], colours: Mapping[str, str] | None = None, *, width: float = 1.0
 ) -> None:
-    """Draws the outlines of objects on a photo's box, in the colours of their categories, or in white.
+    """Draws the outlines of objects: dashed for crowds, dotted and thin for objects too small for the patch grid.
 
-    Crowds are dashed, objects that are too small for the patch grid dotted and thin. width: of a line, in points.
+    Parameters
+    ----------
+    axes
+        As `show_photo` leaves them.
+    outlines
+        The objects.
+    colours
+        The colour of each category; None draws all in white.
+    width
+        Of a line, in points.
     """
     for kind, dashes, share in (("small", (0, (1, 1.2)), 0.6), ("crowd", (0, (4, 2)), 0.8), ("instance", "-", 1.0)):
         mine = [o for o in outlines if o.kind == kind]
@@ -189,7 +327,19 @@ def show_objects(
 
 
 def key(figure: Figure, left: float, top: float, room: float, outlines: Sequence[Outline], colours: Any) -> None:
-    """Writes one line, `room` inches long: in which colour each category is outlined, and how many there are."""
+    """Writes one line that names the categories in the colours of their outlines, with their counts.
+
+    Parameters
+    ----------
+    figure, left, top
+        As `place`.
+    room
+        The length of the line in inches. Categories that do not fit are left out.
+    outlines
+        The objects of one photo.
+    colours
+        The colour of each category.
+    """
     counts, rest = count_words(outlines)
     renderer, dpi = FigureCanvasAgg(figure).get_renderer(), figure.dpi  # type: ignore[no-untyped-call]
     size = figure.get_size_inches()
@@ -210,7 +360,21 @@ def key(figure: Figure, left: float, top: float, room: float, outlines: Sequence
 
 
 def hairline(axes: Axes, grid: tuple[int, ...], *, share: float = 0.11) -> float:
-    """Returns a line's width in points: a share of a patch's side, so that borders don't cover small patches."""
+    """Computes the width of a line that suits the size of the patches.
+
+    Parameters
+    ----------
+    axes
+        Those of the photo.
+    grid
+        (rows, columns) of patches.
+    share
+        Of the shorter side of a patch.
+
+    Returns
+    -------
+    Points, from 0.15 to 0.7.
+    """
     figure = axes.get_figure(root=True)
     assert figure is not None
     box, (width, height) = axes.get_position(), figure.get_size_inches()
@@ -219,21 +383,45 @@ def hairline(axes: Axes, grid: tuple[int, ...], *, share: float = 0.11) -> float
 
 
 def blend(
-    photo: NDArray[np.uint8],
-    labels: NDArray[np.uint8],
-    *,
-    colours: NDArray[np.float64],
-    span: tuple[float, float] = (1, 1),
+    photo: NDArray[np.uint8], labels: NDArray[np.uint8], *, span: tuple[float, float] = (1, 1)
 ) -> NDArray[np.uint8]:
-    """Lays each patch's colour over the grey of the photo [height, width, 3]; patches without a label stay grey."""
-    rgba = colours[per_pixel(labels, (photo.shape[0], photo.shape[1]), span)]
-    grey = (photo @ np.array([0.299, 0.587, 0.114]) / 255)[..., None]
+    """Lays the colours of clusters over a photo in grey.
+
+    Parameters
+    ----------
+    photo, labels, span
+        As `show_labels`.
+
+    Returns
+    -------
+    uint8 [height, width, 3], grey where patches have no label.
+    """
+    rgba = label_colours()[per_pixel(labels, (photo.shape[0], photo.shape[1]), span)]
     weight = rgba[..., 3:] * (1 - PHOTO_SHARE)
-    return np.asarray(np.round(255 * (weight * rgba[..., :3] + (1 - weight) * grey)), dtype=np.uint8)
+    return np.asarray(np.round(255 * (weight * rgba[..., :3] + (1 - weight) * (grey(photo) / 255))), dtype=np.uint8)
+
+
+def grey(photo: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Returns the brightness, 0 to 255, of a photo [height, width, 3] as [height, width, 1]."""
+    return np.asarray((photo @ np.array([0.299, 0.587, 0.114]))[..., None])
 
 
 def per_pixel(patches: NDArray[T], size: tuple[int, int], span: tuple[float, float] = (1, 1)) -> NDArray[T]:
-    """Finds the patch under each pixel of a photo of `size` (height, width): nearest up-sampling of [rows, columns]."""
+    """Looks up the patch under each pixel of a photo.
+
+    Parameters
+    ----------
+    patches
+        [rows, columns] of any values.
+    size
+        (height, width) of the photo in pixels.
+    span
+        As `show_map`.
+
+    Returns
+    -------
+    [height, width], the values of the patches.
+    """
     (height, width), (rows, columns) = size, patches.shape
     y = np.minimum((np.arange(height) + 0.5) / height / span[0] * rows, rows - 1).astype(np.intp)
     x = np.minimum((np.arange(width) + 0.5) / width / span[1] * columns, columns - 1).astype(np.intp)
@@ -241,7 +429,7 @@ def per_pixel(patches: NDArray[T], size: tuple[int, int], span: tuple[float, flo
 
 
 def borders(labels: NDArray[np.generic]) -> NDArray[np.float64]:
-    """Finds the segments [n, 2, (x, y)] between patches of different labels, in patches from the upper left."""
+    """Finds the borders between patches of different labels: segments [n, 2, (x, y)] in patches from the upper left."""
     y, x = np.nonzero(labels[:, 1:] != labels[:, :-1])
     upright = np.stack([np.stack([x + 1, y], -1), np.stack([x + 1, y + 1], -1)], 1)
     y, x = np.nonzero(labels[1:] != labels[:-1])
@@ -252,7 +440,19 @@ def borders(labels: NDArray[np.generic]) -> NDArray[np.float64]:
 def show_lines(
     axes: Axes, lines: NDArray[np.float64], grid: tuple[int, ...], span: tuple[float, float], **how: Any
 ) -> None:
-    """Draws segments [n, 2, (x, y)] that are measured in patches of a (rows, columns) grid."""
+    """Draws segments on a photo.
+
+    Parameters
+    ----------
+    axes, span
+        As `show_map`.
+    lines
+        [n, 2, (x, y)] in patches, as `borders` returns them.
+    grid
+        (rows, columns) of patches.
+    **how
+        Arguments of matplotlib's `LineCollection`.
+    """
     scaled = lines * np.array([span[1] / grid[1], span[0] / grid[0]])
     axes.add_collection(LineCollection(list(scaled), capstyle="projecting", zorder=3, **how))
     axes.set_xlim(0, 1)
@@ -260,22 +460,22 @@ def show_lines(
 
 
 def save(figure: Figure, path: Path, *, formats: Sequence[str] = ("png",), dpi: int = 200) -> list[Path]:
-    """Writes a figure; equal figures give equal bytes.
+    """Writes a figure to files. Equal figures give equal bytes.
 
     Parameters
     ----------
-    figure : matplotlib.figure.Figure
-    path : Path
-        Without its suffix; missing folders are made.
-    formats : strings
-        Of png, svg and pdf.
-    dpi : int
-        Of the PNG, and of the photos inside the others.
+    figure
+        The figure.
+    path
+        The file without its suffix. Missing folders are made.
+    formats
+        Any of png, svg and pdf.
+    dpi
+        Of the PNG, and of the photos inside an SVG or PDF.
 
     Returns
     -------
-    list of Path
-        The files, one a format.
+    The files, one a format.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     written = []

@@ -1,4 +1,4 @@
-"""The codebook of a dataset-wide run: every centroid as a small map, how common it is, and photos it is typical of."""
+"""Draws the codebook of a dataset-wide run: each centroid as a small map, its share of rows, and typical photos."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from batchjob.figures.palette import MAP_COLOURS
 from batchjob.figures.photos import Photo, photo_of
 from batchjob.store.run import Run
 
-MOST = 96  # clusters of one picture; the most common ones
-PHOTOS = 3  # of each cluster
+MOST = 96  # the most clusters in one picture
+_PHOTOS = 3  # of each cluster
 _ROWS_AT_ONCE = 4096
 _CELL, _GAP, _CAPTION, _APART = 0.70, 0.03, 0.17, 0.16  # inches
 _MARGIN = 0.14
@@ -23,25 +23,37 @@ _PHOTO_PX = 160
 
 @dataclass(frozen=True, slots=True)
 class Typical:
-    """A photo, the patches of it that are in the cluster (None: the photo as a whole is), and the grid's span."""
+    """A photo that is typical of a cluster."""
 
-    pixels: NDArray[np.uint8]
-    inside: NDArray[np.bool_] | None
-    span: tuple[float, float] = (1.0, 1.0)
+    pixels: NDArray[np.uint8]  # [height, width, 3]
+    inside: NDArray[np.bool_] | None  # [rows, columns] patches in the cluster; None where the image as a whole is
+    span: tuple[float, float] = (1.0, 1.0)  # as `canvas.show_map` takes it
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One cluster: its number, its centroid [rows, columns], the share of all rows that are in it, and photos."""
+    """One cluster."""
 
     number: int
-    centroid: NDArray[np.floating[Any]] | None  # None of vectors, which are not maps
-    share: float
+    centroid: NDArray[np.floating[Any]] | None  # [rows, columns]; None where the centroid is a vector and not a map
+    share: float  # of all rows
     photos: Sequence[Typical]
 
 
 def codebook(entries: Sequence[Entry], *, heading: str = "", note: str = "", is_relative: bool = False) -> Figure:
-    """Draws all entries, four or fewer across, in the order given. `is_relative` marks the query's own place."""
+    """Draws clusters in the order given, at most four side by side.
+
+    Parameters
+    ----------
+    entries
+        The clusters.
+    heading
+        What is shown; after a line break, of which run.
+    note
+        The small print.
+    is_relative
+        Whether centroids are maps around the query. Its place, the middle, is then marked.
+    """
     across = max(1, min(4, len(entries)))
     down = -(-len(entries) // across)
     photos = max((len(entry.photos) for entry in entries), default=0)
@@ -73,24 +85,35 @@ def _entry(figure: Figure, entry: Entry, left: float, top: float, is_relative: b
             axes.plot(0.5, 0.5, "+", color="#56b4e9", markersize=6, markeredgewidth=0.8)
     for j, photo in enumerate(entry.photos, start=entry.centroid is not None):
         axes = canvas.place(figure, left + j * (_CELL + _GAP), top + _CAPTION, _CELL, _CELL)
-        canvas.show_photo(axes, photo.pixels if photo.inside is None else spotlight(photo))
+        canvas.show_photo(axes, photo.pixels if photo.inside is None else _spotlight(photo))
         if photo.inside is not None:
             lines = canvas.borders(photo.inside)
             canvas.show_lines(axes, lines, photo.inside.shape, photo.span, colors="white", linewidths=0.4)
 
 
-def spotlight(photo: Typical) -> NDArray[np.uint8]:
-    """Returns the photo in its colours where its patches are in the cluster, dark and grey elsewhere."""
+def _spotlight(photo: Typical) -> NDArray[np.uint8]:
+    """Returns the photo in colour where its patches are in the cluster, and dark and grey elsewhere."""
     assert photo.inside is not None
     lit = canvas.per_pixel(photo.inside, (photo.pixels.shape[0], photo.pixels.shape[1]), photo.span)[..., None]
-    grey = np.repeat((photo.pixels @ np.array([0.299, 0.587, 0.114]))[..., None], 3, axis=2)
-    return np.asarray(np.where(lit, photo.pixels, 0.45 * grey), np.uint8)
+    return np.asarray(np.where(lit, photo.pixels, 0.45 * canvas.grey(photo.pixels)), np.uint8)
 
 
-def entries_of(run: Run, layer: int, head: int, *, most: int = MOST, photos: int = PHOTOS) -> list[Entry]:
-    """Collects the clusters of a head, the most common first, in one pass over its labels: 0.1 s for 50,000 images.
+def entries_of(run: Run, layer: int, head: int, *, most: int = MOST, photos: int = _PHOTOS) -> list[Entry]:
+    """Collects the clusters of a head, the most common first.
 
-    Photos: of rows those with the largest share of their patches in the cluster, of CLS rows those nearest to it.
+    It passes over the head's labels once, which takes 0.1 s for 50,000 images.
+
+    Parameters
+    ----------
+    run
+        A run in dataset scope.
+    layer, head
+        Their numbers.
+    most
+        The most clusters to return.
+    photos
+        The most photos of each. They have the largest share of their patches in the cluster. Where CLS rows were
+        clustered, they are those nearest to the centroid.
     """
     centroids = run.data["centroids"].sel(layer=layer, head=head).values[0]
     counts, best, values = _counts(run, layer, head, len(centroids), photos)
@@ -110,25 +133,33 @@ def entries_of(run: Run, layer: int, head: int, *, most: int = MOST, photos: int
 
 
 def shown_centroid(run: Run, centroid: NDArray[np.float32]) -> NDArray[np.float32] | None:
-    """Returns a centroid as a map [rows, columns], its distance's square roots undone; None where it is a vector."""
-    if run.options["cluster_on"] != "attention":
-        return None
-    shape = row_shape(run)
-    return np.asarray((np.square(centroid) if run.options["distance"] == "hellinger" else centroid).reshape(shape))
+    """Turns a centroid into a map.
 
+    Parameters
+    ----------
+    run
+        A run in dataset scope.
+    centroid
+        float32 [D], one of its centroids.
 
-def row_shape(run: Run) -> tuple[int, int]:
-    """Returns (rows, columns) of the map that a centroid is."""
+    Returns
+    -------
+    [rows, columns] of attention: the square roots of the Hellinger distance are undone. None where vectors of another
+    kind were clustered, which are not maps.
+    """
     from batchjob.codebook.rows import RowKind
 
     options = run.options
-    return RowKind(options["queries"], options["features"], run.geometry.grid).shape
+    if options["cluster_on"] != "attention":
+        return None
+    shape = RowKind(options["queries"], options["features"], run.geometry.grid).shape
+    return np.asarray((np.square(centroid) if options["distance"] == "hellinger" else centroid).reshape(shape))
 
 
 def _counts(
     run: Run, layer: int, head: int, k: int, photos: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """(rows of each cluster [k], its best images [k, photos], their values; −inf where there are fewer)."""
+    """Returns each cluster's number of rows [k], its best images [k, photos] and their values, −inf for no image."""
     name = "labels" if "labels" in run.data else "image_labels"
     labels = run.data[name].sel(layer=layer, head=head).isel(algorithm=0)
     inertia = run.data["inertia"].sel(layer=layer, head=head).isel(algorithm=0)
@@ -161,13 +192,21 @@ def _typical(run: Run, row: int, layer: int, head: int, number: int, opened: dic
 
 
 def clustered(options: Mapping[str, Any]) -> str:
-    """Says what the rows of the patches are."""
+    """Names the rows of patches that were clustered, from a run's options."""
     on = options["cluster_on"]
     return "attention rows of patches" if on == "attention" else f"{on.replace('query', 'querie')}s of patches"
 
 
 def explain(run: Run, shown: int) -> str:
-    """Writes the small print under the picture."""
+    """Writes the small print under the picture.
+
+    Parameters
+    ----------
+    run
+        A run in dataset scope.
+    shown
+        How many of its clusters the picture shows.
+    """
     options, k = run.options, int(run.options["k"])
     what = "CLS rows" if options["queries"] == "cls" else clustered(options)
     where = "the query is in the middle, marked +" if options["features"] == "relative" else "by key position"

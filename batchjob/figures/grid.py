@@ -1,4 +1,4 @@
-"""The study's figure: images × heads, raw CLS attention above, one row of clusters for each algorithm below."""
+"""Draws the study's figure: images × heads, with raw CLS attention above and a row of clusters for each algorithm."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,20 +11,20 @@ from numpy.typing import NDArray
 from batchjob.codes import NOISE
 from batchjob.figures import canvas
 from batchjob.figures.outlines import Outline, colours_of
-from batchjob.figures.palette import MAP_COLOURS, label_colours, match_colours
+from batchjob.figures.palette import match_colours
 
 _SHEET = 12.0  # inches that the cells of the heads share; fewer heads get larger cells
-_GAP, _BETWEEN = 0.045, 0.32  # inches between cells, between images
-_KEY = 0.12  # inches, of the line that says what is outlined
-_MARGIN, _TITLES = canvas.MARGIN, 0.32  # around the sheet; for the rows' titles
+_GAP, _BETWEEN = 0.045, 0.32  # inches between cells, and between images
+_KEY = 0.12  # inches of the line that says what is outlined
+_MARGIN, _TITLES = canvas.MARGIN, 0.32  # inches around the sheet, and for the titles of the rows
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What the study's grid says of each image and head beside its maps."""
+    """The numbers that the study's figure writes over the maps of each image and head."""
 
     name: str  # of the score, in words
-    values: NDArray[np.floating[Any]]  # [n, H], NaN where there is none
+    values: NDArray[np.floating[Any]]  # [n, H], NaN where an image has no score
 
 
 def study_grid(
@@ -47,38 +47,38 @@ def study_grid(
 
     Parameters
     ----------
-    photos : n arrays uint8 [height, width, 3]
-        Of any size: the part that the model saw, at its own aspect ratio.
-    cls_attention : [n, H, rows, columns]
-        On the patch grid; each map is drawn on a scale of its own.
-    labels : uint8 [n, M, H, rows, columns]
-        Of M algorithms; 254 noise, 255 none.
-    titles : n strings
-        Over the photos.
-    algorithms : M strings
-    heads : H integers, optional
-        The heads' numbers; by default 0 to H − 1.
-    heading : str
+    photos
+        n photos, uint8 [height, width, 3] of any size: the part that the model saw, at its own aspect ratio.
+    cls_attention
+        [n, H, rows, columns] on the patch grid. Each map is drawn on its own scale.
+    labels
+        uint8 [n, M, H, rows, columns] of M algorithms; 254 noise, 255 none.
+    titles
+        n titles, written over the photos.
+    algorithms
+        The names of the M algorithms.
+    heads
+        The numbers of the H heads; by default 0 to H − 1.
+    heading
         What is shown; after a line break, of which run.
-    attention_name : str
-        What `cls_attention` is.
-    spans : n pairs of float, optional
-        The (height, width) that a photo's patch grid covers, in photo heights and widths: above 1 where the input was
-        padded.
-    match : bool
-        Whether the clusters of one image are renumbered so that a region keeps its colour in all maps. Not wanted where
-        numbers mean something (centroids).
-    smooth : bool
-        Whether attention is interpolated between patches.
-    objects : n lists of Outline, optional
-        Outlined on the photo and on its clusters.
-    scored : Scored, optional
-        Written over each head's maps.
+    attention_name
+        What `cls_attention` is called.
+    spans
+        For each photo (height, width) of its patch grid in photo heights and widths: above 1 where the input was
+        padded. By default 1.
+    match
+        Whether to renumber the clusters of one image so that a region keeps its colour in all maps. Give False where
+        the numbers have a meaning, as those of shared centroids do.
+    smooth
+        Whether to interpolate attention between patches.
+    objects
+        For each photo the objects that are outlined on it and on its clusters.
+    scored
+        What is written over the maps of each head.
 
     Returns
     -------
-    matplotlib.figure.Figure
-        Known to no pyplot window.
+    A figure that pyplot does not manage.
     """
     colours = colours_of(objects or [])
     heads = list(range(labels.shape[2])) if heads is None else list(heads)
@@ -155,8 +155,6 @@ def _block(
     canvas.show_objects(photo_axes, *objects)
     canvas.key(figure, _MARGIN, top + shown * ratio + 0.03, photo_width, *objects)
     canvas.write(figure, _MARGIN, top - 0.05, canvas.short_id(title, int(photo_width * 15)), va="bottom", size=7)
-    present = labels[labels < NOISE]
-    colours = label_colours(int(present.max()) + 1 if present.size else 1)
     for row, text in enumerate(row_titles):
         y = top + row * (cell + _GAP)
         canvas.write(
@@ -165,23 +163,18 @@ def _block(
         for head in range(labels.shape[1]):
             axes = canvas.place(figure, left + head * (wide + _GAP), y, wide, cell)
             if row:
-                canvas.show_labels(axes, photo, labels[row - 1, head], colours=colours, span=span)
+                canvas.show_labels(axes, photo, labels[row - 1, head], span=span)
                 canvas.show_objects(axes, objects[0], width=0.5)
             else:
-                values = attention[head].astype(np.float64)
-                peak = float(np.nanpercentile(values, 99)) if np.isfinite(values).any() else 0.0
-                canvas.show_map(
-                    axes, values, span=span, smooth=smooth, cmap=MAP_COLOURS, vmin=0, vmax=peak if peak > 0 else 1
-                )
+                canvas.show_heat(axes, attention[head], span=span, smooth=smooth)
 
     for head, value in enumerate(() if scores is None else scores):
-        middle = left + head * (wide + _GAP) + wide / 2
-        text = f"{value:z.2f}".replace("-", "−") if np.isfinite(value) else "–"
-        canvas.write(figure, middle, top - 0.03, text, ha="center", va="bottom", size=6.2, color=canvas.QUIET)
+        how: dict[str, Any] = {"ha": "center", "va": "bottom", "size": 6.2, "color": canvas.QUIET}
+        canvas.write(figure, left + head * (wide + _GAP) + wide / 2, top - 0.03, canvas.decimals(value), **how)
 
 
 def _row_title(algorithm: str, labels: NDArray[np.uint8]) -> str:
-    """Says `kmeans, k = 5`, or the range of k where the heads differ."""
+    """Writes the algorithm and below it `k = 5`, or `k = 3–5` where the heads differ."""
     counts = [len(np.unique(one[one < NOISE])) for one in labels]
     low, high = min(counts), max(counts)
     return f"{algorithm}\nk = {low}" if low == high else f"{algorithm}\nk = {low}–{high}"

@@ -1,6 +1,9 @@
-"""What the pictures show and how, as the command line asks for it; and which layer, head and images that means."""
+"""What the pictures show, as the command line asks for it, and which layer, head and images of a run that means."""
 
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from batchjob.errors import UserError, nearest
 from batchjob.figures.photos import choose_rows
@@ -12,20 +15,19 @@ _HEADS_ACROSS = 12
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What the pictures show and how; the defaults are those of `batchjob figures RUN`."""
+    """What the pictures show and how. The defaults are those of `batchjob figures RUN`."""
 
-    images: str = "spread"  # spread, random, best, worst, or ids with commas
-    count: int = 8
-    seed: int = 0
-    layer: int | None = None  # of the pictures of one layer; None: the last
+    images: str = "spread"  # spread, random, best, worst, or ids separated by commas
+    count: int = 8  # images in a picture
+    seed: int = 0  # of `random`
+    layer: int | None = None  # of the pictures of one layer; None: the best head's by the statistics, else the last
     head: int | None = None  # of the pictures of one head; None: the best by the statistics, else the first
-    query: tuple[int, int] | None = (
-        None  # (row, column) of the patch whose row is shown; None: of the greatest CLS attention
-    )
-    heads_across: int = _HEADS_ACROSS  # 6 cuts twelve heads into two figures
+    # (row, column) of the patch whose attention is shown; None: the patch with the greatest CLS attention
+    query: tuple[int, int] | None = None
+    heads_across: int = _HEADS_ACROSS  # the most heads in one figure of all heads
     formats: tuple[str, ...] = ("png",)
-    smooth: bool = False
-    objects: bool = True  # outline the annotated objects
+    smooth: bool = False  # whether attention is interpolated between patches
+    objects: bool = True  # whether annotated objects are outlined
 
     def __post_init__(self) -> None:
         for name, least in (("count", 1), ("heads_across", 1), ("seed", 0)):
@@ -43,7 +45,7 @@ def formats(text: str) -> tuple[str, ...]:
 
 
 def query(text: str | None) -> tuple[int, int] | None:
-    """Returns (row, column) of `4,7`, and None for nothing. Raises UserError for anything else."""
+    """Returns (row, column) of a text such as `4,7`, and None if it is empty. Raises UserError for any other text."""
     if not text:
         return None
     parts = text.split(",")
@@ -53,7 +55,20 @@ def query(text: str | None) -> tuple[int, int] | None:
 
 
 def chosen_layer(run: Run, look: Look) -> int:
-    """Chooses the layer of the pictures of one layer. Raises UserError where the run doesn't have it."""
+    """Chooses the layer of the pictures of one layer.
+
+    Parameters
+    ----------
+    run
+        The run.
+    look
+        What was asked for.
+
+    Raises
+    ------
+    UserError
+        If the run does not have the layer that was asked for.
+    """
     best = run.best[0] if run.best else run.layers[-1]
     layer = best if look.layer is None else look.layer
     if layer not in run.layers:
@@ -62,7 +77,18 @@ def chosen_layer(run: Run, look: Look) -> int:
 
 
 def chosen_head(run: Run, look: Look) -> int:
-    """Chooses the head of the pictures of one head. Raises UserError where the run doesn't have it."""
+    """Chooses the head of the pictures of one head.
+
+    Parameters
+    ----------
+    run, look
+        As `chosen_layer`.
+
+    Raises
+    ------
+    UserError
+        If the run does not have the layer or the head that was asked for.
+    """
     layer = chosen_layer(run, look)
     best = run.best[1] if run.best and run.best[0] == layer else run.heads[0]
     head = best if look.head is None else look.head
@@ -72,16 +98,55 @@ def chosen_head(run: Run, look: Look) -> int:
 
 
 def chosen_rows(run: Run, look: Look, count: int) -> list[int]:
-    """Chooses the images of a picture, as `--images` says; best and worst go by the chosen head's score."""
+    """Chooses the images of a picture. `best` and `worst` go by the score of the chosen head.
+
+    Parameters
+    ----------
+    run, look
+        As `chosen_layer`.
+    count
+        As `choose_rows`, which says what is returned and raised.
+    """
     score = None
-    if look.images in ("best", "worst") and run.image_score is not None:
-        layer, head = run.layers.index(chosen_layer(run, look)), run.heads.index(chosen_head(run, look))
-        score = run.image_score[1][:, 0, layer, head]
+    if look.images in ("best", "worst"):
+        score = scores_of_head(run, chosen_layer(run, look), chosen_head(run, look))
     return choose_rows(run, look.images, count, seed=look.seed, score=score)
 
 
+def scores_of_head(run: Run, layer: int, head: int) -> NDArray[np.float32] | None:
+    """Returns the score of each image that tells good images from bad ones, for one head and the first algorithm.
+
+    Parameters
+    ----------
+    run
+        The run.
+    layer, head
+        Their numbers.
+
+    Returns
+    -------
+    [images], NaN where an image has no score; None for a run without statistics.
+    """
+    if run.image_score is None:
+        return None
+    return run.image_score[1][:, 0, run.layers.index(layer), run.heads.index(head)]
+
+
 def check_query(run: Run, patch: tuple[int, int] | None) -> None:
-    """Raises UserError for a patch outside of the run's grid, or where no attention was stored."""
+    """Checks the patch whose attention is asked for.
+
+    Parameters
+    ----------
+    run
+        The run.
+    patch
+        (row, column); None passes.
+
+    Raises
+    ------
+    UserError
+        If the patch is outside the run's grid, or the run has stored no attention.
+    """
     rows, columns = run.geometry.grid
     if patch is not None and not (patch[0] < rows and patch[1] < columns):
         where = f"--query {patch[0]},{patch[1]} is outside the grid of {rows}×{columns} patches"

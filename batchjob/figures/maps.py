@@ -1,4 +1,4 @@
-"""Pictures of attention maps: one head over many images, layers × heads, attended masks, models side by side."""
+"""Draws attention maps: one head over many images, layers × heads, masks of attended patches, models side by side."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,27 +9,25 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from batchjob.codes import NOISE
 from batchjob.figures import canvas
 from batchjob.figures.outlines import Outline, colours_of
-from batchjob.figures.palette import MAP_COLOURS, label_colours
 
 Floats = NDArray[np.floating[Any]]
 _MARGIN, _GAP = canvas.MARGIN, 0.05
-_SHEET = 11.6  # inches: as wide as the study's grid of twelve heads
-_KEY = 0.13  # inches, of the line that says what is outlined
-_OUTLINE = "#ffb000"  # seen on dark and light photos alike, by all eyes
+_SHEET = 11.6  # inches: as wide as the study's figure of twelve heads
+_KEY = 0.13  # inches of the line that says what is outlined
+_OUTLINE = "#ffb000"  # can be seen on dark and on light photos, by colour-blind eyes too
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One photo and what lies on it; `labels` is None where there are no clusters."""
+    """One photo, and one head's attention and clusters on it."""
 
     photo: NDArray[np.uint8]  # [height, width, 3]
     attention: Floats  # [rows, columns]
-    labels: NDArray[np.uint8] | None
+    labels: NDArray[np.uint8] | None  # [rows, columns]; None where there are no clusters
     title: str
-    span: tuple[float, float] = (1.0, 1.0)
+    span: tuple[float, float] = (1.0, 1.0)  # as `canvas.show_map` takes it
     objects: Sequence[Outline] = ()
     score: str = ""  # written before the title
 
@@ -42,10 +40,20 @@ def one_head(
     smooth: bool = False,
     remark: str = "",
 ) -> Figure:
-    """Draws one head over many images: each has a column with its photo, attention and clusters.
+    """Draws one head over many images: each image has a column with its photo, attention and clusters.
 
-    groups: name -> images; each begins a strip of its own with its name over it, unless that is empty. remark: for the
-    small print.
+    Parameters
+    ----------
+    groups
+        The images of each group, by name. A group begins a new strip with its name over it, unless the name is empty.
+    heading
+        What is shown; after a line break, of which run.
+    attention_name
+        What the attention is called.
+    smooth
+        Whether to interpolate attention between patches.
+    remark
+        For the small print.
     """
     columns = {name: [[panel] for panel in panels] for name, panels in groups.items() if panels}
     return _columns(columns, heading, [""], attention_name, smooth, remark)
@@ -61,7 +69,14 @@ def side_by_side(
 ) -> Figure:
     """Draws the same photos through several models: each model has a block of attention and clusters.
 
-    photos: for each photo one panel a model; the photo itself is drawn once.
+    Parameters
+    ----------
+    photos
+        For each photo, one panel a model. The photo is drawn once.
+    models
+        The names of the models.
+    heading, attention_name, smooth
+        As `one_head`.
     """
     return _columns({"": photos}, heading, models, attention_name, smooth)
 
@@ -108,7 +123,7 @@ def _columns(
 
 
 def _strips(groups: Mapping[str, Sequence[Any]], widths: Sequence[float], room: float) -> list[tuple[str, list[int]]]:
-    """Returns, for each strip, the name of the group that begins there (or nothing) and the numbers of its photos."""
+    """Returns for each strip the name of the group that begins there, or an empty one, and its photos' numbers."""
     found, start = [], 0
     for name, photos in groups.items():
         for number, strip in enumerate(_wrap(widths[start : start + len(photos)], room)):
@@ -135,13 +150,12 @@ def _column(
     canvas.key(figure, left, top + height + 0.025, width, first.objects, colours)
     y = top + height + _GAP + (_KEY if colours else 0)
     for panel in panels:
-        _heat(canvas.place(figure, left, y, width, height), panel.attention, panel.span, smooth)
+        axes = canvas.place(figure, left, y, width, height)
+        canvas.show_heat(axes, panel.attention, span=panel.span, smooth=smooth)
         y += height + _GAP
         if panel.labels is not None:
-            shown = panel.labels[panel.labels < NOISE]
-            inks = label_colours(int(shown.max()) + 1 if shown.size else 1)
             axes = canvas.place(figure, left, y, width, height)
-            canvas.show_labels(axes, panel.photo, panel.labels, colours=inks, span=panel.span)
+            canvas.show_labels(axes, panel.photo, panel.labels, span=panel.span)
             canvas.show_objects(axes, panel.objects, width=0.5)
             y += height + _GAP
         y += 0.08
@@ -175,7 +189,27 @@ def layer_grid(
     smooth: bool = False,
     objects: Sequence[Outline] = (),
 ) -> Figure:
-    """Draws layers × heads of one image. maps: [L, H, rows, columns]; query: the (row, column) to mark."""
+    """Draws layers × heads of one image.
+
+    Parameters
+    ----------
+    photo
+        uint8 [height, width, 3].
+    maps
+        [L, H, rows, columns].
+    layers, heads
+        The numbers of the L layers and H heads.
+    heading, smooth
+        As `one_head`.
+    what
+        What the maps show, in words.
+    span
+        As `canvas.show_map`.
+    query
+        (row, column) of a patch to mark.
+    objects
+        The objects to outline on the photo.
+    """
     ratio = float(np.clip(photo.shape[0] / photo.shape[1], 0.4, 1.8))
     cell = float(np.clip(min(9.0 / len(heads), 10.0 / len(layers) / ratio), 0.5, 1.45))
     tall = cell * ratio
@@ -200,7 +234,7 @@ def layer_grid(
             canvas.write(figure, left - 0.08, y + tall / 2, f"layer {number}", ha="right", va="center", size=7)
             for column in range(len(heads)):
                 axes = canvas.place(figure, left + column * (cell + _GAP), y, cell, tall)
-                _heat(axes, maps[row, column], span, smooth)
+                canvas.show_heat(axes, maps[row, column], span=span, smooth=smooth)
                 _mark(axes, query, maps.shape[-2:], span, 3.5)
         canvas.heat_note(figure, _MARGIN, height - 0.2, f"({what})")
     return figure
@@ -218,9 +252,22 @@ def mask_grid(
     attention_name: str = "attention",
     objects: Sequence[Sequence[Outline]] | None = None,
 ) -> Figure:
-    """Draws images × heads: the fewest patches that hold `mass` of the CLS attention, outlined on the photo.
+    """Draws images × heads: the fewest patches that hold a share of the CLS attention, outlined on the photo.
 
-    cls_attention: [n, H, rows, columns], as in Caron et al. 2021 (DINO), figure 1 and appendix.
+    Parameters
+    ----------
+    photos, cls_attention, titles, spans, objects
+        As `study_grid`.
+    heads
+        The numbers of the H heads.
+    heading, attention_name
+        As `one_head`.
+    mass
+        The share, 0 to 1.
+
+    References
+    ----------
+    Caron et al. 2021 (DINO), figure 1 and appendix.
     """
     colours = colours_of(objects or [])
     apart = 0.26 + (_KEY if colours else 0)  # inches between photos
@@ -256,7 +303,19 @@ def mask_grid(
 
 
 def attended(values: Floats, mass: float) -> NDArray[np.bool_]:
-    """Finds the fewest patches that hold at least the share `mass` of a map, as bool [rows, columns]; none of NaN."""
+    """Finds the fewest patches that hold a share of a map.
+
+    Parameters
+    ----------
+    values
+        [rows, columns], not negative.
+    mass
+        The share, 0 to 1.
+
+    Returns
+    -------
+    bool [rows, columns]; all false for a map with NaN or without attention.
+    """
     flat = np.asarray(values, np.float64).ravel()
     if not np.isfinite(flat).all() or flat.sum() <= 0:
         return np.zeros(values.shape, bool)
@@ -271,23 +330,10 @@ def _outline(axes: Axes, photo: NDArray[np.uint8], mask: NDArray[np.bool_], span
     """Draws the photo, dimmed outside the mask, and the mask's border as a line with a dark rim."""
     inside = canvas.per_pixel(mask, (photo.shape[0], photo.shape[1]), span)[..., None]
     canvas.show_photo(axes, np.where(inside, photo, (photo * 0.42 + 24).astype(np.uint8)))
-    lines = canvas.borders(np.pad(mask, 1)) - 1  # with its border at the sheet's edge
+    lines = canvas.borders(np.pad(mask, 1)) - 1  # padded, so that the mask has a border at the photo's edge too
     thin = canvas.hairline(axes, mask.shape, share=0.2)
     for colour, thick in (("#000000", 2 * thin), (_OUTLINE, thin)):
         canvas.show_lines(axes, lines, mask.shape, span, colors=colour, linewidths=thick)
-
-
-def _heat(axes: Axes, values: Floats, span: tuple[float, float], smooth: bool) -> None:
-    canvas.show_map(
-        axes, values.astype(np.float64), span=span, smooth=smooth, cmap=MAP_COLOURS, vmin=0, vmax=peak(values)
-    )
-
-
-def peak(values: Floats) -> float:
-    """Returns the value drawn brightest: the 99th percentile, so that one sink token doesn't make the rest black."""
-    finite = np.asarray(values, np.float64)[np.isfinite(values)]
-    top = float(np.percentile(finite, 99)) if finite.size else 0.0
-    return top if top > 0 else 1.0
 
 
 def _mark(
@@ -300,10 +346,10 @@ def _mark(
 
 
 def _wrap(widths: Sequence[float], room: float) -> list[list[int]]:
-    """Splits items into strips, none wider than `room` unless one item alone is; returns their numbers."""
+    """Splits items into strips and returns the items' numbers; a strip is wider than `room` only if one item is."""
     strips = _fill(widths, room)
     while len(_fill(widths, room - 0.05)) == len(strips) and room > max(widths) + 0.1:
-        room -= 0.05  # the narrowest sheet with as few strips, so that no single image is left below a full strip
+        room -= 0.05  # the narrowest sheet with as few strips: it fills them evenly
     return _fill(widths, room)
 
 

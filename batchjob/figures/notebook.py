@@ -1,4 +1,4 @@
-"""Maps and clusters of one image in a notebook: axes on a pyplot figure, drawn as the study's figures are."""
+"""Draws maps and clusters of one image in a notebook, on the axes of a pyplot figure, as the study's figure does."""
 
 import math
 from typing import Any
@@ -8,16 +8,21 @@ import xarray
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from batchjob.codes import NOISE
 from batchjob.errors import UserError
 from batchjob.figures import canvas
-from batchjob.figures.palette import MAP_COLOURS, label_colours, match_colours
+from batchjob.figures.palette import match_colours
 
 _CELL = 1.5  # inches
 
 
 def draw(data: Any, *, query: tuple[int, int] | None, image: int | str, photo: Any) -> NDArray[Any]:
-    """Draws what `batchjob.attention` or `batchjob.cluster` gave, and returns the axes; see `batchjob.plot`."""
+    """Draws what `batchjob.attention` or `batchjob.cluster` returned.
+
+    Parameters
+    ----------
+    data, query, image, photo
+        As `batchjob.plot`, which says what is returned and raised.
+    """
     if isinstance(data, xarray.Dataset):
         if "attention_rows" not in data:
             names = ", ".join(map(str, data.data_vars))
@@ -49,8 +54,7 @@ def _draw_maps(data: xarray.Dataset, query: tuple[int, int] | None, image: int |
             x, y = (query[1] + 0.5) / columns, (query[0] + 0.5) / rows
             layer[0].plot([x], [y], marker="s", markersize=5, markerfacecolor="none", markeredgecolor="#ffb000")
         for column, values in enumerate(maps[row]):
-            peak = float(np.percentile(values, 99))  # as the study's grid: one sink token must not make the rest black
-            canvas.show_map(layer[1 + column], values, cmap=MAP_COLOURS, vmin=0, vmax=peak if peak > 0 else 1)
+            canvas.show_heat(layer[1 + column], values)
     return axes
 
 
@@ -58,13 +62,11 @@ def _draw_labels(data: Any, image: int | str, photo: Any) -> NDArray[Any]:
     labels, layers, heads = _labels(data, image)
     pixels, shape = _photo(photo, image, labels.shape[-2:])
     matched = match_colours(labels.reshape(-1, *labels.shape[-2:])).reshape(labels.shape)
-    shown = matched[matched < NOISE]
-    colours = label_colours(int(shown.max()) + 1 if shown.size else 1)
     axes = _sheet(layers, heads, shape)
     for row, layer in enumerate(axes):
         canvas.show_photo(layer[0], pixels)
         for column, values in enumerate(matched[row]):
-            canvas.show_labels(layer[1 + column], pixels, values, colours=colours)
+            canvas.show_labels(layer[1 + column], pixels, values)
     return axes
 
 
@@ -101,7 +103,7 @@ def _labels(data: Any, image: int | str) -> tuple[NDArray[np.uint8], list[Any], 
 
 
 def _photo(photo: Any, image: int | str, grid: tuple[int, ...]) -> tuple[NDArray[np.uint8], float]:
-    """Returns what lies under the clusters as (pixels, height / width); white where nothing was given."""
+    """Returns what is drawn under the clusters, white where no photo was given, and its height over its width."""
     if isinstance(photo, xarray.Dataset):
         one = _one(photo, image)
         return one["pixels"].values, _shape(one)
@@ -124,7 +126,7 @@ def _one(data: Any, image: int | str) -> Any:
 
 
 def _shape(one: xarray.Dataset) -> float:
-    """Returns height over width at which one image is drawn: the photo's own where it was squashed."""
+    """Returns the height over width at which an image is drawn: those of the photo where it was squashed."""
     if one.attrs.get("resize") == "squash":
         return float(one["height"]) / float(one["width"])
     return one.sizes["row"] / one.sizes["column"]
@@ -135,7 +137,7 @@ def _sheet(layers: Any, heads: Any, ratio: float) -> NDArray[Any]:
 
     ratio = float(np.clip(ratio, 0.4, 2.5))
     size = (_CELL * (1 + len(heads)), len(layers) * (_CELL * ratio + 0.25))
-    # not in `canvas.style()`: pyplot opens its backend here, and a notebook's, opened inside, does not show the figure
+    # not inside `canvas.style()`: pyplot starts its backend here, and a notebook's would then not show the figure
     _, axes = plt.subplots(len(layers), 1 + len(heads), figsize=size, squeeze=False, layout="constrained")
     for row, layer in enumerate(layers):
         for column, cell in enumerate(axes[row]):

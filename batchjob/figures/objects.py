@@ -1,4 +1,4 @@
-"""The objects of a photo as outlines: by their masks where the annotations are at hand, else on the patch grid."""
+"""Outlines the objects of a photo: by their masks where the annotations are at hand, else on the patch grid."""
 
 import functools
 from collections.abc import Iterator
@@ -15,16 +15,27 @@ from batchjob.figures import canvas
 from batchjob.figures.outlines import Kind, Outline
 from batchjob.store.run import Run
 
-_SIDE = 640  # pixels: masks of larger photos are thinned out before their outline is followed
-_TOLERANCE = 0.8  # pixels of these that a thinned outline may be off
+_SIDE = 640  # pixels; a mask with a longer side is thinned out before its outline is followed
+_TOLERANCE = 0.8  # pixels of the thinned mask by which a simplified outline may be off
 
 
 def objects_of(run: Run, row: int) -> list[Outline]:
-    """Outlines the objects of an image, in the order of its annotations; none where the run knows no annotations.
+    """Outlines the objects of an image.
 
-    By the masks, as annotated: those that `stats --annotations` scored last, else the planned ones. Where these are
-    gone or have changed, by the patches that each instance owns, which the run holds itself: these have neither crowds
-    nor small objects.
+    The outlines are those of the masks in the annotations that `stats --annotations` scored last, or in the planned
+    ones. If the planned ones are gone or have changed, the outlines are those of the patches that each instance
+    owns, which the run holds itself; crowds and small objects are then missing.
+
+    Parameters
+    ----------
+    run
+        The run.
+    row
+        The row of the image.
+
+    Returns
+    -------
+    The objects, in the order of the annotations; none where no annotations are known.
     """
     given = run.annotations_scored
     known = _annotations(run.folder, tuple(given.items()))
@@ -45,14 +56,14 @@ def objects_of(run: Run, row: int) -> list[Outline]:
 
 
 def _scored(run: Run, image: Any, height: int, width: int) -> list[int]:
-    """The numbers of the instances that own enough patches to be scored."""
+    """Returns the numbers of the instances that own enough patches to be scored."""
     from batchjob.data.annotations import instances_on_grid
 
     return [int(number) for number in instances_on_grid(image, run.geometry, height, width).index]
 
 
 def _masks(image: Any, height: int, width: int) -> Iterator[tuple[int, int, bool, NDArray[np.uint8]]]:
-    """(number in the image, category, whether it is a crowd, mask [height, width]) of all that cover a pixel."""
+    """Yields (number in the image, category, whether it is a crowd, mask [height, width]) of each object."""
     from batchjob.data import voc
     from batchjob.data.masks import read_masks
 
@@ -65,7 +76,7 @@ def _masks(image: Any, height: int, width: int) -> Iterator[tuple[int, int, bool
 
 @functools.lru_cache(maxsize=4)
 def _annotations(folder: Path, given: tuple[tuple[str, str], ...]) -> Any:
-    """Opens the annotations `given` as paths and hashes, else the planned ones; None where they have changed."""
+    """Opens the annotations `given` as paths and hashes, else the planned ones; returns None if they have changed."""
     from batchjob.data.annotations import open_annotations
     from batchjob.inputs import differences
 
@@ -80,14 +91,14 @@ def _annotations(folder: Path, given: tuple[tuple[str, str], ...]) -> Any:
 
 
 def follow(mask: NDArray[np.uint8]) -> list[NDArray[np.float64]]:
-    """Follows the outlines of a mask [height, width]; returns closed lines [n, (x, y)] in pixels of the mask."""
+    """Follows the outlines of a mask [height, width] and returns them as closed lines [n, (x, y)] in pixels."""
     step = -(-max(mask.shape) // _SIDE)
     thin = np.pad(mask[::step, ::step] > 0, 1).astype(np.float32)
     lines = []
     for line in contourpy.contour_generator(z=thin).lines(0.5):
         path = matplotlib.path.Path(np.asarray(line))
         path.simplify_threshold = _TOLERANCE
-        kept = np.asarray(path.cleaned(simplify=True).vertices, np.float64)[:-1]  # the last is the mark of the end
+        kept = np.asarray(path.cleaned(simplify=True).vertices, np.float64)[:-1]  # the last vertex only marks the end
         lines.append((kept - 0.5) * step)
     return lines
 

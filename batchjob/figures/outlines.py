@@ -1,4 +1,4 @@
-"""What an object's outline is, which colour its category has, and how a photo's objects are counted in words."""
+"""Outlines of objects: the class, the colours of their categories, and their counts in words."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,15 +15,15 @@ Kind = Literal["instance", "small", "crowd"]
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """One object: `small` ones own fewer than two patches, and like crowds are not part of any score."""
+    """One object. A `small` one owns fewer than two patches; like crowds, it does not count in any score."""
 
     category: str
     kind: Kind
-    lines: tuple[NDArray[np.float64], ...]  # [n, (x, y)] each, in widths and heights of the photo as it is shown
+    lines: tuple[NDArray[np.float64], ...]  # [n, (x, y)] each, in widths and heights of the shown photo
 
 
 def colours_of(photos: Iterable[Sequence[Outline]]) -> dict[str, str]:
-    """Gives each category a colour, the same in all photos of a picture; the most common one has the first."""
+    """Gives each category a colour for all photos of a picture; the most common category gets the first colour."""
     objects = [o for outlines in photos for o in outlines]
     counts = Counter(o.category for o in objects if o.kind == "instance")
     others = Counter(o.category for o in objects if o.kind != "instance")

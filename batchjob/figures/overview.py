@@ -1,4 +1,4 @@
-"""One figure of a run that can stand alone: the question, three photos, the heads with their nulls, the answer."""
+"""Draws one figure that sums a run up: the question, three photos, the heads with their nulls, and the answer."""
 
 import textwrap
 
@@ -6,22 +6,34 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from batchjob.figures import canvas, statistics
-from batchjob.figures.look import Look
+from batchjob.figures.look import Look, scores_of_head
 from batchjob.figures.maps import Panel
 from batchjob.figures.outlines import colours_of
-from batchjob.figures.palette import label_colours, match_colours
+from batchjob.figures.palette import match_colours
 from batchjob.figures.pictures import headline, panel
 from batchjob.metrics import catalogue
 from batchjob.store.run import Run
 
 _WIDTH = 7.2  # inches: two columns of a journal
-_HEADS = 10  # with the largest gains
+_HEADS = 10  # that are shown, those with the largest gains
 _CELL, _GAP = 1.36, 0.06
 _FOREST = 1.0  # inches for the names of the heads
 
 
 def overview(run: Run, look: Look) -> Figure | None:
-    """Draws the figure; None where the statistics do not know the study's question for this run."""
+    """Draws the overview.
+
+    Parameters
+    ----------
+    run
+        The run.
+    look
+        Whether objects are outlined.
+
+    Returns
+    -------
+    The figure, or None where the statistics have no answer to the study's question for this run.
+    """
     (question, said), summary = run.answer, run.table("summary")
     if run.best is None or summary is None or run.image_score is None or not said or not run.patch_algorithms:
         return None
@@ -47,15 +59,15 @@ def overview(run: Run, look: Look) -> Figure | None:
 
 
 def _size(one: Panel) -> tuple[float, float]:
-    """Returns (width, height) in inches of a photo in its square cell."""
+    """Returns (width, height) in inches of a photo that fits a square cell."""
     ratio = one.photo.shape[0] / one.photo.shape[1]
     return (_CELL, _CELL * ratio) if ratio <= 1 else (_CELL / ratio, _CELL)
 
 
 def _three(run: Run, layer: int, head: int, look: Look) -> list[Panel]:
-    """Chooses the images of the highest, the middle and the lowest score of the head; fewer where fewer have one."""
-    assert run.image_score is not None
-    scores = run.image_score[1][:, 0, run.layers.index(layer), run.heads.index(head)]
+    """Chooses the images with the highest, the median and the lowest score of the head, or fewer if fewer have one."""
+    scores = scores_of_head(run, layer, head)
+    assert scores is not None
     known = run.ok_rows[np.isfinite(scores[run.ok_rows])]
     order = known[np.argsort(-scores[known], kind="stable")]
     places = dict.fromkeys([0, len(order) // 2, len(order) - 1])
@@ -76,7 +88,7 @@ def _photos(figure: Figure, shown: list[Panel], top: float) -> None:
         if one.labels is not None:
             labels = match_colours(one.labels[None])[0]
             axes = canvas.place(figure, left, top + high + 0.17, wide, high)
-            canvas.show_labels(axes, one.photo, labels, colours=label_colours(254), span=one.span)
+            canvas.show_labels(axes, one.photo, labels, span=one.span)
             canvas.show_objects(axes, one.objects, width=0.5)
 
 

@@ -1,6 +1,7 @@
-"""Which colour a cluster gets: few, far apart for all eyes, and the same for the same object in every map."""
+"""Chooses the colours of clusters: far apart for all eyes, and the same for the same region in every map."""
 
 import colorsys
+import functools
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,35 +17,37 @@ _BASE = (
     "#ddcc77", "#882255", "#44aa99", "#aa4499", "#999933", "#117733", "#88ccee", "#cc6677",
 )
 # fmt: on
-# Outlines of objects, by category: bright, since they lie on photos, with a dark rim.
+# Of the outlines of objects, by category. They are bright because they are drawn on photos, with a dark rim.
 OBJECT_COLOURS = ("#ffd400", "#00e0ff", "#ff4fa3", "#7dff5a", "#ff8a1f", "#c79bff")
 _NOISE_COLOUR = (0.30, 0.30, 0.30)
-MAP_COLOURS = "magma"  # perceptually uniform, monotone in lightness: reads the same in black and white
+MAP_COLOURS = "magma"  # perceptually uniform and monotone in lightness, so that it works in black and white too
 _GOLDEN = 0.6180339887498949
 
 
 def cluster_colours(count: int) -> NDArray[np.float64]:
-    """Returns RGB in [0, 1], [count, 3]; the first 16 are safe for colour-blind eyes, the rest spread over the hues."""
+    """Returns colours as RGB in [0, 1], [count, 3]: 16 for colour-blind eyes too, then others spread over the hues."""
     colours = [tuple(int(text[i : i + 2], 16) / 255 for i in (1, 3, 5)) for text in _BASE[:count]]
     for extra in range(len(colours), count):
         colours.append(colorsys.hls_to_rgb((extra * _GOLDEN) % 1.0, (0.38, 0.56, 0.74)[extra % 3], 0.55))
     return np.array(colours, dtype=np.float64).reshape(count, 3)
 
 
-def label_colours(count: int) -> NDArray[np.float64]:
-    """Returns a table [256, 4] from a label's byte to RGBA: clusters opaque, noise dark, "none" transparent."""
+@functools.cache
+def label_colours() -> NDArray[np.float64]:
+    """Returns the RGBA of each label, [256, 4]: clusters are opaque, noise is dark, no label is transparent."""
     table = np.zeros((256, 4))
-    shown = min(count, NOISE)
-    table[:shown, :3], table[:shown, 3] = cluster_colours(shown), 1.0
+    table[:NOISE, :3], table[:NOISE, 3] = cluster_colours(NOISE), 1.0
     table[NOISE] = (*_NOISE_COLOUR, 1.0)
+    table.setflags(write=False)
     return table
 
 
 def match_colours(maps: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Renumbers partitions [N, rows, columns] so that equal numbers mean the same place in every map.
+    """Renumbers the clusters of maps [N, rows, columns] so that equal numbers cover about the same patches in all maps.
 
-    Every map is assigned to the running vote of all maps by the largest overlap (Hungarian assignment on the
-    intersection over union), twice; numbers are then ordered by area, the largest first. 254 and 255 stay.
+    Each map votes for the number of each patch. Its own clusters get the numbers that overlap most with the votes so
+    far, by Hungarian assignment on the intersection over union. A second pass uses the votes of all maps. The numbers
+    are then ordered by area, the largest first. 254 and 255 stay.
     """
     flat = maps.reshape(len(maps), -1)
     present = flat[flat < NOISE]
@@ -53,7 +56,7 @@ def match_colours(maps: NDArray[np.uint8]) -> NDArray[np.uint8]:
     count = max(len(np.unique(row[row < NOISE])) for row in flat)
     votes = np.zeros((count, flat.shape[1]))
     matched = flat
-    for known in (False, True):  # the first pass starts from whichever map came first; the second forgets that
+    for known in (False, True):  # the first pass depends on the order of the maps, the second hardly does
         matched, tally = flat.copy(), np.zeros_like(votes)
         for row, source in enumerate(flat):
             for old, new in _assignment(source, votes if known else tally):

@@ -1,4 +1,4 @@
-"""The photos of a run as the model saw them, and which of them a picture shows."""
+"""Reads the photos of a run as the model saw them, and chooses those that a picture shows."""
 
 import functools
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ class Photo:
     """The part of a photo that the model saw, and how much of it the patch grid covers."""
 
     pixels: NDArray[np.uint8]  # [height, width, 3], at the photo's own aspect ratio
-    span: tuple[float, float]  # (height, width) of the grid in photo heights and widths; over 1 where padded
-    found: bool  # False: the file is gone, `pixels` are grey
+    span: tuple[float, float]  # (height, width) of the grid in photo heights and widths; above 1 where padded
+    found: bool  # false where the file can't be read: `pixels` are then grey
 
 
 def open_run(folder: Path) -> Run:
-    """Opens a run. Raises UserError where the folder is not a run, or it has no labelled image to show."""
+    """Opens a run. Raises UserError if the folder is not a run, or the run has no labelled image."""
     run = Run.checked(folder)
     if not len(run.ok_rows):
         raise UserError(f"{folder} has no labelled image to show; go on with: batchjob run {run.plan['data']} {folder}")
@@ -41,7 +41,21 @@ def _index(folder: Path) -> Any:
 
 
 def photo_of(run: Run, row: int, *, side: int = 448) -> Photo:
-    """Reads the photo of a row, its longer side `side` pixels; grey where its file can't be read any more."""
+    """Reads a photo of the data that the run was made from.
+
+    Parameters
+    ----------
+    run
+        The run.
+    row
+        The row of the image.
+    side
+        Pixels of the photo's longer side.
+
+    Returns
+    -------
+    The photo; grey if its file can't be read any more.
+    """
     from batchjob.data.decode import decode
     from batchjob.data.reading import ReadFailure
 
@@ -55,8 +69,8 @@ def photo_of(run: Run, row: int, *, side: int = 448) -> Photo:
     return Photo(np.ascontiguousarray(pixels), span, True)
 
 
-def row_of(run: Run, image_id: str) -> int:
-    """Finds the row of an id, or of its end (`000000000139.jpg`, `000000000139`). Raises UserError without one."""
+def _row_of(run: Run, image_id: str) -> int:
+    """Finds the row of an id, or of the end of one (`000000000139.jpg`, `000000000139`)."""
     if image_id in run.ids:
         return run.ids.index(image_id)
     ends = [r for r, name in enumerate(run.ids) if name.endswith("/" + image_id) or _stem(name) == image_id]
@@ -70,9 +84,29 @@ def row_of(run: Run, image_id: str) -> int:
 def choose_rows(
     run: Run, how: str, count: int, *, seed: int = 0, score: NDArray[np.floating[Any]] | None = None
 ) -> list[int]:
-    """Chooses rows of at most `count` labelled images: `spread` evenly, `random`, `best`, `worst`, or ids with commas.
+    """Chooses labelled images to show.
 
-    `best` and `worst` go by `score` [images], NaN left out. Raises UserError where there is none.
+    Parameters
+    ----------
+    run
+        The run.
+    how
+        `spread` for images at even distances, `random`, `best`, `worst`, or ids separated by commas.
+    count
+        The most images to choose; it does not count for ids.
+    seed
+        Of `random`.
+    score
+        [images], for `best` and `worst`; images with NaN are not chosen.
+
+    Returns
+    -------
+    Rows of the images, best or worst first.
+
+    Raises
+    ------
+    UserError
+        If `best` or `worst` has no `score`, or an id is not in the run or is ambiguous.
     """
     rows = run.ok_rows
     if how == "spread":
@@ -86,11 +120,25 @@ def choose_rows(
         scored = rows[np.isfinite(score[rows])]
         order = scored[np.argsort(score[scored], kind="stable")]
         return [int(r) for r in (order[::-1] if how == "best" else order)[:count]]
-    return [row_of(run, name) for name in _split_ids(how, run.ids)]
+    return [_row_of(run, name) for name in _split_ids(how, run.ids)]
 
 
 def display(geometry: Geometry, height: int, width: int, side: int) -> tuple[Geometry, tuple[float, float]]:
-    """Says how to decode a photo for people: what the model saw of it, unsquashed; and the grid's span over it."""
+    """Computes how to decode a photo so that it shows what the model saw, at its own aspect ratio.
+
+    Parameters
+    ----------
+    geometry
+        The run's.
+    height, width
+        Pixels of the photo.
+    side
+        Pixels of the longer side of what is shown.
+
+    Returns
+    -------
+    A geometry whose input is what is shown, and the `span` of the run's grid over it as in `Photo`.
+    """
     left, top, right, bottom = geometry.source_box(height, width)
     tall, wide = bottom - top, right - left
     scale = side / max(tall, wide)
@@ -105,5 +153,5 @@ def _stem(name: str) -> str:
 
 
 def _split_ids(text: str, ids: Sequence[str]) -> list[str]:
-    """Splits `text` into the ids that it names; an id may hold a comma itself."""
+    """Splits a text at its commas into ids, unless the text as a whole is an id."""
     return [text] if text in ids else [part.strip() for part in text.split(",") if part.strip()]

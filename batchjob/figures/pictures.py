@@ -1,5 +1,6 @@
-"""The pictures of a run's maps and clusters: its arrays, photos and objects handed to the drawing functions."""
+"""Draws pictures of a run's maps and clusters: reads its arrays, photos and objects for the functions that draw."""
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -7,9 +8,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from batchjob.errors import UserError
-from batchjob.figures import codebook, maps
+from batchjob.figures import canvas, codebook, maps
 from batchjob.figures.grid import Scored, study_grid
-from batchjob.figures.look import Look, chosen_head, chosen_layer
+from batchjob.figures.look import Look, chosen_head, chosen_layer, scores_of_head
 from batchjob.figures.objects import objects_of
 from batchjob.figures.outlines import Outline
 from batchjob.figures.photos import choose_rows, photo_of
@@ -17,11 +18,27 @@ from batchjob.figures.statistics import score_name
 from batchjob.metrics import catalogue
 from batchjob.store.run import Run
 
-_EXTREMES = 6  # best images of a picture, and as many worst ones
+_EXTREMES = 6  # the most of the best images in a picture, and of the worst
 
 
 def grids(run: Run, rows: Sequence[int], layer: int, look: Look) -> Iterator[tuple[str, Figure]]:
-    """Draws the study's figure: one, or one for each `heads_across` heads."""
+    """Draws the study's figure.
+
+    Parameters
+    ----------
+    run
+        The run.
+    rows
+        Rows of the images.
+    layer
+        The layer's number.
+    look
+        How many heads a figure has, whether maps are smooth, and whether objects are outlined.
+
+    Yields
+    ------
+    Names and figures: one figure for each `heads_across` heads.
+    """
     photos = [photo_of(run, row) for row in rows]
     attention = run.stack(run.attention, rows, layer=layer)
     shape = (len(rows), 0, len(run.heads), *attention.shape[-2:])
@@ -43,14 +60,24 @@ def grids(run: Run, rows: Sequence[int], layer: int, look: Look) -> Iterator[tup
             spans=[photo.span for photo in photos],
             match=not run.has_shared_centroids,
             smooth=look.smooth,
-            objects=outlines(run, rows, look),
+            objects=_outlines(run, rows, look),
             scored=scored and Scored(scored.name, scored.values[:, part]),
         )
         yield f"grid-layer-{layer}{several}", figure
 
 
 def codebook_of(run: Run, layer: int, head: int, *, most: int = codebook.MOST) -> Figure:
-    """Draws the centroids of one head of a dataset-wide run, with the photos they are typical of."""
+    """Draws the centroids of one head of a run in dataset scope, each with typical photos.
+
+    Parameters
+    ----------
+    run
+        The run.
+    layer, head
+        Their numbers.
+    most
+        The most clusters to draw.
+    """
     entries = codebook.entries_of(run, layer, head, most=most)
     return codebook.codebook(
         entries,
@@ -61,7 +88,15 @@ def codebook_of(run: Run, layer: int, head: int, *, most: int = codebook.MOST) -
 
 
 def head_gallery(run: Run, rows: Sequence[int], layer: int, head: int, look: Look) -> Figure:
-    """Draws one head over many images."""
+    """Draws one head over many images.
+
+    Parameters
+    ----------
+    run, rows, look
+        As `grids`.
+    layer, head
+        Their numbers.
+    """
     return maps.one_head(
         {"": [panel(run, row, layer, head, look) for row in rows]},
         heading=f"Head {head} over {len(rows)} images\n{headline(run, layer)}",
@@ -72,11 +107,19 @@ def head_gallery(run: Run, rows: Sequence[int], layer: int, head: int, look: Loo
 
 
 def extremes(run: Run, layer: int, head: int, look: Look) -> Figure | None:
-    """Draws the images with the highest and the lowest score of a head; None where fewer than two have one."""
-    if run.image_score is None:
-        return None
-    scores = run.image_score[1][:, 0, run.layers.index(layer), run.heads.index(head)]
-    count = min(_EXTREMES, int(np.isfinite(scores[run.ok_rows]).sum()) // 2)
+    """Draws the images with the highest and the lowest scores of a head.
+
+    Parameters
+    ----------
+    run, layer, head, look
+        As `head_gallery`.
+
+    Returns
+    -------
+    The figure, or None where fewer than two images have a score.
+    """
+    scores = scores_of_head(run, layer, head)
+    count = 0 if scores is None else min(_EXTREMES, int(np.isfinite(scores[run.ok_rows]).sum()) // 2)
     if not count:
         return None
     groups = {
@@ -93,7 +136,13 @@ def extremes(run: Run, layer: int, head: int, look: Look) -> Figure | None:
 
 
 def masks(run: Run, rows: Sequence[int], layer: int, look: Look) -> Figure:
-    """Draws the patches that hold 60 % of each head's attention."""
+    """Draws the patches that hold 60 % of each head's attention.
+
+    Parameters
+    ----------
+    run, rows, layer, look
+        As `grids`.
+    """
     photos = [photo_of(run, row) for row in rows]
     return maps.mask_grid(
         [photo.pixels for photo in photos],
@@ -103,61 +152,82 @@ def masks(run: Run, rows: Sequence[int], layer: int, look: Look) -> Figure:
         heading=f"Where 60 % of the {run.attention_name} of each head lies\n{headline(run, layer)}",
         spans=[photo.span for photo in photos],
         attention_name=run.attention_name,
-        objects=outlines(run, rows, look),
+        objects=_outlines(run, rows, look),
     )
 
 
 def layers(run: Run, row: int, look: Look) -> Iterator[tuple[str, Figure]]:
-    """Draws layers × heads of one image: its CLS rows, and a query patch's rows of an image whose maps were kept."""
+    """Draws layers × heads of one image.
+
+    Parameters
+    ----------
+    run
+        The run.
+    row
+        The row of the image.
+    look
+        Which patch is the query, whether maps are smooth, and whether objects are outlined.
+
+    Yields
+    ------
+    `layers-cls` and a figure of the CLS rows, for a run of several layers. `layers-query` and a figure of a query
+    patch's rows, for a run that kept maps; where those of this image were not kept, it shows the first that has them.
+    """
     model = f"{model_name(run)}, {run.spec['input_px'][0]} px"
+    draw = functools.partial(maps.layer_grid, layers=run.layers, heads=run.heads, smooth=look.smooth)
     if len(run.layers) > 1:
         photo = photo_of(run, row)
-        yield (
-            "layers-cls",
-            maps.layer_grid(
-                photo.pixels,
-                run.stack(run.attention, [row])[0],
-                layers=run.layers,
-                heads=run.heads,
-                heading=f"{run.attention_name} of every layer and head\n{model}: {run.ids[row]}",
-                what=run.attention_name,
-                span=photo.span,
-                smooth=look.smooth,
-                objects=(outlines(run, [row], look) or [[]])[0],
-            ),
+        figure = draw(
+            photo.pixels,
+            run.stack(run.attention, [row])[0],
+            heading=f"{run.attention_name} of every layer and head\n{model}: {run.ids[row]}",
+            what=run.attention_name,
+            span=photo.span,
+            objects=(_outlines(run, [row], look) or [[]])[0],
         )
+        yield "layers-cls", figure
     if run.kept_rows:
         row = row if row in run.kept_rows else run.kept_rows[0]
         photo, grid = photo_of(run, row), run.geometry.grid
-        query = look.query or brightest(run.stack(run.attention, [row])[0])
+        query = look.query or _brightest(run.stack(run.attention, [row])[0])
         kept = run.data["attention_rows"].sel(kept_image=row).isel(query=query[0] * grid[1] + query[1])
         what = f"{run.rows_name} of the marked patch"
-        yield (
-            "layers-query",
-            maps.layer_grid(
-                photo.pixels,
-                kept.values.reshape(len(run.layers), len(run.heads), *grid),
-                layers=run.layers,
-                heads=run.heads,
-                heading=f"{what.capitalize()}, in every layer and head\n{model}: {run.ids[row]}",
-                what=what,
-                span=photo.span,
-                query=query,
-                smooth=look.smooth,
-                objects=(outlines(run, [row], look) or [[]])[0],
-            ),
+        figure = draw(
+            photo.pixels,
+            kept.values.reshape(len(run.layers), len(run.heads), *grid),
+            heading=f"{what.capitalize()}, in every layer and head\n{model}: {run.ids[row]}",
+            what=what,
+            span=photo.span,
+            query=query,
+            objects=(_outlines(run, [row], look) or [[]])[0],
         )
+        yield "layers-query", figure
 
 
-def brightest(attention: NDArray[np.floating]) -> tuple[int, int]:
-    """Finds (row, column) of the patch with the greatest mean attention over the maps [L, H, rows, columns]."""
+def _brightest(attention: NDArray[np.floating]) -> tuple[int, int]:
+    """Finds (row, column) of the patch with the greatest mean attention over maps [L, H, rows, columns]."""
     mean = attention.astype(np.float64).mean(axis=(0, 1))
     row, column = np.unravel_index(int(mean.argmax()), mean.shape)
     return int(row), int(column)
 
 
 def models(runs: Sequence[Run], rows: Sequence[int], look: Look) -> Figure:
-    """Draws the same photos through each run's model, the best head of each; joined by the images' ids."""
+    """Draws the same photos through each run's model, for the best head of each run.
+
+    Parameters
+    ----------
+    runs
+        Two or more runs.
+    rows
+        Rows of images of the first run; those that another run lacks are left out.
+    look
+        Whether maps are smooth, and whether objects are outlined.
+
+    Raises
+    ------
+    UserError
+        If none of the images is in all runs.
+    """
     first = runs[0]
     places = [{name: row for row, name in enumerate(run.ids)} for run in runs]
     shared = [row for row in rows if all(first.ids[row] in place for place in places)]
@@ -182,26 +252,44 @@ def models(runs: Sequence[Run], rows: Sequence[int], look: Look) -> Figure:
 
 
 def panel(run: Run, row: int, layer: int, head: int, look: Look) -> maps.Panel:
-    """Collects a photo, its objects, and one head's score, attention and clusters (the first algorithm's)."""
+    """Reads a photo, its objects, and one head's score, attention and clusters by the first algorithm.
+
+    Parameters
+    ----------
+    run
+        The run.
+    row
+        The row of the image.
+    layer, head
+        Their numbers.
+    look
+        Whether objects are outlined.
+    """
     photo = photo_of(run, row)
     attention = run.stack(run.attention, [row], layer=layer, head=head)[0]
     labels = run.stack("labels", [row], layer=layer, head=head)[0, 0] if run.patch_algorithms else None
-    score = ""
-    if run.image_score is not None:
-        value = float(run.image_score[1][row, 0, run.layers.index(layer), run.heads.index(head)])
-        score = f"{value:z.2f}".replace("-", "−") if np.isfinite(value) else "–"
+    scores = scores_of_head(run, layer, head)
+    score = "" if scores is None else canvas.decimals(float(scores[row]))
     objects = objects_of(run, row) if look.objects else []
     return maps.Panel(photo.pixels, attention, labels, run.ids[row], photo.span, objects, score)
 
 
-def outlines(run: Run, rows: Sequence[int], look: Look) -> list[list[Outline]] | None:
-    """Outlines the objects of each image; None where none are to be drawn."""
+def _outlines(run: Run, rows: Sequence[int], look: Look) -> list[list[Outline]] | None:
+    """Outlines the objects of each image; returns None where there are none to draw."""
     found = [objects_of(run, row) for row in rows] if look.objects else []
     return found if any(found) else None
 
 
 def headline(run: Run, layer: int) -> str:
-    """Says the model, its weights where they are not its own, the layer and the input size."""
+    """Writes the second line of a heading: the model, `untrained` where its weights are random, layer and input size.
+
+    Parameters
+    ----------
+    run
+        The run.
+    layer
+        The layer's number.
+    """
     height, width = run.spec["input_px"]
     size = f"{height} px" if height == width else f"{height}×{width} px"
     return f"{model_name(run)}, layer {layer}, {size}"
@@ -217,14 +305,14 @@ def _maps_and_clusters(run: Run) -> str:
 
 
 def _scored(run: Run, rows: Sequence[int], layer: int) -> Scored | None:
-    """Reads each head's score of each image, of the first algorithm; None without statistics."""
+    """Reads the score of each image and head, by the first algorithm; returns None without statistics."""
     if run.image_score is None:
         return None
     return Scored(_score_words(run), run.image_score[1][list(rows), 0, run.layers.index(layer)])
 
 
 def _score_words(run: Run) -> str:
-    """Says what the scores are and what the null has: `… of the image (with other photos' objects 0.18 on average)`."""
+    """Names the score and says its `swap` null: `… of the image (with other photos' objects 0.18 on average)`."""
     assert run.image_score is not None
     name = run.image_score[0]
     words = f"{score_name(name)} of the image"

@@ -1,4 +1,4 @@
-"""Pictures of the tables that `stats` writes: gains by layer and head, forests, heads against nulls, distances."""
+"""Draws the tables that `stats` writes: gains by layer and head, forests, heads against nulls, distances."""
 
 import re
 from collections.abc import Sequence
@@ -18,27 +18,43 @@ from batchjob.figures import canvas
 from batchjob.metrics import catalogue
 
 BLUE, RED = "#0072b2", "#d55e00"
-# viridis without its ends, which are not seen on a dark or on a white ground
+# viridis without its ends, which can't be seen on a dark or on a white background
 _LAYERS = ListedColormap(colormaps["viridis"](np.linspace(0.25, 0.88, 128)))
-_NULLS = {  # null -> marker and name
+NULLS = {  # marker and words of each null model
     "swap": ("o", "other photos' objects"),
     "position": ("D", "position alone"),
     "distance": ("v", "distance alone"),
     "random": ("^", "untrained"),
 }
-_SURE = 0.05  # of a p-value by Holm
-_MOST_NAMES = 8  # points of a scatter that are named
-_MOST_HEADS = 30  # of a forest: the best and the worst of more
+_SURE = 0.05  # a gain is sure if its p-value by Holm is at most this
+_MOST_NAMES = 8  # the most points of a scatter that are named
+_MOST_HEADS = 30  # the most heads of a forest: of more, it shows the best and the worst
 
 
 def score_name(score: str) -> str:
-    """Returns the score in words, for an axis; its own name where it has none."""
+    """Returns the words for a score on an axis, or its name where the catalogue has none."""
     row = catalogue.score(score)
     return row.words if row else score.replace("_", " ")
 
 
 def of_score(summary: pd.DataFrame, score: str, *, null: str = "", algorithm: str = "") -> pd.DataFrame:
-    """Picks a score, null and algorithm (else the first) of the summary: one row a head, with a known mean."""
+    """Picks the rows of one score from a summary.
+
+    Parameters
+    ----------
+    summary
+        stats/summary.parquet.
+    score
+        Its name.
+    null
+        The null model whose rows are picked; by default those of all nulls.
+    algorithm
+        By default the first.
+
+    Returns
+    -------
+    Rows of heads whose mean is known.
+    """
     found = summary[(summary["score"] == score) & summary["mean"].notna() & (summary["head"] >= 0)]
     if null:
         found = found[found["null"] == null]
@@ -48,13 +64,18 @@ def of_score(summary: pd.DataFrame, score: str, *, null: str = "", algorithm: st
 
 
 def gain_map(rows: pd.DataFrame, *, heading: str, null: str = "swap") -> Figure:
-    """Draws the gain over a null as a heat map, layers × heads; a dot where it is sure after Holm's correction.
+    """Draws the gain over a null as a heat map of layers × heads, with a dot where the gain is sure by Holm.
 
-    rows: one for each layer and head, with `layer`, `head`, `gain`, `p_holm`.
+    Parameters
+    ----------
+    rows
+        What `of_score` returns for one null.
+    heading
+        What is shown; after a line break, of which run.
+    null
+        The null model.
     """
-    table = rows.pivot(
-        index="layer", columns="head", values="gain"
-    ).sort_index()  # the first layer on top, as in the maps
+    table = rows.pivot(index="layer", columns="head", values="gain").sort_index()
     values = table.to_numpy(dtype=np.float64)
     limit = float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 1.0
     cell = float(np.clip(6.4 / max(values.shape), 0.26, 0.62))
@@ -73,7 +94,7 @@ def gain_map(rows: pd.DataFrame, *, heading: str, null: str = "swap") -> Figure:
             for j, head in enumerate(table.columns):
                 _gain_cell(axes, (j, i), place.get((int(layer), int(head))), limit, cell)
         bar = figure.add_axes(fraction(figure, 0.75 + size[0] + 0.15, 0.65, 0.1, size[1]))
-        figure.colorbar(image, cax=bar).set_label(f"gain over {_NULLS[null][1]}", size=6.5)
+        figure.colorbar(image, cax=bar).set_label(f"gain over {NULLS[null][1]}", size=6.5)
         bar.tick_params(length=2)
         canvas.note(figure, 0.14, size[1] + 1.1, f"● p ≤ {_SURE} after Holm's correction over all heads")
     return figure
@@ -94,9 +115,16 @@ def _gain_cell(axes: Axes, at: tuple[int, int], row: Any, limit: float, cell: fl
 
 
 def forest(summary: pd.DataFrame, *, score: str, heading: str, algorithm: str = "") -> Figure:
-    """Draws heads with their gains over each null model, image by image, and 95 % intervals; the best first.
+    """Draws the heads' gains over each null model with 95 % intervals, the best head first.
 
-    The gain is what is tested: a filled mark stays clear of zero after Holm's correction. The mean score is in words.
+    A mark is filled if the gain is sure after Holm's correction.
+
+    Parameters
+    ----------
+    summary, score, algorithm
+        As `of_score`.
+    heading
+        As `gain_map`.
     """
     found = of_score(summary, score, algorithm=algorithm)
     heads = best_first(found)
@@ -117,15 +145,27 @@ def forest(summary: pd.DataFrame, *, score: str, heading: str, algorithm: str = 
 
 
 def best_first(found: pd.DataFrame) -> pd.DataFrame:
-    """Sorts the heads of one score by their gain over the first null that is known, the largest first; a row each."""
-    nulls = [n for n in _NULLS if n in set(found["null"])]
+    """Sorts the heads in what `of_score` returns by their gain over the first known null, the largest first."""
+    nulls = [n for n in NULLS if n in set(found["null"])]
     main = found[found["null"] == nulls[0]] if nulls else found.drop_duplicates(["layer", "head"])
     return main.sort_values(["gain", "mean", "layer", "head"], ascending=[False, False, True, True])
 
 
 def forest_on(axes: Axes, found: pd.DataFrame, heads: pd.DataFrame, score: str) -> None:
-    """Draws these heads' gains over each null of `found` on the axes, a line a head, their mean scores in words."""
-    nulls = [n for n in _NULLS if n in set(found["null"])]
+    """Draws gains over each null model on axes, a line a head.
+
+    Parameters
+    ----------
+    axes
+        Where to draw.
+    found
+        What `of_score` returns for all nulls.
+    heads
+        The heads to draw, as `best_first` returns them.
+    score
+        The score's name.
+    """
+    nulls = [n for n in NULLS if n in set(found["null"])]
     y = np.arange(len(heads))
     for number, null in enumerate(nulls):
         against = found[found["null"] == null].set_index(["layer", "head"])
@@ -136,7 +176,7 @@ def forest_on(axes: Axes, found: pd.DataFrame, heads: pd.DataFrame, score: str) 
         axes.plot(heads["mean"], y, "o", ms=4, color=BLUE, label="mean, with its 95 % interval")
     several = found["layer"].nunique() > 1
     names = [f"layer {r.layer} head {r.head}" if several else f"head {r.head}" for r in heads.itertuples()]
-    means = [f"{m:z.2f}".replace("-", "−") for m in heads["mean"]]
+    means = [canvas.decimals(m) for m in heads["mean"]]
     axes.set_yticks(y, [f"{n}   {m}" if nulls else n for n, m in zip(names, means, strict=True)])
     axes.set_ylim(len(heads) - 0.4, -0.6)
     axes.axvline(0, color=canvas.QUIET, lw=0.8, zorder=0)
@@ -145,8 +185,8 @@ def forest_on(axes: Axes, found: pd.DataFrame, heads: pd.DataFrame, score: str) 
 
 
 def _gains(axes: Axes, rows: pd.DataFrame, y: Any, null: str, colour: str) -> None:
-    """Draws one null's gains as marks with intervals, filled where the corrected p-value is sure."""
-    marker, name = _NULLS[null]
+    """Draws the gains over one null as marks with intervals; a mark is filled if the gain is sure."""
+    marker, name = NULLS[null]
     axes.hlines(y, rows["gain_low"], rows["gain_high"], color=colour, lw=1.2)
     sure = rows["p_holm"].to_numpy(dtype=float) <= _SURE
     marks: dict[str, Any] = {"ms": 4, "mec": colour, "mew": 0.9, "ls": "none"}
@@ -158,7 +198,14 @@ def _gains(axes: Axes, rows: pd.DataFrame, y: Any, null: str, colour: str) -> No
 def against_nulls(summary: pd.DataFrame, *, score: str, heading: str, algorithm: str = "") -> Figure:
     """Draws each head's gain over other photos' objects against its gain over position, with both 95 % intervals.
 
-    Only a head in the upper right does what neither null model can do.
+    Only a head in the upper right does better than both null models.
+
+    Parameters
+    ----------
+    summary, score, algorithm
+        As `of_score`.
+    heading
+        As `gain_map`.
     """
     by_null = [of_score(summary, score, null=null, algorithm=algorithm) for null in ("position", "swap")]
     both = by_null[0].merge(by_null[1], on=["layer", "head"], suffixes=("_x", "_y"))
@@ -191,7 +238,7 @@ def against_nulls(summary: pd.DataFrame, *, score: str, heading: str, algorithm:
 
 
 def _name_corners(axes: Axes) -> None:
-    """Writes what a head in each corner does, where the corner is in the picture at all."""
+    """Writes what a head in each corner does, if the corner takes up enough of the picture."""
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     words = {(1, 1): "more than both nulls", (0, 1): "this photo's objects, no more than position"}
     words |= {(1, 0): "more than position, for any photo's objects", (0, 0): "less than both"}
@@ -204,7 +251,7 @@ def _name_corners(axes: Axes) -> None:
 
 
 def _name_points(figure: Figure, axes: Axes, points: NDArray[np.float64], names: Sequence[tuple[int, str]]) -> None:
-    """Writes names beside points where they meet neither a point nor a word; a name without such a place stays out."""
+    """Writes names beside points where they cover neither a point nor a word; leaves out names without such a place."""
     renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
     figure.draw_without_rendering()
     pixels = axes.transData.transform(points)
@@ -225,7 +272,17 @@ def _name_points(figure: Figure, axes: Axes, points: NDArray[np.float64], names:
 
 
 def distance_by_layer(summary: pd.DataFrame, *, heading: str, rows_name: str = "attention") -> Figure:
-    """Draws each head's mean attention distance, in patches, by layer; or head by head where there is one layer."""
+    """Draws each head's mean attention distance in patches by layer, or by head where there is one layer.
+
+    Parameters
+    ----------
+    summary
+        stats/summary.parquet.
+    heading
+        As `gain_map`.
+    rows_name
+        What the run's rows are called, as `Run.rows_name`.
+    """
     rows = of_score(summary, "attention_distance").drop_duplicates(["layer", "head"])
     several = rows["layer"].nunique() > 1
     x = rows["layer" if several else "head"].to_numpy(dtype=float)
@@ -250,9 +307,16 @@ def distance_by_layer(summary: pd.DataFrame, *, heading: str, rows_name: str = "
 def by_modifier(
     rows: pd.DataFrame, *, heading: str, xlabel: str = "distance between the centroids of two instances, patches"
 ) -> Figure:
-    """Draws a head's `pair_ari` by bins of a modifier, with intervals over images, and position alone beside it.
+    """Draws a head's `pair_ari` in bins of a modifier with 95 % intervals over images, and the position null.
 
-    rows: the bins of one head, with `low`, `high`, `pairs`, `pair_ari`, its bounds and `position`.
+    Parameters
+    ----------
+    rows
+        The bins of one head and modifier, from stats/modifiers.parquet.
+    heading
+        As `gain_map`.
+    xlabel
+        What the modifier is.
     """
     rows = rows.sort_values("low")
     x = np.arange(len(rows))
@@ -287,13 +351,33 @@ def _chart(size: tuple[float, float], heading: str, box: tuple[float, float, flo
 
 
 def fraction(figure: Figure, left: float, top: float, width: float, height: float) -> tuple[float, float, float, float]:
-    """Turns a box in inches from the upper left corner into parts of the sheet, as matplotlib wants it."""
+    """Computes the box that matplotlib takes for axes.
+
+    Parameters
+    ----------
+    figure, left, top, width, height
+        As `canvas.place`.
+
+    Returns
+    -------
+    (left, bottom, width, height) in fractions of the sheet.
+    """
     wide, tall = figure.get_size_inches()
     return left / wide, 1 - (top + height) / tall, width / wide, height / tall
 
 
 def legend(figure: Figure, axes: Axes, left: float, top: float, *, columns: int = 3) -> None:
-    """Writes what the marks of the axes mean, at `left`, `top` inches of the sheet."""
+    """Writes what the marks of the axes mean.
+
+    Parameters
+    ----------
+    figure, left, top
+        As `canvas.place`.
+    axes
+        Those with the marks.
+    columns
+        How many entries stand side by side.
+    """
     width, height = figure.get_size_inches()
     handles, names = axes.get_legend_handles_labels()
     figure.legend(
@@ -303,7 +387,21 @@ def legend(figure: Figure, axes: Axes, left: float, top: float, *, columns: int 
 
 
 def themed(svg: str, prefix: str, colours: Sequence[tuple[str, str]]) -> str:
-    """Makes an SVG fit to stand in a page beside others: ids of its own, and `colours` replaced by the page's."""
+    """Prepares an SVG to stand in an HTML page beside others.
+
+    Parameters
+    ----------
+    svg
+        The text of an SVG file.
+    prefix
+        Put before all ids, so that they are unique in the page.
+    colours
+        (colour, replacement) pairs, such as `("#1b1f24", "var(--ink)")`.
+
+    Returns
+    -------
+    The `svg` element.
+    """
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r'(\bid="|url\(#|href="#)', lambda m: m[1] + prefix, body)

@@ -1,4 +1,4 @@
-"""RUN/figures: which pictures a run gets, by what it holds."""
+"""Writes the pictures under RUN/figures, and decides which pictures a run gets by what it holds."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,20 +20,19 @@ def write_figures(runs: Path | Sequence[Path], look: Look | None = None) -> list
 
     Parameters
     ----------
-    runs : Path or Paths
-        Folders of runs. Several add a picture of the models side by side; the others are of the first.
-    look : Look, optional
+    runs
+        Folders of runs. All pictures are of the first run; several runs add one of the models side by side.
+    look
         What is shown and how.
 
     Returns
     -------
-    list of Path
-        The files, under the first run's figures/.
+    The files, under the first run's figures/.
 
     Raises
     ------
     UserError
-        Where there is no run or no labelled image, or the run doesn't have the image, layer, head or patch asked for.
+        If a folder is not a run or has no labelled image, or the run lacks the image, layer, head or patch asked for.
     """
     look = look or Look()
     folders = [runs] if isinstance(runs, Path) else list(runs)
@@ -66,7 +65,7 @@ def _pictures(runs: Sequence[Run], look: Look) -> Iterator[tuple[str, Figure]]:
 
 
 def charts(run: Run) -> Iterator[tuple[str, Figure]]:
-    """Draws those of the statistics' pictures that the run's tables have the figures for."""
+    """Yields names and charts of the statistics, those for which the run's tables have the scores."""
     summary = run.table("summary")
     if summary is None or not len(summary):
         return
@@ -100,7 +99,7 @@ def charts(run: Run) -> Iterator[tuple[str, Figure]]:
 
 
 def _by_distance(run: Run) -> pd.DataFrame:
-    """Picks the best head's rows of stats/modifiers.parquet that are bins of the distance of two instances."""
+    """Picks the best head's rows of stats/modifiers.parquet that are bins of the distance between two instances."""
     modifiers = run.table("modifiers")
     if modifiers is None or not run.best:
         return pd.DataFrame()

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a run, or of several side by side."""
+"""Makes one self-contained HTML page of a run, or of several runs side by side."""
 
 from batchjob.report.page import write_report
 

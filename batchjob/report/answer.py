@@ -1,37 +1,34 @@
-"""What the statistics say, for the page: the answer in a sentence, and the paired differences of several runs."""
+"""Reads for the page what the statistics say: the answer in sentences, and the paired differences of several runs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
 from batchjob.metrics import catalogue
 from batchjob.stats import sentences as told
 from batchjob.stats.compare import comparable
-from batchjob.stats.numbers import gain, number, p_value
+from batchjob.stats.numbers import gain, gain_interval, number, p_number
 from batchjob.store.run import Run
 
 _NOTE = (
-    "On the same images: the best head of each run, chosen on one half of them, on the other half; and the mean over "
-    "heads. A difference is the first run less the second."
+    "All differences are on the same images. The best head of each run is chosen on one half of them and compared on "
+    "the other half; the mean over heads is compared on all. A difference is the first run minus the second."
 )
 _DIFFERENCES_HEADER = ["Score", "Heads", "n", "First run", "Second run", "Difference", "95 % interval", "p"]
 
 
 @dataclass(frozen=True)
 class Differences:
-    """The table of paired differences and what to know about it."""
+    """The table of paired differences."""
 
-    note: str = ""
+    note: str = ""  # what the table shows, or why there is none
     header: list[str] = field(default_factory=list)
     rows: list[list[str]] = field(default_factory=list)  # of the study's question
-    others: list[list[str]] = field(default_factory=list)
+    others: list[list[str]] = field(default_factory=list)  # of the other scores
 
 
 def sentences(run: Run) -> list[str]:
-    """Says the answer to the study's question first, then what qualifies it; nothing without statistics."""
+    """Says the answer to the study's question first, and then the exploratory results; nothing without statistics."""
     selection = run.table("selection")
     if selection is None or not len(selection):
         return _without_objects(run)
@@ -51,7 +48,7 @@ def _without_objects(run: Run) -> list[str]:
 def differences(runs: Sequence[Run]) -> Differences:
     """Reads the paired differences of the runs from the comparison that `stats RUN RUN …` wrote into one of them.
 
-    Without one, the note says why there can't be any, or which command makes it.
+    If none of them has a comparison, the note says why there can't be one, or which command makes it.
     """
     names = [run.name for run in runs]
     for run in runs:
@@ -100,14 +97,7 @@ def _difference(row: Any, several: bool) -> list[str]:
         number(row["mean_a"]),
         number(row["mean_b"]),
         gain(row["difference"]),
-        f"[{gain(row['low'])}, {gain(row['high'])}]",
-        p_value(row["p"]).removeprefix("p ").removeprefix("= "),
+        gain_interval(row["low"], row["high"]),
+        p_number(row["p"]),
     ]
     return ([f"{row['run_a']} − {row['run_b']}"] if several else []) + cells
-
-
-def known_scores(summary: pd.DataFrame) -> list[str]:
-    """Lists the scores that have a value, the study's question first."""
-    found = set(summary[np.isfinite(summary["mean"])]["score"])
-    first = [name for name in catalogue.leading() if name in found]
-    return first + sorted(found - set(first))

@@ -1,4 +1,4 @@
-"""What the page's image browser needs of each run, in few bytes: a sample of images, packed and base64-encoded."""
+"""Packs what the page's image browser needs of each run into few bytes: a sample of images, base64-encoded."""
 
 import base64
 import io
@@ -14,33 +14,45 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from batchjob.figures.maps import peak
+from batchjob.figures.canvas import peak
 from batchjob.figures.objects import objects_of
 from batchjob.figures.outlines import count_words
 from batchjob.figures.palette import MAP_COLOURS, OBJECT_COLOURS, label_colours, match_colours
 from batchjob.figures.photos import photo_of
 from batchjob.store.run import Run
 
-PHOTO_PX = 400
 MAX_IMAGES = 80
-IMAGES_BYTES = 9_000_000  # of base64 in the page; photos, clusters and CLS maps
-ROWS_BYTES = 4_500_000  # of base64; attention rows of kept images
-_MAX_CELLS = 400  # of a grid whose attention rows are shown: finer ones are averaged
-_MAX_MATCHED = 64  # partitions of one image whose colours are matched in one go
+IMAGES_BYTES = 9_000_000  # the most base64 of photos, clusters and CLS maps in the page
+ROWS_BYTES = 4_500_000  # the most base64 of attention rows in the page
+_PHOTO_PX = 400  # the longer side of a photo
+_MAX_CELLS = 400  # of a grid whose attention rows are shown; finer grids are averaged
+_MAX_MATCHED = 64  # maps of one image whose colours are matched to each other
 
 
 @dataclass
 class PageData:
-    """The page's data: one JSON value, and texts that are read only when they are looked at."""
+    """The page's data: one JSON value, and texts that the page decodes only when they are shown."""
 
     json: dict[str, Any] = field(default_factory=dict)
-    blobs: dict[str, str] = field(default_factory=dict)  # element id -> base64
+    blobs: dict[str, str] = field(default_factory=dict)  # base64 by the id of the page's element
     categories: Counter[str] = field(default_factory=Counter)  # of the objects that are outlined
-    size: int = 0
-    rows_size: int = 0
+    size: int = 0  # characters of the blobs but the attention rows
+    rows_size: int = 0  # characters of the attention rows
 
     def add(self, name: str, data: bytes) -> str:
-        """Files `data` under the name, and returns the name."""
+        """Adds a blob.
+
+        Parameters
+        ----------
+        name
+            The id of its element in the page.
+        data
+            What it holds.
+
+        Returns
+        -------
+        The name.
+        """
         text = base64.b64encode(data).decode()
         self.blobs[name] = text
         self.size += len(text)
@@ -53,16 +65,18 @@ def pack(
     scores: Sequence[NDArray[np.floating[Any]] | None],
     starts: Sequence[tuple[int, int]],
 ) -> PageData:
-    """Packs as many images as fit: kept ones first, then `wanted` rows of the first run, in order.
+    """Packs as many images as fit: first those whose attention was kept, then those that are wanted.
 
     Parameters
     ----------
-    runs, wanted
-        The runs; rows of the first one.
+    runs
+        The runs on the page.
+    wanted
+        Rows of the first run, the most wanted first.
     scores
-        For each run what orders the images of a head, [image, algorithm, layer, head], or None.
+        For each run the scores that order the images of a head, [image, algorithm, layer, head], or None.
     starts
-        For each run the places of the layer and the head that are shown first: their attention rows go in first.
+        For each run the places of the layer and head that are shown first. Their attention rows are packed first.
     """
     page_data = PageData()
     first = runs[0]
@@ -76,13 +90,13 @@ def pack(
         rows = [row if run is first else place.get(first.ids[row]) for run, place in zip(runs, places, strict=True)]
         chosen[row] = _image(page_data, runs, rows, scores)
     for number, run in enumerate(runs):
-        limit = ROWS_BYTES * (number + 1) // len(runs)  # of all runs so far, so that each has its part
+        limit = ROWS_BYTES * (number + 1) // len(runs)  # for all runs so far, so that each run gets its part
         _pack_rows(page_data, run, list(chosen.values()), (number, *starts[number]), limit)
     images = [chosen[row] for row in sorted(chosen)]
     names = [name for name, _ in page_data.categories.most_common()]
     page_data.json = {
         "categories": {name: OBJECT_COLOURS[i % len(OBJECT_COLOURS)] for i, name in enumerate(names)},
-        "palette": _bytes(label_colours(254)),
+        "palette": _bytes(label_colours()),
         "heat": _bytes(matplotlib.colormaps[MAP_COLOURS](np.arange(256))),
         "runs": [_run(run) for run in runs],
         "images": images,
@@ -113,7 +127,7 @@ def _image(
 ) -> dict[str, Any]:
     first, row = runs[0], rows[0]
     assert row is not None
-    photo = photo_of(first, row, side=PHOTO_PX)
+    photo = photo_of(first, row, side=_PHOTO_PX)
     name = f"photo-{row}"
     file = io.BytesIO()
     Image.fromarray(photo.pixels).save(file, "JPEG", quality=74, optimize=True)
@@ -139,7 +153,7 @@ def _image(
 
 
 def _objects(page_data: PageData, run: Run, row: int) -> dict[str, Any]:
-    """Packs the outlines of an image's objects, in thousandths of its width and height, and what its key says."""
+    """Packs the outlines of an image's objects, in thousandths of its width and height, and the words of its key."""
     outlines = objects_of(run, row)
     counts, rest = count_words(outlines)
     told = {"key": [{"name": name, "count": count} for name, count in counts], "rest": rest}
@@ -154,7 +168,7 @@ def _objects(page_data: PageData, run: Run, row: int) -> dict[str, Any]:
 
 
 def _maps(run: Run, row: int) -> bytes:
-    """Packs labels [M, L, H, P] with matched colours, then the CLS maps [L, H, P] as indices of the colour map."""
+    """Packs labels [M, L, H, P] with matched colours, and behind them CLS maps [L, H, P] as indices of the colours."""
     attention = run.data[run.attention].isel(image=row).values
     cells = attention.reshape(-1, *attention.shape[-2:])
     packed = b"".join(_index(one) for one in cells)
@@ -162,7 +176,7 @@ def _maps(run: Run, row: int) -> bytes:
         return packed
     labels = run.data["labels"].isel(image=row).values
     if not run.has_shared_centroids:
-        # matched to each other within one layer, where there are many: matching all of them grows with their number
+        # Many maps are matched within their layer only, because the cost of matching grows with their number.
         flat = labels.reshape(-1, *labels.shape[-2:])
         if len(flat) <= _MAX_MATCHED:
             labels = match_colours(flat).reshape(labels.shape)
@@ -176,9 +190,10 @@ def _maps(run: Run, row: int) -> bytes:
 def _pack_rows(
     page_data: PageData, run: Run, images: Sequence[dict[str, Any]], start: tuple[int, int, int], limit: int
 ) -> None:
-    """Adds attention rows of the kept images up to a limit: of the first head shown, its layer, then the last layer.
+    """Adds attention rows of the kept images until a limit is reached.
 
-    start: the run's number, and the places of the layer and the head that are shown first.
+    `start` is the run's number and the places of the layer and head that are shown first. The rows of that head are
+    added first, then those of its layer, then those of the other layers from the last to the first.
     """
     number, first = start[0], start[1:]
     kept = set(run.kept_rows)
@@ -202,7 +217,21 @@ def _pack_rows(
 
 
 def pool(rows: NDArray[np.float32], grid: tuple[int, int], cell: int) -> NDArray[np.float32]:
-    """Averages attention [P, P] over cells of `cell` × `cell` patches (less at the edges), queries and keys: [p, p]."""
+    """Averages attention over cells of several patches, both its queries and its keys.
+
+    Parameters
+    ----------
+    rows
+        [P, P].
+    grid
+        (rows, columns) of the P patches.
+    cell
+        Patches along the side of a cell. Cells at the lower and right edge may be smaller.
+
+    Returns
+    -------
+    [p, p] for p cells.
+    """
     if cell == 1:
         return rows
     tall, wide = -(-grid[0] // cell), -(-grid[1] // cell)
@@ -218,7 +247,7 @@ def _cell(grid: tuple[int, int]) -> int:
 
 
 def _index(values: NDArray[np.floating[Any]]) -> bytes:
-    """Turns a map into bytes: 0 for 0, 255 for its 99th percentile and more; NaN is 0."""
+    """Turns a map into bytes: 0 for 0 and NaN, 255 for its `peak` and above."""
     scaled = np.nan_to_num(values.astype(np.float32) / peak(values))
     return bytes(np.round(np.clip(scaled, 0, 1) * 255).astype(np.uint8).tobytes())
 

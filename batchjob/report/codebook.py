@@ -1,4 +1,4 @@
-"""The codebook's part of the page: the clusters of a dataset-wide run, head by head, as a picture and as a table."""
+"""Makes the codebook's part of the page: the clusters of a dataset-wide run, for each head a picture and a table."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,25 +11,37 @@ from batchjob.figures import codebook, pictures
 from batchjob.report.table import Cell, Column, Row, Table, number
 from batchjob.store.run import Run
 
-_MOST = 24  # clusters in a head's picture; `batchjob figures` draws up to 96 of one
-_HEADS = 12  # more would make the page heavy
+_MOST = 24  # the most clusters in a head's picture; `batchjob figures` draws up to 96
+_HEADS = 12  # the most heads; more would make the page too large
 _NO_CATEGORY = "no instance"
 
 
 @dataclass(frozen=True)
 class Book:
-    """One head: what it is called, a line about it, its picture with caption and text, and its clusters."""
+    """One head's clusters."""
 
-    name: str
-    line: str
+    name: str  # of the head
+    line: str  # about its clusters
     figure: Figure
-    caption: str
-    alt: str
+    caption: str  # of the figure
+    alt: str  # what the figure shows, for those who do not see it
     table: Table
 
 
 def books(run: Run, layer: int) -> Iterator[Book]:
-    """Yields the heads of a layer; nothing for a run that clusters image by image."""
+    """Makes the parts of the heads of a layer.
+
+    Parameters
+    ----------
+    run
+        The run.
+    layer
+        The layer's number.
+
+    Yields
+    ------
+    A part for each of the first heads; nothing for a run that clusters image by image.
+    """
     if "centroids" not in run.data:
         return
     k = int(run.options["k"])
@@ -48,7 +60,15 @@ def books(run: Run, layer: int) -> Iterator[Book]:
 
 
 def note(run: Run, layer: int) -> str:
-    """Says what the numbers are, once for all heads."""
+    """Says what the numbers of clusters mean, for all heads.
+
+    Parameters
+    ----------
+    run
+        A run in dataset scope.
+    layer
+        The layer's number.
+    """
     options, rows = run.options, int(run.data["centroids"].attrs["rows"])
     what = "CLS rows, one an image" if options["queries"] == "cls" else codebook.clustered(options)
     text = f"Layer {layer}. {options['k']} centroids a head, fitted to {rows:,} {what}: a number means the same in "
@@ -65,10 +85,20 @@ def note(run: Run, layer: int) -> str:
 
 
 def clusters_of(run: Run, layer: int, head: int) -> pd.DataFrame:
-    """Makes a line a cluster, the most common first: cluster, share, and what the statistics know of it.
+    """Lists the clusters of a head, the most common first.
 
-    y, x: mean position of its patches (of CLS rows: of the attention of its centroid), from 0 at the top and on the
-    left to 1; NaN for a cluster that no image shows.
+    Parameters
+    ----------
+    run
+        A run in dataset scope.
+    layer, head
+        Their numbers.
+
+    Returns
+    -------
+    A row a cluster: `cluster` and `share`; with statistics the other columns of stats/codebook.parquet, and `y` and
+    `x`. These are the mean position of the cluster's patches, from 0 at the top and on the left to 1, or that of the
+    centroid's attention where CLS rows were clustered. They are NaN for a cluster that no image shows.
     """
     found = run.table("codebook")
     if found is None:
@@ -91,7 +121,7 @@ def clusters_of(run: Run, layer: int, head: int) -> pd.DataFrame:
 
 
 def _centre(values: np.ndarray) -> tuple[float, float]:
-    """Returns (y, x) of the centre of mass of a map [rows, columns], in parts of its height and width."""
+    """Returns (y, x) of the centre of mass of a map [rows, columns], as fractions of its height and width."""
     total = float(values.sum())
     if not total > 0:
         return float("nan"), float("nan")
@@ -101,7 +131,15 @@ def _centre(values: np.ndarray) -> tuple[float, float]:
 
 
 def table_of(clusters: pd.DataFrame, find: str) -> Table:
-    """Makes the table of one head's clusters; columns of which nothing is known are left out."""
+    """Makes the table of one head's clusters; columns without a value are left out.
+
+    Parameters
+    ----------
+    clusters
+        What `clusters_of` returns.
+    find
+        What the search field finds the rows by, before the cluster's number.
+    """
     has_stats = "images" in clusters
     has_categories = has_stats and bool((clusters["category"] != _NO_CATEGORY).any())
     columns = [Column("Cluster", "number"), Column("Prevalence", "number", "share of all rows that are in the cluster")]

@@ -1,4 +1,4 @@
-"""What the page says about a run in words and numbers: options, failures, timing, how to run it again."""
+"""Gathers what the page says about a run: options, failures, timing, and the command that runs it again."""
 
 import csv
 import dataclasses
@@ -40,34 +40,34 @@ class Timing:
     """Where the time of labelling went, over all processes."""
 
     images: int
-    seconds: float  # of all processes
-    rate: float  # images a second, all processes together
-    stages: list[tuple[str, float]]  # share of the seconds, the largest first, the rest last
-    where: str
-    bottleneck: str
+    seconds: float  # summed over all processes
+    rate: float  # images a second of all processes together
+    stages: list[tuple[str, float]]  # name and share of the seconds, the largest first, the rest last
+    where: str  # the devices
+    bottleneck: str  # the slowest stage and what speeds it up
 
 
 @dataclass(frozen=True)
 class Facts:
-    """One run, as the page tells of it."""
+    """What the page says about one run."""
 
     folder: str
-    title: str
+    title: str  # the model's name
     images: int
     labelled: int
-    pending: int  # not tried yet
-    causes: list[tuple[str, int]]
+    pending: int  # images that were not tried yet
+    causes: list[tuple[str, int]]  # of failures, with how many images failed by each
     failures: list[Failure]  # the first few
-    timing: Timing | None
-    command: str
+    timing: Timing | None  # None where no times were logged
+    command: str  # that makes the run again
     rows: list[tuple[str, str]]  # what was run: name and value
     options: list[tuple[str, str, bool]]  # name, value, whether it is the default
-    versions: list[tuple[str, str]]
+    versions: list[tuple[str, str]]  # of libraries
     plan: str  # JSON
 
 
 def gather(run: Run) -> Facts:
-    """Gathers all facts of a run that its folder holds; what is not there is left out."""
+    """Gathers the facts of a run from its folder; those that the folder does not have are left out."""
     plan = run.plan
     causes, failures = _failures(run.folder / "failures.csv")
     defaults = {f.name: f.default for f in dataclasses.fields(Options)}
@@ -81,7 +81,7 @@ def gather(run: Run) -> Facts:
         causes=causes,
         failures=failures,
         timing=_timing(run.folder / "logs"),
-        command=command(plan, run.folder),
+        command=_command(plan, run.folder),
         rows=_rows(run),
         options=options,
         versions=[(name, str(value)) for name, value in plan.get("versions", {}).items()],
@@ -89,8 +89,8 @@ def gather(run: Run) -> Facts:
     )
 
 
-def command(plan: dict[str, Any], folder: Path) -> str:
-    """Writes the command line that makes the run again: what differs from the defaults."""
+def _command(plan: dict[str, Any], folder: Path) -> str:
+    """Writes the command line that makes the run again, with the options that differ from the defaults."""
     words = ["batchjob", "run", str(plan["data"]), str(folder), *as_arguments(plan["options"])]
     return " ".join(shlex.quote(word) for word in words)
 
@@ -124,7 +124,7 @@ def _rows(run: Run) -> list[tuple[str, str]]:
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """Says `0–5, 11` of 0, 1, 2, 3, 4, 5, 11."""
+    """Writes ascending numbers as ranges: `0–5, 11` for 0, 1, 2, 3, 4, 5 and 11."""
     parts: list[list[int]] = []
     for number in numbers:
         if parts and number == parts[-1][-1] + 1:

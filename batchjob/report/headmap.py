@@ -1,4 +1,4 @@
-"""The map of layers × heads on the page: each head's gain over other photos' objects, and a way into the browser."""
+"""Makes the map of layers × heads on the page: each head's gain over its main null, linked to the image browser."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,42 +6,52 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from batchjob.figures.statistics import of_score, score_name
+from batchjob.figures.statistics import NULLS, of_score, score_name
 from batchjob.metrics import catalogue
 from batchjob.report.table import address
 from batchjob.stats.numbers import gain, number
 from batchjob.stats.summary import SURE
 from batchjob.store.run import Run
 
-_OVER = {"swap": "other photos' objects", "position": "position alone", "distance": "distance alone"}
-
 
 @dataclass(frozen=True)
 class Tile:
-    """A head: what stands in it, its colour's strength in percent and side, and where it leads."""
+    """One head of the map."""
 
-    text: str
-    share: int
-    side: str  # up, down, or empty
-    is_sure: bool
-    link: str
-    title: str
+    text: str  # its value
+    share: int  # strength of its colour in percent
+    side: str  # of zero: up, down, or empty
+    is_sure: bool  # whether the gain is sure after Holm's correction
+    link: str  # to the head in the browser
+    title: str  # shown on hovering
 
 
 @dataclass(frozen=True)
 class HeadMap:
-    """The tiles of one run, layer by layer, the first on top."""
+    """The map of one run."""
 
-    name: str
+    name: str  # of the run
     caption: str
-    heads: list[int]
-    rows: list[tuple[int, list[Tile]]]
-    limit: str  # of the colours, as text
-    is_gain: bool
+    heads: list[int]  # the numbers of the columns
+    rows: list[tuple[int, list[Tile]]]  # the number of each layer and its tiles, the first layer on top
+    limit: str  # the value of the strongest colour
+    is_gain: bool  # whether the values are gains; else they are means
 
 
 def head_map(run: Run, place: int) -> HeadMap | None:
-    """Makes the map of the page's `place`-th run, by the first leading score that is known; None without statistics."""
+    """Makes the map of a run by the first leading score that it has.
+
+    Parameters
+    ----------
+    run
+        The run.
+    place
+        Which of the page's runs it is, counted from 0.
+
+    Returns
+    -------
+    The map, or None without statistics.
+    """
     summary = run.table("summary")
     score = next((s for s in catalogue.leading() if summary is not None and len(of_score(summary, s))), "")
     if summary is None or not score:
@@ -59,7 +69,7 @@ def head_map(run: Run, place: int) -> HeadMap | None:
     ]
     algorithm = str(rows["algorithm"].iloc[0])
     of = f" of {algorithm}" if algorithm and len(run.algorithms) > 1 else ""
-    over = f": gain over {_OVER.get(null, null)}" if is_gain else ""
+    over = f": gain over {NULLS[null][1] if null in NULLS else null}" if is_gain else ""
     return HeadMap(run.name, f"{score_name(score)}{of}{over}", list(run.heads), tiles, number(limit, 2), is_gain)
 
 

@@ -1,5 +1,5 @@
 "use strict";
-// The page's own behaviour: theme, table, image browser. Plain JavaScript; everything it reads is inside the page.
+// What the page does: theme, tables, image browser. Plain JavaScript that reads nothing outside the page.
 const $ = (id) => document.getElementById(id);
 const capital = (text) => text[0].toUpperCase() + text.slice(1);
 const make = (tag, props = {}, ...inside) => {
@@ -30,7 +30,7 @@ for (const button of document.querySelectorAll(".zoom")) {
   });
 }
 
-// sections are folded; an address of one, and paper, open it
+// Sections are folded. The address of a section opens it, and printing opens all.
 const unfold = () => {
   const at = /^#[a-z]+$/.test(location.hash) && document.querySelector(location.hash + " > details.fold");
   if (at) { at.open = true; at.parentElement.scrollIntoView(); }
@@ -68,7 +68,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
     const sign = way === "ascending" ? 1 : -1;
     rows.sort((a, b) => {
       const [x, y] = [key(a, column), key(b, column)];
-      if (typeof x === "number" && (isNaN(x) || isNaN(y))) return isNaN(x) - isNaN(y); // what has no value comes last
+      if (typeof x === "number" && (isNaN(x) || isNaN(y))) return isNaN(x) - isNaN(y); // rows without a value come last
       return sign * (typeof x === "number" ? x - y : x.localeCompare(y));
     });
     body.append(...rows);
@@ -76,7 +76,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
   headers.forEach((header, column) => header.firstElementChild.addEventListener("click", () => sort(column)));
 }
 
-// the rows and columns that are shown, numbers as they are; an interval has a column of its own
+// Copies the rows and columns that are shown, with full precision; an interval gets its own column.
 function csvOf(table) {
   const shown = [...table.tHead.rows[0].cells].map((cell, i) => [cell, i]).filter(([cell]) => !cell.hidden);
   const rows = [...table.tBodies[0].rows].filter((row) => !row.hidden);
@@ -92,7 +92,7 @@ function csvOf(table) {
   return lines.map((line) => line.map(quoted).join(",")).join("\n") + "\n";
 }
 
-// the one of heads can be filtered
+// Filters the table of heads.
 function setUpFilters() {
   const rows = [...$("table").tBodies[0].rows];
   const filter = () => {
@@ -125,7 +125,7 @@ setUpFilters();
 
 // --- the image browser ----------------------------------------------------------------------------------------------
 const two = (value) => (Math.abs(value) < 0.005 ? "0.00" : value.toFixed(2).replace("-", "−"));
-let page = null; // the parsed data, when the browser comes into view
+let page = null; // the parsed data, from when the browser comes into view
 const unpacked = new Map();
 
 function bytesOf(name) {
@@ -263,7 +263,7 @@ class Panel {
     if (at[0] === this.at[0] && at[1] === this.at[1]) return;
     this.at = at;
     this.draw();
-    // the other runs show the same place of the photo
+    // The other runs mark the patch at the same place of the photo.
     const place = [0, 1].map((i) => (at[i] + 0.5) / this.run.grid[i] * this.inside.span[i]);
     for (const other of browser.panels.filter((p) => p !== this && p.inside)) {
       other.at = [0, 1].map((i) => Math.max(0, Math.min(other.run.grid[i] - 1, Math.floor(place[i] / other.inside.span[i] * other.run.grid[i]))));
@@ -345,13 +345,13 @@ class Panel {
   describe(canvas, text) { canvas.setAttribute("aria-label", `${text}. Arrow keys move the patch.`); }
 
   paint(canvas, values, colours, strength, isLabels, grid = this.run.grid, onPhoto = false) {
-    // The photo in grey and each patch's colour over it; nearest, as patches are.
+    // Draws the photo in grey and each patch's colour over it, without interpolation.
     const context = canvas.getContext("2d", { willReadFrequently: true }), { width, height } = canvas;
     context.filter = "none";
     context.drawImage(this.photo, 0, 0, width, height);
     if (!values) return;
     const picture = context.getImageData(0, 0, width, height), data = picture.data, [rows, columns] = grid;
-    // a coarser grid of cells reaches as far as its cells do
+    // Cells of several patches may reach beyond the grid of patches.
     const reach = grid === this.run.grid ? [1, 1] : [rows * this.run.cell / this.run.grid[0], columns * this.run.cell / this.run.grid[1]];
     const [high, wide] = [this.inside.span[0] * reach[0], this.inside.span[1] * reach[1]];
     for (let py = 0; py < height; py++) {
@@ -360,7 +360,7 @@ class Panel {
         const value = values[row + Math.min(columns - 1, Math.floor((px + 0.5) / width / wide * columns))];
         const i = (py * width + px) * 4, grey = 0.299 * data[i] + 0.587 * data[i + 1] + 0.114 * data[i + 2];
         let share = isLabels && value === 255 ? 0 : strength;
-        if (onPhoto) share = strength * (0.55 + 0.45 * value / 255); // dark stays see-through
+        if (onPhoto) share = strength * (0.55 + 0.45 * value / 255); // dark colours let more of the photo through
         for (let c = 0; c < 3; c++) data[i + c] = share * colours[value][c] + (1 - share) * grey;
       }
     }
@@ -398,7 +398,8 @@ class Panel {
   }
 }
 
-// The outlines of the annotated objects: in the colours of their categories, or in white; small ones dotted, crowds dashed.
+// Draws the outlines of annotated objects in the colours of their categories, or in white: dotted for small objects,
+// dashed for crowds.
 async function outlinesOf(image) {
   return image.objects && ($("objects")?.checked ?? false) ? JSON.parse(new TextDecoder().decode(await unpack(image.objects))) : [];
 }
@@ -430,7 +431,7 @@ function objectsKey(image) {
   return node;
 }
 
-// The address holds what is shown: #layer=11&head=3&image=…&patch=7,9; of a second run layer2=… and so on.
+// The address holds what is shown: #layer=11&head=3&image=…&patch=7,9. A second run has layer2=… and so on.
 const address = {
   known() { return new URLSearchParams(location.hash.includes("=") ? location.hash.slice(1) : ""); },
   write() {
@@ -448,7 +449,7 @@ const address = {
     this.written = "#" + words;
     history.replaceState(null, "", this.written);
   },
-  // Sets the panels; the number of the image that is asked for, or null.
+  // Sets the panels as the address says, and returns the number of the image that it names, or null.
   read() {
     const words = this.known();
     browser.panels.forEach((panel, i) => {
@@ -480,7 +481,7 @@ const browser = {
     const panel = this.panels[number], scores = image.runs[number]?.score;
     return scores ? scores[panel.algorithm]?.[panel.layer]?.[panel.head] ?? null : null;
   },
-  gapOf(image) { // the first run's score less the second's
+  gapOf(image) { // the first run's score minus the second's
     const [a, b] = [this.scoreOf(image), this.panels[1] ? this.scoreOf(image, 1) : null];
     return a === null || b === null ? null : a - b;
   },
@@ -539,7 +540,7 @@ const browser = {
   },
 
   changed(fromStart = false) {
-    // Another order, layer, head or algorithm: the same image stays, unless a new order begins at its first.
+    // After another order, layer, head or algorithm the same image stays, unless a new order begins at its first image.
     const current = this.sequence[this.position];
     this.arrange();
     this.position = fromStart ? 0 : Math.max(0, this.sequence.indexOf(current));
@@ -586,7 +587,7 @@ const browser = {
   },
 };
 
-// Why an image is good or bad: its objects, and below them the head's clusters.
+// Draws an image with its objects, and below it the head's clusters: they show why its score is high or low.
 browser.thumbnails = async (button, image) => {
   const [panel] = browser.panels, inside = image.runs[0], photo = new Image();
   photo.src = photoUrl(image);
@@ -601,7 +602,7 @@ browser.thumbnails = async (button, image) => {
   button.prepend(above, below);
 };
 
-// Read only when it is about to be seen: the page opens at once however much it carries.
+// Decodes the data only when the browser is about to be seen, so that a page with much data opens quickly.
 new IntersectionObserver((entries, observer) => {
   if (entries.some((entry) => entry.isIntersecting)) { observer.disconnect(); browser.start(); }
 }, { rootMargin: "600px" }).observe($("images"));

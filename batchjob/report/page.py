@@ -1,4 +1,4 @@
-"""The page: pictures, facts, table and browser put into the template."""
+"""Makes the page: puts pictures, facts, tables and the image browser into the template."""
 
 import json
 import os
@@ -21,8 +21,8 @@ from batchjob.report.sheets import picture, pictures
 from batchjob.stats import sentences as told
 from batchjob.store.run import Run
 
-_SAMPLE = 60
-_EXTREME_HEADS, _EXTREMES = 6, 3  # heads whose best and worst images are in the browser, and how many of each
+_SAMPLE = 60  # images drawn at random for the browser
+_EXTREME_HEADS, _EXTREMES = 6, 3  # heads whose best and worst images are in the browser, and how many of each kind
 _HERE = Path(__file__).parent
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _SECTIONS = (
@@ -44,20 +44,19 @@ def write_report(runs: Sequence[Path], *, seed: int = 0) -> Path:
 
     Parameters
     ----------
-    runs : Paths
-        Folders of runs; the views of several stand side by side.
-    seed : int
+    runs
+        Folders of runs. Those of several runs are shown side by side.
+    seed
         Of the images that are drawn at random where not all fit.
 
     Returns
     -------
-    Path
-        RUN/report.html of the first run.
+    RUN/report.html of the first run.
 
     Raises
     ------
     UserError
-        Where a folder is not a run, or no image is labelled.
+        If a folder is not a run, or no image of it is labelled.
     """
     opened = [open_run(Path(run)) for run in runs]
     text = render(opened, seed=seed)
@@ -69,7 +68,15 @@ def write_report(runs: Sequence[Path], *, seed: int = 0) -> Path:
 
 
 def render(runs: Sequence[Run], *, seed: int = 0) -> str:
-    """Returns the page as text. seed: of the images drawn at random for the sample."""
+    """Makes the page as text.
+
+    Parameters
+    ----------
+    runs
+        The runs.
+    seed
+        As `write_report`.
+    """
     run = runs[0]
     known = [facts.gather(one) for one in runs]
     scores = [None if one.image_score is None else one.image_score[1] for one in runs]
@@ -120,7 +127,7 @@ def render(runs: Sequence[Run], *, seed: int = 0) -> str:
 
 
 def _first(starts: Sequence[tuple[int, int]], images: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Says where the browser opens: at the head that the figures show, and an image with its attention rows."""
+    """Says where the browser opens: at the head that the figures show, and an image with its attention rows if any."""
     layer, head = starts[0]
     key = f"{layer},{head}"
     kept = (i for i, image in enumerate(images) if image["runs"][0] and key in image["runs"][0]["rows"])
@@ -128,7 +135,7 @@ def _first(starts: Sequence[tuple[int, int]], images: Sequence[dict[str, Any]]) 
 
 
 def _wanted(run: Run, seed: int) -> list[int]:
-    """Chooses rows for the browser, the most wanted first: best and worst of the best heads, then some at random."""
+    """Chooses rows for the browser: in turn one of the best and worst images of the best heads, and one at random."""
     rows = [int(r) for r in np.random.default_rng(seed).permutation(run.ok_rows)[:_SAMPLE]]
     if run.image_score is None:
         return rows
@@ -196,7 +203,7 @@ def _sample_note(shown: int, count: int, run: Run) -> str:
 
 
 def _shown(value: Any) -> Any:
-    r"""What an expression of the page gives: in text, which may be a file's name, control characters as \x1b."""
+    r"""Returns a value of the page; in text, such as the name of a file, control characters become `\x1b`."""
     return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", value) if type(value) is str else value
 
 

@@ -1,4 +1,4 @@
-"""The figures of the page: photos as WebP that suits a light and a dark page, charts as SVG in the page's colours."""
+"""Makes the figures of the page: photos as WebP for a light and a dark page, charts as SVG in the page's colours."""
 
 import base64
 import io
@@ -18,9 +18,9 @@ from batchjob.figures.photos import choose_rows
 from batchjob.store.run import Run
 
 _PICTURE_DPI = 150
-_PICTURE_IMAGES = 6
-_BOTH = "#787f89"  # ink that is read on white and on the dark page, 4:1 on both
-_THEME = (
+_PICTURE_IMAGES = 6  # images in a picture
+_BOTH = "#787f89"  # ink that can be read on the white and on the dark page, with a contrast of 4:1 on both
+_THEME = (  # colours of a chart, and the page's colours in their place
     (canvas.INK, "var(--ink)"),
     (canvas.QUIET, "var(--quiet)"),
     (canvas.RULE, "var(--rule)"),
@@ -54,24 +54,24 @@ _CHARTS = {
 
 @dataclass(frozen=True)
 class Picture:
-    """One figure of the page: a WebP as base64, or an SVG that takes the page's colours."""
+    """One figure of the page."""
 
     title: str
     caption: str
-    alt: str
-    width: int
-    height: int
-    data: str = ""
+    alt: str  # what the figure shows, for those who do not see it
+    width: int  # pixels
+    height: int  # pixels
+    data: str = ""  # a WebP file as base64; empty where there is an SVG
     svg: Markup | None = None
 
     @property
     def kind(self) -> str:
-        """Names the group that it stands in: charts come first, side by side where there is room."""
+        """Returns the group of the figure. Charts come first on the page, side by side where there is room."""
         return "charts" if self.svg else "sheets"
 
 
 def pictures(runs: Sequence[Run]) -> list[Picture]:
-    """Draws the figures of the page, of few images each: `batchjob figures` makes more of them, and larger."""
+    """Draws the figures of the page, of a few images each; `batchjob figures` draws more of them, and larger."""
     run = runs[0]
     how = Look(count=_PICTURE_IMAGES)
     layer, head = look.chosen_layer(run, how), look.chosen_head(run, how)
@@ -100,7 +100,7 @@ def pictures(runs: Sequence[Run]) -> list[Picture]:
         found.append(
             picture(figure, title, f"One image, layers by heads: {what}.", f"Layers by heads of one photo: {what}.")
         )
-    found += [chart(figure, name, run.rows_name) for name, figure in write.charts(run)]
+    found += [_chart(figure, name, run.rows_name) for name, figure in write.charts(run)]
     if (figure := drawn.extremes(run, layer, head, how)) is not None:
         caption = f"The images where head {head} of layer {layer} scores highest and lowest: score, objects, clusters."
         found.append(picture(figure, "Best and worst images", caption, caption))
@@ -110,8 +110,8 @@ def pictures(runs: Sequence[Run]) -> list[Picture]:
     return found
 
 
-def chart(figure: Figure, name: str, rows_name: str = "attention") -> Picture:
-    """Turns a chart of the statistics into SVG in the page's own colours, light or dark."""
+def _chart(figure: Figure, name: str, rows_name: str) -> Picture:
+    """Turns a chart of the statistics into SVG in the page's colours, light or dark."""
     file = io.StringIO()
     with canvas.style():
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
@@ -123,7 +123,15 @@ def chart(figure: Figure, name: str, rows_name: str = "attention") -> Picture:
 
 
 def picture(figure: Figure, title: str, caption: str, alt: str) -> Picture:
-    """Turns a figure into WebP on a clear ground, its words in an ink for light and dark pages."""
+    """Turns a figure into WebP with a transparent background and an ink for light and dark pages.
+
+    Parameters
+    ----------
+    figure
+        The figure; its colours are changed.
+    title, caption, alt
+        As in `Picture`.
+    """
     for text in figure.findobj(Text):
         if text.get_color() in (canvas.INK, canvas.QUIET):
             text.set_color(_BOTH)

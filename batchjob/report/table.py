@@ -1,4 +1,4 @@
-"""The page's table of heads: what each column shows, how it sorts, and the small interval drawn beside a gain."""
+"""Makes the page's table of heads: what each column shows, how it sorts, and the interval drawn beside a gain."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,67 +10,73 @@ import pandas as pd
 
 from batchjob.figures.statistics import of_score, score_name
 from batchjob.metrics import catalogue
-from batchjob.stats.numbers import gain
+from batchjob.stats import numbers
 from batchjob.stats.summary import SURE
 from batchjob.store.run import Run
 
 
 @dataclass(frozen=True)
 class Column:
-    """What a column is called, how it sorts, what its head says on hovering, and whether it is shown at first."""
+    """A column of a table."""
 
     name: str
-    kind: str  # text or number
-    hint: str = ""
-    shown: bool = True
-    first: str = ""  # how a first click sorts, ascending or descending; empty: numbers from the largest, text from A
+    kind: str  # how it sorts: text or number
+    hint: str = ""  # shown when its name is hovered over
+    shown: bool = True  # at first
+    first: str = ""  # how the first click sorts, ascending or descending; empty: numbers from the largest, text from A
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What a cell shows and sorts by."""
+    """A cell of a table. `left`, `wide` and `at` are percent of the width in which intervals are drawn."""
 
     text: str
-    sort: str | None = None  # a number as text, empty where there is none; None: sorts by the text
-    small: str = ""
-    mark: str = ""  # up, down
-    left: float | None = None  # percent of the drawn interval
-    wide: float = 0.0
-    at: float = 0.0
-    link: str = ""  # what of the page it leads to
+    sort: str | None = None  # a number as text, empty where there is none; None sorts by the text
+    small: str = ""  # small print behind the text
+    mark: str = ""  # up or down for a sure gain or loss
+    left: float | None = None  # where the drawn interval begins; None where none is drawn
+    wide: float = 0.0  # the width of the interval
+    at: float = 0.0  # where the mean is
+    link: str = ""  # the part of the page's address that it leads to
 
 
 @dataclass(frozen=True)
 class Row:
-    """A head, and what the filters look at."""
+    """A row of a table, and what the filters look at."""
 
     find: str  # what the search field looks through
-    keys: list[tuple[str, str]]  # of the select fields
+    keys: list[tuple[str, str]]  # what the select fields compare: key and value
     cells: list[Cell]
-    clear: bool = False
+    clear: bool = False  # whether the gain is sure
 
 
 @dataclass(frozen=True)
 class Table:
-    """The table, ready to be written out."""
+    """A table of the page."""
 
     columns: list[Column]
     rows: list[Row]
-    filters: list[tuple[str, str, list[str]]]  # key, name, values
+    filters: list[tuple[str, str, list[str]]]  # the select fields: key, name, values
     note: str
     has_gain: bool = False
-    zero: float = 0.0  # percent, where the drawn intervals have their zero
+    zero: float = 0.0  # where zero is in the drawn intervals, in percent of their width
 
 
 def number(value: float, digits: int = 3) -> Cell:
-    """Makes a cell with the value, a true minus, and a dash where there is none."""
-    if not np.isfinite(value):
-        return Cell("–", "")
-    return Cell(f"{value:z.{digits}f}".replace("-", "−"), repr(float(value)))
+    """Makes the cell of a number.
+
+    Parameters
+    ----------
+    value
+        The number. NaN and infinity are shown as a dash.
+    digits
+        How many follow the decimal point.
+    """
+    return Cell(numbers.number(value, digits), repr(float(value)) if np.isfinite(value) else "")
 
 
 def plain(run: Run) -> Table:
-    """Makes the table of a run without statistics: what labelling knows of each head, mean over the images."""
+    """Makes the table of a run without statistics: what labelling knows of each head, averaged over the images."""
     ok = run.ok_rows
     data = {name: run.data[name].values[ok].astype(np.float64) for name in ("k", "inertia", "prefix_mass")}
     columns = _place_columns(len(run.algorithms))
@@ -85,44 +91,47 @@ def plain(run: Run) -> Table:
         for x, layer in enumerate(run.layers):
             for h, head in enumerate(run.heads):
                 cells = _place(algorithm, layer, head)
-                cells.append(number(mean(data["k"][:, m, x, h]), 1))
-                cells.append(number(mean(data["inertia"][:, m, x, h]), 4))
-                cells.append(number(mean(data["prefix_mass"][:, x, h])))
-                rows.append(Row(searchable(algorithm, layer, head), keys(algorithm, layer), cells))
-    return Table(columns, rows, filters(algorithms, run.layers), f"Means over {len(ok):,} images.")
+                cells.append(number(_mean(data["k"][:, m, x, h]), 1))
+                cells.append(number(_mean(data["inertia"][:, m, x, h]), 4))
+                cells.append(number(_mean(data["prefix_mass"][:, x, h])))
+                rows.append(_row(algorithm, layer, head, cells))
+    return Table(columns, rows, _filters(algorithms, run.layers), f"Means over {len(ok):,} images.")
 
 
-def filters(algorithms: Sequence[str], layers: Sequence[int]) -> list[tuple[str, str, list[str]]]:
-    """Lists the select fields worth having: those with more than one value."""
+def _filters(algorithms: Sequence[str], layers: Sequence[int]) -> list[tuple[str, str, list[str]]]:
+    """Lists the select fields that have more than one value."""
     found = [("algorithm", "Algorithm", list(algorithms)), ("layer", "Layer", [str(v) for v in layers])]
     return [one for one in found if len(one[2]) > 1]
 
 
-def keys(algorithm: str, layer: int) -> list[tuple[str, str]]:
-    """Returns what the select fields compare."""
-    return [("algorithm", algorithm), ("layer", str(layer))]
+def _row(algorithm: str, layer: int, head: int, cells: list[Cell], *, clear: bool = False) -> Row:
+    find = f"{algorithm} layer {layer} head {head}".lower()
+    return Row(find, [("algorithm", algorithm), ("layer", str(layer))], cells, clear)
 
 
-def searchable(algorithm: str, layer: int, head: int) -> str:
-    """Returns what the search field looks through."""
-    return f"{algorithm} layer {layer} head {head}".lower()
-
-
-def mean(values: Any) -> float:
-    """Returns the mean of the finite values; NaN where there is none."""
+def _mean(values: Any) -> float:
+    """Returns the mean of the finite values, or NaN if there is none."""
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if finite.size else float("nan")
 
 
-def hint(run: Run, score: str) -> str:
-    """Says what a column is, in the words of the run: a CNN has self-similarity and saliency, no attention."""
+def _hint(run: Run, score: str) -> str:
+    """Says what a column shows, in the words of the run: a CNN has self-similarity and saliency, and no attention."""
     row = catalogue.score(score)
     found = row.hint if row else ""
     return found.replace("CLS attention", run.attention_name).replace("attention", run.rows_name)
 
 
 def scored(run: Run, summary: pd.DataFrame) -> Table:
-    """Makes the table of a run with statistics: the leading score with its null and gain, then what else is known."""
+    """Makes the table of a run with statistics: the leading score with its null and gain, then the other scores.
+
+    Parameters
+    ----------
+    run
+        The run.
+    summary
+        stats/summary.parquet.
+    """
     lead = next((s for s in catalogue.leading() if len(of_score(summary, s))), "")
     if not lead:
         return plain(run)
@@ -140,7 +149,7 @@ def scored(run: Run, summary: pd.DataFrame) -> Table:
     low, high = _reach(rows)
     has_gain = bool(rows["gain"].notna().any())
     columns = _place_columns(len(algorithms))
-    columns.append(Column(score_name(lead), "number", hint(run, lead)))
+    columns.append(Column(score_name(lead), "number", _hint(run, lead)))
     if has_gain:
         columns.append(Column(f"{null} null", "number", "the mean of the null model on the same images"))
         columns.append(Column("Gain", "number", "over the null, with its 95 % interval over images"))
@@ -150,13 +159,12 @@ def scored(run: Run, summary: pd.DataFrame) -> Table:
     if second:
         columns.append(Column("Over position", "number", "gain over position alone, with its 95 % interval"))
     columns.append(Column("n", "number", "images"))
-    columns += [Column(score_name(s), "number", hint(run, s), shown=False) for s in others]
+    columns += [Column(score_name(s), "number", _hint(run, s), shown=False) for s in others]
     made = []
     for row in rows.to_dict("records"):
         algorithm, layer, head = str(row["algorithm"]), int(row["layer"]), int(row["head"])
         cells = _place(algorithm, layer, head)
         cells.append(_with_interval(number(row["mean"]), row["low"], row["high"]))
-        clear = row["p_holm"] <= SURE
         if has_gain:
             cells += [number(row["null_mean"]), _gain(row, low, high), _p_value(row["p_holm"])]
         if second:
@@ -165,13 +173,13 @@ def scored(run: Run, summary: pd.DataFrame) -> Table:
         cells += [
             number(values[s].get((algorithm, layer, head), values[s].get(("", layer, head), np.nan))) for s in others
         ]
-        made.append(Row(searchable(algorithm, layer, head), keys(algorithm, layer), cells, bool(clear)))
+        made.append(_row(algorithm, layer, head, cells, clear=bool(row["p_holm"] <= SURE)))
     note = (
-        f"By {score_name(lead)}, best first; means over images with 95 % intervals. A click on a column's name sorts, "
-        "one on a head shows it in the browser."
+        f"By {score_name(lead)}, best first; means over images with 95 % intervals. A click on a column's name sorts "
+        "the table; a click on a head shows it in the browser."
     )
     zero = 100 * (0 - low) / (high - low)
-    return Table(columns, made, filters(algorithms, sorted(set(rows["layer"]))), note, has_gain, zero)
+    return Table(columns, made, _filters(algorithms, sorted(set(rows["layer"]))), note, has_gain, zero)
 
 
 def _place_columns(algorithms: int) -> list[Column]:
@@ -187,21 +195,24 @@ def _place(algorithm: str, layer: int, head: int) -> list[Cell]:
 
 
 def address(algorithm: str, layer: int, head: int, number: int = 0) -> str:
-    """Returns the part of the page's address that shows a head of the page's run of this number."""
+    """Writes the part of the page's address that shows a head in the browser.
+
+    Parameters
+    ----------
+    algorithm, layer, head
+        Those of the head; an empty algorithm stands for the one that is shown.
+    number
+        Which of the page's runs, counted from 0.
+    """
     which = "" if number == 0 else str(number + 1)
     named = f"&algorithm{which}={quote(algorithm)}" if algorithm else ""
     return f"#layer{which}={layer}&head{which}={head}{named}"
 
 
 def _over(summary: pd.DataFrame, score: str, null: str) -> dict[tuple[str, int, int], Cell]:
-    """Reads each head's gain over a null, with its interval."""
+    """Makes the cell of each head's gain over a null."""
     rows = summary[(summary["score"] == score) & (summary["null"] == null) & summary["gain"].notna()]
-    return {
-        (str(r["algorithm"]), int(r["layer"]), int(r["head"])): Cell(
-            gain(r["gain"]), repr(float(r["gain"])), f"[{gain(r['gain_low'])}, {gain(r['gain_high'])}]"
-        )
-        for r in rows.to_dict("records")
-    }
+    return {(str(r["algorithm"]), int(r["layer"]), int(r["head"])): _plain_gain(r) for r in rows.to_dict("records")}
 
 
 def _means(summary: pd.DataFrame, score: str) -> dict[tuple[str, int, int], float]:
@@ -211,7 +222,7 @@ def _means(summary: pd.DataFrame, score: str) -> dict[tuple[str, int, int], floa
 
 
 def _reach(rows: pd.DataFrame) -> tuple[float, float]:
-    """Returns what the drawn intervals span: all of them, and zero."""
+    """Returns the range of the drawn intervals: it holds all of them, and zero."""
     ends = rows[["gain_low", "gain_high"]].to_numpy(dtype=np.float64)
     ends = ends[np.isfinite(ends)]
     low, high = (min(0.0, float(ends.min())), max(0.0, float(ends.max()))) if ends.size else (-1.0, 1.0)
@@ -228,20 +239,20 @@ def _gain(row: Any, low: float, high: float) -> Cell:
     if not np.isfinite(row["gain"]):
         return Cell("–", "")
     sure = row["p_holm"] <= SURE
-    mark = "" if not sure else "up" if row["gain"] > 0 else "down"
     scale = 100 / (high - low)
-    return Cell(
-        gain(row["gain"]),
-        repr(float(row["gain"])),
-        f"[{gain(row['gain_low'])}, {gain(row['gain_high'])}]",
-        mark,
-        round((row["gain_low"] - low) * scale, 2),
-        round((row["gain_high"] - row["gain_low"]) * scale, 2),
-        round((row["gain"] - low) * scale, 2),
+    return replace(
+        _plain_gain(row),
+        mark="" if not sure else "up" if row["gain"] > 0 else "down",
+        left=round((row["gain_low"] - low) * scale, 2),
+        wide=round((row["gain_high"] - row["gain_low"]) * scale, 2),
+        at=round((row["gain"] - low) * scale, 2),
     )
 
 
+def _plain_gain(row: Any) -> Cell:
+    interval = numbers.gain_interval(row["gain_low"], row["gain_high"])
+    return Cell(numbers.gain(row["gain"]), repr(float(row["gain"])), interval)
+
+
 def _p_value(value: float) -> Cell:
-    if not np.isfinite(value):
-        return Cell("–", "")
-    return Cell("< 0.001" if value < 1e-3 else f"{value:.2g}", repr(float(value)))
+    return Cell(numbers.p_number(value), repr(float(value)) if np.isfinite(value) else "")

@@ -25,9 +25,10 @@ def stats(
 
     Returns
     -------
-    The tables `RUN/stats/*.parquet` by name. Among them are `summary` (scores, nulls and intervals of each layer and
-    head) and `scores` (a row for each image, layer and head); with several runs also `comparison`. docs/metrics.md
-    says what each column means. With several runs, a column `run` names the run of each row.
+    dict of str to pandas.DataFrame
+        The tables `RUN/stats/*.parquet` by name. Among them are `summary` (scores, nulls and intervals of each layer
+        and head) and `scores` (a row for each image, layer and head); with several runs also `comparison`.
+        docs/metrics.md says what each column means. With several runs, a column `run` names the run of each row.
 
     Raises
     ------
