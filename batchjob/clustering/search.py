@@ -64,7 +64,8 @@ def best_partition(
     rows
         [P, D] real numbers in any unit. All but float64 are taken as float32.
     k
-        1 to 254, or more than there are rows. With fewer distinct rows there are fewer clusters.
+        At least 1. With fewer distinct rows there are fewer clusters. A k above 254 is refused where there are more
+        than 254 rows, since labels are bytes.
     seed
         Equal seeds and rows give equal bits.
     n_init
