@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,18 @@ def test_a_quote_that_is_left_open_is_refused_with_its_line(tmp_path: Path) -> N
         index_images(write_list(tmp_path, "unclosed.csv", rows))
     with pytest.raises(UserError, match=r"line 2 of .*amid.csv' is not CSV"):
         index_images(write_list(tmp_path, "amid.csv", 'path,note\na.jpg,"5" inch\n'))
+
+
+@pytest.mark.parametrize(
+    ("name", "sign", "kind"), [("l.csv", ";", "commas"), ("l.csv", "\t", "commas"), ("l.tsv", ",", "tabs")]
+)
+def test_another_sign_between_the_columns_is_named_with_the_one_to_use(
+    tmp_path: Path, name: str, sign: str, kind: str
+) -> None:
+    path = tmp_path / name
+    path.write_text(f"path{sign}label\na.jpg{sign}1\n")
+    with pytest.raises(UserError, match=f"{re.escape(repr(sign))} between its columns; save it with {kind}"):
+        index_images(str(path))
 
 
 def test_a_path_that_a_list_names_twice_is_said_so(tmp_path: Path) -> None:

@@ -94,6 +94,16 @@ def test_a_folder_of_the_hub_is_read_by_name_and_by_split(tmp_path: Path) -> Non
         index_images(str(tmp_path), split="trian")
 
 
+def test_a_split_may_be_a_folder_of_parquet_files(tmp_path: Path) -> None:
+    for name in ("train/0000", "train/0001", "test/0000"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write(tmp_path / f"{name}.parquet", {"image": structs(1, path=None)})
+    assert index_images(str(tmp_path), split="train").ids() == ["0000.parquet/0", "0001.parquet/0"]
+    assert index_images(str(tmp_path), split="test").ids() == ["0000.parquet/0"]
+    whole = index_images(str(tmp_path)).ids()
+    assert len(set(whole)) == 3
+
+
 def test_labels_are_kept_as_text_with_the_hub_s_names(tmp_path: Path) -> None:
     feature = {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}, "image": {"_type": "Image"}}
     hub = json.dumps({"info": {"features": feature}}).encode()

@@ -45,6 +45,9 @@ def _table(path: Path, file: Iterator[str]) -> Iterator[tuple[str, str]]:
     header = [name.strip().lower() for _, row in itertools.islice(_rows(path, reader), 1) for name in row]
     column = next((header.index(name) for name in PATH_COLUMNS if name in header), -1)
     if column < 0:
+        if other := next((sign for sign in (";", "\t", "|", ",") if len(header) == 1 and sign in header[0]), ""):
+            wanted = "tabs" if path.suffix.lower() == ".tsv" else "commas"
+            raise UserError(f"the list {str(path)!r} has {other!r} between its columns; save it with {wanted}")
         raise UserError(
             f"the list {str(path)!r} has the columns {', '.join(header) or '(none)'}; "
             f"one of them must be named {', '.join(PATH_COLUMNS)}"

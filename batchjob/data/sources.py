@@ -93,7 +93,7 @@ def _index_folder(root: bytes, *, split: str, limit: int, progress: bool) -> Ima
             if limit and len(builder) >= limit:
                 break
     if not len(builder) and others[PARQUET.decode()]:
-        return _index_shards(os.fsdecode(root), _parquet_files(root, ""), limit=limit, progress=progress)
+        return _index_shards(os.fsdecode(root), _parquet_files(root, below=below), limit=limit, progress=progress)
     if not len(builder):
         raise UserError(f"DATA {escape(os.path.join(root, below))!r} has no image; {_what_else(others)}")
     if not is_coco:
@@ -101,14 +101,14 @@ def _index_folder(root: bytes, *, split: str, limit: int, progress: bool) -> Ima
     return builder.build(root, annotations=",".join(annotations.values()))
 
 
-def _parquet_files(root: bytes, split: str) -> list[str]:
-    """Returns the Parquet files below `root`, by name; with `split`, those whose file name begins with it.
+def _parquet_files(root: bytes, split: str = "", *, below: bytes = b"") -> list[str]:
+    """Returns the Parquet files in the folder `below` of `root`; with `split`, those whose file name begins with it.
 
-    Returns none where `split` is a folder below `root`, whose images are listed instead.
+    Returns none where `split` is itself a folder of `root`, whose files are listed instead.
     """
     if split and os.path.isdir(os.path.join(root, os.fsencode(split))):
         return []
-    names = [os.fsdecode(name) for name in walk(root, b"", skip=b"", others=Counter(), wanted=frozenset({PARQUET}))]
+    names = [os.fsdecode(name) for name in walk(root, below, skip=b"", others=Counter(), wanted=frozenset({PARQUET}))]
     if split and names:
         of_split = [name for name in names if os.path.basename(name).startswith((f"{split}-", f"{split}."))]
         if not of_split:
