@@ -113,9 +113,9 @@ class Geometry:
 
         Returns
         -------
-        Lengths of the overlap with each row of patches [R, height] and each column of patches [C, width], and the area
-        of a patch: `rows @ mask @ columns.T / area` is the average of a mask [height, width] over each patch. Padding
-        counts as a part of the patch that no mask covers.
+        Lengths of the overlap with each row of patches [R, height] and each column of patches [C, width] in steps, and
+        the area of a patch in squared steps. `rows @ mask @ columns.T / area` is the average of a mask [height, width]
+        over each patch; padding counts as a part of the patch that no mask covers.
 
         Notes
         -----
