@@ -1,4 +1,8 @@
-"""What each verb of the command line does, in a few lines each: it calls the packages and prints results to stdout."""
+"""What each verb of the command line does: a function a verb, which calls the packages and prints results to stdout.
+
+Each takes the parsed arguments and returns the exit code. Each raises UserError where the input is wrong, and WorkLeft
+where work is left.
+"""
 
 import dataclasses
 import json
@@ -16,7 +20,7 @@ Kind = TypeVar("Kind", Options, Runtime)
 
 
 def run(args: Namespace) -> int:
-    """Everything that is missing of RUN, to the end."""
+    """Plans RUN unless it is planned, makes all of it that is missing, and finishes it."""
     from batchjob import plan as plans
     from batchjob.data.index import ImageIndex
     from batchjob.job import dispatch
@@ -27,7 +31,7 @@ def run(args: Namespace) -> int:
     if not (folder / "plan.json").exists():
         check_input(args.data, _pick(Options, args))  # before the workers' imports, which take seconds
     _start_workers(runtime)
-    plan_run(args, folder)
+    _plan_run(args, folder)
     planned = plans.load(folder)
     if damages := store.mend(folder, planned, ImageIndex.load(folder / "index")):
         tell(f"{len(damages)} damaged files are made again: {', '.join(d.path for d in damages[:3])}")
@@ -41,15 +45,15 @@ def run(args: Namespace) -> int:
 
 
 def plan(args: Namespace) -> int:
-    """Freezes the options and makes RUN."""
+    """Freezes the result options, the order of the images and the partitions in RUN."""
     folder = _folder(args)
-    plan_run(args, folder)
+    _plan_run(args, folder)
     print(folder)
     return 0
 
 
 def fit(args: Namespace) -> int:
-    """The centroids of a dataset-scope run."""
+    """Fits the centroids of a dataset-scope run."""
     from batchjob import plan as plans
     from batchjob.job import dispatch
 
@@ -66,7 +70,7 @@ def fit(args: Namespace) -> int:
 
 
 def label(args: Namespace) -> int:
-    """Labels a share of the missing partitions."""
+    """Labels this process's share of the missing partitions, or the named ones."""
     from batchjob import plan as plans
     from batchjob.job import dispatch
 
@@ -77,12 +81,12 @@ def label(args: Namespace) -> int:
 
 
 def finish(args: Namespace) -> int:
-    """Checks for holes, consolidates, judges the failures."""
+    """Checks that every partition is published, consolidates the metadata, and judges the number of failures."""
     return _finish(Path(args.run), args.max_failures)
 
 
 def show(args: Namespace) -> int:
-    """What RUN is and how far it got."""
+    """Prints what RUN is and how far it is; with `--verify`, what of it is damaged."""
     from batchjob import plan as plans
     from batchjob.store import lifecycle as store
 
@@ -129,7 +133,7 @@ def show(args: Namespace) -> int:
 
 
 def stats(args: Namespace) -> int:
-    """Tables of scores, null models and intervals; what they say, in words."""
+    """Makes the tables of scores, null models and intervals, and prints in words what they say."""
     from batchjob.stats import run_stats
 
     flags: dict[str, Any] = {name: getattr(args, name) for name in ("annotations", "csv", "jobs", "verbose")}
@@ -139,7 +143,7 @@ def stats(args: Namespace) -> int:
 
 
 def figures(args: Namespace) -> int:
-    """The pictures of RUN; of several, the models side by side too."""
+    """Draws the pictures of each run, and of several runs those that compare them; prints their paths."""
     from batchjob.figures import Look, formats, query, write_figures
 
     names = {field.name for field in dataclasses.fields(Look)} - {"formats", "query"}
@@ -151,7 +155,7 @@ def figures(args: Namespace) -> int:
 
 
 def report(args: Namespace) -> int:
-    """One page to open."""
+    """Writes the HTML page of the runs and prints its path."""
     from batchjob.report import write_report
 
     print(write_report([Path(run) for run in args.runs], seed=args.seed))
@@ -159,7 +163,7 @@ def report(args: Namespace) -> int:
 
 
 def fetch(args: Namespace) -> int:
-    """The weights of MODEL, in the cache."""
+    """Puts the weights of MODEL into the cache and prints their path."""
     from batchjob.model import describe as model
     from batchjob.model import weights
 
@@ -173,8 +177,8 @@ def fetch(args: Namespace) -> int:
     return 0
 
 
-def plan_run(args: Namespace, folder: Path) -> None:
-    """Prepares RUN, or checks that it was planned the same."""
+def _plan_run(args: Namespace, folder: Path) -> None:
+    """Plans RUN, or checks that it was planned the same. Takes back images that failed, where that is asked for."""
     from batchjob.job.prepare import prepare
 
     prepare(args.data, folder, _pick(Options, args), say=tell)
@@ -187,7 +191,7 @@ def plan_run(args: Namespace, folder: Path) -> None:
 
 
 def _start_workers(runtime: Runtime) -> None:
-    """Starts what decoding workers are forked from: it imports as long as this process does, and both at once."""
+    """Starts the process that decoding workers are forked from, so that it imports while this process does."""
     if runtime.workers != "0":
         from batchjob.loader import fork_server
 
@@ -217,7 +221,7 @@ def _finish(folder: Path, max_failures: float) -> int:
 
 
 def _changed(folder: Path, plan: Any, *, everything: bool) -> list[str]:
-    """What is not as it was planned: of the index, and with `everything` of annotations and weights."""
+    """A sentence for each file of the index that was changed; with `everything`, of annotations and weights too."""
     from batchjob import inputs
     from batchjob.model.weights import Weights, raise_for_changes
 
@@ -231,7 +235,7 @@ def _changed(folder: Path, plan: Any, *, everything: bool) -> list[str]:
 
 
 def _tell_retry(folder: Path, causes: Mapping[str, int]) -> None:
-    """Says how failed images are tried again, where their cause may pass."""
+    """Says how the images are tried again whose cause of failure may pass; `causes` counts failed images by cause."""
     from batchjob import plan as plans
     from batchjob.job.presence import MAY_PASS
 
@@ -241,7 +245,7 @@ def _tell_retry(folder: Path, causes: Mapping[str, int]) -> None:
 
 
 def _clipped(folder: Path, plan: Any, missing: set[int]) -> int:
-    """How many problems of the published partitions got fewer clusters than the plan asked for."""
+    """Counts the problems of the published partitions that got fewer clusters than the plan asked for."""
     import numpy as np
 
     from batchjob.codes import OK

@@ -1,4 +1,4 @@
-"""The options: what changes the result (`Options`, frozen by `plan`) and what does not (`Runtime`)."""
+"""The options: those that change the result (`Options`, frozen by `plan`) and those that do not (`Runtime`)."""
 
 import dataclasses
 import hashlib
@@ -11,9 +11,9 @@ from batchjob.errors import UserError, nearest
 
 ALGORITHMS = ("kmeans", "spectral", "agglomerative", "hdbscan")
 SCORES = ("attention", "pairs")
-CLUSTER_ON = ("attention", "query", "key", "value", "token")
+_CLUSTER_ON = ("attention", "query", "key", "value", "token")
 K_RULES = ("instances", "silhouette", "eigengap")
-MOST_REPEATS = 100
+_MOST_REPEATS = 100
 MAX_K = 254  # 255 is "none", 254 "noise" in the labels array; clusters are numbered from 0
 
 
@@ -23,7 +23,10 @@ def _option(default: Any, meaning: str, *, choices: tuple[str, ...] = (), metava
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What changes the result. Frozen in `plan.json`; the same RUN with others is refused."""
+    """The options that change the result. `plan` freezes them; the same RUN with other ones is refused.
+
+    Raises UserError where a value is unknown or out of range, or where two values exclude each other.
+    """
 
     model: str = _option("vit_small_patch14_dinov2.lvd142m", "any timm model name", metavar="NAME")
     weights: str = _option("", "a safetensors or pth file, or 'random'; else pretrained", metavar="FILE|random")
@@ -40,7 +43,7 @@ class Options:
     queries: str = _option("rows", "what is clustered; cls in dataset scope only", choices=("rows", "cls"))
     algorithm: str = _option("kmeans", f"one or more of {', '.join(ALGORITHMS)}", metavar="LIST")
     cluster_on: str = _option(
-        "attention", "a head's attention rows, queries, keys or values, or the layer's tokens", choices=CLUSTER_ON
+        "attention", "a head's attention rows, queries, keys or values, or the layer's tokens", choices=_CLUSTER_ON
     )
     distance: str = _option("euclidean", "between what is clustered", choices=("euclidean", "cosine", "hellinger"))
     k: str = _option("5", f"a number, {', '.join(K_RULES)}, or a CSV of image_id,k", metavar="K")
@@ -74,8 +77,8 @@ class Options:
                 raise UserError(f"--{name} {getattr(self, name)} names one twice; give each once")
         if self.n_init != "auto" and not (self.n_init.isdigit() and int(self.n_init) > 0):
             raise UserError(f"--n-init {self.n_init} is not a number of starts; give auto, or 1 or more")
-        if not 1 <= self.repeats <= MOST_REPEATS:
-            raise UserError(f"--repeats {self.repeats} is out of range; give 1 to {MOST_REPEATS}")
+        if not 1 <= self.repeats <= _MOST_REPEATS:
+            raise UserError(f"--repeats {self.repeats} is out of range; give 1 to {_MOST_REPEATS}")
         if self.repeats > 1 and self.scope == "dataset":
             raise UserError("--repeats compares clusterings of one image; leave it out with --scope dataset")
         if not 0 <= self.seed < 2**31:
@@ -94,7 +97,7 @@ class Options:
                 raise UserError(f"{flag} is of dataset-wide clusters; give --scope dataset too")
 
     def _check_vectors(self) -> None:
-        """Raises UserError for what is defined for attention rows alone."""
+        """Raises UserError for options that have a meaning for attention rows only."""
         what = f"--cluster-on {self.cluster_on}"
         if self.distance == "hellinger":
             raise UserError(f"--distance hellinger is between distributions, found {what}; give euclidean or cosine")
@@ -126,7 +129,7 @@ class Options:
 
     @property
     def digest(self) -> str:
-        """sha256 (hex) over all options: equal options, equal digest."""
+        """The sha256 (hex) of all options; equal options have equal digests."""
         return hashlib.sha256(json.dumps(to_json(self), sort_keys=True).encode()).hexdigest()
 
 
@@ -164,7 +167,19 @@ def to_json(options: Options | Runtime) -> dict[str, Any]:
 
 
 def as_arguments(options: Mapping[str, Any], *, without: Sequence[str] = ()) -> list[str]:
-    """The command line's words for those options that are not the defaults; `without` those named."""
+    """Spells options as the words of a command line; leaves out those that have their default value.
+
+    Parameters
+    ----------
+    options
+        Values by the options' names, as plan.json has them.
+    without
+        Names of options to leave out as well.
+
+    Returns
+    -------
+    Words such as `--k` and `7`, two an option.
+    """
     words = []
     for f in dataclasses.fields(Options):
         value = options.get(f.name, f.default)
@@ -174,7 +189,7 @@ def as_arguments(options: Mapping[str, Any], *, without: Sequence[str] = ()) -> 
 
 
 def options_from_json(values: dict[str, Any]) -> Options:
-    """The inverse of `to_json`; raises UserError where a key is unknown (a plan of another version)."""
+    """Makes options from what `to_json` returned. Raises UserError where a name is unknown: another version's plan."""
     known = [f.name for f in dataclasses.fields(Options)]
     unknown = sorted(set(values) - set(known))
     if unknown:
@@ -182,13 +197,23 @@ def options_from_json(values: dict[str, Any]) -> Options:
     return Options(**values)
 
 
-def difference(ours: Options, theirs: Options, *, names: Sequence[str] = ("asked", "planned")) -> str:
-    """One phrase an option that differs, e.g. `k: planned 5, asked 7`; empty if they are equal."""
+def difference(asked: Options, planned: Options) -> str:
+    """Says which options differ.
+
+    Parameters
+    ----------
+    asked, planned
+        The two sets of options; the phrases call them by these names.
+
+    Returns
+    -------
+    A phrase for each option that differs, such as `k: planned '5', asked '7'`; empty where all are equal.
+    """
     parts = []
     for f in dataclasses.fields(Options):
-        a, b = getattr(ours, f.name), getattr(theirs, f.name)
+        a, b = getattr(asked, f.name), getattr(planned, f.name)
         if a != b:
-            parts.append(f"{f.name.replace('_', '-')}: {names[1]} {b!r}, {names[0]} {a!r}")
+            parts.append(f"{f.name.replace('_', '-')}: planned {b!r}, asked {a!r}")
     return "; ".join(parts)
 
 

@@ -1,6 +1,6 @@
-"""Files that appear whole or not at all, and survive a kill and a loss of power; one line for a disk that is full.
+"""Files that appear whole or not at all, whatever kills the process; errors of a disk as one line.
 
-The order is: written aside on the same file system, fsynced, renamed over, the folder fsynced.
+A file is written aside on the same file system, fsynced and renamed to its place; then its folder is fsynced.
 """
 
 import contextlib
@@ -25,24 +25,24 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 _LEFT_AFTER_S = 3600
-LOCK = "done/lock"  # below RUN; that it is there says that RUN is ours, also before plan.json is
+LOCK = "done/lock"  # below RUN; where it is there, RUN was made by this program, even without a plan.json
 
 
 @contextlib.contextmanager
 def clear_disk_errors(run: Path, doing: str) -> Iterator[None]:
-    """Turns the errors of a full, read-only or forbidden file system into one line; others pass.
+    """Turns errors of a full, read-only or forbidden file system inside the block into one line; others pass.
 
     Parameters
     ----------
     run
         The folder of the run, which the line names.
     doing
-        What was tried, as the line begins: `cannot finish RUN`.
+        What was tried, such as `cannot finish RUN`: the line begins with it.
 
     Raises
     ------
     WorkLeft
-        The disk or the quota is full: free some space and go on.
+        The disk or the quota is full.
     UserError
         Something can't be written.
     """
@@ -62,7 +62,10 @@ def clear_disk_errors(run: Path, doing: str) -> Iterator[None]:
 
 
 def errno_of(error: OSError) -> int:
-    """The number of the error; of a full disk where NumPy says in words that only a part of an array was written."""
+    """Returns the error's number, 0 where it has none.
+
+    NumPy's own error for an array that was written in part, which has no number, counts as a full disk.
+    """
     if error.errno is None and re.fullmatch(r"\d+ requested and \d+ written", str(error)):
         return errno.ENOSPC
     return error.errno or 0
@@ -70,7 +73,7 @@ def errno_of(error: OSError) -> int:
 
 @contextlib.contextmanager
 def only_one(run: Path, name: str = LOCK) -> Iterator[None]:
-    """While inside, no other process holds this lock of RUN: the next one waits until this one ends or dies.
+    """Holds a lock of RUN inside the block; waits first until the process that holds it ends or dies.
 
     Parameters
     ----------
@@ -105,21 +108,33 @@ def only_one(run: Path, name: str = LOCK) -> Iterator[None]:
 
 
 def work_folder(run: Path, name: str) -> Path:
-    """RUN/work/`name`, made if need be: what is there only while a run is in progress."""
+    """Makes a folder for files that are needed only while a run is in progress.
+
+    Parameters
+    ----------
+    run
+        The folder of the run.
+    name
+        Relative to RUN/work.
+
+    Returns
+    -------
+    Its path; it may have been there already.
+    """
     folder = run / "work" / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def new_scratch(run: Path) -> Path:
-    """A folder of this process alone, on the file system of RUN, so that a rename out of it is atomic."""
+    """Makes a folder for this process alone, on the file system of RUN: a file is renamed from there in one step."""
     folder = work_folder(run, "scratch") / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     folder.mkdir()
     return folder
 
 
 def write_file(path: Path, data: bytes, scratch: Path) -> None:
-    """Writes `path` whole or leaves what it held: written aside, fsynced, renamed. Its folder is not synced.
+    """Writes a file whole, or leaves what it held before. Does not sync its folder.
 
     Parameters
     ----------
@@ -128,16 +143,16 @@ def write_file(path: Path, data: bytes, scratch: Path) -> None:
     data
         Its content.
     scratch
-        A folder on the same file system, made if it is not there.
+        A folder on the same file system; it is made where it is not there.
 
     Raises
     ------
     OSError
-        It could not be written; nothing of it is left.
+        The file could not be written; no part of it is left.
     """
     aside = scratch / f"{uuid.uuid4().hex[:8]}-{path.name}"
     with removed_if_torn(aside):
-        scratch.mkdir(parents=True, exist_ok=True)  # a clock that jumped made it look like one that a dead process left
+        scratch.mkdir(parents=True, exist_ok=True)  # after a jump of the clock it may have been removed as left behind
         with open(aside, "wb") as file:
             file.write(data)
             file.flush()
@@ -147,7 +162,7 @@ def write_file(path: Path, data: bytes, scratch: Path) -> None:
 
 @contextlib.contextmanager
 def removed_if_torn(part: Path) -> Iterator[None]:
-    """Removes the file `part` where writing it fails, so that a full disk is not kept full by half a file."""
+    """Removes the file `part` where writing it fails in the block, so that half a file does not keep a disk full."""
     try:
         yield
     except OSError:
@@ -156,13 +171,25 @@ def removed_if_torn(part: Path) -> Iterator[None]:
 
 
 def checks_of(run: Path, paths: Iterable[str]) -> dict[str, list[int]]:
-    """Path relative to RUN -> [size, crc32], of files that are there."""
+    """Reads files and takes their checksums.
+
+    Parameters
+    ----------
+    run
+        The folder of the run.
+    paths
+        Files that are there, relative to RUN.
+
+    Returns
+    -------
+    [size in bytes, crc32] by path.
+    """
     contents = {path: (run / path).read_bytes() for path in paths}
     return {path: [len(data), zlib.crc32(data)] for path, data in contents.items()}
 
 
 def sync_folder(folder: Path) -> None:
-    """The names in `folder` are on the disk, as far as its file system can promise it."""
+    """Waits until the names in `folder` are on the disk, as far as its file system can promise it."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
@@ -174,38 +201,43 @@ def sync_folder(folder: Path) -> None:
 
 
 def seal_file(path: Path, body: Mapping[str, Any], scratch: Path) -> None:
-    """Writes `body` as JSON with a checksum of itself, durably.
+    """Writes JSON with a checksum of itself, and waits until it is on the disk.
 
     Parameters
     ----------
     path
         The file.
     body
-        What JSON can hold.
+        Values that JSON can hold.
     scratch
         A folder on the same file system.
+
+    Raises
+    ------
+    OSError
+        The file could not be written.
     """
     write_file(path, seal(body), scratch)
     sync_folder(path.parent)
 
 
 def unseal_file(path: Path) -> dict[str, Any] | None:
-    """The inverse of `seal_file`; None if it is missing, damaged or can't be read."""
+    """Reads what `seal_file` wrote; None where the file is missing, is damaged or can't be read."""
     try:
-        return unseal(path.read_bytes())
+        return _unseal(path.read_bytes())
     except OSError:
         return None
 
 
 def clear_work(run: Path) -> None:
-    """Removes RUN/work of a run that is finished; what other processes still use stays."""
+    """Removes RUN/work of a finished run, except what other processes still use."""
     drop_scratch(run)
     for name in ("attempts", "progress"):
         shutil.rmtree(run / "work" / name, ignore_errors=True)
     with contextlib.suppress(OSError):
         handle = os.open(run / "work" / "claims", os.O_RDWR)
         try:
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # all of it: nobody has a claim
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the whole file: it fails where a process has a claim
             os.unlink(run / "work" / "claims")
         finally:
             os.close(handle)
@@ -214,7 +246,7 @@ def clear_work(run: Path) -> None:
 
 
 def drop_scratch(run: Path) -> None:
-    """Removes what killed processes left: those of this machine that are gone, others' after an hour."""
+    """Removes the scratch folders of killed processes: this machine's at once, other machines' after an hour."""
     for folder in work_folder(run, "scratch").iterdir():
         host, process, _ = folder.name.rsplit("-", 2)
         if host == socket.gethostname():
@@ -229,13 +261,13 @@ def drop_scratch(run: Path) -> None:
 
 
 def seal(body: Mapping[str, Any]) -> bytes:
-    """`body` as JSON with a checksum of itself."""
+    """Returns `body` as JSON with a checksum of itself."""
     text = json.dumps(body, sort_keys=True)
     return json.dumps({"crc32": zlib.crc32(text.encode()), "body": body}, sort_keys=True).encode()
 
 
-def unseal(data: bytes) -> dict[str, Any] | None:
-    """The inverse of `seal`; None where the bytes are damaged."""
+def _unseal(data: bytes) -> dict[str, Any] | None:
+    """Returns what `seal` was given; None where the bytes are damaged."""
     try:
         sealed = json.loads(data)
         body = sealed["body"]

@@ -1,4 +1,4 @@
-"""What `--help` says beside the options' own words: the verbs in groups, three examples each, what is shown first."""
+"""What `--help` says besides the options' own words: groups of verbs, three examples a verb, the common options."""
 
 GROUPS = {
     "the whole job": ("run",),
@@ -72,7 +72,7 @@ EXAMPLES = {
 
 
 def of_all_verbs(words: dict[str, str]) -> str:
-    """The page of `batchjob --help`: every verb with its words, in groups."""
+    """Returns the page of `batchjob --help`: every verb with its words, in groups. `words` says what each verb does."""
     lines = ["usage: batchjob VERB …", "", "Cluster the attention of vision transformers, head by head.", ""]
     for title, verbs in GROUPS.items():
         lines += [f"{title}:", *(f"  {verb:<9}{words[verb]}" for verb in verbs), ""]
@@ -86,5 +86,5 @@ def of_all_verbs(words: dict[str, str]) -> str:
 
 
 def examples(verb: str) -> str:
-    """The last lines of `batchjob VERB --help`."""
+    """Returns the last lines of `batchjob VERB --help`: three commands."""
     return "\n".join(["examples:", *(f"  {line}" for line in EXAMPLES[verb])])

@@ -8,12 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-OLDEST_PYTHON = (3, 11)
-COMPILE = (
+_OLDEST_PYTHON = (3, 11)
+_COMPILE = (
     "import numpy; from batchjob.clustering.search import best_partition; x = numpy.eye(16); "
     "best_partition(x, 3); best_partition(x.astype('float32'), 3)"
 )
-CHECK_GPU = (
+_CHECK_GPU = (
     "import torch; from batchjob.machine import missing_kernels\n"
     "if not torch.cuda.is_available(): raise SystemExit(3)\n"
     "for i in range(torch.cuda.device_count()):\n"
@@ -23,13 +23,13 @@ CHECK_GPU = (
 
 
 def main() -> int:
-    """Installs this checkout and what it needs into ENV, made first if it is not there; the exit code."""
+    """Installs this checkout and what it needs into ENV; makes ENV where it is not there. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m batchjob.install")
     parser.add_argument("env", type=Path, help="folder of the virtual or conda environment")
     parser.add_argument("--dev", action="store_true", help="with what the tests need")
     parser.add_argument("--gpu", default="auto", help="auto: cupy and cuml where there is an NVIDIA driver; 1; 0")
     args = parser.parse_args()
-    if sys.version_info < OLDEST_PYTHON and not (args.env / "bin" / "python").exists():
+    if sys.version_info < _OLDEST_PYTHON and not (args.env / "bin" / "python").exists():
         return _fail(
             f"{sys.executable} is Python {sys.version.split()[0]}, 3.11 or newer is needed; try PYTHON=python3.12"
         )
@@ -53,13 +53,13 @@ def main() -> int:
             "11 with a GPU); mend that and run the same command again"
         )
     if driver_cuda:
-        done = subprocess.run([str(python), "-c", CHECK_GPU], stdout=subprocess.PIPE, check=False)
+        done = subprocess.run([str(python), "-c", _CHECK_GPU], stdout=subprocess.PIPE, check=False)
         if done.returncode == 4:
             return _fail(done.stdout.decode(errors="replace").strip())
         if done.returncode != 0:
-            return _fail(torch_cannot_use_gpu(driver_cuda))
+            return _fail(_torch_cannot_use_gpu(driver_cuda))
     print("compiling the k-means search (half a minute, once)", flush=True)
-    done = subprocess.run([str(python), "-c", COMPILE], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    done = subprocess.run([str(python), "-c", _COMPILE], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
     if done.returncode != 0:
         sys.stderr.write(done.stdout.decode(errors="replace"))
         return _fail("the k-means search does not compile here (numba's reason is above)")
@@ -67,7 +67,7 @@ def main() -> int:
 
 
 def driver_cuda_version() -> str:
-    """The newest CUDA that the NVIDIA driver can run, such as `13.0`; empty without a driver."""
+    """Returns the newest version of CUDA that the NVIDIA driver can run, such as `13.0`; empty without a driver."""
     if shutil.which("nvidia-smi") is None:
         return ""
     done = subprocess.run(["nvidia-smi"], capture_output=True, text=True, check=False)
@@ -76,14 +76,28 @@ def driver_cuda_version() -> str:
 
 
 def choose_extras(asked: str, driver_cuda: str, *, dev: bool) -> list[str]:
-    """The extras of pyproject.toml: the GPU's of the driver's CUDA major where there is a driver or it is asked for."""
+    """Chooses which extras of pyproject.toml to install.
+
+    Parameters
+    ----------
+    asked
+        `auto` for the GPU's extra where there is a driver; empty, `0` or `no` for none; anything else for it anyway.
+    driver_cuda
+        What `driver_cuda_version` found; it decides between the extras for CUDA 12 and 13.
+    dev
+        Whether to install what the tests need.
+
+    Returns
+    -------
+    Names of extras.
+    """
     with_gpu = asked not in ("0", "no", "") and (asked != "auto" or bool(driver_cuda))
     is_cuda_12 = driver_cuda.startswith("12.")
     return (["gpu-cu12" if is_cuda_12 else "gpu"] if with_gpu else []) + (["dev"] if dev else [])
 
 
-def torch_cannot_use_gpu(driver_cuda: str) -> str:
-    """What to do where the driver is older than the CUDA of the registry's torch."""
+def _torch_cannot_use_gpu(driver_cuda: str) -> str:
+    """Says what to do where the driver is older than the CUDA that the registry's torch is built for."""
     return (
         f"there is a GPU with a driver for CUDA {driver_cuda}, and the torch that pip installed cannot use it "
         f"(it is built for CUDA 13); update the driver to 580 or newer, or make the environment with conda: set "

@@ -1,4 +1,4 @@
-"""The frozen plan of a run: rows, partitions of whole store shards, everything resolved; RUN/plan.json."""
+"""The frozen plan of a run, RUN/plan.json: the resolved options, the model, the rows and their partitions."""
 
 import dataclasses
 import hashlib
@@ -20,29 +20,31 @@ from batchjob.geometry import Geometry
 from batchjob.inputs import raise_for_changes
 from batchjob.metrics import catalogue
 
-_CHUNK_ROWS = 1024  # images of one inner chunk: 512 cost a sixth more to write, and no less to read one image
+_CHUNK_ROWS = (
+    1024  # images of one inner chunk; chunks of 512 took a sixth longer to write, and as long to read one image
+)
 _LEAST_CHUNK_ROWS = 64
-MOST_ROWS = 4096
+_MOST_ROWS = 4096
 _AGAIN = "where DATA is unchanged, it is made again by: batchjob run DATA"
-_MOST_ROWS_ON_CPU = 256  # at 2 images/s a kill costs two minutes; a GPU does 4096 in seconds
+_MOST_ROWS_ON_CPU = 256  # a kill then costs two minutes at 2 images/s; a GPU labels 4096 images in seconds
 _FEWEST_ROWS = 8
 _FEWEST_ROWS_ON_GPU = 64  # batches don't cross partitions
 
 
 class DamagedPlan(UserError):
-    """RUN/plan.json is there and not what was written."""
+    """RUN/plan.json is there, and its content is not what was written."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """What the other packages need to know of a model. Pairs are (rows, columns)."""
+    """What the other packages need to know of a model. Pairs are (height, width)."""
 
     name: str
     kind: Literal["vit", "cnn"]
     input_px: tuple[int, int]
     patch_px: tuple[int, int]  # input pixels of a patch; of a CNN, its stage's stride
     grid: tuple[int, int]
-    num_prefix_tokens: int  # CLS, distillation and register tokens: the first of the sequence
+    num_prefix_tokens: int  # CLS, distillation and register tokens, which come before the patches
     num_layers: int
     num_heads: int
     has_cls: bool  # if so, the CLS token is the first
@@ -57,12 +59,12 @@ class ModelSpec:
 
     @property
     def num_patches(self) -> int:
-        """P: patches of one image."""
+        """P, how many patches an image has."""
         return self.grid[0] * self.grid[1]
 
     @property
     def num_tokens(self) -> int:
-        """T: patches and prefix tokens."""
+        """T, how many tokens an image has: patches and prefix tokens."""
         return self.num_prefix_tokens + self.num_patches
 
     def to_json(self) -> dict[str, Any]:
@@ -71,13 +73,13 @@ class ModelSpec:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """The inverse of `to_json`."""
+        """Makes the spec from what `to_json` returned."""
         fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
         return cls(**fields)
 
 
 class Partitions(Sequence[tuple[int, int]]):
-    """(first row, past the last row) of each partition: equal sizes, the last one shorter, computed when asked for."""
+    """The range [start, stop) of each partition's rows; all are of one size, except that the last may be shorter."""
 
     def __init__(self, row_count: int, rows_per_partition: int) -> None:
         self._row_count, self._size = row_count, rows_per_partition
@@ -98,7 +100,7 @@ class Partitions(Sequence[tuple[int, int]]):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All that decides the result of a run, resolved: RUN/plan.json. Row i is image i, whatever fails."""
+    """All that decides the result of a run, with every `auto` resolved. Row i is image i, whatever fails."""
 
     options: Options  # as asked, so that asking again compares equal
     data: str
@@ -117,43 +119,43 @@ class Plan:
 
     @property
     def geometry(self) -> Geometry:
-        """From photo to patch grid."""
+        """How a photo becomes the model's input and its grid of patches."""
         return geometry_of(self.model, self.options)
 
     @property
     def has_attention(self) -> bool:
-        """Whether the run's maps are attention: not of a CNN, and not where the tokens behind a layer are clustered."""
+        """Whether the run's maps are attention. They are not for a CNN, nor where a layer's tokens are clustered."""
         return self.model.kind == "vit" and self.options.cluster_on != "token"
 
     @property
     def vector_size(self) -> int:
-        """D: numbers of a query, key, value or token, where these are clustered; 0 where attention rows are."""
+        """D, how many numbers a query, key, value or token has where these are clustered; 0 for attention rows."""
         sizes = {"attention": 0, "token": self.model.embed_dim}
         return sizes.get(self.options.cluster_on, self.model.head_dim)
 
     @property
     def score_names(self) -> tuple[str, ...]:
-        """The arrays of scores.zarr that labelling fills, in order."""
+        """The names of the arrays of scores.zarr that labelling fills, in order."""
         groups = self.options.score_groups
         arrays = catalogue.labelling_arrays(of_vectors=self.vector_size > 0)
         return tuple(name for group, names in arrays.items() if group in groups for name in names)
 
     @property
     def partitions(self) -> Partitions:
-        """(first row, past the last row) of each partition."""
+        """The range [start, stop) of each partition's rows."""
         return Partitions(self.row_count, self.rows_per_partition)
 
     @property
     def partition_count(self) -> int:
-        """How many partitions the rows make."""
+        """How many partitions the run has."""
         return len(self.partitions)
 
     def rows_of(self, partition: int) -> tuple[int, int]:
-        """(first row, past the last row) of a partition."""
+        """The range [start, stop) of a partition's rows. Raises IndexError where there is no such partition."""
         return self.partitions[partition]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; `digest` is the sha256 of the others but the versions."""
+        """The plan as plain JSON values; `digest` is the sha256 of all others except `versions`."""
         values: dict[str, Any] = {"schema": SCHEMA} | {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         values |= {"options": to_json(self.options), "model": self.model.to_json(), "geometry": self.geometry.to_json()}
         values = json.loads(json.dumps(values))
@@ -161,7 +163,7 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """sha256 (hex) of all that decides the result."""
+        """The sha256 (hex) of all that decides the result."""
         return str(self.to_json()["digest"])
 
 
@@ -170,47 +172,86 @@ def _digest(decisive: dict[str, Any]) -> str:
 
 
 def geometry_of(model: ModelSpec, options: Options) -> Geometry:
-    """From photo to the model's input and its patches."""
+    """Tells how a photo becomes the model's input and its patches.
+
+    Parameters
+    ----------
+    model
+        Its input and patches, in pixels.
+    options
+        `resize` is read.
+
+    Returns
+    -------
+    The geometry of every image of a run.
+    """
     (height, width), (patch_height, patch_width) = model.input_px, model.patch_px
     resize: Any = options.resize
     return Geometry(height, width, patch_height, patch_width, resize)
 
 
 def choose_rows_per_partition(asked: str, row_count: int, *, is_for_gpu: bool) -> int:
-    """Images of one partition: `asked`, or what `rows_per_partition` makes of their number.
+    """Chooses how many images make a partition.
 
-    Raises UserError where it is not a number, is out of range, or can't be cut into chunks.
+    Parameters
+    ----------
+    asked
+        `--rows-per-partition`: a number, or `auto` for what `rows_per_partition` chooses.
+    row_count
+        Images of the run.
+    is_for_gpu
+        Whether the run is meant for a GPU.
+
+    Returns
+    -------
+    Images of a partition, 1 to 4096.
+
+    Raises
+    ------
+    UserError
+        `asked` is not a number, is out of range, or can't be cut into chunks.
     """
     if asked == "auto":
         return rows_per_partition(row_count, on_gpu=is_for_gpu)
     if not asked.isdigit():
-        raise UserError(f"--rows-per-partition {asked!r} is not a number of images; give 1 to {MOST_ROWS}, or auto")
+        raise UserError(f"--rows-per-partition {asked!r} is not a number of images; give 1 to {_MOST_ROWS}, or auto")
     rows_per_chunk(int(asked))
     return int(asked)
 
 
 def rows_per_partition(row_count: int, *, on_gpu: bool) -> int:
-    """Images of one partition for `--rows-per-partition auto`: a power of two near the square root of all images.
+    """Chooses a power of two near the square root of the number of images, for `--rows-per-partition auto`.
 
-    As many partitions as images in each lets work be shared and little be lost at any scale: COCO val2017 gets 79,
-    train2017 462, a billion images 244,141 (of 4096). Without a GPU a partition is at most 256 images.
+    There are then about as many partitions as images in each. This lets many processes share the work and keeps small
+    what a kill loses, at any scale: COCO val2017 gets 79 partitions, train2017 462, a billion images 244,141.
+
+    Parameters
+    ----------
+    row_count
+        Images of the run.
+    on_gpu
+        Whether the run is meant for a GPU: 64 to 4096 images a partition, else 8 to 256.
+
+    Returns
+    -------
+    Images of a partition.
     """
-    low, high = (_FEWEST_ROWS_ON_GPU, MOST_ROWS) if on_gpu else (_FEWEST_ROWS, _MOST_ROWS_ON_CPU)
+    low, high = (_FEWEST_ROWS_ON_GPU, _MOST_ROWS) if on_gpu else (_FEWEST_ROWS, _MOST_ROWS_ON_CPU)
     return max(low, min(high, 1 << max(0, math.isqrt(row_count).bit_length() - 1)))
 
 
 def rows_per_chunk(rows: int) -> int:
-    """Images of one inner chunk of a shard of `rows` images: its largest divisor up to 1024.
+    """Finds how many images make an inner chunk of a shard of `rows` images: the largest divisor up to 1024.
 
-    Raises UserError where there is no useful one, with the next number that has one.
+    Raises UserError where `rows` is out of range or its divisors are too small; names the next number that works.
     """
     found = _largest_divisor(rows)
-    if rows > MOST_ROWS:
-        raise UserError(f"--rows-per-partition {rows} is more than {MOST_ROWS}; give {MOST_ROWS} or less, or auto")
+    if rows > _MOST_ROWS:
+        raise UserError(f"--rows-per-partition {rows} is more than {_MOST_ROWS}; give {_MOST_ROWS} or less, or auto")
     if rows < 1:
-        raise UserError(f"--rows-per-partition {rows} holds no image; give 1 to {MOST_ROWS}, or auto")
+        raise UserError(f"--rows-per-partition {rows} holds no image; give 1 to {_MOST_ROWS}, or auto")
     if rows > _CHUNK_ROWS and found < _LEAST_CHUNK_ROWS:
-        better = next(n for n in range(rows, MOST_ROWS + 1) if _largest_divisor(n) >= _LEAST_CHUNK_ROWS)
+        better = next(n for n in range(rows, _MOST_ROWS + 1) if _largest_divisor(n) >= _LEAST_CHUNK_ROWS)
         raise UserError(
             f"--rows-per-partition {rows} has no divisor from {_LEAST_CHUNK_ROWS} to {_CHUNK_ROWS} "
             f"to cut shards into chunks; try {better}"
@@ -223,7 +264,19 @@ def _largest_divisor(rows: int) -> int:
 
 
 def default_run(data: str, options: Options) -> Path:
-    """runs/DATA-MODEL-HASH: other data or other options make another run by themselves."""
+    """Names the folder of a run where the user names none, so that other data or options get another folder.
+
+    Parameters
+    ----------
+    data
+        DATA as the user gave it.
+    options
+        The result options.
+
+    Returns
+    -------
+    runs/DATA-MODEL-HASH, relative to the working folder.
+    """
     where = os.path.abspath(data) if "{" not in data else data
     name = re.sub(r"[^A-Za-z0-9_.-]+", "_", Path(data).name or Path(where).name).strip("_") or "data"
     digest = hashlib.sha256(os.fsencode(f"{where}\0{options.digest}")).hexdigest()
@@ -232,17 +285,40 @@ def default_run(data: str, options: Options) -> Path:
 
 
 def save(plan: Plan, run: Path) -> None:
-    """Writes RUN/plan.json whole: it is what makes a folder a run, so it comes last."""
+    """Writes RUN/plan.json whole. It makes the folder a run, so everything else of the run must be there.
+
+    Parameters
+    ----------
+    plan
+        The plan.
+    run
+        The folder of the run.
+    """
     scratch = new_scratch(run)
     write_file(run / "plan.json", json.dumps(plan.to_json(), indent=1).encode(), scratch)
     scratch.rmdir()
 
 
 def load(run: Path, *, checks_index: bool = True) -> Plan:
-    """The plan of a run; equal to the one saved.
+    """Reads the plan of a run.
 
-    Raises UserError where RUN is not a run, is of another schema version, or (with `checks_index`) its index is not the
-    one that was planned.
+    Parameters
+    ----------
+    run
+        The folder of the run.
+    checks_index
+        Whether to read the files of RUN/index and compare them with the plan.
+
+    Returns
+    -------
+    A plan that equals the saved one.
+
+    Raises
+    ------
+    UserError
+        RUN is not a run, has another schema version, or its index is not the planned one.
+    DamagedPlan
+        plan.json is not what was written; a kind of UserError.
     """
     path = run / "plan.json"
     try:
@@ -269,7 +345,20 @@ def load(run: Path, *, checks_index: bool = True) -> Plan:
 
 
 def check_same(plan: Plan, run: Path, data: str, options: Options) -> None:
-    """Raises UserError with the difference where RUN was planned with other data or options."""
+    """Checks that a run was planned with these data and options.
+
+    Parameters
+    ----------
+    plan, run
+        The plan that is there, and the folder that it is in.
+    data, options
+        What is asked for now.
+
+    Raises
+    ------
+    UserError
+        They differ; says in what.
+    """
     parts = [difference(options, plan.options)]
     if os.path.abspath(data) != os.path.abspath(plan.data):
         parts.insert(0, f"DATA: planned {plan.data!r}, asked {data!r}")
@@ -278,7 +367,7 @@ def check_same(plan: Plan, run: Path, data: str, options: Options) -> None:
 
 
 def versions() -> dict[str, str]:
-    """What computed the result: this package, Python's libraries that matter."""
+    """Returns the versions of what computes the result: this package, Python, and the libraries that matter."""
     import platform
 
     names = ("torch", "timm", "numpy", "zarr", "pillow", "scikit-learn")

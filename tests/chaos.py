@@ -15,6 +15,7 @@ from batchjob.config import Options
 from batchjob.launch import shares
 from batchjob.store import arrays as layout
 from batchjob.store import lifecycle as store
+from batchjob.store.writer import Writer
 from tests.runs import arrays_of, made_up_plan
 
 PLAN = made_up_plan(row_count=78, rows_per_partition=2, kept_rows=(3, 30, 31), options=Options(scores="attention"))
@@ -30,7 +31,7 @@ def note(run: Path, partition: int) -> None:
 def label(run: Path, attempt: str, share: shares.Share) -> None:
     partitions = shares.agreed_partitions(run, attempt, lambda: store.missing(run, PLAN))
     before: int | None = None
-    with store.Writer(run, PLAN) as writer:
+    with Writer(run, PLAN) as writer:
         for partition in shares.claimed(writer, share.of(partitions), lambda: False):
             arrays = arrays_of(PLAN, partition)
             time.sleep(COMPUTE_S)

@@ -13,7 +13,7 @@ from batchjob import plan as plans
 from batchjob.config import Options
 from batchjob.plan import ModelSpec, Plan
 from batchjob.store import arrays as layout
-from batchjob.store import lifecycle as store
+from batchjob.store.writer import Writer
 
 
 def made_up_model(*, grid: tuple[int, int] = (2, 3), kind: Literal["vit", "cnn"] = "vit") -> ModelSpec:
@@ -97,7 +97,7 @@ def arrays_of(plan: Plan, partition: int) -> dict[str, NDArray[Any]]:
 
 def label(run: Path, plan: Plan, partitions: list[int]) -> None:
     """Publishes the partitions, as the job's loop does."""
-    with store.Writer(run, plan) as writer:
+    with Writer(run, plan) as writer:
         for i in partitions:
             assert writer.claim(i)
             writer.write(i, arrays_of(plan, i), [(Ids(20).id(plan.rows_of(i)[0]), "truncated", "cut, off\n")])

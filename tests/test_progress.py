@@ -29,7 +29,7 @@ def test_stages_add_up_and_are_kept(tmp_path: Path) -> None:
     assert list(stages.timed("images", [1, 2, 3])) == [1, 2, 3]
     with stages("model"):
         pass
-    stages.add("model", 2.0)
+    stages.seconds["model"] += 2.0
     stages.images = 3
     stages.save(tmp_path / "logs" / "t.json", device="cpu")
     kept = json.loads((tmp_path / "logs" / "t.json").read_text())

@@ -20,6 +20,7 @@ from batchjob.launch import shares
 from batchjob.launch.progress import SharedProgress
 from batchjob.launch.signals import Stop
 from batchjob.store import lifecycle as store
+from batchjob.store.writer import Writer
 from tests.conftest import ROOT, TINY, Command
 from tests.runs import Ids, arrays_of, contents, label, made_up_plan
 from tests.test_job import make_photos
@@ -176,7 +177,7 @@ def test_what_a_dead_job_had_claimed_is_taken_over(run: Path, capfd: pytest.Capt
     killer = threading.Timer(0.5, other.kill)
     killer.start()
     labelled = []
-    with store.Writer(run, PLAN) as writer:
+    with Writer(run, PLAN) as writer:
         for partition in shares.claimed(writer, [0, 1, 2], lambda: False):
             labelled.append(partition)
             writer.write(partition, arrays_of(PLAN, partition))
@@ -283,7 +284,7 @@ def test_torchrun_and_a_job_array_give_the_store_of_one_process(tmp_path: Path, 
 
 
 def test_a_claim_that_waits_can_be_stopped(run: Path) -> None:
-    class Busy(store.Writer):
+    class Busy(Writer):
         def claim(self, partition: int) -> bool:
             return False
 

@@ -29,6 +29,7 @@ from batchjob.store import arrays as layout
 from batchjob.store import centroids
 from batchjob.store import lifecycle as store
 from batchjob.store import partitions as publish
+from batchjob.store.writer import Writer
 from tests.runs import Ids, arrays_of, contents, label, made_up_model, made_up_plan
 
 PLAN = made_up_plan(kept_rows=(2, 9, 15), options=config.Options(scores="attention"))
@@ -90,7 +91,7 @@ def test_each_partition_is_one_file_of_every_array(finished: Path) -> None:
 
 def test_a_partition_of_fill_values_is_published_like_any_other(run: Path) -> None:
     arrays = {n: np.full_like(a, layout.layout(PLAN)[n].fill) for n, a in arrays_of(PLAN, 0).items()}
-    with store.Writer(run, PLAN) as writer:
+    with Writer(run, PLAN) as writer:
         writer.write(0, arrays)
     assert store.missing(run, PLAN) == [1, 2]
     assert store.verify(run) == []
@@ -156,7 +157,7 @@ def test_a_store_of_another_schema_is_recognised(run: Path) -> None:
     metadata = json.loads(root.read_text())
     metadata["attributes"] |= {"schema_version": 0, "batchjob": "0.0.9"}
     root.write_text(json.dumps(metadata))
-    for use in (store.open_labels, store.finish, store.verify, lambda run: store.Writer(run, PLAN)):
+    for use in (store.open_labels, store.finish, store.verify, lambda run: Writer(run, PLAN)):
         with pytest.raises(UserError, match=r"has schema 0, this .* reads schema 2; use batchjob 0\.0\.9"):
             use(run)
 
@@ -243,7 +244,7 @@ def test_the_markers_checksums_are_those_of_the_files(finished: Path) -> None:
 
 def test_arrays_of_another_shape_are_refused_before_they_are_written(run: Path) -> None:
     arrays = arrays_of(PLAN, 0)
-    with store.Writer(run, PLAN) as writer:
+    with Writer(run, PLAN) as writer:
         with pytest.raises(ValueError, match=r"partition 2 has \(4, 1, 2, 3, 2, 3\)"):
             writer.write(2, arrays)
         del arrays["k"]
@@ -272,7 +273,7 @@ def test_a_full_or_read_only_disk_is_one_clear_line_and_nothing_is_torn(
         real(handle)
 
     monkeypatch.setattr(os, "fsync", fails_on_the_fifth)
-    with pytest.raises(kind, match=text), store.Writer(run, PLAN) as writer:
+    with pytest.raises(kind, match=text), Writer(run, PLAN) as writer:
         writer.write(0, arrays_of(PLAN, 0))
     assert store.missing(run, PLAN) == [0, 1, 2]
     monkeypatch.undo()
@@ -283,7 +284,7 @@ def test_a_full_or_read_only_disk_is_one_clear_line_and_nothing_is_torn(
 
 def test_what_was_handed_over_is_published_even_if_the_loop_is_stopped(run: Path) -> None:
     def stopped() -> None:
-        with store.Writer(run, PLAN) as writer:
+        with Writer(run, PLAN) as writer:
             writer.write(1, arrays_of(PLAN, 1))
             raise WorkLeft("a signal came")
 
@@ -301,7 +302,7 @@ def test_a_partition_that_another_process_labels_can_not_be_claimed_until_it_die
     assert other.stdout is not None
     try:
         assert other.stdout.readline() == "True\n"
-        with store.Writer(run, PLAN) as writer:
+        with Writer(run, PLAN) as writer:
             assert not writer.claim(1)
             assert writer.claim(0)
             other.send_signal(signal.SIGKILL)
@@ -315,14 +316,14 @@ def test_a_partition_that_another_process_labels_can_not_be_claimed_until_it_die
 
 def test_a_published_partition_can_not_be_claimed(run: Path) -> None:
     label(run, PLAN, [0])
-    with store.Writer(run, PLAN) as writer:
+    with Writer(run, PLAN) as writer:
         assert not writer.claim(0)
 
 
 def test_writing_returns_before_the_disk_is_done(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.fsync
     monkeypatch.setattr(os, "fsync", lambda handle: (time.sleep(0.05), real(handle)))
-    with store.Writer(run, PLAN) as writer:
+    with Writer(run, PLAN) as writer:
         start = time.monotonic()
         writer.write(0, arrays_of(PLAN, 0))
         assert time.monotonic() - start < 0.2

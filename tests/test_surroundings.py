@@ -13,6 +13,7 @@ import pytest
 from batchjob import files
 from batchjob.data.sources import index_images
 from batchjob.store import lifecycle as store
+from batchjob.store.writer import Writer
 from tests.conftest import ROOT, SAMPLE, TINY, Command
 from tests.runs import Ids, arrays_of, contents, made_up_plan
 from tests.test_job import make_photos
@@ -134,7 +135,7 @@ def test_a_clock_that_jumps_costs_no_partition_of_another_machine(
     plan, run = made_up_plan(), tmp_path / "run"
     store.create(run, plan, Ids(plan.row_count))
     now = files.time.time()
-    with store.Writer(run, plan) as writer:
+    with Writer(run, plan) as writer:
         with monkeypatch.context() as elsewhere:
             elsewhere.setattr(socket, "gethostname", lambda: "elsewhere")
             elsewhere.setattr(files.time, "time", lambda: now + 7200)

@@ -1,4 +1,4 @@
-"""The arrays of one partition on the host, filled batch by batch in row order, before the store takes them."""
+"""The arrays of one partition on the host, filled batch by batch in the order of the rows for the store."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,26 +18,26 @@ from batchjob.loader.loader import Batch
 from batchjob.model.attention import LayerMaps
 from batchjob.plan import Plan
 from batchjob.store.arrays import layout, shards_of
+from batchjob.store.writer import Failure
 
-Failure = tuple[str, str, str]  # image id, cause, message
-_FINITE = "finite"  # which images did not overflow: not an array of the store
+_FINITE = "finite"  # which images did not overflow; the store has no such array
 
 
 @dataclass(frozen=True, slots=True)
 class _Pending:
-    """A batch whose results are on their way to the host: where each of them goes."""
+    """A batch whose results are on their way to the host, and where each of them goes."""
 
     batch: Batch
-    places: Sequence[tuple[str, Any]]  # array, index into it
+    places: Sequence[tuple[str, Any]]  # (name of the array, index into it) of each result
     results: Download
 
 
 @dataclass(slots=True)
 class Buffers:
-    """The arrays of one partition, at their fill values until a batch is put in, and what failed.
+    """The arrays of one partition, which hold their fill values until a batch is put in, and the images that failed.
 
-    A batch's results are copied together once all its layers are there, and stored when the next batch is done: a GPU
-    then works on that one while they arrive.
+    A batch's results are copied to the host together, once all of its layers are there. They are stored when the next
+    batch is done, so that a GPU works on that one while they arrive.
     """
 
     plan: Plan
@@ -54,7 +54,7 @@ class Buffers:
             self.arrays[name] = np.full((rows, *spec.shape[1:]), spec.fill, spec.dtype)
 
     def rows(self, batch: Batch) -> slice:
-        """Where the batch's rows are in the partition."""
+        """Where the batch's rows are among those of the partition."""
         start = self.plan.rows_of(self.partition)[0]
         return slice(int(batch.rows[0]) - start, int(batch.rows[-1]) + 1 - start)
 
@@ -64,7 +64,15 @@ class Buffers:
         return [row for row in self.plan.kept_rows if start <= row < stop]
 
     def put_images(self, batch: Batch, instances: GridInstances | None = None) -> None:
-        """Stores what is known before the model sees the images: status, size, which instance owns each patch."""
+        """Stores what is known before the model sees the images: status, size, and which instance owns each patch.
+
+        Parameters
+        ----------
+        batch
+            The images, in the order of their rows.
+        instances
+            What the annotations say of all images; None for a run without annotations.
+        """
         rows = self.rows(batch)
         self.arrays["status"][rows] = batch.status
         self.arrays["height"][rows] = batch.heights
@@ -78,18 +86,20 @@ class Buffers:
     def put(
         self, layer: int, maps: LayerMaps, found: Sequence[Clusters], scores: Mapping[str, Tensor], batch: Batch
     ) -> None:
-        """Takes what was found in one layer; `finish` stores it.
+        """Takes what was found in one layer of a batch; `finish` sends it to the host.
 
         Parameters
         ----------
-        layer : int
-            Its position among the run's layers.
-        maps : LayerMaps
-        found : sequence of Clusters
-            One entry an algorithm; problems run [B * H] with the head fastest.
-        scores : mapping of str to Tensor
-            [B, H] each.
-        batch : Batch
+        layer
+            The position of the layer among the run's layers.
+        maps
+            The layer's maps.
+        found
+            Clusters of each algorithm, of the problems [B * H], where the head changes fastest.
+        scores
+            [B, H] by the score's name.
+        batch
+            The images.
         """
         rows = self.rows(batch)
         self._queue_maps(rows, layer, maps, batch)
@@ -98,7 +108,20 @@ class Buffers:
             self._queued.append((name, (rows, layer), values))
 
     def finish(self, batch: Batch, index: ImageIndex) -> None:
-        """Sends the batch's results to the host, and stores those of the batch before."""
+        """Sends a batch's results to the host, and stores those of the batch before.
+
+        Parameters
+        ----------
+        batch
+            The images, whose layers were all put in.
+        index
+            The run's images, for the ids of those that failed.
+
+        Raises
+        ------
+        NotFiniteError
+            A clustering of the batch before has an inertia that is not finite.
+        """
         places = [(name, place) for name, place, _ in self._queued]
         following = _Pending(batch, places, Download([tensor for _, _, tensor in self._queued]))
         self._queued = []
@@ -106,7 +129,7 @@ class Buffers:
         self._pending = following
 
     def store_pending(self, index: ImageIndex) -> None:
-        """Stores the results of the last batch that was finished; waits for them. Raises NotFiniteError."""
+        """Waits for the results of the last batch and stores them. Raises NotFiniteError as `finish` does."""
         if self._pending is None:
             return
         pending, self._pending = self._pending, None
@@ -121,7 +144,7 @@ class Buffers:
         self._drop_failed(pending.batch, index)
 
     def _queue_maps(self, rows: slice, layer: int, maps: LayerMaps, batch: Batch) -> None:
-        """The CLS rows, the mass on prefix tokens and, for kept images, the attention rows."""
+        """Queues the maps [B, H, P], the mass on prefix tokens and, for kept images, the attention rows."""
         name = "saliency" if not self.plan.has_attention else "cls_attention"
         grid = self.arrays[name].shape[-2:]
         self._queued.append((name, (rows, layer), maps.cls.reshape(*maps.cls.shape[:2], *grid).half()))
@@ -136,7 +159,7 @@ class Buffers:
                 self._queued.append(("attention_rows", (slot, layer), own.half()))
 
     def _queue_clusters(self, rows: slice, layer: int, found: Sequence[Clusters]) -> None:
-        """Labels, inertia, k and settled of each algorithm."""
+        """Queues each algorithm's labels, inertia and k, and where the store has them, `settled` and repeats."""
         heads = len(self.plan.heads)
         name = "image_labels" if "image_labels" in self.arrays else "labels"
         shape = self.arrays[name].shape[4:]  # the grid, or nothing where an image has one label
@@ -152,7 +175,7 @@ class Buffers:
                 self._queued.append(("labels_repeats", place, repeats))
 
     def _drop_failed(self, batch: Batch, index: ImageIndex) -> None:
-        """Notes the batch's failures, and sets what was computed from an image that failed to its fill value."""
+        """Notes the batch's failures, and resets all values of images that failed to the fill value."""
         first = self.rows(batch).start
         self.failures += [(index.id(row), cause, message) for row, cause, message in batch.failures]
         known = {row for row, _, _ in batch.failures}

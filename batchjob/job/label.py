@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from batchjob import plan as plans
 from batchjob.config import Runtime
 from batchjob.errors import WorkLeft, tell
-from batchjob.job.buffers import Buffers, Failure
+from batchjob.job.buffers import Buffers
 from batchjob.job.clusters import FindClusters, find_engine, forecast, open_clusterer, prepare_problems
 from batchjob.job.context import Context
 from batchjob.job.opening import Job, open_job
@@ -22,7 +22,7 @@ from batchjob.job.scores import Scorer
 from batchjob.launch.progress import SharedProgress
 from batchjob.launch.shares import claimed
 from batchjob.machine import choose_device
-from batchjob.store.writer import Writer
+from batchjob.store.writer import Failure, Writer
 
 
 def label(

@@ -1,4 +1,4 @@
-"""How much memory a batch will take, forecast from shapes; the batch size that fits; one halving where it did not."""
+"""Forecasts from shapes what memory a batch takes, chooses the batch size that fits, and halves one that does not."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,16 +15,16 @@ from batchjob.model.attention import CHUNK_BYTES
 from batchjob.model.describe import DTYPES
 from batchjob.plan import ModelSpec, Plan
 
-GPU_SHARE = 0.8  # of the device's memory: the rest is the CUDA context, cuBLAS and fragmentation
-CPU_SHARE = 0.25  # of the machine's: the loader's workers and other processes live there too
-MOST_IMAGES = {"cuda": 256, "cpu": 16}  # 256 photos are 50,000 tokens: larger products don't make a device busier
+_GPU_SHARE = 0.8  # of the device's memory; the CUDA context, cuBLAS and fragmentation take the rest
+_CPU_SHARE = 0.25  # of the machine's memory; the loader's workers and other processes need some too
+_MOST_IMAGES = {"cuda": 256, "cpu": 16}  # 256 photos are 50,000 tokens, which keep any device busy
 T = TypeVar("T")
-ENGINE_BYTES = {"cuda": 4 << 30, "cpu": 1 << 28}  # four times the budget of the batched engine's chunks
+_ENGINE_BYTES = {"cuda": 4 << 30, "cpu": 1 << 28}  # four times the budget of the batched engine's chunks
 
 
 @dataclass(frozen=True, slots=True)
-class Forecast:
-    """Bytes alive at once on the device, at the worst moment of a batch of `images`."""
+class _Forecast:
+    """The bytes that a batch of `images` takes on the device when it takes most."""
 
     images: int
     weights: int
@@ -34,22 +34,40 @@ class Forecast:
 
     @property
     def total(self) -> int:
-        """All of it: activations are let go before the maps are made, so the larger of the two counts."""
+        """All bytes. Activations are freed before the maps are made, so the larger of the two counts."""
         return self.weights + max(self.activations, self.maps + self.clustering)
 
     @property
     def sentence(self) -> str:
-        """What a log says of it."""
+        """The forecast in words, for a log."""
         parts = ", ".join(
-            f"{name} {format_bytes(getattr(self, name))}" for name in ("weights", "activations", "maps", "clustering")
+            f"{name} {_format_bytes(getattr(self, name))}" for name in ("weights", "activations", "maps", "clustering")
         )
-        return f"{format_bytes(self.total)} forecast for {self.images} images a batch ({parts})"
+        return f"{_format_bytes(self.total)} forecast for {self.images} images a batch ({parts})"
 
 
 def forecast(
     spec: ModelSpec, *, precision: str, layers: int, heads: int, images: int, device_type: str = "cuda"
-) -> Forecast:
-    """What labelling batches of `images` will take, from shapes alone. `layers` and `heads` are how many are wanted."""
+) -> _Forecast:
+    """Forecasts the memory that labelling takes, from shapes alone.
+
+    Parameters
+    ----------
+    spec
+        The model.
+    precision
+        fp32, fp16 or bf16.
+    layers, heads
+        How many layers and heads are wanted.
+    images
+        Images of a batch.
+    device_type
+        `cuda` or `cpu`.
+
+    Returns
+    -------
+    Bytes by what takes them.
+    """
     number = DTYPES[precision].itemsize
     map_number = 4 if precision == "fp32" else 2
     height, width = spec.input_px
@@ -60,38 +78,38 @@ def forecast(
     pixels = images * 3 * height * width * (1 + 4 + number)
     kept = images * layers * 3 * spec.num_tokens * spec.num_heads * spec.head_dim * number if spec.kind == "vit" else 0
     queries = 2 * problems * spec.num_tokens * spec.head_dim * 4
-    return Forecast(
+    return _Forecast(
         images=images,
         weights=spec.parameters * number,
         activations=pixels + kept + images * spec.activation_numbers * number,
         # scores and their softmax, a chunk at a time, at least one image; then the rows
         maps=kept + queries + 2 * min(scores, max(CHUNK_BYTES, scores // images)) + square * map_number,
         # rows in float32, renormalised; the engine's Gram matrices and distances
-        clustering=2 * square * 4 + min(4 * square * 4, ENGINE_BYTES[device_type]),
+        clustering=2 * square * 4 + min(4 * square * 4, _ENGINE_BYTES[device_type]),
     )
 
 
 def choose_batch_size(asked: str, plan: Plan, device: torch.device, *, taken_bytes: int = 0) -> tuple[int, str]:
-    """Chooses how many images go through the model at once: as asked, or the largest power of two whose forecast fits
-    the device.
+    """Chooses how many images go through the model at once.
 
-    Judged by the device's whole memory, not by what is free just now: the batch size takes part in how products are
-    rounded, so a job that goes on must choose the same.
+    `auto` takes the largest power of two whose forecast fits the device, up to 256 on a GPU and 16 on a CPU. It counts
+    the device's whole memory, not what is free at the moment. The batch size decides how products are rounded, so that
+    a job that goes on must choose the same one.
 
     Parameters
     ----------
     asked
-        `auto` or a number.
+        `auto`, or a number, which is taken even where its forecast does not fit.
     plan
         The run's plan.
     device
-        Of the model.
+        The device of the model.
     taken_bytes
-        Of the device's share that are in use for something else.
+        Bytes of the device that are in use for something else.
 
     Returns
     -------
-        (images of a batch, why).
+    (images of a batch, why).
 
     Raises
     ------
@@ -99,55 +117,56 @@ def choose_batch_size(asked: str, plan: Plan, device: torch.device, *, taken_byt
         Not even one image fits.
     """
     budget, spec = memory_budget(device) - taken_bytes, plan.model
-    kind = device.type if device.type in MOST_IMAGES else "cpu"
+    kind = device.type if device.type in _MOST_IMAGES else "cpu"
 
-    def predict(images: int) -> Forecast:
+    def predict(images: int) -> _Forecast:
         layers, heads = len(plan.layers), len(plan.heads)
         return forecast(spec, precision=plan.precision, layers=layers, heads=heads, images=images, device_type=kind)
 
     if asked != "auto":
         known = predict(int(asked))
-        doubt = "" if known.total <= budget else f", more than the {format_bytes(budget)} to be used"
+        doubt = "" if known.total <= budget else f", more than the {_format_bytes(budget)} to be used"
         return int(asked), f"as asked; {known.sentence}{doubt}"
-    images = MOST_IMAGES[kind]
+    images = _MOST_IMAGES[kind]
     while images > 1 and predict(images).total > budget:
         images //= 2
     chosen = predict(images)
     if chosen.total > budget:
         raise UserError(
             f"{spec.name} at {spec.input_px[0]}x{spec.input_px[1]} does not fit: {chosen.sentence}, "
-            f"{format_bytes(budget)} of {device} to be used; give a smaller --image-size or model, or fewer --heads"
+            f"{_format_bytes(budget)} of {device} to be used; give a smaller --image-size or model, or fewer --heads"
         )
-    return images, f"{chosen.sentence}, {format_bytes(budget)} of {device} to be used"
+    return images, f"{chosen.sentence}, {_format_bytes(budget)} of {device} to be used"
 
 
 def memory_budget(device: torch.device) -> int:
-    """Bytes of the device that a batch may take."""
+    """Returns how many bytes of the device a batch may take."""
     if device.type == "cuda":
-        return int(GPU_SHARE * torch.cuda.get_device_properties(device).total_memory)
-    return int(CPU_SHARE * total_memory_bytes())
+        return int(_GPU_SHARE * torch.cuda.get_device_properties(device).total_memory)
+    return int(_CPU_SHARE * total_memory_bytes())
 
 
-def format_bytes(count: float) -> str:
-    """`12 MiB`, `1.5 GiB`: for people."""
+def _format_bytes(count: float) -> str:
+    """A number of bytes such as `12 MiB` or `1.5 GiB`."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**29 else f"{max(1, round(count / 2**20))} MiB"
 
 
 class HalvingGuard:
-    """Runs attempts whose batches go through `parts`; out of memory the first time, it tries again in halves."""
+    """Runs work on batches, and once more on half batches where the memory did not do. `parts` cuts the batches."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
+        """`say` gets a line where batches are halved."""
         self.say = say
         self.has_halved = False
         self._images = 0  # of the batch that was last cut
 
     def parts(self, batch: Batch) -> tuple[Batch, ...]:
-        """The batch as it is; its two halves in row order once memory ran out."""
+        """Returns the batch itself, or its two halves in the order of the rows once memory has run out."""
         self._images = len(batch.rows)
         return halves(batch) if self.has_halved else (batch,)
 
     def run(self, attempt: Callable[[], T]) -> T:
-        """What `attempt` returns; it starts from nothing each time, so that no sum holds an image twice.
+        """Returns what `attempt` returns, which is called again where memory ran out and must start from nothing.
 
         Raises UserError where half a batch does not fit either.
         """
@@ -171,7 +190,7 @@ def _try(attempt: Callable[[], T]) -> tuple[bool, T | None]:
     except RuntimeError as error:
         if not _is_out_of_memory(error):
             raise
-    # Outside the `except`: its traceback held the tensors of the attempt.
+    # The traceback held the tensors of the attempt until the `except` block ended.
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return False, None
@@ -184,7 +203,7 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def halves(batch: Batch) -> tuple[Batch, ...]:
-    """The batch as two, in row order; one of a single image as it is."""
+    """Cuts a batch in two, in the order of the rows; a batch of one image stays as it is."""
     count = len(batch.rows)
     cuts = [slice(0, (count + 1) // 2), slice((count + 1) // 2, count)]
     return tuple(_take(batch, cut) for cut in cuts if cut.stop > cut.start)

@@ -1,4 +1,4 @@
-"""A few images through a model, and any rows through the clustering: nothing is planned and nothing is written."""
+"""Takes a few images through a model, and any rows through the clustering; plans nothing and writes nothing."""
 
 import io
 import math
@@ -29,7 +29,26 @@ _CHUNK_BYTES = 2**28  # of rows that are clustered in one call
 
 
 def open_model(model: "str | nn.Module", options: Options, device: str) -> Model:
-    """The model in float32 on its device, with its weights. Raises UserError where it has no patch-to-patch map."""
+    """Opens a model with its weights, in float32.
+
+    Parameters
+    ----------
+    model
+        A timm name, which is also `options.model`, or a module that is at hand.
+    options
+        What says image size, weights and seed.
+    device
+        `auto`, `cuda` or `cpu`.
+
+    Returns
+    -------
+    The model on its device.
+
+    Raises
+    ------
+    UserError
+        The model has no map from patches to patches, or its weights can't be found.
+    """
     where = choose_device(device)
     if not isinstance(model, str):
         from batchjob.model.module import wrap
@@ -41,7 +60,7 @@ def open_model(model: "str | nn.Module", options: Options, device: str) -> Model
 
 
 def as_bytes(source: Any) -> tuple[str, bytes | str]:
-    """(name, a path or a file's bytes) of a path, a PIL image or a uint8 array. Raises UserError for anything else."""
+    """Turns a path, a PIL image or a uint8 array into (name, path or bytes of a file). Raises UserError for others."""
     if isinstance(source, (str, os.PathLike)):
         return os.fspath(source), os.fspath(source)
     from PIL import Image, ImageOps
@@ -64,7 +83,27 @@ def as_bytes(source: Any) -> tuple[str, bytes | str]:
 
 
 def attend(sources: Sequence[tuple[str, bytes | str]], model: Model, options: Options) -> "xarray.Dataset":
-    """The maps of these images, one after the other; see `batchjob.attention`."""
+    """Takes images through a model, one after the other; see `batchjob.attention`.
+
+    Parameters
+    ----------
+    sources
+        (name, path or bytes of a file) of each image, as `as_bytes` returns them.
+    model
+        The opened model.
+    options
+        What says layers, heads and how images are resized.
+
+    Returns
+    -------
+    attention_rows [image, layer, head, query, key], cls_attention [image, layer, head, y, x] (`saliency` for a CNN),
+    prefix_mass, pixels and sizes.
+
+    Raises
+    ------
+    UserError
+        An image can't be read, or the network overflows on it.
+    """
     import xarray
 
     spec = model.spec
@@ -110,7 +149,7 @@ def attend(sources: Sequence[tuple[str, bytes | str]], model: Model, options: Op
 
 
 def _arrays(layers: list[LayerMaps], name: str) -> tuple[NDArray[np.float32], ...]:
-    """Rows [L, H, P, P], CLS rows [L, H, P] and prefix mass [L, H] of one image."""
+    """Rows [L, H, P, P], CLS rows [L, H, P] and prefix mass [L, H] of one image. Raises UserError on an overflow."""
     if not all(bool(layer.finite.all()) for layer in layers):
         raise UserError(f"image {name}: the network overflowed, so its attention means nothing; check its weights")
     rows = torch.cat([layer.rows for layer in layers if layer.rows is not None])
@@ -120,7 +159,26 @@ def _arrays(layers: list[LayerMaps], name: str) -> tuple[NDArray[np.float32], ..
 
 
 def cluster(rows: Any, options: Options, *, normalise: bool) -> Any:
-    """Labels of rows [..., P, D]; see `batchjob.cluster`."""
+    """Clusters rows, each [P, D] by itself; see `batchjob.cluster`.
+
+    Parameters
+    ----------
+    rows
+        Numbers [..., P, D], an array or a DataArray.
+    options
+        What says k, algorithm, distance and seed.
+    normalise
+        Whether to scale each row to the sum 1 first, as attention.
+
+    Returns
+    -------
+    uint8 [..., P]: the labels, a DataArray where the rows are one.
+
+    Raises
+    ------
+    UserError
+        The rows have another shape, hold NaN or infinity, or do not go with the options.
+    """
     import xarray
 
     array = np.asarray(rows)
@@ -185,7 +243,7 @@ def _labels(
 
 
 def _seeds(rows: Any, problems: NDArray[Any], options: Options) -> torch.Tensor:
-    """int64 [N]. Of maps [image, layer, head, …] those of a run whose rows these images are; else by number."""
+    """int64 [N]: the seed of each problem. Maps [image, layer, head, …] get those of a run with the same images."""
     k = int(options.k) if options.k.isdigit() else 0
     if getattr(rows, "dims", ())[:3] != ("image", "layer", "head") or not {"layer", "head"} <= set(rows.coords):
         return clustering.problem_seeds(torch.arange(len(problems)), 0, [0], k, options.seed)
@@ -196,7 +254,7 @@ def _seeds(rows: Any, problems: NDArray[Any], options: Options) -> torch.Tensor:
 
 
 def _mask(rows: Any, outer: list[int], count: int) -> torch.Tensor | None:
-    """bool [N, P] where some patches are padding."""
+    """bool [N, P]: which patches are not padding; None where no patch is padding."""
     inside = getattr(rows, "coords", {}).get("is_image")
     if inside is None or bool(inside.all()):
         return None

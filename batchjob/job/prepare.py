@@ -1,4 +1,4 @@
-"""DATA and options → a planned run on disk: everything is looked up and checked before any work."""
+"""Makes a planned run on disk from DATA and options; looks up and checks everything before any work."""
 
 import csv
 import io
@@ -24,18 +24,15 @@ from batchjob.geometry import Geometry
 from batchjob.model import names
 from batchjob.plan import Plan
 
-Say = Callable[[str], None]
-
 if TYPE_CHECKING:
     from batchjob.data.index import ImageIndex
     from batchjob.data.instances import GridInstances
 
 
 def prepare(data: str, run: Path, options: Options, *, say: Callable[[str], None]) -> Plan:
-    """The plan of RUN: the one that is there if it asks for the same, else a new one with its index and empty arrays.
+    """Returns the plan of a run: the one that is there, or a new one, with its index and empty arrays.
 
-    A plan.json that is damaged or lost is made again, where DATA and the options still give the plan that the labels
-    are of.
+    Makes a damaged or lost plan.json again, where DATA and the options still give the plan that the labels are of.
 
     Parameters
     ----------
@@ -46,12 +43,18 @@ def prepare(data: str, run: Path, options: Options, *, say: Callable[[str], None
     options
         The result options.
     say
-        Gets a line for every choice made by itself.
+        Gets a line for each choice that the options leave open.
+
+    Returns
+    -------
+    The plan.
 
     Raises
     ------
     UserError
-        Something is wrong with DATA, RUN or the options; nothing was written.
+        Something is wrong with DATA, RUN or the options, or the plan that is there differs; nothing was written.
+    WorkLeft
+        The disk is full.
     """
     if found := _planned(data, run, options, say):
         return found
@@ -75,7 +78,7 @@ def prepare(data: str, run: Path, options: Options, *, say: Callable[[str], None
         spec, weights.state_dict(located, say=say), precision="fp32", device="cpu"
     )  # refuses wrong weights
     index = sources.index_images(data, split=options.split, limit=options.limit, progress=True)
-    precision, reason, is_for_gpu = choose_precision(options.precision)
+    precision, reason, is_for_gpu = _choose_precision(options.precision)
     if options.precision == "auto":
         if precision != "fp32":
             precision, fitting = choose_half(trial)
@@ -90,7 +93,7 @@ def prepare(data: str, run: Path, options: Options, *, say: Callable[[str], None
     k, instances, categories = _known(data, options, index, annotations, geometry, say=say)
     kept = kept_rows(options.keep_maps, index)
     with clear_disk_errors(run, f"RUN {run} can't be written"), only_one(run):
-        if found := _planned(data, run, options, say):  # another process was first
+        if found := _planned(data, run, options, say):  # another process has planned it meanwhile
             return found
         annotations = ",".join(os.path.abspath(path) for path in annotations.split(",") if path)
         with _index_aside(run, index, k, instances) as aside:
@@ -119,7 +122,20 @@ def prepare(data: str, run: Path, options: Options, *, say: Callable[[str], None
 
 
 def check_input(data: str, options: Options) -> None:
-    """Raises UserError for what is wrong at first sight: no such DATA, model or --k. Takes a tenth of a second."""
+    """Checks in a tenth of a second that DATA, the model and k can be meant.
+
+    Parameters
+    ----------
+    data
+        DATA as the user gave it.
+    options
+        The result options.
+
+    Raises
+    ------
+    UserError
+        DATA is not there, no model has this name, or k is not a number, a rule or a file.
+    """
     sources.raise_for_missing(data)
     names.raise_for_unknown(options.model)
     if not options.k.lstrip("+-").isdigit() and options.k not in K_RULES and not Path(options.k).is_file():
@@ -129,9 +145,9 @@ def check_input(data: str, options: Options) -> None:
 
 
 def _planned(data: str, run: Path, options: Options, say: Callable[[str], None]) -> Plan | None:
-    """The plan that is there, if it asks for the same; None where there is none, or it is damaged.
+    """The plan that is there, checked to be what is asked for; None where there is none, or it is damaged.
 
-    A damaged index is made again, from data that did not change.
+    Makes a damaged index again, where the data have not changed.
     """
     if not (run / "plan.json").exists():
         return None
@@ -140,7 +156,7 @@ def _planned(data: str, run: Path, options: Options, say: Callable[[str], None])
     except plans.DamagedPlan:
         return None
     if options != plan.options or os.path.abspath(data) != plan.data:
-        check_input(data, options)  # a name that nothing has is told as such, not as another plan
+        check_input(data, options)  # an unknown name is an error of its own, not a different plan
     plans.check_same(plan, run, data, options)
     if damaged := inputs.differences(run, plan.inputs):
         index = sources.index_images(plan.data, split=options.split, limit=options.limit)
@@ -151,16 +167,22 @@ def _planned(data: str, run: Path, options: Options, say: Callable[[str], None])
             _index_aside(run, index, k, instances) as aside,
         ):
             if inputs.differences(run, plan.inputs) and not inputs.differences(aside, plan.inputs):
-                _replace_index(run, aside)  # no other process was first
+                _replace_index(run, aside)
         inputs.raise_for_changes(run, plan.inputs)
         say(f"the index is made again: {damaged[0]}")
     return plan
 
 
 def _known(
-    data: str, options: Options, index: "ImageIndex", annotations: str, geometry: Geometry, *, say: Say
+    data: str,
+    options: Options,
+    index: "ImageIndex",
+    annotations: str,
+    geometry: Geometry,
+    *,
+    say: Callable[[str], None],
 ) -> "tuple[NDArray[np.uint8], GridInstances | None, dict[str, str]]":
-    """k of every image, the instances of every image and the names of their categories, of annotations.
+    """k of every image; where there are annotations, also all instances and the names of the categories.
 
     Raises UserError where an option needs annotations and there are none.
     """
@@ -178,14 +200,14 @@ def _known(
             say(line)
         categories = {str(number): name for number, name in sorted(known.categories.items())}
         instances = find_instances(known, index.ids(), geometry, needs_sizes=bool(needs))
-    return read_k(options, index, instances, geometry), instances, categories
+    return _read_k(options, index, instances, geometry), instances, categories
 
 
 @contextmanager
 def _index_aside(
     run: Path, index: "ImageIndex", k: NDArray[np.uint8], instances: "GridInstances | None"
 ) -> Iterator[Path]:
-    """A folder that holds `index/` as RUN would, to be looked at before it replaces anything."""
+    """Writes the index to a scratch folder, as `index/`, so that it can be checked before it replaces the run's."""
     scratch = new_scratch(run)
     try:
         index.save(scratch / "index")
@@ -202,8 +224,8 @@ def _replace_index(run: Path, aside: Path) -> None:
     (aside / "index").rename(run / "index")
 
 
-def choose_precision(asked: str) -> tuple[str, str, bool]:
-    """(precision, why, whether the run is meant for a GPU): half precision where a GPU is seen or planned for."""
+def _choose_precision(asked: str) -> tuple[str, str, bool]:
+    """(precision, why, whether the run is for a GPU); `auto` is half precision where a GPU is seen or planned for."""
     import torch
 
     seen = torch.cuda.is_available()
@@ -229,7 +251,7 @@ def _check_folder(run: Path) -> None:
             f"RUN {escape(os.fsencode(run))!r} has bytes that are not UTF-8, or no print; give another name"
         )
     if run.is_dir():
-        # what a plan that was interrupted left has our lock beside it; anything else belongs to somebody
+        # an interrupted plan leaves our lock beside its files; without the lock they belong to somebody
         ours = {"done", "logs"}
         if (run / LOCK).exists():
             ours |= {"index", "labels.zarr", "scores.zarr", "work"}
@@ -250,14 +272,18 @@ def _is_read_only(folder: Path) -> bool:
 
 
 def kept_rows(asked: str, index: "ImageIndex") -> tuple[int, ...]:
-    """Rows whose attention rows are stored: N spread evenly, or those whose ids a file lists, a line each.
+    """Chooses the images whose attention rows are stored.
 
     Parameters
     ----------
     asked
-        `--keep-maps`: a number, or a file of image ids.
+        `--keep-maps`: a number N for N images spread evenly, or a file with an image id on each line.
     index
         The images.
+
+    Returns
+    -------
+    Rows of images, ascending.
 
     Raises
     ------
@@ -282,12 +308,12 @@ def kept_rows(asked: str, index: "ImageIndex") -> tuple[int, ...]:
     return tuple(sorted({rows[name] for name in wanted}))
 
 
-def read_k(
+def _read_k(
     options: Options, index: "ImageIndex", instances: "GridInstances | None", geometry: Geometry
 ) -> NDArray[np.uint8]:
-    """uint8 [rows]: k of every image for a number, `instances` or a CSV; 0 where a rule finds it while labelling.
+    """uint8 [n]: k of every image; 0 where a rule chooses it while labelling.
 
-    Raises UserError for a k above the number of patches, or a bad CSV.
+    Raises UserError for a k above the number of patches, and for a CSV that is wrong or incomplete.
     """
     patches = geometry.grid[0] * geometry.grid[1]
     if options.k.lstrip("+-").isdigit():

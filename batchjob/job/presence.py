@@ -1,4 +1,4 @@
-"""Whether this process sees DATA: a loss that may pass must not become part of the result."""
+"""Whether this process sees DATA, so that images which only can't be seen now are not stored as failed."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from batchjob.data.index import ImageIndex
 from batchjob.data.reading import escape
 from batchjob.errors import WorkLeft
-from batchjob.job.buffers import Failure
+from batchjob.store.writer import Failure
 
-MAY_PASS = ("missing", "unreadable")  # causes that a file system may take back
-FEW_IMAGES = 3  # of a partition may be missing, whatever share that is: photos do get deleted
-SMALL_SHARE = 0.05
+MAY_PASS = ("missing", "unreadable")  # causes that may be gone at the next attempt
+_FEW_IMAGES = 3  # of a partition may be missing, whatever their share: photos do get deleted
+_SMALL_SHARE = 0.05  # of a partition may be missing, or more where --max-failures allows more
 _LOOKED_AT = 16
 
 
 def raise_for_absence(index: ImageIndex) -> None:
-    """Raises WorkLeft where DATA's root, all of its shards, or each of 16 photos can't be seen."""
+    """Raises WorkLeft where DATA's folder is not there, or none of 16 photos (or of their shards) can be seen."""
     node = os.environ.get("SLURMD_NODENAME") or os.uname().nodename
     again = "bring it back and run the same command again"
     if not index.shards and not os.path.isdir(index.root):
@@ -23,23 +23,51 @@ def raise_for_absence(index: ImageIndex) -> None:
     count = len(index)
     rows = sorted({i * (count - 1) // max(1, _LOOKED_AT - 1) for i in range(_LOOKED_AT)})
     places = [index.where(row).split(": ")[0] if index.shards else index.where(row) for row in rows]
-    if count > FEW_IMAGES and not any(os.path.lexists(place) for place in places):
+    if count > _FEW_IMAGES and not any(os.path.lexists(place) for place in places):
         what = "the shards" if index.shards else f"{len(rows)} photos looked at"
         raise WorkLeft(f"none of {what} of DATA {escape(index.root)} can be seen on {node}; {again}")
 
 
 def may_pass(failures: Sequence[Failure]) -> int:
-    """How many of the failures have a cause that may pass."""
+    """Counts the failures whose cause may be gone at the next attempt."""
     return sum(cause in MAY_PASS for _, cause, _ in failures)
 
 
 def is_a_loss_of_data(failures: Sequence[Failure], count: int, max_failures: float) -> bool:
-    """Whether so many of a partition's `count` images can't be read that the file system is to blame, not photos."""
-    return may_pass(failures) > max(FEW_IMAGES, max(SMALL_SHARE, max_failures) * count)
+    """Judges whether the file system is to blame for a partition's failures, rather than its photos.
+
+    Parameters
+    ----------
+    failures
+        The failures of the partition.
+    count
+        How many images the partition has.
+    max_failures
+        `--max-failures`, a fraction.
+
+    Returns
+    -------
+    Whether more than 3 images, and more than 5 % or the fraction, failed for a cause that may be gone next time.
+    """
+    return may_pass(failures) > max(_FEW_IMAGES, max(_SMALL_SHARE, max_failures) * count)
 
 
 def describe_failures(causes: Mapping[str, int], count: int, *, retry: str) -> str:
-    """One sentence: how many of `count` images failed and why, and the command `retry` where it may help."""
+    """Says how many images failed and why.
+
+    Parameters
+    ----------
+    causes
+        The number of failed images by cause.
+    count
+        How many images were labelled.
+    retry
+        The command that tries images again; named where a cause may be gone by then.
+
+    Returns
+    -------
+    A sentence.
+    """
     told = ", ".join(f"{number} {cause}" for cause, number in sorted(causes.items(), key=lambda item: -item[1]))
     again = sum(causes.get(cause, 0) for cause in MAY_PASS)
     hint = f"; the {again} that are {' or '.join(MAY_PASS)} are tried again by: {retry}" if again else ""

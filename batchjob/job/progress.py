@@ -1,4 +1,4 @@
-"""What a person sees while a job works: one bar, or a line a minute in a log; and where the time went."""
+"""Shows a person how far a job is, with a bar or a line a minute in a log, and measures where the time goes."""
 
 import json
 import sys
@@ -13,12 +13,12 @@ from tqdm import tqdm
 
 from batchjob.launch.progress import SharedProgress
 
-LOG_EVERY_S = 60.0
+_LOG_EVERY_S = 60.0
 Item = TypeVar("Item")
 
 
 class Progress:
-    """Images done of all, images/s and the time left on stderr: a bar on a terminal, lines elsewhere."""
+    """Shows on stderr how many images are done, images/s and the time left: a bar on a terminal, lines elsewhere."""
 
     def __init__(
         self,
@@ -26,17 +26,31 @@ class Progress:
         done: int = 0,
         *,
         what: str = "labels",
-        every_s: float = LOG_EVERY_S,
+        every_s: float = _LOG_EVERY_S,
         shared: SharedProgress | None = None,
     ) -> None:
-        """`shared`: how far the other processes are, and which one of them shows it."""
+        """Begins to count.
+
+        Parameters
+        ----------
+        total
+            Images of the run, or of this process's share of it.
+        done
+            How many of them are done already.
+        what
+            What is made, as the lines call it.
+        every_s
+            Seconds between two lines.
+        shared
+            The progress of all processes, of which one shows it; None for a process that is alone.
+        """
         self._total, self._first, self._done, self._what = total, done, done, what
         self._every_s, self._shared = every_s, shared
         self._start = self._last = time.monotonic()
         self._bar: tqdm[NoReturn] | None = None
 
     def advance(self, images: int) -> None:
-        """Counts images; prints if it is time to."""
+        """Counts images that are done, and shows the progress where it is time to."""
         self._done = self._done + images if self._shared is None else self._shared.post(images)
         if self._shared is not None and not self._shared.may_report():
             return
@@ -50,7 +64,7 @@ class Progress:
             print(self.line(), file=sys.stderr, flush=True)
 
     def line(self) -> str:
-        """E.g. `labels: 1,200 of 5,000 images (24 %), 31.2 images/s, 2 min left`."""
+        """A line such as `labels: 1,200 of 5,000 images (24%), 31.2 images/s, 2 min left`."""
         seconds = max(time.monotonic() - self._start, 1e-9)
         rate = (self._done - self._first) / seconds
         left = f"{minutes((self._total - self._done) / rate)} left" if rate > 0 else "time left unknown"
@@ -68,10 +82,10 @@ class Progress:
 
 
 class Stages:
-    """Wall-clock seconds by stage of one process, kept beside the run for `show` and the report.
+    """Wall-clock seconds of one process by stage, written below RUN for `show` and the report.
 
-    On a GPU work is queued and the host runs ahead, so a stage there is the host's share of it; what the device
-    itself did shows in the stage that waits for its results.
+    On a GPU, work is queued and the host runs ahead. The time of a stage is then the host's part of it; the device's
+    part counts for the stage that waits for its results.
     """
 
     def __init__(self) -> None:
@@ -85,10 +99,22 @@ class Stages:
         try:
             yield
         finally:
-            self.add(stage, time.monotonic() - start)
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - start
 
     def timed(self, stage: str, items: Iterable[Item]) -> Iterator[Item]:
-        """The items; the time spent waiting for each counts as `stage`."""
+        """Hands on items, and counts the time that it waits for each.
+
+        Parameters
+        ----------
+        stage
+            The stage that the time counts for.
+        items
+            Items other than None.
+
+        Yields
+        ------
+        The items in order.
+        """
         iterator = iter(items)
         while True:
             with self(stage):
@@ -97,24 +123,28 @@ class Stages:
                 return
             yield item
 
-    def add(self, stage: str, seconds: float) -> None:
-        """Counts seconds that were measured elsewhere."""
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
-
     @property
     def total_s(self) -> float:
-        """Seconds since the beginning."""
+        """Seconds since the stages were made."""
         return time.monotonic() - self._start
 
     def summary(self) -> str:
-        """One line: images/s and each stage's share of the time."""
+        """A line with images, images/s and each stage's share of the time."""
         total = self.total_s
         shares = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in self.seconds.items())
         return f"{self.images:,} images in {minutes(total)}, {self.images / total:.1f} images/s: {shares}"
 
     def save(self, path: Path, **facts: str | int | float) -> None:
-        """Writes them as JSON, with `facts` about the process."""
-        total = time.monotonic() - self._start
+        """Writes the seconds and the number of images as JSON.
+
+        Parameters
+        ----------
+        path
+            The file, whose folder is made where it is not there.
+        facts
+            What else to write about the process.
+        """
+        total = self.total_s
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(
             json.dumps({"images": self.images, "seconds": total, "stages": self.seconds, **facts}, indent=1)
@@ -122,7 +152,7 @@ class Stages:
 
 
 def minutes(seconds: float) -> str:
-    """A duration as a person says it: `42 s`, `3 min`, `2 h 10 min`, `4 d 3 h`."""
+    """Spells a duration such as `42 s`, `3 min`, `2 h 10 min` or `4 d 3 h`."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     if seconds < 100 * 60:

@@ -1,4 +1,4 @@
-"""RUN/fit/rows-RANK-of-WORLD.bin: the rows that a process of a fit has read, so that another attempt need not."""
+"""RUN/fit/rows-RANK-of-WORLD.bin: the rows that a process of a fit has read, kept for another attempt."""
 
 import os
 import time
@@ -11,15 +11,15 @@ import torch
 
 from batchjob.files import clear_disk_errors, removed_if_torn
 
-EVERY_S = 120.0
-MOST_SHARE = 0.05  # of the time may go into writing
+_EVERY_S = 120.0  # between two savings
+_MOST_SHARE = 0.05  # of the time may go into writing
 
 
 @dataclass(slots=True)
 class ReadRows:
-    """Keeps rows [L, H, n, D] and their numbers [n] on disk, with how many of a process's partitions they are of.
+    """Keeps rows [L, H, n, D] and their numbers [n] on disk, and from how many of a process's partitions they come.
 
-    `key` says what they depend on; rows of another key are not taken.
+    `key` names what the rows depend on; rows that were kept under another key are not read.
     """
 
     run: Path
@@ -31,11 +31,12 @@ class ReadRows:
 
     @property
     def path(self) -> Path:
+        """The file of this process."""
         return self.run / "fit" / f"rows-{self.rank}-of-{self.world}.bin"
 
     def is_due(self) -> bool:
-        """Whether it is time to save: every two minutes, more seldom where that takes long."""
-        return time.monotonic() - self._last > max(EVERY_S, self._cost_s / MOST_SHARE)
+        """Whether it is time to save: every two minutes, or less often where saving takes long."""
+        return time.monotonic() - self._last > max(_EVERY_S, self._cost_s / _MOST_SHARE)
 
     def save(self, x: torch.Tensor, numbers: torch.Tensor, partitions: int) -> None:
         """Writes the file whole or not at all.
@@ -43,11 +44,11 @@ class ReadRows:
         Parameters
         ----------
         x
-            float32 [L, H, n, D]: the rows of every layer and head.
+            [L, H, n, D] the rows of every layer and head, float32, on any device.
         numbers
-            int64 [n]: their numbers in the data set.
+            [n] their numbers in the data set, int64.
         partitions
-            How many of this process's partitions they are of.
+            From how many of this process's partitions the rows come.
 
         Raises
         ------
@@ -75,7 +76,20 @@ class ReadRows:
         self._cost_s = self._last - began
 
     def load_into(self, x: torch.Tensor, numbers: torch.Tensor) -> tuple[int, int]:
-        """(partitions, rows) that were read before and now are in `x` and `numbers`; (0, 0) where none were."""
+        """Reads the rows that an earlier attempt kept.
+
+        Parameters
+        ----------
+        x
+            [L, H, m, D] takes the rows, from the first place on.
+        numbers
+            [m] takes their numbers.
+
+        Returns
+        -------
+        (partitions, n): from how many partitions they come, and how many rows of each layer and head; (0, 0) where none
+        were kept, they are damaged, of another key, or more than m.
+        """
         try:
             with self.path.open("rb") as file:
                 key, partitions, count = (str(v) for v in np.load(file))
@@ -89,6 +103,6 @@ class ReadRows:
                 is_whole = int(np.load(file)) == checksum
         except FileNotFoundError:
             return 0, 0
-        except (OSError, ValueError, EOFError):  # read again
+        except (OSError, ValueError, EOFError):  # damaged
             return 0, 0
         return (int(partitions), int(count)) if is_whole else (0, 0)

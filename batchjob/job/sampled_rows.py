@@ -1,4 +1,4 @@
-"""The rows of a process's images that a fit sees, on the device."""
+"""Holds on the device the rows of a process's images that a fit sees."""
 
 from collections.abc import Iterable
 
@@ -15,15 +15,30 @@ from batchjob.loader.loader import Batch
 from batchjob.model.attention import LayerMaps, renormalise
 from batchjob.plan import Plan
 
-AUTO_STARTS = 4  # of a dataset-wide k-means on its sample, for --n-init auto
+_AUTO_STARTS = 4  # starts of a dataset-wide k-means for --n-init auto
 
 
 class SampledRows:
-    """The rows of this process's images that the fit sees, in all layers and heads: [L, H, n, D], allocated at once."""
+    """The rows of this process's images that the fit sees, in all layers and heads: [L, H, n, D]."""
 
     def __init__(
         self, plan: Plan, kind: RowKind, sample: Sample, shares: Iterable[tuple[int, int]], device: torch.device
     ):
+        """Allocates the memory of all rows at once.
+
+        Parameters
+        ----------
+        plan
+            The run's plan.
+        kind
+            What a row is.
+        sample
+            Which rows the fit sees.
+        shares
+            This process's ranges of images [start, stop).
+        device
+            Where the rows are.
+        """
         self._plan, self._kind, self._sample = plan, kind, sample
         most = sum(sample.most_rows(start * kind.per_image, stop * kind.per_image) for start, stop in shares)
         self._x = torch.empty(len(plan.layers), len(plan.heads), most, kind.width, device=device)
@@ -35,15 +50,23 @@ class SampledRows:
 
     @property
     def bytes(self) -> int:
-        """Memory that all rows take on the device, found or not yet."""
+        """The bytes that all rows take on the device, those that are not read yet among them."""
         return self._x.nbytes + self._numbers.nbytes
 
     def drop_after(self, count: int) -> None:
-        """Forgets all rows but the first `count`."""
+        """Drops all rows except the first `count`."""
         self._filled = count
 
     def add(self, batch: Batch, layers: Iterable[LayerMaps]) -> None:
-        """Keeps the chosen rows of a batch. An image that failed, or overflowed in any layer, gives none."""
+        """Takes the chosen rows of a batch. An image that failed, or overflowed in any layer, gives none.
+
+        Parameters
+        ----------
+        batch
+            The images; `mask` is on the device.
+        layers
+            The batch's maps, layer by layer.
+        """
         numbers = row_numbers(batch.rows, self._kind)
         wanted = torch.from_numpy(self._sample.chosen(numbers) & (batch.status == 0)[:, None]).to(self._x.device)
         if batch.mask is not None and self._kind.queries == "rows":
@@ -67,7 +90,7 @@ class SampledRows:
         self._filled = end
 
     def _own_rows(self, maps: LayerMaps, source: Tensor, place: Tensor, mask: Tensor | None) -> Tensor:
-        """[n, H, D]: the rows of the images `source` at their patches `place`, attention renormalised."""
+        """[n, H, D]: the rows of the images `source` at the patches `place`; attention rows are renormalised."""
         if maps.vectors is not None:
             return maps.vectors[source, :, place]
         assert maps.rows is not None
@@ -75,18 +98,45 @@ class SampledRows:
         return renormalise(own[:, :, None], None if mask is None else mask[source])[:, :, 0]
 
     def take(self, kept: ReadRows) -> int:
-        """Takes the rows that an earlier attempt kept; of how many partitions they are."""
+        """Takes the rows that an earlier attempt kept. Returns from how many partitions they come."""
         done, self._filled = kept.load_into(self._x, self._numbers)
         return done
 
     def keep(self, kept: ReadRows, count: int, partitions: int) -> None:
-        """Keeps the first `count` rows, all of the first `partitions` partitions."""
+        """Keeps rows on disk for another attempt.
+
+        Parameters
+        ----------
+        kept
+            The file.
+        count
+            How many rows to keep, from the first on.
+        partitions
+            From how many of this process's partitions these rows come.
+
+        Raises
+        ------
+        WorkLeft, UserError
+            As `ReadRows.save` does.
+        """
         kept.save(self._x[:, :, :count], self._numbers[:count], partitions)
 
     def problem(self, layer: int, head: int, group: Group) -> dataset.Problem:
-        """The k-means of one layer and head, counted as in the plan; its rows are a view."""
+        """Makes the k-means problem of one layer and head.
+
+        Parameters
+        ----------
+        layer, head
+            Positions among the run's layers and heads.
+        group
+            The processes that fit together.
+
+        Returns
+        -------
+        The problem; its rows [n, D] are a view.
+        """
         options, plan = self._plan.options, self._plan
         no_image = torch.zeros(1, dtype=torch.int64)
         seed = problem_seeds(no_image, plan.layers[layer], [plan.heads[head]], int(options.k), options.seed)
         x, numbers = self._x[layer, head, : self._filled], self._numbers[: self._filled]
-        return dataset.Problem(x, numbers, int(options.k), int(seed[0]), options.starts or AUTO_STARTS, group)
+        return dataset.Problem(x, numbers, int(options.k), int(seed[0]), options.starts or _AUTO_STARTS, group)

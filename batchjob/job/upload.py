@@ -1,4 +1,4 @@
-"""Batches on their way to the device and results on their way back, without the host waiting for either."""
+"""Copies batches to the device and results back to the host, without the host waiting for either."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -14,63 +14,83 @@ from batchjob.metrics.pair_table import PairTable
 
 @dataclass(frozen=True, slots=True)
 class PairsOfBatch:
-    """The pairs of patches that a batch is scored on: the photos' own, those of others, and whose these are."""
+    """The pairs of patches that a batch is scored on."""
 
-    own: PairTable
-    lent: PairTable
-    lent_to: Tensor  # int64 [most, B], see `pair_table.members_of`
+    own: PairTable  # of each image's own objects
+    lent: PairTable  # of the objects of photos that lend theirs to an image of the batch
+    lent_to: Tensor  # int64 [most, B] which of the lent tables are each image's, see `pair_table.members_of`
 
 
 @dataclass(frozen=True, slots=True)
 class TruthOfBatch:
-    """The objects from which the images that have two of a category are clustered; b images, n starts of all of them.
+    """The objects from which clusterings start, for the b images of a batch that have two objects of one category.
 
-    On the device, int64 but where it says otherwise: `which` [b] images of the batch; `starts` int16 [b, S, P], on the
-    host; of each start its `image` among the b, its `place` among that image's, the `owner` of each patch [n, P] and
-    `twins` float64 [n, M, G]; which starts are the image's `own` [b] and which are `lent`, and whose those are
-    (`members_of`).
+    An image has one start from its own objects, and one from those of each photo that lends it objects with two of a
+    category. There are n starts in all, and at most S of one image. Tensors are int64 and on the device where nothing
+    else is said.
     """
 
-    clusters: int
-    which: Tensor
-    starts: Tensor
-    image: Tensor
-    place: Tensor
-    owner: Tensor
-    twins: Tensor
-    own: Tensor
-    lent: Tensor
-    lent_to: Tensor
+    clusters: int  # the most of any start
+    which: Tensor  # [b] the images' places in the batch
+    starts: Tensor  # int16 [b, S, P] on the host: the cluster of each patch
+    image: Tensor  # [n] each start's image, counted among the b
+    place: Tensor  # [n] its place among the image's starts
+    owner: Tensor  # [n, P] the instance that owns each patch
+    twins: Tensor  # float64 [n, M, G], see `on_device.twins_of`
+    own: Tensor  # [b] the starts from the images' own objects
+    lent: Tensor  # [n - b] the other starts
+    lent_to: Tensor  # which of these are each image's, see `pair_table.members_of`
 
 
 @dataclass(slots=True)
 class DeviceBatch(Batch):
-    """A batch with `pixels` and `mask` on the device, and what its problems need, prepared on the host."""
+    """A batch with `pixels` and `mask` on the device, and what its problems need, which is prepared on the host."""
 
-    host_mask: Tensor | None = None  # `mask` where the host can read it
-    k: Tensor | None = None  # int32 [B * H] on the host: clusters of each problem; None where a rule will choose them
+    host_mask: Tensor | None = None  # `mask` on the host
+    k: Tensor | None = None  # int32 [B * H] on the host: clusters of each problem; None where a rule chooses them
     seeds: Tensor | None = None  # int64 [L, B * H] on the host
-    pairs: PairsOfBatch | None = None  # with `--scores pairs`, and the next one too
-    truth: TruthOfBatch | None = None
+    pairs: PairsOfBatch | None = None  # with `--scores pairs`
+    truth: TruthOfBatch | None = None  # with `--scores pairs`
 
 
-Prepare = Callable[[DeviceBatch], None]  # fills in what comes after `host_mask`
+Prepare = Callable[[DeviceBatch], None]  # fills in fields behind `host_mask`
 
 
 def pinned(tensor: Tensor, device: torch.device) -> Tensor:
-    """The host's tensor, page-locked where `device` is a GPU: copies out of it need not be waited for."""
+    """Makes a tensor from which copies to a device run in the background.
+
+    Parameters
+    ----------
+    tensor
+        A tensor on the host.
+    device
+        Where it will be copied to.
+
+    Returns
+    -------
+    A page-locked copy for a GPU, else the tensor itself.
+    """
     return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
 class Uploads:
-    """Batches as `DeviceBatch`es. The next one is copied to a GPU, on a stream of its own, while this one is used."""
+    """Copies batches to the device. The next one is copied to a GPU, on a stream of its own, while this one is used."""
 
     def __init__(self, device: torch.device, prepare: Sequence[Prepare]) -> None:
+        """Makes the stream where the device is a GPU.
+
+        Parameters
+        ----------
+        device
+            Where the batches go.
+        prepare
+            Each of these is called with every batch, in this order.
+        """
         self._device, self._prepare = device, prepare
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call, unused-ignore]
 
     def __call__(self, batches: Iterator[Batch]) -> Iterator[DeviceBatch]:
-        """One `DeviceBatch` for each batch, in order; on a GPU one is always under way."""
+        """Yields a `DeviceBatch` for each batch, in order; on a GPU the next one is always under way."""
         if self._stream is None:
             for batch in batches:
                 yield self._upload(batch)
@@ -105,7 +125,7 @@ class Uploads:
 
 
 class Download:
-    """Tensors copied to the host: from a GPU into page-locked memory, in the background."""
+    """Copies tensors to the host; from a GPU in the background, into page-locked memory."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._tensors = list(tensors)
@@ -116,7 +136,7 @@ class Download:
             self._done.record()
 
     def arrays(self) -> list[NDArray[Any]]:
-        """The numbers; waits until all of them have arrived."""
+        """Waits until all tensors have arrived and returns them as arrays."""
         if self._done is not None:
             self._done.synchronize()
         return [tensor.numpy() for tensor in self._tensors]

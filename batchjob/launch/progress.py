@@ -1,4 +1,4 @@
-"""How far all processes of an attempt are, and which one of them says it."""
+"""How far all processes of an attempt are, and which one of them reports it."""
 
 import math
 import os
@@ -17,13 +17,28 @@ from batchjob.store.claims import Claims
 
 
 class SharedProgress:
-    """How far all processes of an attempt are: each keeps its own count of images in a file, any can add them up.
+    """Counts the images that all processes of an attempt have labelled: each keeps its own count in a file.
 
-    One of them at a time may report it: who holds a lock that the next one gets when it ends or dies. The tasks of a
-    job array have a log each, so each has one that reports.
+    One process at a time may report the sum: the one that holds a lock. The next one gets the lock when that process
+    ends or dies. In a job array, whose tasks have a log each, one process of each task reports.
     """
 
     def __init__(self, run: Path, attempt: str, share: Share, plan: Plan, partitions: Sequence[int]) -> None:
+        """Counts what is labelled already, and writes this process's first count.
+
+        Parameters
+        ----------
+        run
+            The folder of the run.
+        attempt
+            The attempt's name, see `shares.attempt_of`; empty for a process that is alone.
+        share
+            This process's share.
+        plan
+            The run's plan.
+        partitions
+            The attempt's list of partitions, as `shares.agreed_partitions` returned it.
+        """
         self._folder = work_folder(run, f"progress/{attempt or f'alone-{socket.gethostname()}-{os.getpid()}'}")
         self._own = self._folder / str(share.index)
         self._before = plan.row_count - sum(
@@ -40,7 +55,7 @@ class SharedProgress:
         self.done = self.post(0)
 
     def post(self, images: int) -> int:
-        """Counts `images` more for this process; images labelled by all, at most a second old for the others."""
+        """Adds to this process's count. Returns the images labelled by all; the counts of others are up to 1 s old."""
         self._count += images
         if time.monotonic() - self._last > 1:
             self._last = time.monotonic()
@@ -55,12 +70,12 @@ class SharedProgress:
         return self.done
 
     def may_report(self) -> bool:
-        """Whether it is this process that shows how far all are."""
+        """Whether this process is the one that reports."""
         self._may_report = self._may_report or self._reporter.take(self._task)
         return self._may_report
 
     def close(self) -> None:
-        """The last count is written, and another process reports from now on."""
+        """Writes the last count, and lets another process report."""
         self._last = -math.inf
         self.post(0)
         self._reporter.close()

@@ -1,6 +1,7 @@
-"""Which partitions are this process's: its share of one list of missing partitions that all of an attempt read.
+"""Which partitions this process labels: its share of a list of missing partitions, the same for all of an attempt.
 
-No process waits for another and none talks to another: what they agree on is a file. Pure but for that file.
+An attempt is the processes that one command, job or array started together. They do not talk to each other; they agree
+by a file that the first of them writes.
 """
 
 import os
@@ -15,39 +16,46 @@ from pathlib import Path
 from batchjob.errors import UserError, WorkLeft
 from batchjob.files import new_scratch, seal_file, sync_folder, unseal_file, work_folder
 from batchjob.store import lifecycle as store
+from batchjob.store.writer import Writer
 
 ATTEMPT = "BATCHJOB_ATTEMPT"  # set by our own launcher for its processes
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Every `count`-th missing partition, from the `index`-th on."""
+    """Every `count`-th missing partition, from the `index`-th on, counted from 0."""
 
     index: int = 0
     count: int = 1
-    source: str = "one process"
+    source: str = "one process"  # which of the launcher's variables said so, in words
 
     def of(self, partitions: Sequence[int]) -> list[int]:
-        """This share of `partitions`: over all shares, each partition exactly once."""
+        """Returns this share of the partitions. Each partition is in exactly one of the `count` shares."""
         return list(partitions[self.index :: self.count])
 
 
 def share_of(environment: Mapping[str, str], *, in_batch_body: bool = False) -> Share:
-    """Reads off the launcher's variables which share of the work is this process's. RANK and WORLD_SIZE of torchrun
-    come first; else SLURM_PROCID and SLURM_NTASKS, only inside an srun step (the body of a batch script has them
-    too, but runs once); else it is one process. A job array multiplies.
+    """Finds which share of the work is this process's.
+
+    RANK and WORLD_SIZE, which torchrun sets, come first. SLURM_PROCID and SLURM_NTASKS count inside an srun step only:
+    the body of a batch script has them too, but runs once. Without either, the process is alone. In a job array each
+    task has that many shares.
 
     Parameters
     ----------
     environment
         The process's environment.
     in_batch_body
-        Whether this is the body of a batch script.
+        Whether this is the body of a batch script, see the function of this name.
+
+    Returns
+    -------
+    The share.
 
     Raises
     ------
     UserError
-        The variables contradict each other.
+        The variables are not numbers, or contradict each other.
     """
     rank, world, source = 0, 1, "one process"
     if "RANK" in environment and "WORLD_SIZE" in environment:
@@ -64,18 +72,27 @@ def share_of(environment: Mapping[str, str], *, in_batch_body: bool = False) -> 
 
 
 def is_launched(environment: Mapping[str, str], *, in_batch_body: bool = False) -> bool:
-    """Whether torchrun, srun or our own launcher already started one process for each device.
+    """Finds out whether torchrun, srun or our own launcher has started one process for each device already.
 
-    A step of one task (`srun --pty bash`, a shell on a node) has all of its GPUs to itself and started nothing.
+    A step of one task, such as the shell of `srun --pty bash`, has all of its GPUs to itself: nothing was started.
+
+    Parameters
+    ----------
+    environment, in_batch_body
+        As in `share_of`.
+
+    Returns
+    -------
+    Whether it has.
     """
     is_one_of_many = _in_step(environment) and environment.get("SLURM_NTASKS") != "1"
     return "RANK" in environment or (is_one_of_many and not in_batch_body)
 
 
 def in_batch_body() -> bool:
-    """Whether this process descends from a batch script without an srun between: step variables are then leftovers.
+    """Finds out whether this process descends from a batch script with no srun between the two.
 
-    (sbatch, called inside a step, hands that step's variables to the new job.)
+    The variables of a step then do not count: sbatch, called inside a step, hands that step's variables to the new job.
     """
     process = os.getpid()
     try:
@@ -90,10 +107,10 @@ def in_batch_body() -> bool:
 
 
 def attempt_of(environment: Mapping[str, str]) -> str:
-    """A name that all processes of one attempt share and no other has; empty for one process alone.
+    """Names the attempt: all of its processes find the same name, and no other attempt has it.
 
-    A requeued job is a new attempt, with a new list. The tasks of an array are one attempt whenever they run: one that
-    is requeued alone goes on with the list that the others have.
+    The name is empty for a process that is alone. A requeued job is a new attempt, with a new list. The tasks of an
+    array are one attempt whenever they run, so that a task which is requeued alone goes on with the list of the others.
     """
     get = environment.get
     if "SLURM_ARRAY_TASK_ID" in environment:
@@ -114,11 +131,10 @@ def attempt_of(environment: Mapping[str, str]) -> str:
 
 
 def agreed_partitions(run: Path, attempt: str, missing: Callable[[], list[int]]) -> list[int]:
-    """Returns the attempt's list of partitions to label: the first process to ask publishes what is missing, the rest
-    read it.
+    """Returns the attempt's list of partitions to label. The first process that asks writes it, the others read it.
 
-    Where all of a list has been labelled and something is missing all the same (damage, found later; an attempt's name
-    used again), the next list of the attempt is published.
+    All of a list may be labelled and something be missing all the same: damage that was found later, or an attempt's
+    name that was used again. The attempt then gets another list.
 
     Parameters
     ----------
@@ -127,11 +143,11 @@ def agreed_partitions(run: Path, attempt: str, missing: Callable[[], list[int]])
     attempt
         The name that all processes of an attempt share; empty for a process that is alone.
     missing
-        Finds the partitions that are missing, which takes long.
+        Finds the partitions that are missing; called only where a list has to be written, since it takes long.
 
     Returns
     -------
-        Numbers of partitions, the same in every process of the attempt.
+    Numbers of partitions, the same in every process of the attempt.
     """
     if not attempt:
         return missing()
@@ -148,23 +164,23 @@ def agreed_partitions(run: Path, attempt: str, missing: Callable[[], list[int]])
     return partitions if partitions is not None else _publish_list(run, folder / f"{attempt}.0.json", missing())
 
 
-def claimed(writer: store.Writer, partitions: Sequence[int], should_stop: Callable[[], bool]) -> Iterator[int]:
-    """Yields the partitions that are still to be labelled, claimed one at a time for this process.
+def claimed(writer: Writer, partitions: Sequence[int], should_stop: Callable[[], bool]) -> Iterator[int]:
+    """Yields the partitions that are still missing, each claimed for this process.
 
-    Partitions that another job works on are waited for at the end, and taken over if their process dies.
+    Waits at the end for partitions that another job works on, and takes them over where that job's process dies.
 
     Parameters
     ----------
     writer
-        What claims and publishes.
+        Claims the partitions.
     partitions
-        This process's share.
+        The numbers of this process's share.
     should_stop
-        Whether somebody wants this process to end.
+        Whether somebody wants this process to end; asked while it waits.
 
     Yields
     ------
-        The number of a partition that is this process's now.
+    The number of a partition.
 
     Raises
     ------
@@ -242,7 +258,7 @@ def _publish_list(run: Path, path: Path, partitions: list[int]) -> list[int]:
             sync_folder(path.parent)
         except FileExistsError:
             found = _read_list(path)
-            if found is None:  # torn: whoever comes next publishes another
+            if found is None:  # damaged: the next process that asks writes another
                 path.unlink(missing_ok=True)
             partitions = partitions if found is None else found
         (scratch / path.name).unlink()

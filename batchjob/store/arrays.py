@@ -1,4 +1,4 @@
-"""From a plan to the arrays of its store: names, dimensions, types, shards and chunks. Pure; see docs/store.md."""
+"""The arrays of a plan's stores: names, dimensions, types, shards and chunks. docs/store.md has the reasons."""
 
 import math
 from collections.abc import Mapping
@@ -11,27 +11,27 @@ from batchjob.plan import Plan, rows_per_chunk
 
 @dataclass(frozen=True, slots=True)
 class ArraySpec:
-    """One array of a store. Its first dimension is cut into shards, each with one writer."""
+    """One array of a store. Its first dimension is cut into shards; one process writes each shard."""
 
     dims: tuple[str, ...]
     shape: tuple[int, ...]
     dtype: str
     fill: float
-    chunks: tuple[int, ...]  # what a reader must load at least
-    shards: tuple[int, ...] | None  # what is one file; None: a chunk is
+    chunks: tuple[int, ...]  # the least that a reader must load
+    shards: tuple[int, ...] | None  # what one file holds; None where that is one chunk
     meaning: str
     store: Literal["labels", "scores"] = "labels"
-    # CLS rows are noise in their last bits: zstd saves an eighth of them for a third of the writer's time
+    # by zstd; maps in float16 are not: it would save an eighth of them for a third of the writer's time
     compressed: bool = True
 
     @property
     def rows_per_shard(self) -> int:
-        """Entries along the first dimension in one file."""
+        """How many entries of the first dimension one file holds."""
         return (self.shards or self.chunks)[0]
 
 
 def layout(plan: Plan) -> dict[str, ArraySpec]:
-    """name -> spec of every array that labelling writes, partition by partition (docs/store.md has the reasons)."""
+    """Returns the spec of every array that labelling writes, by its name."""
     options, n, rows = plan.options, plan.row_count, plan.rows_per_partition
     sizes = {
         "image": n,
@@ -127,7 +127,21 @@ def layout(plan: Plan) -> dict[str, ArraySpec]:
 
 
 def shards_of(spec: ArraySpec, plan: Plan, partition: int) -> range:
-    """The shard numbers of one array that a partition writes: one, or one for each of its kept images."""
+    """Finds which shards of an array a partition writes.
+
+    Parameters
+    ----------
+    spec
+        The array.
+    plan
+        The run's plan.
+    partition
+        The number of the partition.
+
+    Returns
+    -------
+    Numbers of shards: one, or one for each kept image of the partition where the array holds kept images.
+    """
     start, stop = plan.rows_of(partition)
     if spec.dims[0] == "image":
         return range(partition, partition + 1)
@@ -136,12 +150,38 @@ def shards_of(spec: ArraySpec, plan: Plan, partition: int) -> range:
 
 
 def shard_key(shard: int, spec: ArraySpec) -> str:
-    """The file name of a shard: flat, since a folder a dimension would cost six folders a shard."""
+    """Names the file of a shard: one name with dots, since a folder a dimension would cost six folders a shard.
+
+    Parameters
+    ----------
+    shard
+        Its number along the first dimension.
+    spec
+        The array.
+
+    Returns
+    -------
+    The name in the array's folder, such as `c.3.0.0`.
+    """
     return ".".join(["c", str(shard), *["0"] * (len(spec.dims) - 1)])
 
 
 def shard_paths(specs: Mapping[str, ArraySpec], plan: Plan, partition: int) -> list[str]:
-    """The files that a partition writes, relative to RUN."""
+    """Names the files that a partition writes.
+
+    Parameters
+    ----------
+    specs
+        The arrays by name, as `layout` returns them.
+    plan
+        The run's plan.
+    partition
+        The number of the partition.
+
+    Returns
+    -------
+    Paths relative to RUN.
+    """
     return [
         f"{spec.store}.zarr/{name}/{shard_key(shard, spec)}"
         for name, spec in specs.items()

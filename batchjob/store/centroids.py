@@ -1,5 +1,4 @@
-"""RUN/fit/: the centroids of a dataset-wide clustering, the state of a fit that was interrupted, and their way into
-labels.zarr. No torch."""
+"""RUN/fit/: the centroids of a dataset-wide clustering, and the state of an interrupted fit. Imports no torch."""
 
 import os
 import zipfile
@@ -22,20 +21,32 @@ from batchjob.store.partitions import Damage
 
 @dataclass(frozen=True, slots=True)
 class Centroids:
-    """The centroids of every layer and head, and what they were fitted to. Letters: L layers, D features."""
+    """The centroids of all layers and heads, and what they are of. L layers, H heads, K clusters, D features."""
 
-    centroids: NDArray[np.float32]  # [L, H, K, D]; NaN where not fitted yet
-    counts: NDArray[np.int64]  # [L, H, K] rows of the sample nearest to each
-    inertia: NDArray[np.float64]  # [L, H] over the sample
-    iterations: NDArray[np.int64]  # [L, H] of Lloyd, over the whole sample
-    rows: int  # of the sample, in each layer and head
-    asked_rows: int  # before any budget
+    centroids: NDArray[np.float32]  # [L, H, K, D]; NaN where none are fitted yet
+    counts: NDArray[np.int64]  # [L, H, K] how many rows of the sample are nearest to each; 0 where none are fitted yet
+    inertia: NDArray[np.float64]  # [L, H] sum of squared distances of the sample to the nearest centroid
+    iterations: NDArray[np.int64]  # [L, H] of Lloyd's algorithm over the whole sample
+    rows: int  # of the sample, the same number in each layer and head
+    asked_rows: int  # what `--fit-rows` asks for, which memory may cut
     engine: str
     plan_digest: str
 
     @classmethod
     def blank(cls, shape: tuple[int, int, int, int], **facts: Any) -> "Centroids":
-        """Nothing fitted yet: [L, H, K, D]."""
+        """Makes centroids of which none are fitted yet.
+
+        Parameters
+        ----------
+        shape
+            (L, H, K, D).
+        facts
+            The other fields: rows, asked_rows, engine and plan_digest.
+
+        Returns
+        -------
+        NaN centroids, and zero counts, inertia and iterations.
+        """
         return cls(
             np.full(shape, np.nan, np.float32),
             np.zeros(shape[:3], np.int64),
@@ -44,28 +55,35 @@ class Centroids:
             **facts,
         )
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether every layer and head has its centroids, counted."""
-        return bool((self.counts.sum(-1) > 0).all())
-
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A fit between two iterations: the finished problems, and where the current one stands."""
+    """A fit between two iterations: the finished problems, and the state of the current one."""
 
     finished: Centroids
-    layer: int
-    head: int
-    current: NDArray[np.float32]  # [K, D]
-    iterations: int
-    done: bool
+    layer: int  # of the current problem, its position among the run's layers
+    head: int  # the same of the head
+    current: NDArray[np.float32]  # [K, D] centroids
+    iterations: int  # that led to them
+    done: bool  # whether they are final
 
 
 def save(run: Path, value: Centroids | Checkpoint) -> None:
-    """Writes RUN/fit/centroids.npz or checkpoint.npz, whole or not at all.
+    """Writes RUN/fit/centroids.npz or RUN/fit/checkpoint.npz, whole or not at all.
 
-    Raises WorkLeft where the disk is full, UserError where it is read-only.
+    Parameters
+    ----------
+    run
+        The folder of the run.
+    value
+        Centroids, or a checkpoint; the type decides which file is written.
+
+    Raises
+    ------
+    WorkLeft
+        The disk is full.
+    UserError
+        RUN can't be written.
     """
     name, values = ("centroids", value) if isinstance(value, Centroids) else ("checkpoint", value.finished)
     arrays: dict[str, Any] = {f.name: getattr(values, f.name) for f in fields(values)}
@@ -83,7 +101,24 @@ def save(run: Path, value: Centroids | Checkpoint) -> None:
 
 
 def load(run: Path, plan_digest: str) -> Centroids:
-    """The fitted centroids of a run. Raises UserError where there are none, or those of another plan."""
+    """Reads the fitted centroids of a run.
+
+    Parameters
+    ----------
+    run
+        The folder of the run.
+    plan_digest
+        The digest of the run's plan.
+
+    Returns
+    -------
+    The centroids of every layer and head.
+
+    Raises
+    ------
+    UserError
+        There are none, they are damaged, or they belong to another plan.
+    """
     arrays = _read(run / "fit" / "centroids.npz")
     if arrays is None:
         raise UserError(f"{run} has no centroids yet; fit them with: batchjob fit {run}")
@@ -94,7 +129,7 @@ def load(run: Path, plan_digest: str) -> Centroids:
 
 
 def describe(run: Path) -> str:
-    """How far the fit of a run is, in a few words."""
+    """Says in a few words how far the fit of a run is. Raises UserError where its files are damaged."""
     arrays = _read(run / "fit" / "centroids.npz")
     if arrays is not None:
         found = _from_arrays(arrays)
@@ -110,12 +145,12 @@ def describe(run: Path) -> str:
 
 
 def is_fitted(run: Path) -> bool:
-    """Whether RUN has its centroids; what can't be read counts as not there, and is fitted again."""
+    """Whether a run has its centroids. A file that can't be read counts as missing, so that they are fitted again."""
     return (run / "fit" / "centroids.npz").exists() and not any("centroids" in d.path for d in check(run))
 
 
 def check(run: Path) -> list[Damage]:
-    """What of RUN/fit can't be read; `run` fits again what is removed."""
+    """Finds the files of RUN/fit that can't be read. The verb `run` fits again what is removed."""
     damages = []
     for name in ("centroids", "checkpoint"):
         try:
@@ -128,7 +163,7 @@ def check(run: Path) -> list[Damage]:
 
 
 def load_checkpoint(run: Path, wanted: Centroids) -> Checkpoint | None:
-    """The state to go on from, if it is of the same plan, sample and engine as `wanted`; else None.
+    """Reads the state that an interrupted fit goes on from.
 
     Parameters
     ----------
@@ -136,11 +171,15 @@ def load_checkpoint(run: Path, wanted: Centroids) -> Checkpoint | None:
         The folder of the run.
     wanted
         What is to be fitted.
+
+    Returns
+    -------
+    The state; None where there is none, or it is of another plan, number of rows or engine than `wanted`.
     """
     try:
         arrays = _read(run / "fit" / "checkpoint.npz")
     except UserError:
-        return None  # torn: the fit begins again
+        return None  # damaged: the fit begins again
     if arrays is None:
         return None
     finished = _from_arrays(arrays)
@@ -152,16 +191,17 @@ def load_checkpoint(run: Path, wanted: Centroids) -> Checkpoint | None:
 
 
 def drop_state(run: Path) -> None:
-    """Removes what a fit that is finished kept for another attempt: of all its processes, and of killed ones."""
+    """Removes what a finished fit had kept for another attempt: checkpoint, rows and half-written files."""
     for pattern in ("checkpoint.npz", "rows-*", "*.part*"):
         for path in (run / "fit").glob(pattern):
             path.unlink(missing_ok=True)
 
 
 def store_files(run: Path) -> dict[str, bytes]:
-    """Path relative to RUN -> contents, of what a fitted run adds to labels.zarr; nothing where there is no fit.
+    """Encodes the arrays that a fit adds to labels.zarr: `centroids`, `centroid_rows` and `centroid_inertia`.
 
-    `centroids` and `centroid_rows`, `centroid_inertia` beside them: a function of RUN/fit/centroids.npz alone.
+    They depend on RUN/fit/centroids.npz alone. Returns the files' contents by path relative to RUN; none where there is
+    no fit. Raises UserError where centroids.npz is damaged.
     """
     arrays = _read(run / "fit" / "centroids.npz")
     if arrays is None:

@@ -1,4 +1,4 @@
-"""Which partitions a process works on, told to all others by locks of the file system."""
+"""Locks of the file system that say which partitions a process works on."""
 
 import fcntl
 import os
@@ -11,14 +11,14 @@ from batchjob.files import NO_LOCKS
 
 
 class Claims:
-    """Which partitions this process works on, known to every process of every job on the RUN.
+    """The partitions that this process works on, which no other process of any job on the same RUN can claim.
 
-    A claim is a byte-range lock on RUN/work/claims: the kernel (for a network file system, its server) lets it go when
-    the process dies, so no claim outlives its owner and none must be cleaned up. Not shared with forked children.
+    A claim is a lock on one byte of the file `claims`. The kernel releases it when the process dies (on a network file
+    system, its server does), so nobody has to clean up claims. A forked child does not have its parent's claims.
     """
 
     def __init__(self, folder: Path) -> None:
-        """`folder`: RUN/work, for the claims of partitions."""
+        """Opens the file `claims` in a folder, which is RUN/work for partitions; makes it where it is not there."""
         self._path = folder / "claims"
         self._file = self._open()
         self._works = True
@@ -28,9 +28,9 @@ class Claims:
         return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
     def take(self, partition: int) -> bool:
-        """True if the partition is ours now; False while another process has it."""
+        """Claims a partition; False where another process has it. On a file system without locks always True."""
         try:
-            if self._works and not os.fstat(self._file).st_nlink:  # `finish` removed it, and others have a new one
+            if self._works and not os.fstat(self._file).st_nlink:  # `finish` removed the file, and others use a new one
                 os.close(self._file)
                 self._file = self._open()
             if self._works:
@@ -43,12 +43,12 @@ class Claims:
         return True
 
     def release(self, partition: int) -> None:
-        """Others may take the partition."""
+        """Gives up the claim of a partition."""
         if self._works:
             fcntl.lockf(self._file, fcntl.LOCK_UN, 1, partition)
 
     def close(self) -> None:
-        """All claims are let go."""
+        """Gives up all claims."""
         os.close(self._file)
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""Arrays to the bytes of a Zarr store's files, in memory: the store's metadata, and the shards of one partition."""
+"""Makes the files of a Zarr store as bytes in memory: the store's metadata, and the shards of one partition."""
 
 import functools
 import json
@@ -24,17 +24,30 @@ _ROWS_OF_IDS = 65536  # image ids of one chunk
 
 
 class IndexLike(Protocol):
-    """What the store reads of an image index."""
+    """What the store reads of an image index: how many images, their ids, and the columns that the data have."""
 
-    columns: tuple[str, ...]  # what is known of every image: its class, its label
+    columns: tuple[str, ...]  # names, such as that of the class
 
     def __len__(self) -> int: ...
     def id(self, row: int, /) -> str: ...
-    def column(self, name: str, start: int, stop: int, /) -> list[str]: ...
+    def column(self, name: str, start: int, stop: int, /) -> list[str]:
+        """Reads a column of consecutive images.
+
+        Parameters
+        ----------
+        name
+            One of `columns`.
+        start, stop
+            The range of rows [start, stop).
+
+        Returns
+        -------
+        The text of each image; empty for one that has none.
+        """
 
 
 class Encoder:
-    """Arrays of a partition to the bytes of its shards, through arrays in memory of the same metadata."""
+    """Encodes the arrays of a partition as the bytes of its shards; Zarr does it, with a store in memory."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan, self._specs = plan, layout(plan)
@@ -43,6 +56,20 @@ class Encoder:
         self._arrays = {name: _make_array(store, name, spec) for name, spec in self._specs.items()}
 
     def check(self, partition: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Checks the arrays of a partition before they are encoded.
+
+        Parameters
+        ----------
+        partition
+            The number of the partition.
+        arrays
+            Arrays by name.
+
+        Raises
+        ------
+        ValueError
+            An array of the store is missing, is not known, or has another shape.
+        """
         if set(arrays) != set(self._specs):
             raise ValueError(f"arrays {sorted(arrays)} were handed over, the store has {sorted(self._specs)}")
         start, stop = self._plan.rows_of(partition)
@@ -52,7 +79,19 @@ class Encoder:
                 raise ValueError(f"{name} is {arrays[name].shape}, partition {partition} has {(rows, *spec.shape[1:])}")
 
     def encode(self, partition: int, arrays: Mapping[str, NDArray[Any]]) -> dict[str, bytes]:
-        """Path relative to RUN -> contents, of every file of the partition."""
+        """Encodes the arrays of a partition.
+
+        Parameters
+        ----------
+        partition
+            The number of the partition.
+        arrays
+            Every array of the store by name, rows in order.
+
+        Returns
+        -------
+        The content of each file by path relative to RUN.
+        """
         for name, spec in self._specs.items():
             shards = shards_of(spec, self._plan, partition)
             first = shards.start * spec.rows_per_shard
@@ -83,7 +122,19 @@ def _make_array(store: MemoryStore, name: str, spec: ArraySpec, notes: Mapping[s
 
 
 def static_files(plan: Plan, index: IndexLike) -> dict[str, bytes]:
-    """Everything of the stores that is known before labelling: metadata, coordinates, image ids."""
+    """Encodes what the stores hold before anything is labelled: metadata, coordinates, image ids.
+
+    Parameters
+    ----------
+    plan
+        The run's plan.
+    index
+        The run's images.
+
+    Returns
+    -------
+    The content of each file by path relative to RUN.
+    """
     specs = layout(plan)
     notes: dict[str, dict[str, Any]] = {"status": {"codes": dict(STATUS)}, "category": {"categories": plan.categories}}
     files: dict[str, bytes] = {}
@@ -136,7 +187,7 @@ def _texts(group: zarr.Group, name: str, rows: int, meaning: str, values: Callab
 
 
 def _id_bytes(group: zarr.Group, rows: int, index: IndexLike) -> None:
-    """`image_id` once more as numbers: not every reader of Zarr knows strings."""
+    """Writes the image ids once more as bytes, since not every reader of Zarr knows strings."""
     names = [index.id(row).encode() for row in range(rows)]
     width = max([1, *map(len, names)])
     array = group.create_array(
@@ -168,7 +219,7 @@ def _coordinate(group: zarr.Group, name: str, dim: str, values: NDArray[Any]) ->
 
 
 def _attributes(plan: Plan) -> dict[str, Any]:
-    """What a reader needs in ten years; nothing of it depends on when or where the run was made."""
+    """What a reader needs to know in ten years. It does not depend on when or where the run was made."""
     return {
         "schema_version": SCHEMA,
         "title": "self-attention of a vision model, clustered head by head",
@@ -185,7 +236,21 @@ def _attributes(plan: Plan) -> dict[str, Any]:
 
 
 def consolidated_root(run: Path, name: str, added: Mapping[str, bytes]) -> bytes:
-    """RUN/`name`/zarr.json with the metadata of all its arrays, those of `added` (paths relative to RUN) among them."""
+    """Makes the zarr.json of a store that holds the metadata of all its arrays, which xarray reads in one go.
+
+    Parameters
+    ----------
+    run
+        The folder of the run.
+    name
+        The store's folder, such as `labels.zarr`.
+    added
+        Files by path relative to RUN that are not written yet; their arrays are listed too.
+
+    Returns
+    -------
+    The content of RUN/`name`/zarr.json.
+    """
     folder = run / name
     metadata = {str(p.relative_to(run)): p.read_bytes() for p in [folder / "zarr.json", *folder.glob("*/zarr.json")]}
     metadata |= {path: data for path, data in added.items() if path.endswith("/zarr.json")}
@@ -201,11 +266,11 @@ def consolidated_root(run: Path, name: str, added: Mapping[str, bytes]) -> bytes
 
 
 class DamagedRoot(UserError):
-    """RUN/labels.zarr/zarr.json is not what was written."""
+    """RUN/labels.zarr/zarr.json is not the JSON that was written."""
 
 
 def read_root(run: Path) -> dict[str, Any]:
-    """RUN/labels.zarr/zarr.json. Raises UserError where RUN is not a run of this schema, DamagedRoot where torn."""
+    """Reads RUN/labels.zarr/zarr.json. Raises UserError where RUN is not a run of this schema, DamagedRoot if torn."""
     path = run / "labels.zarr" / "zarr.json"
     try:
         root = json.loads(path.read_text())

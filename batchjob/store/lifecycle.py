@@ -1,4 +1,4 @@
-"""RUN/labels.zarr: made once, written a partition at a time, checked, finished, opened. docs/store.md draws it."""
+"""The stores of a run: makes, checks, mends, finishes and opens them. docs/store.md draws them."""
 
 import contextlib
 import csv
@@ -27,56 +27,53 @@ from batchjob.files import (
 )
 from batchjob.plan import Plan
 from batchjob.store import centroids
-from batchjob.store.arrays import layout
 from batchjob.store.encode import DamagedRoot, IndexLike, consolidated_root, read_root, static_files
 from batchjob.store.outputs import check_stats, is_of_stats
 from batchjob.store.partitions import Damage, check_all, check_files, marker_path, published, read_marker, unpublish
-from batchjob.store.writer import Failure, Writer
 
 if TYPE_CHECKING:
     import xarray
 
-__all__ = [
-    "Damage",
-    "Failure",
-    "Finished",
-    "Writer",
-    "create",
-    "finish",
-    "is_done",
-    "layout",
-    "missing",
-    "open_labels",
-    "verify",
-]
-
-# what `finish` writes again, whatever is there: the roots, and all of the centroids
+# how the paths begin that `finish` writes again in any case
 _REWRITTEN = ("failures.csv", "labels.zarr/zarr.json", "scores.zarr/zarr.json", "labels.zarr/centroid")
 _NO_CHECKSUMS = Damage(-1, "done/store.json", "the checksums of the metadata are unreadable")
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What a finished run holds."""
+    """How many images a finished run has, and how many of them failed."""
 
     images: int
     causes: Mapping[str, int]  # failed images by cause
 
     @property
     def failed(self) -> int:
+        """How many images failed."""
         return sum(self.causes.values())
 
 
 def create(run: Path, plan: Plan, index: IndexLike) -> None:
-    """Makes the stores of a run, empty, at once (a rename); what is there already of the same plan is kept.
+    """Makes the empty stores of a run in one step, by renaming them. Keeps stores of the same plan that are there.
 
-    Raises UserError where RUN holds a store of another plan or schema, or can't be written.
+    Parameters
+    ----------
+    run
+        The folder of the run.
+    plan
+        The run's plan.
+    index
+        The run's images.
+
+    Raises
+    ------
+    UserError
+        RUN holds labels of another plan or schema, or can't be written.
     """
     with clear_disk_errors(run, f"cannot make the store in {run}"):
         if is_of(run, plan):
             return
         if (run / "labels.zarr").exists():
-            for name in ("labels.zarr", "scores.zarr"):  # a plan that was killed before it was saved
+            for name in ("labels.zarr", "scores.zarr"):  # of a `plan` that was killed before it wrote plan.json
                 shutil.rmtree(run / name, ignore_errors=True)
         run.mkdir(parents=True, exist_ok=True)
         (run / "done").mkdir(exist_ok=True)
@@ -86,7 +83,7 @@ def create(run: Path, plan: Plan, index: IndexLike) -> None:
             (scratch / path).parent.mkdir(parents=True, exist_ok=True)
             write_file(scratch / path, data, scratch)
         _seal_static(run, files, scratch)
-        for name in ("scores.zarr", "labels.zarr"):  # labels last: it is what says that all is there
+        for name in ("scores.zarr", "labels.zarr"):  # labels last: where it is there, all is there
             if (scratch / name).exists() and not (run / name).exists():
                 (scratch / name).rename(run / name)
         sync_folder(run)
@@ -94,7 +91,24 @@ def create(run: Path, plan: Plan, index: IndexLike) -> None:
 
 
 def is_of(run: Path, plan: Plan) -> bool:
-    """Whether RUN holds a store of this plan. Raises UserError where it holds labels of another plan or schema."""
+    """Finds out whether a folder holds the stores of a plan.
+
+    Parameters
+    ----------
+    run
+        The folder.
+    plan
+        The plan.
+
+    Returns
+    -------
+    Whether it does; False where it holds none, or those of another plan without any label.
+
+    Raises
+    ------
+    UserError
+        The folder holds labels of another plan, or a store of another schema.
+    """
     if not (run / "labels.zarr").exists():
         return False
     if read_root(run)["attributes"]["plan_digest"] == plan.digest:
@@ -108,9 +122,19 @@ def is_of(run: Path, plan: Plan) -> bool:
 
 
 def mend(run: Path, plan: Plan, index: IndexLike) -> list[Damage]:
-    """Writes again what belongs to the whole store (metadata, coordinates, image ids) and is damaged; what that was.
+    """Writes again the files that belong to the whole store, where one is damaged: metadata, coordinates, image ids.
 
-    Sizes decide here, as in `missing`; `verify` and `forget` find and remove what has the right size only.
+    Looks at sizes only, as `missing` does. What has the right size and a wrong content, `verify` finds and `forget`
+    removes.
+
+    Parameters
+    ----------
+    run, plan, index
+        As in `create`.
+
+    Returns
+    -------
+    What was damaged.
     """
     if damages := check_static(run, contents=False):
         with clear_disk_errors(run, f"cannot mend the store in {run}"):
@@ -124,7 +148,19 @@ def mend(run: Path, plan: Plan, index: IndexLike) -> list[Damage]:
 
 
 def missing(run: Path, plan: Plan) -> list[int]:
-    """The partitions that are not published whole, ascending: no done-marker, or a file of another size."""
+    """Finds the partitions that are not published whole: without a done-marker, or with a file of another size.
+
+    Parameters
+    ----------
+    run
+        The folder of the run.
+    plan
+        The run's plan.
+
+    Returns
+    -------
+    Numbers of partitions, ascending.
+    """
     run = Path(run)
     done = published(run)
     damaged = {damage.partition for damage in check_all(run, done, contents=False)}
@@ -132,30 +168,52 @@ def missing(run: Path, plan: Plan) -> list[int]:
 
 
 def is_done(run: Path, partition: int) -> bool:
-    """Whether the partition has its done-marker."""
+    """Finds out whether a partition is published.
+
+    Parameters
+    ----------
+    run
+        The folder of the run.
+    partition
+        The number of the partition.
+
+    Returns
+    -------
+    Whether it has its done-marker.
+    """
     return marker_path(Path(run), partition).exists()
 
 
 def failures(run: Path) -> Counter[str]:
-    """Failed images by cause, over what is published so far."""
+    """Counts the failed images of the published partitions by cause."""
     markers = [read_marker(Path(run), partition) for partition in published(Path(run))]
     return Counter(failure[1] for marker in markers if marker for failure in marker["failures"])
 
 
 def verify(run: Path) -> list[Damage]:
-    """Everything that is not as it was published, by size and checksum; reads every byte of the run."""
+    """Finds everything in a run that is not as it was published, by size and checksum; reads every byte of the run."""
     run = Path(run)
     if (run / "labels.zarr").is_dir():
-        with contextlib.suppress(DamagedRoot):  # it is in the list
+        with contextlib.suppress(DamagedRoot):  # `check_static` lists it
             read_root(run)
     parts = check_all(run, published(run), contents=True)
     return check_static(run, contents=True) + parts + centroids.check(run) + check_stats(run, contents=True)
 
 
 def forget(run: Path, damages: Sequence[Damage]) -> None:
-    """The damaged partitions count as missing from now on, and `run` makes them again.
+    """Makes damaged partitions count as missing, and removes other damaged files; the verb `run` makes all of it again.
 
-    Raises UserError where RUN is read-only.
+    Parameters
+    ----------
+    run
+        The folder of the run.
+    damages
+        What `verify` found.
+
+    Raises
+    ------
+    UserError
+        RUN can't be written.
     """
     with clear_disk_errors(run, f"cannot mark damaged partitions in {run}"):
         for partition in sorted({d.partition for d in damages if d.partition >= 0}):
@@ -163,12 +221,29 @@ def forget(run: Path, damages: Sequence[Damage]) -> None:
         for damage in damages:
             if damage.partition < 0 and not (run / damage.path).is_dir():
                 (run / damage.path).unlink(missing_ok=True)
-            if damage.partition < 0 and is_of_stats(run, damage.path):  # half an array is not an array to any reader
+            if damage.partition < 0 and is_of_stats(run, damage.path):  # no reader could open the rest of its array
                 shutil.rmtree(run / "scores.zarr" / damage.path.split("/")[1], ignore_errors=True)
 
 
 def forget_failures(run: Path, causes: Collection[str]) -> int:
-    """The partitions with an image that failed for one of `causes` count as missing from now on; how many images."""
+    """Makes partitions count as missing that have an image which failed for one of these causes.
+
+    Parameters
+    ----------
+    run
+        The folder of the run.
+    causes
+        Names of `codes.STATUS`.
+
+    Returns
+    -------
+    How many images failed so.
+
+    Raises
+    ------
+    UserError
+        RUN can't be written.
+    """
     found = 0
     with clear_disk_errors(run, f"cannot mark failed images in {run}"):
         for partition in published(run):
@@ -181,9 +256,9 @@ def forget_failures(run: Path, causes: Collection[str]) -> int:
 
 
 def finish(run: Path) -> Finished:
-    """Consolidates the metadata, writes failures.csv and says what the run holds.
+    """Consolidates the metadata of a run, writes failures.csv, and counts images and failures.
 
-    Raises WorkLeft, with the list, where partitions are not published.
+    Raises WorkLeft where partitions are not published, and lists them; also where the metadata is damaged.
     """
     run = Path(run)
     attributes = read_root(run)["attributes"]
@@ -215,20 +290,34 @@ def finish(run: Path) -> Finished:
 
 
 def consolidate_scores(run: Path) -> None:
-    """Brings the one-read metadata of RUN/scores.zarr up to date after `stats` wrote arrays: all that xarray reads."""
+    """Lists the arrays that `stats` wrote in the zarr.json of RUN/scores.zarr, since xarray reads no other metadata."""
     path, static = "scores.zarr/zarr.json", unseal_file(run / "done" / "store.json")
     with clear_disk_errors(run, f"cannot write the scores of {run}"):
         files = {path: consolidated_root(run, "scores.zarr", {})}
         if static and path in static["files"]:
             _replace(run, {p: check for p, check in static["files"].items() if p != path}, files)
-        else:  # `stats` made it: no part of what is published
+        else:  # `stats` made the store, which is then not a part of what is published
             _put(run, files)
 
 
 def open_labels(run: str | PathLike[str], *, chunks: Any = None) -> "xarray.Dataset":
-    """The arrays of RUN/labels.zarr, read lazily; equal to `xarray.open_zarr(RUN/labels.zarr, chunks=chunks)`.
+    """Opens RUN/labels.zarr as `xarray.open_zarr` does.
 
-    Raises UserError where RUN is not a run, is of another schema, or `chunks` need dask and there is none.
+    Parameters
+    ----------
+    run
+        The folder of the run.
+    chunks
+        None for arrays that are read when they are used; anything else, such as {}, for dask arrays.
+
+    Returns
+    -------
+    All arrays and coordinates of labels.zarr.
+
+    Raises
+    ------
+    UserError
+        RUN is not a run, has another schema, or `chunks` needs dask and it is not installed.
     """
     if chunks is not None and importlib.util.find_spec("dask") is None:
         raise UserError(f"chunks={chunks!r} needs dask, which is not installed; install it: pip install dask")
@@ -247,22 +336,34 @@ def _check(data: bytes) -> list[int]:
 
 
 def check_static(run: Path, *, contents: bool) -> list[Damage]:
-    """What is wrong with the files that belong to the whole store; without `contents` only sizes are looked at."""
+    """Finds what is wrong with the files that belong to the whole store.
+
+    Parameters
+    ----------
+    run
+        The folder of the run.
+    contents
+        Whether every byte is read; else only sizes are looked at.
+
+    Returns
+    -------
+    A Damage for each file; their partition is -1.
+    """
     static = unseal_file(run / "done" / "store.json")
     if static is None:
         return [_NO_CHECKSUMS]
     damages = check_files(run, -1, static["files"], contents=contents)
-    before = static.get("before", {})  # where a process was killed while it replaced files, either content is right
+    before = static.get("before", {})  # a process that was killed may have left the old or the new content of these
     known = {path: check for path, check in before.items() if check}
     neither = {damage.path for damage in check_files(run, -1, known, contents=contents)}
     return [damage for damage in damages if damage.path not in before or damage.path in neither]
 
 
 def _replace(run: Path, others: Mapping[str, Sequence[int]], files: Mapping[str, bytes]) -> None:
-    """Puts `files` in place and seals them with `others`, whose checks are given.
+    """Puts `files` in place, and records their checksums beside those of `others`.
 
-    Both checksums are recorded before the files are replaced, so that a kill in between is not taken for damage; the
-    next `finish` does it all again.
+    Records the old and the new checksums before it replaces the files, so that a kill between the two is not taken for
+    damage. The next `finish` then does all of it again.
     """
     static, scratch = unseal_file(run / "done" / "store.json") or {"files": {}}, new_scratch(run)
     checks = dict(others) | {path: _check(data) for path, data in files.items()}
@@ -275,7 +376,7 @@ def _replace(run: Path, others: Mapping[str, Sequence[int]], files: Mapping[str,
 
 
 def _put(run: Path, files: Mapping[str, bytes]) -> None:
-    """Each file whole or as it was; an array that is not there yet appears whole, by one rename of its folder."""
+    """Writes each file whole. The folder of an array that is not there yet is renamed to its place in one step."""
     scratch = new_scratch(run)
     arrays = {"/".join(path.split("/")[:2]) for path in files if path.count("/") > 1}
     new = [array for array in sorted(arrays) if not (run / array).exists()]
@@ -299,7 +400,7 @@ def _seal_static(run: Path, files: Mapping[str, bytes], scratch: Path) -> None:
 
 
 def _failures(run: Path, partitions: int) -> tuple[Counter[str], bytes]:
-    """Failed images by cause, and the content of failures.csv."""
+    """The number of failed images by cause, and the content of failures.csv."""
     causes: Counter[str] = Counter()
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""The tables and scores that `stats` writes: sealed when it ends, checked before they are read."""
+"""The tables and scores that `stats` writes: their checksums, recorded when it ends and compared before a reading."""
 
 import json
 import shutil
@@ -18,7 +18,11 @@ _AGAIN = "make it again with: batchjob stats"
 
 @contextmanager
 def writing_stats(run: Path) -> Iterator[None]:
-    """What is written inside counts as the statistics of RUN once the block ends; one process at a time."""
+    """Makes what is written in the block the statistics of RUN, once the block ends without an error.
+
+    Waits first until another process has left its block. Raises WorkLeft where the disk is full, and UserError where
+    RUN can't be written.
+    """
     with clear_disk_errors(run, f"cannot write the statistics of {run}"), only_one(run, "done/stats.lock"):
         labels = _checks_of_labels(run)
         _drop_half_written(run)
@@ -29,7 +33,19 @@ def writing_stats(run: Path) -> Iterator[None]:
 
 
 def check_stats(run: Path, *, contents: bool) -> list[Damage]:
-    """What is wrong with the statistics of RUN; nothing where there are none, or they were not written by `stats`."""
+    """Finds what is wrong with the statistics of a run.
+
+    Parameters
+    ----------
+    run
+        The folder of the run.
+    contents
+        Whether every byte is read; else only sizes are looked at.
+
+    Returns
+    -------
+    A Damage for each file, or one for all of them; none where `stats` has not written any.
+    """
     if not (run / _SEAL).exists():
         return []
     sealed = unseal_file(run / _SEAL)
@@ -44,9 +60,21 @@ def check_stats(run: Path, *, contents: bool) -> list[Damage]:
 
 
 def raise_for_damage(run: Path, static: list[Damage], *, stats: bool) -> None:
-    """Raises UserError where anything published in RUN (with `stats`, its statistics too) is not as it was written.
+    """Checks that what is published in a run is as it was written. Reads every byte of it.
 
-    Reads every byte of the run: a flipped bit in a map is another result.
+    Parameters
+    ----------
+    run
+        The folder of the run.
+    static
+        What is wrong with the files that belong to the whole store, as `lifecycle.check_static` found.
+    stats
+        Whether to check the statistics as well.
+
+    Raises
+    ------
+    UserError
+        Something is damaged; names the first file, and how many more there are.
     """
     damages = static + check_all(run, published(run), contents=True)
     if stats:
@@ -60,13 +88,25 @@ def raise_for_damage(run: Path, static: list[Damage], *, stats: bool) -> None:
 
 
 def is_of_stats(run: Path, path: str) -> bool:
-    """Whether a file, relative to RUN, is of an array of scores that `stats` wrote."""
-    known = _labelled(run)  # empty where its list is damaged: then nothing is taken for what `stats` can make again
+    """Finds out whether a file is of an array of scores that `stats` wrote.
+
+    Parameters
+    ----------
+    run
+        The folder of the run.
+    path
+        The file, relative to RUN.
+
+    Returns
+    -------
+    Whether it is; False where the list of the arrays that labelling writes is damaged.
+    """
+    known = _labelled(run)  # empty where the list is damaged
     return bool(known) and path.startswith("scores.zarr/") and path.count("/") > 1 and path.split("/")[1] not in known
 
 
 def _checks_of_labels(run: Path) -> int:
-    """A checksum of all checksums of what is published: what the statistics are of."""
+    """A checksum of all checksums of published partitions, which tells whether the statistics are of these labels."""
     markers = [read_marker(run, partition) for partition in published(run)]
     return zlib.crc32(json.dumps([marker and marker["files"] for marker in markers], sort_keys=True).encode())
 
@@ -78,30 +118,30 @@ def _seal(run: Path, body: dict[str, Any]) -> None:
 
 
 def _drop_half_written(run: Path) -> None:
-    """Removes the scores of a `stats` that was stopped: half an array is not an array to any reader."""
+    """Removes the scores of a `stats` that was stopped, since no reader could open half of an array."""
     sealed = unseal_file(run / _SEAL)
     if not (run / _SEAL).exists() or (sealed and sealed["ended"]):
         return
-    if unseal_file(run / "done" / "store.json") is None:  # which arrays are whose is not known
+    if unseal_file(run / "done" / "store.json") is None:  # it is not known which arrays `stats` wrote
         return
     for folder in _own_arrays(run) if _labelled(run) else [run / "scores.zarr"]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _own_arrays(run: Path) -> list[Path]:
-    """The folders of scores.zarr that `stats` writes, and labelling does not."""
+    """The folders of the arrays of scores.zarr that `stats` writes and labelling does not."""
     known = _labelled(run)
     return [folder for folder in (run / "scores.zarr").glob("*/") if folder.name not in known]
 
 
 def _written(run: Path) -> list[str]:
-    """The files that `stats` writes, relative to RUN: its folder, and its arrays of scores."""
+    """The files that `stats` writes, relative to RUN: those of RUN/stats and of its arrays of scores."""
     files = [path for folder in (run / "stats", *_own_arrays(run)) for path in folder.rglob("*")]
     return sorted(str(path.relative_to(run)) for path in files if path.is_file())
 
 
 def _labelled(run: Path) -> set[str]:
-    """The arrays of scores.zarr that labelling writes, and its coordinates."""
+    """The names of what labelling and `plan` write in scores.zarr: arrays, coordinates and zarr.json."""
     static = unseal_file(run / "done" / "store.json")
     paths = static["files"] if static else ()
     return {path.split("/")[1] for path in paths if path.startswith("scores.zarr/")}

@@ -1,7 +1,8 @@
-"""One partition made visible whole or not at all: its files, its done-marker, and the check of them.
+"""Publishes a partition whole or not at all, and checks its files against its done-marker.
 
-The order is what survives a kill at any moment: each shard is encoded in memory, written to a scratch folder, fsynced
-and renamed over; the folders are fsynced; the done-marker, with size and checksum of each file, comes last.
+A kill at any moment does no harm, thanks to the order. Each shard is encoded in memory, written to a scratch folder,
+fsynced and renamed to its place. Then the folders are fsynced. The done-marker, which has the size and checksum of each
+file, comes last.
 """
 
 import contextlib
@@ -16,12 +17,12 @@ from typing import Any
 
 from batchjob.files import seal, sync_folder, unseal_file, write_file
 
-_MARKER = re.compile(r"[0-9]{6,}\.json")  # not what people or tools leave beside: copies, hidden files
+_MARKER = re.compile(r"[0-9]{6,}\.json")  # not the copies and hidden files that people and tools leave there
 
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """One thing wrong with a published partition; `partition` is -1 for what belongs to the whole store."""
+    """A file that is not as it was published; `partition` is -1 for one that belongs to the whole store."""
 
     partition: int
     path: str  # relative to RUN
@@ -33,16 +34,16 @@ class Damage:
 
 
 def publish(run: Path, partition: int, files: Mapping[str, bytes], facts: Mapping[str, Any], scratch: Path) -> None:
-    """Puts the files of one partition in place, its done-marker last.
+    """Puts the files of a partition in place, the done-marker last.
 
     Parameters
     ----------
     run
         The folder of the run.
     partition
-        Its number.
+        The number of the partition.
     files
-        Path relative to RUN -> content.
+        The content of each file by path relative to RUN.
     facts
         What else the done-marker holds.
     scratch
@@ -53,7 +54,7 @@ def publish(run: Path, partition: int, files: Mapping[str, bytes], facts: Mappin
     OSError
         A file could not be written; the partition counts as missing.
     """
-    marker_path(run, partition).unlink(missing_ok=True)  # a repair: while it is half done it is not done
+    marker_path(run, partition).unlink(missing_ok=True)  # while a repair is under way, the partition is missing
     for path, data in files.items():
         write_file(run / path, data, scratch)
     for folder in sorted({(run / path).parent for path in files}):
@@ -64,18 +65,43 @@ def publish(run: Path, partition: int, files: Mapping[str, bytes], facts: Mappin
 
 
 def unpublish(run: Path, partition: int) -> None:
-    """The partition counts as missing from now on, and the next `run` labels it again."""
+    """Makes a partition count as missing, so that the next `run` labels it again.
+
+    Parameters
+    ----------
+    run
+        The folder of the run.
+    partition
+        The number of the partition, which may be missing already.
+
+    Raises
+    ------
+    OSError
+        RUN can't be written.
+    """
     marker_path(run, partition).unlink(missing_ok=True)
     sync_folder(run / "done")
 
 
 def marker_path(run: Path, partition: int) -> Path:
-    """RUN/done/PARTITION.json."""
+    """Names the done-marker of a partition.
+
+    Parameters
+    ----------
+    run
+        The folder of the run.
+    partition
+        The number of the partition.
+
+    Returns
+    -------
+    RUN/done/PARTITION.json, the number with six digits or more.
+    """
     return run / "done" / f"{partition:06d}.json"
 
 
 def published(run: Path) -> list[int]:
-    """The partitions that have a done-marker, ascending; reads names only."""
+    """Lists the partitions that have a done-marker, ascending; reads no file."""
     with contextlib.suppress(FileNotFoundError), os.scandir(run / "done") as entries:
         names = [entry.name for entry in entries]
         return sorted(int(n.removesuffix(".json")) for n in names if _MARKER.fullmatch(n))
@@ -83,7 +109,20 @@ def published(run: Path) -> list[int]:
 
 
 def read_marker(run: Path, partition: int) -> dict[str, Any] | None:
-    """What the done-marker says, None if it is missing, damaged or another partition's."""
+    """Reads the done-marker of a partition.
+
+    Parameters
+    ----------
+    run
+        The folder of the run.
+    partition
+        The number of the partition.
+
+    Returns
+    -------
+    What it holds: `files` with [size, crc32] by path, and the facts; None where it is missing, damaged or of another
+    partition.
+    """
     body = unseal_file(marker_path(run, partition))
     return body if body is not None and body.get("partition") == partition else None
 
@@ -96,13 +135,13 @@ def check_partition(run: Path, partition: int, *, contents: bool) -> list[Damage
     run
         The folder of the run.
     partition
-        Its number.
+        The number of the partition.
     contents
         Whether every byte is read; else only sizes are looked at.
 
     Returns
     -------
-        One Damage a file; nothing where all is as it was published.
+    A Damage for each file, or for the done-marker; none where all is as it was published.
     """
     marker = read_marker(run, partition)
     if marker is None:
@@ -111,22 +150,20 @@ def check_partition(run: Path, partition: int, *, contents: bool) -> list[Damage
 
 
 def check_files(run: Path, partition: int, files: Mapping[str, Sequence[int]], *, contents: bool) -> list[Damage]:
-    """Finds what is wrong with files.
+    """Finds the files that are not as they were published.
 
     Parameters
     ----------
-    run
-        The folder of the run.
+    run, contents
+        As in `check_partition`.
     partition
-        What they belong to; -1 for the whole store.
+        The partition that they belong to; -1 for the whole store.
     files
-        Path relative to RUN -> [size, crc32].
-    contents
-        Whether every byte is read; else only sizes are looked at.
+        [size in bytes, crc32] by path relative to RUN.
 
     Returns
     -------
-        One Damage a file that is not as it was published.
+    A Damage for each file that is missing, unreadable or different.
     """
     damages = []
     for path, (size, checksum) in files.items():
@@ -146,20 +183,18 @@ def check_files(run: Path, partition: int, files: Mapping[str, Sequence[int]], *
 
 
 def check_all(run: Path, partitions: Iterable[int], *, contents: bool) -> list[Damage]:
-    """Checks many partitions, in order, eight at a time: file systems of clusters are slow one by one.
+    """Checks many partitions, eight at a time, since each access takes long on the file system of a cluster.
 
     Parameters
     ----------
-    run
-        The folder of the run.
+    run, contents
+        As in `check_partition`.
     partitions
-        Their numbers.
-    contents
-        Whether every byte is read; else only sizes are looked at.
+        Numbers of published partitions.
 
     Returns
     -------
-        What `check_partition` finds in each.
+    What `check_partition` finds in each, in the order of the partitions.
     """
     with ThreadPoolExecutor(8) as pool:
         found = pool.map(lambda i: check_partition(run, i, contents=contents), partitions)

@@ -1,4 +1,4 @@
-"""A run as everything behind `finish` reads it: what it is, its arrays, and the tables that `stats` wrote."""
+"""A run as `stats`, `figures` and `report` read it: what it is, its arrays, and the tables that `stats` wrote."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """What a run is and what it holds; arrays are read when they are asked for.
+    """A run and what it holds; reads arrays when they are asked for.
 
-    Cheap to hand to another process, which opens the folder again. Raises UserError where the folder is not a run.
+    Another process that it is handed to opens the folder again. Raises UserError where the folder is not a run.
     """
 
     def __init__(self, folder: str | PathLike[str]) -> None:
         self.folder = Path(folder)
         attributes: dict[str, Any] = dict(_open(self.folder / "labels.zarr").attrs)
         self.options: Mapping[str, Any] = attributes["options"]  # the result options, as plan.json has them
-        self.spec: Mapping[str, Any] = attributes["model"]  # the model's input, patches, heads
+        self.spec: Mapping[str, Any] = attributes["model"]  # the fields of `plan.ModelSpec`
         self.model = str(self.spec["name"])
         self.rows = int(attributes["rows"])
         self.rows_per_partition = int(attributes["rows_per_partition"])
@@ -45,12 +45,12 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The folder's name: what tables call the run."""
+        """The folder's name, which tables call the run by."""
         return self.folder.absolute().name
 
     @cached_property
     def geometry(self) -> Geometry:
-        """From photo to patch grid."""
+        """How a photo becomes the model's input and its grid of patches."""
         (height, width), (patch_height, patch_width) = self.spec["input_px"], self.spec["patch_px"]
         return Geometry(height, width, patch_height, patch_width, self.options["resize"])
 
@@ -61,9 +61,23 @@ class Run:
 
     @classmethod
     def checked(cls, folder: str | PathLike[str], *, stats: bool = True) -> "Run":
-        """A run that is what was planned and published. Raises UserError where anything of it changed or is damaged.
+        """Opens a run and checks that it is what was planned and published. Reads every byte of it.
 
-        With `stats`, its statistics too. labels.zarr by itself, without a plan, is read as it is.
+        Parameters
+        ----------
+        folder
+            The folder of the run. Where it holds labels.zarr but not plan.json, nothing is checked.
+        stats
+            Whether to check the statistics as well.
+
+        Returns
+        -------
+        The run.
+
+        Raises
+        ------
+        UserError
+            The folder is not a run, or something in it changed or is damaged.
         """
         from batchjob.store.lifecycle import check_static
 
@@ -74,7 +88,7 @@ class Run:
 
     @property
     def annotations(self) -> str:
-        """The annotations that the run was planned with; empty where labels.zarr stands by itself."""
+        """The annotations that the run was planned with; empty where there are none, or plan.json is not there."""
         return str(self.plan.get("annotations", "")) if (self.folder / "plan.json").exists() else ""
 
     @property
@@ -96,48 +110,48 @@ class Run:
 
     @cached_property
     def algorithms(self) -> tuple[str, ...]:
-        """The clustering algorithms."""
+        """The clustering algorithms, in the order of the arrays."""
         return tuple(str(m) for m in self._array("algorithm")[:])
 
     @property
     def patch_algorithms(self) -> tuple[str, ...]:
-        """The algorithms whose labels lie on the patch grid: none where whole images were clustered."""
+        """The algorithms that labelled patches; none where whole images were clustered."""
         return self.algorithms if self.has_labels else ()
 
     @cached_property
     def layers(self) -> tuple[int, ...]:
-        """The layers' numbers."""
+        """The numbers of the layers, counted from 0."""
         return tuple(int(v) for v in self._array("layer")[:])
 
     @cached_property
     def heads(self) -> tuple[int, ...]:
-        """The heads' numbers."""
+        """The numbers of the heads, counted from 0."""
         return tuple(int(v) for v in self._array("head")[:])
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(algorithms, layers, heads)."""
+        """How many algorithms, layers and heads the run has."""
         return len(self.algorithms), len(self.layers), len(self.heads)
 
     @cached_property
     def ids(self) -> list[str]:
-        """Every row's original id."""
+        """The original id of every image."""
         return [str(i) for i in self._array("image_id")[:]]
 
     @cached_property
     def classes(self) -> list[str] | None:
-        """The class of every image, "" where it has none: what the data said first; None where they say nothing."""
+        """The class of every image, such as its folder's name, "" where it has none; None where the data have none."""
         names = str(self._group.attrs.get("coordinates", "")).split()
         return [str(value) for value in self._array(names[0])[:]] if names else None
 
     @cached_property
     def ok_rows(self) -> NDArray[np.intp]:
-        """Rows of the images that were labelled."""
+        """The rows of the images that did not fail."""
         return np.flatnonzero(self._array("status")[:] == OK)
 
     @cached_property
     def kept_rows(self) -> list[int]:
-        """Labelled rows whose attention was stored (`--keep-maps`)."""
+        """The rows of the images whose attention rows are stored (`--keep-maps`) and that did not fail."""
         if "attention_rows" not in self._names:
             return []
         ok = set(self.ok_rows.tolist())
@@ -147,39 +161,39 @@ class Run:
 
     @property
     def is_random(self) -> bool:
-        """Whether its weights are untrained: a null model of the others."""
+        """Whether the weights are random, so that the run is a null model of others."""
         return self.options.get("weights") == "random"
 
     @property
     def has_labels(self) -> bool:
-        """Whether patches have labels; not so where whole images were clustered."""
+        """Whether patches have labels. They do not where whole images were clustered."""
         return "labels" in self._names
 
     @property
     def has_shared_centroids(self) -> bool:
-        """Whether a label is a centroid of the data set, the same in all images."""
+        """Whether a label is the number of a centroid that all images share."""
         return bool(self.options.get("scope") == "dataset")
 
     @property
     def attention(self) -> str:
-        """The array of CLS rows: `cls_attention`, or `saliency` of a CNN."""
+        """The name of the array with a map for each head: `cls_attention`, or `saliency` where it is not attention."""
         return "saliency" if "saliency" in self._names else "cls_attention"
 
     @property
     def attention_name(self) -> str:
-        """What `attention` holds, in words."""
+        """What the array `attention` holds, in words."""
         if self.attention == "saliency":
             return "saliency"
         return "CLS attention" if self.spec.get("has_cls", True) else "mean attention"
 
     @property
     def rows_name(self) -> str:
-        """What a patch's row is called: a CNN's is the self-similarity of features, which is not attention."""
+        """What a patch's row is called: `attention`, or `self-similarity` where it is computed from features."""
         return "self-similarity" if self.attention == "saliency" else "attention"
 
     @cached_property
     def score_names(self) -> tuple[str, ...]:
-        """The arrays of scores.zarr that labelling filled; others there are from an earlier `stats`."""
+        """The names of the arrays of scores.zarr that labelling filled; `stats` may have written others there."""
         if not (self.folder / "scores.zarr").is_dir():
             return ()
         held = set(_open(self.folder / "scores.zarr").array_keys())
@@ -195,12 +209,38 @@ class Run:
         return open_labels(self.folder)
 
     def stack(self, name: str, rows: Sequence[int], **where: int) -> NDArray[Any]:
-        """The array `name` for these rows, one read a row: 8 images of a million cost 8 chunks."""
+        """Reads an array for some images, one after the other: 8 images of a million cost 8 chunks.
+
+        Parameters
+        ----------
+        name
+            The array of labels.zarr; its first dimension is `image`.
+        rows
+            Rows of images.
+        where
+            Coordinates by dimension, such as `layer=11`; those of dimensions that the array lacks are ignored.
+
+        Returns
+        -------
+        [n, ...]: the images' values.
+        """
         array = self.data[name].sel({k: v for k, v in where.items() if k in self.data[name].dims})
         return np.stack([array.isel(image=row).values for row in rows])
 
     def read(self, start: int, stop: int, *, only: tuple[str, ...] = ("labels", "repeats", "maps", "scores")) -> "Part":
-        """Rows `start` to `stop`; of `labels`, `repeats`, `maps`, `objects` and `scores` only those named."""
+        """Reads the arrays of consecutive images.
+
+        Parameters
+        ----------
+        start, stop
+            The range of rows [start, stop).
+        only
+            Which of the large arrays to read, of `labels`, `repeats`, `maps`, `objects` and `scores`.
+
+        Returns
+        -------
+        The small arrays and those named.
+        """
         rows = slice(start, stop)
 
         def flat(name: str) -> Any:
@@ -227,14 +267,14 @@ class Run:
         )
 
     def read_rows(self, rows: NDArray[np.integer[Any]]) -> "Part":
-        """Any rows, in the order given, without scores; rows in sequence cost least."""
+        """Reads labels and maps of images at any rows, in this order. Rows close to each other are read together."""
         low, high = int(rows.min()), int(rows.max()) + 1
         if high - low <= 4 * len(rows):
             return _pick(self.read(low, high, only=("labels", "maps")), rows - low)
         return _join([self.read(int(row), int(row) + 1, only=("labels", "maps")) for row in rows])
 
     def read_score(self, name: str) -> NDArray[np.float64] | None:
-        """[n, C]: an array of scores.zarr, everything but the images flattened; None where there is none."""
+        """Reads an array of scores.zarr as [n, C], all dimensions but `image` flattened; None where it is not there."""
         path = self.folder / "scores.zarr"
         if not (path / name).is_dir():
             return None
@@ -242,7 +282,7 @@ class Run:
         return np.asarray(_values(group, name)[:].reshape(self.rows, -1), np.float64)
 
     def table(self, name: str) -> "pd.DataFrame | None":
-        """RUN/stats/NAME.parquet, or None where `stats` has not written it."""
+        """Reads the table RUN/stats/NAME.parquet; None where `stats` has not written it."""
         import pandas as pd
 
         path = self.folder / "stats" / f"{name}.parquet"
@@ -250,14 +290,14 @@ class Run:
 
     @cached_property
     def answer(self) -> tuple[str, list[str]]:
-        """The study's question and its answer in sentences, by `stats`; no sentence where it could not say anything."""
+        """The study's question, and the sentences of the answer that `stats` wrote; none where it could not answer."""
         path = self.folder / "stats" / "answer.json"
         found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"question": "", "lines": []}
         return found["question"], found["lines"]
 
     @cached_property
     def best(self) -> tuple[int, int] | None:
-        """(layer, head) that the statistics chose on one half of the images; None without statistics."""
+        """The numbers (layer, head) that `stats` chose on one half of the images; None where it has not."""
         selection = self.table("selection")
         if selection is None or not len(selection):
             return None
@@ -269,7 +309,7 @@ class Run:
 
     @cached_property
     def image_score(self) -> tuple[str, NDArray[np.float32]] | None:
-        """What tells good images from bad ones: (name, [image, algorithm, layer, head]); None without statistics."""
+        """The score that orders the images: (name, [image, algorithm, layer, head]); None without statistics."""
         if self.table("summary") is None:
             return None
         for name in catalogue.leading():
@@ -288,9 +328,12 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The arrays of rows `start` on; None where the run has none of that name."""
+    """The arrays of n images; None for an array that the run lacks, or that was not asked for.
 
-    start: int
+    M algorithms, L layers, H heads, P patches, R repeats.
+    """
+
+    start: int  # the first image's row
     status: NDArray[np.uint8]
     height: NDArray[np.int32]
     width: NDArray[np.int32]
@@ -299,9 +342,9 @@ class Part:
     repeats: NDArray[np.uint8] | None  # [n, M, L, H, R, P]
     maps: NDArray[np.float32] | None  # [n, L, H, P]
     prefix_mass: NDArray[np.float32]  # [n, L, H]
-    scores: Mapping[str, NDArray[np.float32]]  # [n, L, H] each, from labelling
-    instance: NDArray[np.int16] | None = None  # [n, P] which of the image's annotations owns each patch, −1 for none
-    category: NDArray[np.int32] | None = None  # [n, P]
+    scores: Mapping[str, NDArray[np.float32]]  # [n, L, H] each; those that labelling computed
+    instance: NDArray[np.int16] | None = None  # [n, P] which of the image's annotations owns each patch; −1 for none
+    category: NDArray[np.int32] | None = None  # [n, P] the category of that annotation; −1 for none
 
 
 ANNOTATIONS_SCORED = "stats/annotations.json"

@@ -24,12 +24,28 @@ Failure = tuple[str, str, str]  # image id, cause, message
 class Writer:
     """Publishes partitions from a background thread: `with Writer(run, plan) as w: w.write(i, arrays, failures)`.
 
-    Leaving the block waits for what was handed over, whatever ended it. A failed write is raised by the next call.
+    The end of the block waits until what was handed over is published, even where an error ended it. Where a write
+    failed, the next call raises its error.
     """
 
-    def __init__(self, run: Path, plan: Plan, *, worker: str = "") -> None:
+    def __init__(self, run: Path, plan: Plan) -> None:
+        """Makes a scratch folder and opens the claims.
+
+        Parameters
+        ----------
+        run
+            The folder of a run whose stores were made.
+        plan
+            The run's plan.
+
+        Raises
+        ------
+        UserError
+            RUN is not a run of this schema, or can't be written.
+        WorkLeft
+            The disk is full.
+        """
         self._run, self._plan = Path(run), plan
-        self._worker = worker or f"{socket.gethostname()}:{os.getpid()}"
         read_root(self._run)  # a store of another schema is refused before any work
         self._encoder = Encoder(plan)
         with clear_disk_errors(self._run, f"cannot write to {run}"):
@@ -42,7 +58,7 @@ class Writer:
         self.busy_s = 0.0  # of the thread's processor time
 
     def claim(self, partition: int) -> bool:
-        """True if this process may label the partition: it is neither published nor another process's."""
+        """Claims a partition; False where it is published, or another process has claimed it."""
         if self.is_done(partition) or not self._claims.take(partition):
             return False
         if self.is_done(partition):  # published between the two looks
@@ -52,7 +68,7 @@ class Writer:
         return True
 
     def is_done(self, partition: int) -> bool:
-        """Whether the partition is published, by whomever."""
+        """Whether any process has published the partition."""
         return marker_path(self._run, partition).exists()
 
     def release(self, partition: int) -> None:
@@ -60,8 +76,7 @@ class Writer:
         self._claims.release(partition)
 
     def write(self, partition: int, arrays: Mapping[str, NDArray[Any]], failures: Sequence[Failure] = ()) -> None:
-        """Hands over all arrays of a partition; returns before they are published, once the partition handed over
-        before is.
+        """Hands over the arrays of a partition. Waits until the one before is published, but not for this one.
 
         Parameters
         ----------
@@ -111,7 +126,7 @@ class Writer:
                         {
                             "rows": list(self._plan.rows_of(partition)),
                             "failures": [list(f) for f in failures],
-                            "worker": self._worker,
+                            "worker": f"{socket.gethostname()}:{os.getpid()}",
                             "job": f"slurm-{os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else "",
                             "seconds": round(time.monotonic() - self._began, 3),
                             "time": round(time.time(), 3),

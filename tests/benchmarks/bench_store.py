@@ -13,6 +13,7 @@ import zarr
 from batchjob.plan import Plan
 from batchjob.store import arrays as layout
 from batchjob.store import lifecycle as store
+from batchjob.store.writer import Writer
 from tests.benchmarks.harness import Contest
 from tests.runs import Ids, made_up_model, made_up_plan
 
@@ -101,7 +102,7 @@ def _arrays(plan: Plan) -> dict[str, np.ndarray]:
 
 
 def _write(run: Path, plan: Plan, arrays: dict[str, np.ndarray]) -> None:
-    with store.Writer(run, plan) as writer:
+    with Writer(run, plan) as writer:
         for partition in range(plan.partition_count):
             writer.write(partition, arrays)
 
