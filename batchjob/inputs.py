@@ -36,7 +36,7 @@ def hashes(run: Path, annotations: str) -> dict[str, str]:
 
 
 def hashes_of_annotations(annotations: str) -> dict[str, str]:
-    """Computes the sha256 in hex of annotation files or folders, by absolute path; `annotations` is joined by commas."""
+    """Computes the sha256 in hex by absolute path of annotation files or folders; `annotations` is joined by commas."""
     paths = [os.path.abspath(path) for path in annotations.split(",") if path]
     return {path: _sha256_of_annotations(path) for path in paths}
 
