@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import zarr
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
@@ -144,3 +145,8 @@ def _coordinates(group: zarr.Group, heads: int, count: int) -> None:
         array[:] = np.array(values, object)
     _put(group, "layer", np.array([11], np.int16), "layer")
     _put(group, "head", np.arange(heads, dtype=np.int16), "head")
+
+
+def table(run: Path, name: str) -> pd.DataFrame:
+    """Reads a table that `stats` wrote."""
+    return pd.read_parquet(run / "stats" / f"{name}.parquet")

@@ -15,6 +15,7 @@ import pytest
 
 import batchjob
 from batchjob.config import Options, Runtime
+from batchjob.metrics import catalogue
 from tests.conftest import ROOT, SAMPLE
 
 DOCS = ROOT / "docs"
@@ -111,3 +112,12 @@ def test_every_fault_of_a_cluster_names_a_test_that_is_there() -> None:
         named = re.findall(r"`(test_\w+)`", row.split("|")[-2])
         assert named, row
         assert all(f"def {name}(" in tests for name in named), row
+
+
+def test_the_page_of_metrics_explains_every_score_and_null_with_small_pictures() -> None:
+    page = (DOCS / "metrics.md").read_text()
+    names = {row.name for row in catalogue.SCORES} | {n for row in catalogue.SCORES for n in row.nulls} | {"random"}
+    assert [n for n in sorted(names) if f"`{n}`" not in page and not n.startswith("jaccard")] == []
+    pictures = re.findall(r"!\[.+\]\((.+?)\)", page)
+    assert len(pictures) >= 7
+    assert [p for p in pictures if (DOCS / p).stat().st_size > 150_000] == []

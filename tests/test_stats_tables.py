@@ -1,4 +1,4 @@
-"""`run_stats`: from a run and its annotations to tables and sentences, on runs whose answers are known."""
+"""`stats` of one run: its tables, on runs whose answers are known, and what it refuses."""
 
 import dataclasses
 import json
@@ -16,13 +16,10 @@ from batchjob.metrics.catalogue import Score
 from batchjob.metrics.objects import Labelled
 from batchjob.metrics.uncertainty import first_half
 from batchjob.report import table as heads_table
-from batchjob.stats import run_stats, sentences, text
-from batchjob.stats.compare import upsample
-from batchjob.stats.modifiers import describe as describe_modifiers
-from batchjob.stats.numbers import gain, number
+from batchjob.stats import run_stats, text
 from batchjob.store.run import Run
 from tests import scenes
-from tests.made_up_runs import KINDS, image_ids, write_annotations, write_run
+from tests.made_up_runs import KINDS, image_ids, table, write_annotations, write_run
 
 COUNT = 18
 
@@ -34,10 +31,6 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     run = write_run(folder / "made-up", COUNT, failed=[3])
     annotations = write_annotations(folder / "instances.json", COUNT, missing=[4], wrong_size=[5])
     return run, run_stats([run], annotations=str(annotations), csv=True)
-
-
-def table(run: Path, name: str) -> pd.DataFrame:
-    return pd.read_parquet(run / "stats" / f"{name}.parquet")
 
 
 def by_kind(run: Path, score: str, null: str, column: str) -> dict[str, float]:
@@ -97,42 +90,6 @@ def test_the_best_head_is_chosen_by_its_gain_over_swap_and_few_images_claim_noth
     assert "pair_ari over position by distance" in text
     first_row = next(line for line in lines if line.startswith("kmeans"))
     assert first_row.split()[:3] == ["kmeans", "11", "1"]
-
-
-QUESTION = {"score": "instance_ari", "algorithm": "kmeans", "layer": 11, "head": 1, "n": 113, "informative": 90}
-QUESTION |= {"mean": 0.44, "better": 3, "worse": 1, "heads": 12}
-SWAP = QUESTION | {"null": "swap", "null_mean": 0.21, "gain": 0.23, "gain_low": 0.18, "gain_high": 0.27, "p": 1e-5}
-PLACE = QUESTION | {"null": "position", "null_mean": 0.33, "gain": 0.11, "gain_low": 0.05, "gain_high": 0.16, "p": 0.02}
-
-
-def test_the_answer_is_a_sentence_to_be_read_aloud(tmp_path: Path) -> None:
-    run = Run(write_run(tmp_path / "run", 2))
-    run.__dict__["layers"] = (10, 11)
-    assert sentences.sentence(run, [SWAP, PLACE]) == (
-        "Head 1 of layer 11 separates objects of one class: ARI 0.44, against 0.21 with other photos' objects (+0.23 "
-        "[+0.18, +0.27], p < 0.001, n = 113, chosen on the other half) and 0.33 by position alone (+0.11 [+0.05, "
-        "+0.16], p = 0.02)."
-    )
-    open_ = sentences.sentence(run, [SWAP | {"p": 0.2}, PLACE])
-    assert open_.startswith("It is open whether head 1 of layer 11 separates objects of one class: ARI 0.44")
-    worse = sentences.sentence(run, [SWAP | {"gain": -0.2}, PLACE])
-    assert worse.startswith("Head 1 of layer 11 does worse than with other photos' objects: ARI 0.44")
-    for few in ({"n": 19}, {"informative": 9}):
-        told = sentences.sentence(run, [SWAP | few, PLACE | few])
-        assert told.startswith("Too few to say whether head 1 of layer 11 separates objects of one class: ARI 0.44")
-        assert "p " not in told.replace("photos", "")
-        assert sentences.counts([SWAP | few, PLACE | few]) == ""
-    example = sentences.sentence(run, [SWAP | {"n": 5}, PLACE | {"n": 5}])
-    assert example == (
-        "An example, 5 photos: head 1 of layer 11 has ARI 0.44, against 0.21 with other photos' objects and 0.33 by "
-        "position alone."
-    )
-    assert sentences.counts([SWAP, PLACE]) == (
-        "Of 12 heads over all images, 3 do better than with other photos' objects, 1 worse; 3 do better than position "
-        "alone, 1 worse (p ≤ 0.05 after Holm's correction)."
-    )
-    whole = sentences.answer(run, pd.DataFrame([SWAP | {"n": 40}, PLACE | {"n": 40}]))
-    assert whole[-1].startswith("Under 50 images (here 40)")
 
 
 def test_counts_of_better_and_worse_heads_use_the_corrected_p(scored: Any) -> None:
@@ -252,34 +209,6 @@ def test_without_annotations_all_that_needs_none_is_there_and_the_way_to_the_res
         assert "instance_ari" not in arrays
 
 
-def test_an_untrained_run_is_the_random_null_of_the_others_image_by_image(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "trained", 6)
-    untrained = write_run(tmp_path / "untrained", 6, kinds=["random"] * 4, weights="random", seed=9)
-    annotations = str(write_annotations(tmp_path / "a.json", 6))
-    text = "\n".join(run_stats([run, untrained], annotations=annotations))
-    summary = table(run, "summary").query("score == 'instance_ari' and null == 'random'")
-    assert len(summary) == 4
-    with xarray.open_zarr(untrained / "scores.zarr", chunks=None) as arrays:
-        by_image = arrays["instance_ari"].values[:, 0, 0].mean(axis=1)
-    np.testing.assert_allclose(summary["null_mean"], by_image.mean(), rtol=1e-5)
-    assert "needs untrained runs" not in text
-    assert set(table(untrained, "summary").query("score == 'instance_ari'")["null"]) == {"swap", "position"}
-
-
-def test_an_untrained_run_of_other_options_is_refused_with_the_difference(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "trained", 3)
-    other = write_run(tmp_path / "untrained", 3, weights="random", seed=9, k="5")
-    with pytest.raises(UserError, match=r"untrained can't be the random null of .*: --k is 'instances' there, '5'"):
-        run_stats([run, other])
-    more = write_run(tmp_path / "more", 4, weights="random")
-    with pytest.raises(UserError, match="the images are others: 3 there, 4 here"):
-        run_stats([run, more])
-    heads = write_run(tmp_path / "heads", 3, weights="random", kinds=("random",))
-    with pytest.raises(UserError, match=r"heads: \(0, 1, 2, 3\) there, \(0,\) here"):
-        run_stats([run, heads])
-    assert not (run / "stats").exists()
-
-
 def test_annotations_that_were_left_out_are_told_by_cause(tmp_path: Path) -> None:
     run, path = write_run(tmp_path / "run", 3), write_annotations(tmp_path / "a.json", 3)
     content = json.loads(path.read_text())
@@ -290,50 +219,6 @@ def test_annotations_that_were_left_out_are_told_by_cause(tmp_path: Path) -> Non
     assert len(said) == 1
     assert said[0].startswith("2 annotations left out: ")
     assert text.left_out(json.loads((run / "stats" / "counts.json").read_text())) == said
-
-
-def test_runs_of_other_grids_are_compared_on_the_finest_by_paired_differences(tmp_path: Path) -> None:
-    fine = write_run(tmp_path / "fine", 9)
-    coarse = write_run(tmp_path / "coarse", 9, grid=(7, 7))
-    lines = run_stats([fine, coarse], annotations=str(write_annotations(tmp_path / "a.json", 9)))
-    found = table(fine, "comparison")
-    best = found.query("score == 'instance_ari' and of == 'best head'").iloc[0]
-    assert best["head_a"] == 1
-    assert best["mean_a"] > best["mean_b"] > 0.3  # up-sampled labels of the coarse grid miss the disks' edges
-    whole = found.query("score == 'instance_ari' and of == 'mean of heads'").iloc[0]
-    assert whole["difference"] == pytest.approx(whole["mean_a"] - whole["mean_b"])
-    assert whole["low"] <= whole["difference"] <= whole["high"]
-    heads = found.query("score == 'image_ari' and of == 'head'")
-    assert heads["head_a"].tolist() == heads["head_b"].tolist() == [0, 1, 2, 3]
-    assert (heads["p_holm"] >= heads["p"]).all()
-    assert any("on 14×14 patches, instances that survive on every grid, equal k" in line for line in lines)
-    same_head = table(fine, "agreement_runs").set_index("head")["mean"]
-    assert same_head[1] > 0.4 > 0.2 > same_head[3]
-
-
-def test_a_run_against_itself_differs_by_nothing(tmp_path: Path) -> None:
-    one, two = (write_run(tmp_path / name, 6) for name in ("one", "two"))
-    run_stats([one, two], annotations=str(write_annotations(tmp_path / "a.json", 6)))
-    found = table(one, "comparison")
-    assert (found["difference"] == 0).all()
-    assert (found["p"] == 1).all()
-    assert (table(one, "agreement_runs")["mean"] == 1).all()
-    # on its own grid the comparison's figures are the summary's
-    summary = table(one, "summary").query("score == 'pair_ari' and null == 'position'").sort_values("head")
-    heads = found.query("score == 'pair_ari' and of == 'head'")
-    np.testing.assert_allclose(heads["mean_a"], summary["mean"], rtol=1e-5)
-    gains = found.query("score == 'pair_ari over position' and of == 'head'")
-    np.testing.assert_allclose(gains["mean_a"], summary["gain"], rtol=1e-4, atol=1e-6)
-
-
-def test_up_sampling_is_by_nearest_neighbour() -> None:
-    assert (
-        upsample(np.array([1, 2, 3, 4]), (2, 2), (4, 4)).reshape(4, 4).tolist()
-        == [[1, 1, 2, 2]] * 2 + [[3, 3, 4, 4]] * 2
-    )
-    assert upsample(np.array([1, 2]), (1, 2), (1, 3)).tolist() == [1, 2, 2]
-    values = np.arange(scenes.GRID[0] * scenes.GRID[1])
-    assert (upsample(values, scenes.GRID, scenes.GRID) == values).all()
 
 
 def test_wrong_input_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
@@ -379,31 +264,3 @@ def test_a_view_says_what_a_run_is(tmp_path: Path) -> None:
     assert (view.algorithms, view.layers, view.heads) == (("kmeans",), (11,), (0, 1, 2, 3))
     assert view.geometry.grid == scenes.GRID
     assert view.ids == image_ids(2)
-
-
-def test_a_rank_correlation_of_what_does_not_vary_is_not_told() -> None:
-    row = {"layer": 0, "head": 0, "algorithm": "kmeans", "modifier": "smaller", "low": 2.0, "high": 4.0, "gain": 0.05}
-    row |= {"gain_low": -0.1, "gain_high": 0.2, "pairs": 2, "correlation": np.nan}
-    (line,) = describe_modifiers(pd.DataFrame([row]), 0, 0, "kmeans")
-    assert line == "pair_ari over position by smaller: 2 to 4 +0.05 [−0.10, +0.20] (2 pairs)"
-
-
-def test_a_cnns_self_similarity_is_nowhere_called_attention(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run", 4)
-    vit, cnn = Run(folder), Run(folder)
-    cnn.__dict__["_names"] = frozenset({"saliency"})
-    row = SWAP | {"score": "pair_auc", "algorithm": ""}
-    assert "attends within objects" in sentences.sentence(vit, [row])
-    assert "finds more self-similarity within objects" in sentences.sentence(cnn, [row])
-    assert "atten" not in sentences.sentence(cnn, [row])
-    hints = text.missing_inputs(cnn, [], has_annotations=True, has_random=True)
-    assert all("the attention itself" not in hint for hint in hints)
-    lines = text.describe(cnn, {}, pd.DataFrame({"score": [], "mean": [], "null": [], "head": []}), pd.DataFrame())
-    assert any("a CNN has no attention" in line for line in lines)
-
-
-def test_numbers_that_round_to_nothing_have_no_sign() -> None:
-    assert [gain(v) for v in (-0.0001, 0.0001, 0.0, -0.0)] == ["0.000"] * 4
-    assert [number(v) for v in (-0.0001, -0.0)] == ["0.000"] * 2
-    assert [gain(v) for v in (-0.1, 0.1, np.nan)] == ["−0.100", "+0.100", "–"]
-    assert gain(-0.004, 2) == "0.00"

@@ -1,0 +1,102 @@
+"""Null models: whose objects an image is lent, and what scenes with a known answer score beside them."""
+
+import numpy as np
+import pytest
+
+from batchjob.metrics import agreement as partitions
+from batchjob.metrics import clusters as scores
+from batchjob.metrics import nulls
+from batchjob.metrics.objects import Objects
+from batchjob.stats.position import position_labels
+from tests import scenes
+
+# ---- other photos' objects ----
+
+
+def test_photos_of_as_many_objects_lend_them_and_never_the_image_itself() -> None:
+    counts = np.array([2] * 30 + [3] * 2 + [5] * 3 + [0])
+    donors = nulls.Donors(counts, counts > 0, seed=1)
+    for row in range(30):
+        lent = donors.of(row)
+        assert len(set(lent.tolist())) == nulls.SWAPS
+        assert row not in lent
+        assert (counts[lent] == 2).all()
+    lent = donors.of(31)  # one is alike: photos of the nearest number, two, join it
+    assert (np.sort(counts[lent])[::-1][:1] == 3).all()
+    assert (counts[lent] == 2).sum() == nulls.SWAPS - 1
+    assert len(donors.of(len(counts) - 1)) == 0  # no objects, no null
+    assert (donors.of(7) == nulls.Donors(counts, counts > 0, seed=1).of(7)).all()
+    assert sorted(donors.of(7)) != sorted(nulls.Donors(counts, counts > 0, seed=2).of(7))
+
+
+def test_padded_photos_of_the_same_shape_lend_first() -> None:
+    counts, shapes = np.resize([2, 3], 40), np.arange(40) // 20
+    donors = nulls.Donors(counts, counts > 0, shapes, seed=0)
+    assert set(donors.of(3)) == set(range(1, 20, 2)) - {3}  # nine of the same number and shape are enough
+
+
+def test_an_image_with_two_of_a_kind_gets_photos_with_two_of_a_kind() -> None:
+    counts, twins = np.full(20, 2), np.arange(20) % 2 == 0
+    donors = nulls.Donors(counts, twins, seed=0)
+    assert twins[donors.of(4)].all()
+    assert len(donors.of(4)) == 9
+    assert len(donors.of(3)) == 19
+
+
+def test_objects_that_fall_into_padding_are_left_out() -> None:
+    owner = np.array([0, 0, 1, 1, 2, 2, -1, 1])
+    objects = Objects(owner, np.array([7, 8, 7]), np.zeros((3, 4)), np.eye(3, 8))
+    inside = objects.inside(np.array([1, 1, 1, 0, 1, 0, 1, 1], bool))
+    assert inside.owner.tolist() == [0, 0, 1, -1, -1, -1, -1, 1]
+    assert inside.category.tolist() == [7, 8]
+    assert objects.has_twins
+    assert not inside.has_twins
+    assert objects.inside(None) is objects
+
+
+# ---- the four scenes ----
+
+KNOWN = {"class": (0, 0.66), "instance": (0.99, 1.0), "local": (0.70, 0.02), "random": (0, 0)}
+
+
+@pytest.mark.parametrize("kind", list(KNOWN))
+def test_attention_made_by_a_rule_scores_what_it_must(kind: str) -> None:
+    random = np.random.default_rng(0)
+    found = []
+    for i in range(24):
+        count = (2, 3, 6)[i % 3]
+        owner = scenes.disks(count, random)
+        labels = scenes.k_means(scenes.attention(kind, owner, random), count + 1, i)
+        category = np.zeros(count, int)
+        own = scores.instance_scores(labels, owner, category)["instance_ari"][0]
+        found.append((own, scores.image_ari(partitions.contingency(labels, owner + 1))[0]))
+    instance, image = np.mean(found, axis=0)
+    assert instance == pytest.approx(KNOWN[kind][0], abs=0.12), (instance, image)
+    assert image == pytest.approx(KNOWN[kind][1], abs=0.12), (instance, image)
+
+
+def test_local_attention_is_no_better_than_the_position_null_and_instance_attention_is() -> None:
+    random = np.random.default_rng(1)
+    gains: dict[str, list[float]] = {"local": [], "instance": []}
+    for i in range(18):
+        count = (2, 3, 6)[i % 3]
+        owner = scenes.disks(count, random)
+        null = position_labels(scenes.GRID, count + 1)
+        by_position = scores.instance_scores(null, owner, np.zeros(count, int))["instance_ari"].mean()
+        for kind, into in gains.items():
+            labels = scenes.k_means(scenes.attention(kind, owner, random), count + 1, i)
+            into.append(scores.instance_scores(labels, owner, np.zeros(count, int))["instance_ari"][0] - by_position)
+    assert abs(np.mean(gains["local"])) < 0.15
+    assert np.mean(gains["instance"]) > 0.1
+
+
+def test_shuffled_labels_score_nothing_within_their_error() -> None:
+    random = np.random.default_rng(2)
+    found = []
+    for i in range(60):
+        owner = scenes.disks(3, random)
+        labels = np.where(owner < 0, 3, owner)[None].astype(np.uint8)
+        shuffled = nulls.shuffle(labels, row=i, seed=0)
+        assert (np.sort(shuffled) == np.sort(labels)).all()
+        found.append(scores.instance_scores(shuffled, owner, np.zeros(3, int))["instance_ari"][0])
+    assert abs(np.mean(found)) < 3 * np.std(found) / np.sqrt(60)

@@ -1,0 +1,78 @@
+"""What `stats` says: sentences to be read aloud, and numbers as text."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from batchjob.stats import sentences, text
+from batchjob.stats.modifiers import describe as describe_modifiers
+from batchjob.stats.numbers import gain, number
+from batchjob.store.run import Run
+from tests.made_up_runs import write_run
+
+QUESTION = {"score": "instance_ari", "algorithm": "kmeans", "layer": 11, "head": 1, "n": 113, "informative": 90}
+
+QUESTION |= {"mean": 0.44, "better": 3, "worse": 1, "heads": 12}
+
+SWAP = QUESTION | {"null": "swap", "null_mean": 0.21, "gain": 0.23, "gain_low": 0.18, "gain_high": 0.27, "p": 1e-5}
+
+PLACE = QUESTION | {"null": "position", "null_mean": 0.33, "gain": 0.11, "gain_low": 0.05, "gain_high": 0.16, "p": 0.02}
+
+
+def test_the_answer_is_a_sentence_to_be_read_aloud(tmp_path: Path) -> None:
+    run = Run(write_run(tmp_path / "run", 2))
+    run.__dict__["layers"] = (10, 11)
+    assert sentences.sentence(run, [SWAP, PLACE]) == (
+        "Head 1 of layer 11 separates objects of one class: ARI 0.44, against 0.21 with other photos' objects (+0.23 "
+        "[+0.18, +0.27], p < 0.001, n = 113, chosen on the other half) and 0.33 by position alone (+0.11 [+0.05, "
+        "+0.16], p = 0.02)."
+    )
+    open_ = sentences.sentence(run, [SWAP | {"p": 0.2}, PLACE])
+    assert open_.startswith("It is open whether head 1 of layer 11 separates objects of one class: ARI 0.44")
+    worse = sentences.sentence(run, [SWAP | {"gain": -0.2}, PLACE])
+    assert worse.startswith("Head 1 of layer 11 does worse than with other photos' objects: ARI 0.44")
+    for few in ({"n": 19}, {"informative": 9}):
+        told = sentences.sentence(run, [SWAP | few, PLACE | few])
+        assert told.startswith("Too few to say whether head 1 of layer 11 separates objects of one class: ARI 0.44")
+        assert "p " not in told.replace("photos", "")
+        assert sentences.counts([SWAP | few, PLACE | few]) == ""
+    example = sentences.sentence(run, [SWAP | {"n": 5}, PLACE | {"n": 5}])
+    assert example == (
+        "An example, 5 photos: head 1 of layer 11 has ARI 0.44, against 0.21 with other photos' objects and 0.33 by "
+        "position alone."
+    )
+    assert sentences.counts([SWAP, PLACE]) == (
+        "Of 12 heads over all images, 3 do better than with other photos' objects, 1 worse; 3 do better than position "
+        "alone, 1 worse (p ≤ 0.05 after Holm's correction)."
+    )
+    whole = sentences.answer(run, pd.DataFrame([SWAP | {"n": 40}, PLACE | {"n": 40}]))
+    assert whole[-1].startswith("Under 50 images (here 40)")
+
+
+def test_a_rank_correlation_of_what_does_not_vary_is_not_told() -> None:
+    row = {"layer": 0, "head": 0, "algorithm": "kmeans", "modifier": "smaller", "low": 2.0, "high": 4.0, "gain": 0.05}
+    row |= {"gain_low": -0.1, "gain_high": 0.2, "pairs": 2, "correlation": np.nan}
+    (line,) = describe_modifiers(pd.DataFrame([row]), 0, 0, "kmeans")
+    assert line == "pair_ari over position by smaller: 2 to 4 +0.05 [−0.10, +0.20] (2 pairs)"
+
+
+def test_a_cnns_self_similarity_is_nowhere_called_attention(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", 4)
+    vit, cnn = Run(folder), Run(folder)
+    cnn.__dict__["_names"] = frozenset({"saliency"})
+    row = SWAP | {"score": "pair_auc", "algorithm": ""}
+    assert "attends within objects" in sentences.sentence(vit, [row])
+    assert "finds more self-similarity within objects" in sentences.sentence(cnn, [row])
+    assert "atten" not in sentences.sentence(cnn, [row])
+    hints = text.missing_inputs(cnn, [], has_annotations=True, has_random=True)
+    assert all("the attention itself" not in hint for hint in hints)
+    lines = text.describe(cnn, {}, pd.DataFrame({"score": [], "mean": [], "null": [], "head": []}), pd.DataFrame())
+    assert any("a CNN has no attention" in line for line in lines)
+
+
+def test_numbers_that_round_to_nothing_have_no_sign() -> None:
+    assert [gain(v) for v in (-0.0001, 0.0001, 0.0, -0.0)] == ["0.000"] * 4
+    assert [number(v) for v in (-0.0001, -0.0)] == ["0.000"] * 2
+    assert [gain(v) for v in (-0.1, 0.1, np.nan)] == ["−0.100", "+0.100", "–"]
+    assert gain(-0.004, 2) == "0.00"

@@ -1,0 +1,85 @@
+"""`stats` of several runs: untrained runs as the random null, and paired differences between runs."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray
+
+from batchjob.errors import UserError
+from batchjob.stats import run_stats
+from batchjob.stats.compare import upsample
+from tests import scenes
+from tests.made_up_runs import table, write_annotations, write_run
+
+
+def test_an_untrained_run_is_the_random_null_of_the_others_image_by_image(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "trained", 6)
+    untrained = write_run(tmp_path / "untrained", 6, kinds=["random"] * 4, weights="random", seed=9)
+    annotations = str(write_annotations(tmp_path / "a.json", 6))
+    text = "\n".join(run_stats([run, untrained], annotations=annotations))
+    summary = table(run, "summary").query("score == 'instance_ari' and null == 'random'")
+    assert len(summary) == 4
+    with xarray.open_zarr(untrained / "scores.zarr", chunks=None) as arrays:
+        by_image = arrays["instance_ari"].values[:, 0, 0].mean(axis=1)
+    np.testing.assert_allclose(summary["null_mean"], by_image.mean(), rtol=1e-5)
+    assert "needs untrained runs" not in text
+    assert set(table(untrained, "summary").query("score == 'instance_ari'")["null"]) == {"swap", "position"}
+
+
+def test_an_untrained_run_of_other_options_is_refused_with_the_difference(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "trained", 3)
+    other = write_run(tmp_path / "untrained", 3, weights="random", seed=9, k="5")
+    with pytest.raises(UserError, match=r"untrained can't be the random null of .*: --k is 'instances' there, '5'"):
+        run_stats([run, other])
+    more = write_run(tmp_path / "more", 4, weights="random")
+    with pytest.raises(UserError, match="the images are others: 3 there, 4 here"):
+        run_stats([run, more])
+    heads = write_run(tmp_path / "heads", 3, weights="random", kinds=("random",))
+    with pytest.raises(UserError, match=r"heads: \(0, 1, 2, 3\) there, \(0,\) here"):
+        run_stats([run, heads])
+    assert not (run / "stats").exists()
+
+
+def test_runs_of_other_grids_are_compared_on_the_finest_by_paired_differences(tmp_path: Path) -> None:
+    fine = write_run(tmp_path / "fine", 9)
+    coarse = write_run(tmp_path / "coarse", 9, grid=(7, 7))
+    lines = run_stats([fine, coarse], annotations=str(write_annotations(tmp_path / "a.json", 9)))
+    found = table(fine, "comparison")
+    best = found.query("score == 'instance_ari' and of == 'best head'").iloc[0]
+    assert best["head_a"] == 1
+    assert best["mean_a"] > best["mean_b"] > 0.3  # up-sampled labels of the coarse grid miss the disks' edges
+    whole = found.query("score == 'instance_ari' and of == 'mean of heads'").iloc[0]
+    assert whole["difference"] == pytest.approx(whole["mean_a"] - whole["mean_b"])
+    assert whole["low"] <= whole["difference"] <= whole["high"]
+    heads = found.query("score == 'image_ari' and of == 'head'")
+    assert heads["head_a"].tolist() == heads["head_b"].tolist() == [0, 1, 2, 3]
+    assert (heads["p_holm"] >= heads["p"]).all()
+    assert any("on 14×14 patches, instances that survive on every grid, equal k" in line for line in lines)
+    same_head = table(fine, "agreement_runs").set_index("head")["mean"]
+    assert same_head[1] > 0.4 > 0.2 > same_head[3]
+
+
+def test_a_run_against_itself_differs_by_nothing(tmp_path: Path) -> None:
+    one, two = (write_run(tmp_path / name, 6) for name in ("one", "two"))
+    run_stats([one, two], annotations=str(write_annotations(tmp_path / "a.json", 6)))
+    found = table(one, "comparison")
+    assert (found["difference"] == 0).all()
+    assert (found["p"] == 1).all()
+    assert (table(one, "agreement_runs")["mean"] == 1).all()
+    # on its own grid the comparison's figures are the summary's
+    summary = table(one, "summary").query("score == 'pair_ari' and null == 'position'").sort_values("head")
+    heads = found.query("score == 'pair_ari' and of == 'head'")
+    np.testing.assert_allclose(heads["mean_a"], summary["mean"], rtol=1e-5)
+    gains = found.query("score == 'pair_ari over position' and of == 'head'")
+    np.testing.assert_allclose(gains["mean_a"], summary["gain"], rtol=1e-4, atol=1e-6)
+
+
+def test_up_sampling_is_by_nearest_neighbour() -> None:
+    assert (
+        upsample(np.array([1, 2, 3, 4]), (2, 2), (4, 4)).reshape(4, 4).tolist()
+        == [[1, 1, 2, 2]] * 2 + [[3, 3, 4, 4]] * 2
+    )
+    assert upsample(np.array([1, 2]), (1, 2), (1, 3)).tolist() == [1, 2, 2]
+    values = np.arange(scenes.GRID[0] * scenes.GRID[1])
+    assert (upsample(values, scenes.GRID, scenes.GRID) == values).all()
