@@ -1,6 +1,6 @@
 # The commands of this project; `make help` lists them. Every option of batchjob is a variable: K=7 MODEL=… LAYERS=all.
-# Variables count where make's command line gives them, never from the environment: K, SEED, DATA are common names. What
-# they hold reaches the program as it is, whatever it is: nothing in it is expanded or executed.
+# Variables are read from make's command line only, not from the environment, since K, SEED and DATA are common names.
+# Their values reach the program unchanged: nothing in them is expanded or executed.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
@@ -11,20 +11,20 @@ PYTHON = python3
 ACTIVE := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX))
 ENV := $(or $(ACTIVE),.venv)
 PY := $(ENV)/bin/python
-# One stamp an environment and checkout: a second `make` takes no time here, another clone installs itself.
+# One stamp for each environment and checkout, so that a second `make` takes no time and another clone installs itself.
 STAMP := $(ENV)/.batchjob$(subst /,_,$(CURDIR))
 GPU = auto
 
-# What `make run` without DATA runs: the embedded sample, at a size at which its figure is worth looking at.
+# `make run` without DATA runs the embedded sample, at a size that is large enough for its figures.
 SAMPLE := batchjob/sample
 SAMPLE_RUN := runs/sample
 
 RESULT_OPTIONS := MODEL WEIGHTS IMAGE_SIZE RESIZE LAYERS HEADS STAGE SCOPE QUERIES ALGORITHM CLUSTER_ON DISTANCE K N_INIT REPEATS SEED \
   PRECISION ANNOTATIONS SPLIT SCORES KEEP_MAPS FEATURES FIT_ROWS LIMIT ROWS_PER_PARTITION
 RUNTIME_OPTIONS := DEVICE ENGINE GPUS BATCH_SIZE WORKERS MAX_FAILURES
-# of `make submit`: the shape of the job; GPUS counts those of each node there
+# the shape of the job for `make submit`, where GPUS is the number for each node
 SHAPE := NODES GPUS TASKS ARRAY
-# not handed on as environment either, where make would expand them
+# these are not handed on in the environment either, since make would expand them
 unexport DATA RUN RETRY_FAILED NODES TASKS ARRAY SMOKE NAMES GPU $(RESULT_OPTIONS) $(RUNTIME_OPTIONS)
 
 lower = $(subst _,-,$(shell echo $(1) | tr A-Z a-z))
@@ -33,7 +33,8 @@ define newline
 
 
 endef
-# for bash, which runs the recipes; a line break becomes $'\n', since make takes @ and - away where a line begins with one
+# quotes for bash, which runs the recipes; a line break becomes $'\
+', since make removes @ and - at the start of a line
 quoted = '$(subst $(newline),'$$'\n'',$(subst ','\'',$(1)))'
 flags = $(foreach name,$(1),$(if $(call given,$(name)),--$(call lower,$(name)) $(call quoted,$(call given,$(name)))))
 RETRY = $(if $(filter-out 0,$(call given,RETRY_FAILED)),--retry-failed)
@@ -45,7 +46,7 @@ RUN_OR_SAMPLE = $(or $(RUN_ARG),$(SAMPLE_RUN))
 
 .PHONY: help env dev run submit status cancel stats figures report show test test-slow test-gpu gpu-proof bench check docs clean
 
-help:  ## this list
+help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 	echo "  Options are variables: make run DATA=/coco MODEL=vit_base_patch16_224.mae K=instances LAYERS=all"
 
@@ -61,7 +62,7 @@ $(STAMP)-dev: pyproject.toml
 	@$(PYTHON) -m batchjob.install '$(ENV)' --gpu '$(GPU)' --dev
 	touch '$@' '$(STAMP)'
 
-run: env  ## the whole job, on the sample or on DATA=/folder, tar, COCO root or list (RETRY_FAILED=1: what was unreadable)
+run: env  ## run the whole job, on the sample or on DATA=/folder, tar, COCO root… (RETRY_FAILED=1: retry failed images)
 	@if [ -n $(DATA_ARG) ]; then
 	  $(PY) -m batchjob run $(DATA_ARG) $(RUN_ARG) $(RETRY) $(RESULT_FLAGS) $(RUNTIME_FLAGS)
 	else
@@ -85,43 +86,43 @@ submit: env  ## queue the job on a Slurm cluster: DATA=/coco NODES=2 GPUS=4 (ARR
 	@$(foreach name,$(SHAPE),$(name)=$(call quoted,$(call given,$(name)))) slurm/submit.sh $(DATA_ARG) $(RUN_ARG) \
 	  $(RETRY) $(RESULT_FLAGS) -- $(call flags,$(filter-out GPUS,$(RUNTIME_OPTIONS)))
 
-status: env  ## queue, logs and progress of RUN=… on the cluster; without RUN, of the newest
+status: env  ## show jobs, logs and progress of RUN=… on the cluster; without RUN, of the newest runs
 	@slurm/jobs.sh status $(RUN_ARG)
 
-cancel:  ## take RUN=… out of the queue; what is published stays
+cancel:  ## cancel the jobs of RUN=…; what is published stays
 	@slurm/jobs.sh cancel $(RUN_ARG)
 
-stats: env  ## tables of RUN=…: scores, null models, intervals
+stats: env  ## compute the tables of RUN=…: scores, null models, intervals
 	@$(PY) -m batchjob stats $(RUN_OR_SAMPLE) $(call flags,ANNOTATIONS)
 
-figures: env  ## pictures of RUN=…
+figures: env  ## draw the pictures of RUN=…
 	@$(PY) -m batchjob figures $(RUN_OR_SAMPLE)
 
-report: env  ## one HTML page of RUN=…
+report: env  ## write one HTML page of RUN=…
 	@$(PY) -m batchjob report $(RUN_OR_SAMPLE)
 
-show: env  ## plan, progress, throughput and failures of RUN=…
+show: env  ## show plan, progress, throughput and failures of RUN=…
 	@$(PY) -m batchjob show $(RUN_OR_SAMPLE)
 
-test: dev  ## the tests (what needs a GPU, minutes or Slurm's packages is counted apart)
+test: dev  ## run the tests, except those that need a GPU, Slurm or minutes
 	@$(PY) -m pytest -n 2 --dist loadgroup
 
-test-slow: dev  ## the long ones: kills, real Slurm, the soak of the loader
+test-slow: dev  ## run the long tests: kills, real Slurm, 20,000 images
 	@$(PY) -m pytest -n 2 --dist loadgroup -m 'slow and not gpu'
 
-test-gpu: dev  ## the ones for an NVIDIA GPU; red where there is none
+test-gpu: dev  ## run the tests for an NVIDIA GPU; fails if there is none
 	@$(PY) -m pytest -m gpu
 
-gpu-proof: dev  ## all that a card alone can show, in under 8 minutes: build/gpu-proof.md (exits 2 without a GPU)
+gpu-proof: dev  ## run every check that needs a GPU, in under 8 minutes: build/gpu-proof.md (exits 2 without a GPU)
 	@$(PY) -m tests.benchmarks.gpu_proof
 
-bench: dev  ## ratios against named peers, in one run (SMOKE=1: that they run; NAMES=…)
+bench: dev  ## measure speed against named peers (SMOKE=1: only check that the benchmarks run; NAMES=…)
 	@$(PY) -m tests.benchmarks $(if $(call given,SMOKE),--smoke) $(call given,NAMES)
 
-check: dev  ## lint, format and types
+check: dev  ## check lint, format and types
 	@$(PY) -m ruff check batchjob tests docs && $(PY) -m ruff format --check batchjob tests docs/*.py && $(PY) -m mypy batchjob
 
-docs: env  ## the documentation as a site: build/site/index.html
+docs: env  ## build the documentation as a site: build/site/index.html
 	@$(PY) -m pip install -q --disable-pip-version-check -e '.[docs]'
 	$(PY) -m mkdocs build -q
 	echo 'open: build/site/index.html'

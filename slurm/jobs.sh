@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# slurm/jobs.sh status [RUN] | cancel RUN: the jobs that submit.sh queued for a run; of the newest runs without RUN.
+# slurm/jobs.sh status [RUN] | cancel RUN: shows or cancels the jobs that submit.sh queued for RUN. `status` without RUN
+# shows those of the newest runs.
 set -euo pipefail
 verb=${1:-} run=${2:-}
 BATCHJOB_HOME=$(cd "$(dirname "$0")/.." && pwd)
@@ -7,12 +8,14 @@ export BATCHJOB_HOME
 . "$BATCHJOB_HOME/slurm/site.sh"
 fail() { echo "jobs: $*" >&2; exit 2; }
 
-# fact JOB NAME: what Slurm knows of a job, ended or not; of an array's tasks each value once. Nothing if it forgot it.
+# fact JOB NAME: prints a property of a job, also after its end; for an array, each value of its tasks once. Prints
+# nothing if Slurm has forgotten the job.
 fact() {
   scontrol -o show job "$1" 2>/dev/null | tr ' ' '\n' | sed -n "s/^$2=//p" | sort -u | paste -sd+
 }
 
-# state JOB: from the controller, which forgets a job minutes after its end, else from the accounting.
+# state JOB: prints the state of a job, from the controller, which forgets a job minutes after its end, else from the
+# accounting.
 state() {
   local found
   found=$(fact "$1" JobState)
@@ -20,8 +23,8 @@ state() {
   echo "${found:-ended (Slurm has forgotten how)}"
 }
 
-# The jobs of the last submit: a line each, with what a state means where it is not plain. A job that has no log and was
-# cancelled by Slurm itself was dropped, since the one before it failed.
+# Prints a line for each job of the last submit, and explains states that need it. A job without a log that Slurm itself
+# cancelled was dropped, since the job before it failed.
 describe_jobs() {
   local id name now before='' before_state='' log
   while read -r id name; do
@@ -41,7 +44,8 @@ describe_jobs() {
   done < <(last_submit)
 }
 
-# The lines of jobs.txt from the last fit, or label that follows none, on.
+# Prints the lines of jobs.txt that the last submit wrote: from the last fit on, or from the last label if no fit
+# precedes it.
 last_submit() {
   awk '$2 == "fit" || ($2 == "label" && last != "fit") { first = NR } { last = $2; line[NR] = $0 }
     END { for (i = first; i <= NR; i++) if (i > 0) print line[i] }' "$run/logs/jobs.txt"

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# slurm/submit.sh DATA [RUN] [options of `batchjob plan`] [-- runtime options]: checks everything here, on the login node,
-# then queues label (after fit, with --scope dataset) and report: all of them, or none. Shape, from the environment:
-#   NODES=1 GPUS=1 (of each node; 0: CPUs) TASKS=1 (of each node, with GPUS=0) ARRAY= (tasks of a job array of that shape)
+# slurm/submit.sh DATA [RUN] [options of `batchjob plan`] [-- runtime options]: checks everything on the login node,
+# then queues label (after fit, with --scope dataset) and report: all jobs or none. The environment gives the shape:
+#   NODES=1, GPUS=1 (for each node; 0: CPUs), TASKS=1 (for each node, with GPUS=0), ARRAY= (tasks of a job array, each
+#   of that shape)
 set -euo pipefail
 shopt -s inherit_errexit
 BATCHJOB_HOME=$(cd "$(dirname "$0")/.." && pwd)
@@ -26,7 +27,7 @@ for number in "$nodes" "$gpus" "$tasks" "${array:-1}"; do
 done
 [ "$nodes" -ge 1 ] && [ "$tasks" -ge 1 ] || fail "NODES=$nodes, TASKS=$tasks: a job has 1 or more of each"
 [ "$gpus" = 0 ] || tasks=$gpus
-# Where GPUs were asked for, a task that can't use one must fail, and not label on the CPU.
+# If GPUs were asked for, a task that cannot use one must fail and not label on the CPU.
 [[ " ${runtime[*]-}" == *" --device"* ]] || runtime+=(--device "$([ "$gpus" -gt 0 ] && echo cuda || echo cpu)")
 command -v sbatch >/dev/null || fail "no sbatch here: this is not a login node of a Slurm cluster; without one: batchjob run"
 
@@ -37,8 +38,9 @@ size=$(fit_size "$BATCHJOB_PARTITION" "$nodes" "$tasks" "$counted" "$BATCHJOB_CP
 report_time=$(fit_time "$BATCHJOB_REPORT_TIME" "$BATCHJOB_REPORT_PARTITION" BATCHJOB_REPORT_TIME)
 report_size=$(fit_size "$BATCHJOB_REPORT_PARTITION" 1 1 0 "$BATCHJOB_REPORT_CPUS" "$BATCHJOB_REPORT_MEM" BATCHJOB_REPORT_)
 
-# Here there is internet, on the compute nodes there is none: weights, data and environment are looked at before the
-# job waits in the queue. `plan` fetches the weights, reads the data and writes the plan; it is refused if RUN differs.
+# The login node has internet and the compute nodes do not, so weights, data and environment are checked before the job
+# waits in the queue. `plan` fetches the weights, reads the data and writes the plan; it refuses a RUN with another
+# plan.
 site_environment
 unset HF_HUB_OFFLINE
 [ "$gpus" -gt 0 ] && export BATCHJOB_PLAN_FOR_GPU=1
@@ -90,7 +92,7 @@ clean_up() { # all of the jobs, or none
 trap clean_up EXIT
 trap 'exit 75' INT TERM
 
-# refused NAME: ends with sbatch's lines, and what they mean for site.sh
+# refused NAME: fails with sbatch's lines, and names the setting of site.sh to check
 refused() {
   local lines hint
   lines=$(cat "$scratch/error")
@@ -108,18 +110,18 @@ refused() {
   fail "sbatch refused the $1 job: $(tr '\n' ' ' <<<"$lines" | sed 's/ *$//'); check $hint in slurm/site.sh"
 }
 
-# ask NAME SBATCH-FLAGS…: ends where Slurm would refuse such a job; says so where no node can run it as things are now.
+# ask NAME SBATCH-FLAGS…: fails if Slurm would refuse such a job. Says so if no node that is up now could run it.
 ask() {
   local name=$1
   shift
   sbatch --test-only "$@" "$BATCHJOB_HOME/slurm/$name.sbatch" >/dev/null 2>"$scratch/error" && return 0
-  # nodes_in counts drained nodes, this does not: they may come back
+  # nodes_in also counts drained nodes, which may come back; sbatch does not
   grep -q "node configuration is not available" "$scratch/error" || refused "$name"
   [ -n "$(nodes_in "$BATCHJOB_PARTITION")" ] && [ ${#BATCHJOB_EXTRA[@]} = 0 ] || refused "$name"
   echo "submit: no nodes that are up now could run the $name job; it waits until some come back (sinfo shows them)" >&2
 }
 
-# queue NAME SBATCH-FLAGS… -- ARGUMENTS: leaves the job's id in $id.
+# queue NAME SBATCH-FLAGS… -- ARGUMENTS: queues a job and leaves its id in $id.
 queue() {
   local name=$1 given=()
   shift
@@ -137,7 +139,7 @@ queue() {
 ask label "${shape[@]}" ${array:+--array="0-$((array - 1))"}
 ask report "${alone[@]}"
 [ -z "$retry" ] || "$BATCHJOB_PYTHON" -m batchjob plan "$data" "$run" "$retry" ${plan[@]+"${plan[@]}"} >/dev/null
-logs=${run//%/%%}/logs # % is Slurm's own sign there
+logs=${run//%/%%}/logs # Slurm reads % as the start of a placeholder there
 after=() said=()
 if [ "$scope" = dataset ]; then
   queue fit "${shape[@]}" --output="$logs/fit-%j.log" -- "${runtime[@]}"
@@ -146,7 +148,7 @@ if [ "$scope" = dataset ]; then
 fi
 if [ -n "$array" ]; then
   queue label "${shape[@]}" ${after[@]+"${after[@]}"} --array="0-$((array - 1))" --output="$logs/label-%A_%a.log" -- "${runtime[@]}"
-  kind=afterany # where a task died, report is what lists the holes
+  kind=afterany # if a task died, the report job still runs and lists the missing partitions
 else
   queue label "${shape[@]}" ${after[@]+"${after[@]}"} --output="$logs/label-%j.log" -- "${runtime[@]}"
   kind=afterok
