@@ -99,7 +99,7 @@ def mark(axis: Any, patch: int) -> None:
 
 
 def aligned(labels: Any, owner: Any) -> Any:
-    """Renumbers labels so that a cluster has the colour of the object, or of the background, that it overlaps most.
+    """Renumbers labels by the one-to-one assignment of clusters to objects and background that overlaps most.
 
     Parameters
     ----------

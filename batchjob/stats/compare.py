@@ -1,6 +1,6 @@
-"""Scores several runs on the same images so that their grids do not decide: one grid, the same instances, equal k.
+"""Scores several runs on the same images, on one grid, with the same instances and equal k.
 
-Labels are laid on the finest grid. Only instances count that own enough patches on the grid of every run.
+Labels are laid on the finest grid. An instance counts only if it owns enough patches on the grid of every run.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""The position null: near-optimal k-means of the patches' coordinates, which knows nothing of what they show."""
+"""Computes the position null: near-optimal k-means of the patches' coordinates, whatever the patches show."""
 
 import functools
 import multiprocessing
