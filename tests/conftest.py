@@ -15,7 +15,9 @@ import pytest
 from _pytest.terminal import TerminalReporter
 
 from tests.pages import TINY, both_runs, chromium, codebook_page, page, runs  # noqa: F401  # one for all files that ask for it
+from tests.runs import empty_run, finished_run  # noqa: F401  # for the tests of the store
 from tests.slurm_jobs import calm, cluster, slurm_photos, submit  # noqa: F401  # one for all files that ask for it
+from tests.striped import colour_model, striped  # noqa: F401  # one for all files that ask for it
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is imported
 for _name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):  # of `make test`: a make that a test starts is not a part of it

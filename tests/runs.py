@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from batchjob import inputs
@@ -13,6 +14,7 @@ from batchjob import plan as plans
 from batchjob.config import Options
 from batchjob.plan import ModelSpec, Plan
 from batchjob.store import arrays as layout
+from batchjob.store import lifecycle as store
 from batchjob.store.writer import Writer
 
 
@@ -107,3 +109,21 @@ def contents(run: Path) -> Mapping[str, bytes]:
     """Path -> bytes of everything that is a result: two runs are the same run where this is equal."""
     results = [run / "failures.csv", *(run / "labels.zarr").rglob("*"), *(run / "scores.zarr").rglob("*")]
     return {str(p.relative_to(run)): p.read_bytes() for p in results if p.is_file()}
+
+
+SCORED_PLAN = made_up_plan(kept_rows=(2, 9, 15), options=Options(scores="attention"))
+
+
+@pytest.fixture
+def empty_run(tmp_path: Path) -> Path:
+    """A run of `SCORED_PLAN` without labels."""
+    store.create(tmp_path / "run", SCORED_PLAN, Ids(20))
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def finished_run(empty_run: Path) -> Path:
+    """A run of `SCORED_PLAN`, labelled and finished."""
+    label(empty_run, SCORED_PLAN, [0, 1, 2])
+    store.finish(empty_run)
+    return empty_run

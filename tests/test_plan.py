@@ -130,3 +130,31 @@ def test_a_plan_for_gpus_made_on_a_login_node_is_in_half_precision(
     ended = batchjob("plan", photos, tmp_path / "run", *TINY)
     assert plans.load(tmp_path / "run").precision == "fp16"
     assert "planned for GPUs" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("images", "on_gpu", "rows"),
+    [(8, False, 8), (98, False, 8), (5000, False, 64), (5000, True, 64), (118_287, True, 256), (118_287, False, 256)],
+)
+def test_rows_per_partition_by_itself(images: int, on_gpu: bool, rows: int) -> None:
+    assert plans.rows_per_partition(images, on_gpu=on_gpu) == rows
+
+
+def test_coco_val_keeps_eight_gpus_busy_and_a_kill_on_a_cpu_costs_minutes() -> None:
+    partitions = -(-5000 // plans.rows_per_partition(5000, on_gpu=True))
+    assert partitions / 8 / -(-partitions // 8) > 0.95  # share of the last round that is work
+    assert (
+        max(plans.rows_per_partition(n, on_gpu=False) for n in (10, 10**4, 10**6, 10**9)) / 2 < 180
+    )  # s at 2 images/s
+
+
+@pytest.mark.parametrize(("rows", "chunk"), [(8, 8), (64, 64), (512, 512), (1856, 928), (4096, 1024), (97, 97)])
+def test_chunks_divide_their_shard(rows: int, chunk: int) -> None:
+    assert plans.rows_per_chunk(rows) == chunk
+
+
+def test_a_partition_that_can_not_be_cut_into_chunks_names_a_better_one() -> None:
+    with pytest.raises(UserError, match=r"--rows-per-partition 4093 has no divisor from 64 to 1024 .*; try 4094"):
+        plans.rows_per_chunk(4093)
+    with pytest.raises(UserError, match="more than 4096"):
+        plans.rows_per_chunk(5000)

@@ -23,7 +23,7 @@ FindClusters = Callable[[Tensor, LayerMaps, DeviceBatch], list[Clusters]]
 
 
 def find_engine(context: Context) -> tuple[Engine, str]:
-    """Chooses who labels: (engine, why). In dataset scope `--engine` names who fits, and torch labels in any case."""
+    """Chooses the engine that labels: (engine, why). In dataset scope `--engine` is for the fit, and torch labels."""
     plan, device = context.plan, context.device
     if plan.options.scope == "dataset":
         return clustering.open_engine("batched", device), "each row to the nearest of the fitted centroids, in torch"

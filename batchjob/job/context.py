@@ -1,4 +1,4 @@
-"""What a process works on and where, and how it is told to stop and says what it does: the same for all of a job."""
+"""The run, device and options that a process works with, and how it is told to stop and says what it does."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from batchjob.plan import Plan
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """A planned run, the device and the options that it is worked on with, and the way back to who started that."""
+    """A planned run, the device and options that a process works on it with, and its links to whoever started it."""
 
     run: Path  # the folder of the run
     plan: Plan

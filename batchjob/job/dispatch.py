@@ -113,7 +113,7 @@ def _label(
 
 
 def _devices_to_start(runtime: Runtime, *, in_batch_body: bool) -> list[int]:
-    """The devices that get a process of their own; none where this process works itself, on the first or on its own."""
+    """The devices that each get a process; none where this process is one of these, or uses the first device itself."""
     numbers = processes.devices(runtime, visible_gpus(runtime.device))
     is_enough = numbers == [0] or shares.is_launched(os.environ, in_batch_body=in_batch_body)
     return [] if is_enough else numbers

@@ -152,7 +152,7 @@ def _format_bytes(count: float) -> str:
 
 
 class HalvingGuard:
-    """Runs work on batches, and once more on half batches where the memory did not do. `parts` cuts the batches."""
+    """Runs work on batches, and again on half batches where memory ran out. `parts` cuts the batches."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         """`say` gets a line where batches are halved."""

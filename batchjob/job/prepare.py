@@ -122,7 +122,7 @@ def prepare(data: str, run: Path, options: Options, *, say: Callable[[str], None
 
 
 def check_input(data: str, options: Options) -> None:
-    """Checks in a tenth of a second that DATA, the model and k can be meant.
+    """Checks that DATA and the model exist and that k has a meaning. Takes a tenth of a second.
 
     Parameters
     ----------

@@ -57,7 +57,7 @@ Prepare = Callable[[DeviceBatch], None]  # fills in fields behind `host_mask`
 
 
 def pinned(tensor: Tensor, device: torch.device) -> Tensor:
-    """Makes a tensor from which copies to a device run in the background.
+    """Returns a tensor from which copies to a device run in the background.
 
     Parameters
     ----------
