@@ -126,7 +126,7 @@ def test_coverage_that_differs_beyond_the_fifth_decimal_is_equal() -> None:
 
 
 @pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
-def test_two_equal_masks_cut_in_other_ways_tie_on_every_patch_for_any_number_of_threads(
+def test_equal_masks_inside_different_larger_masks_tie_on_every_patch_for_any_number_of_threads(
     tmp_path: Path, resize: Any
 ) -> None:
     """A mask, and the same mask within a larger one: of equal coverage, float32 sums differed."""
@@ -226,7 +226,7 @@ def test_an_annotation_of_another_size_is_refused(tmp_path: Path) -> None:
     assert dict(other.left_out) == {"an RLE of another size than its image": 1}
 
 
-def test_a_size_that_no_file_says_is_an_error(tmp_path: Path) -> None:
+def test_a_missing_image_size_is_an_error(tmp_path: Path) -> None:
     images = [{"id": 1, "file_name": "a.jpg"}]
     assert only(write_coco(tmp_path / "a.json", [{"segmentation": segmentation("compressed")}], images)).size == (4, 4)
     with pytest.raises(UserError, match="neither height nor width"):
@@ -272,7 +272,9 @@ def test_annotations_without_a_mask_are_instances_that_own_nothing(tmp_path: Pat
         ('{"images": [], "annotations": [{"caption": "a cat"}]}', "not captions"),
     ],
 )
-def test_a_file_that_is_no_instances_json_is_an_error_of_one_line(tmp_path: Path, content: str, message: str) -> None:
+def test_a_file_that_is_not_an_instances_json_is_an_error_of_one_line(
+    tmp_path: Path, content: str, message: str
+) -> None:
     path = tmp_path / "a.json"
     path.write_text(content)
     with pytest.raises(UserError, match=message) as error:
@@ -280,7 +282,7 @@ def test_a_file_that_is_no_instances_json_is_an_error_of_one_line(tmp_path: Path
     assert "\n" not in str(error.value)
 
 
-def test_no_file_and_a_folder_without_annotations_are_errors(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_folder_without_annotations_are_errors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No such file"):
         coco.open_annotations(tmp_path / "missing.json")
     with pytest.raises(UserError, match="neither SegmentationObject"):

@@ -204,7 +204,7 @@ class OwnViT(nn.Module):
         return x
 
 
-def test_a_network_that_timm_never_saw_is_read() -> None:
+def test_the_attention_of_a_network_that_is_not_timms_is_read() -> None:
     torch.manual_seed(0)
     net = OwnViT().eval()
     mine = batchjob.attention(PHOTO, model=net, layers="all")
@@ -236,7 +236,7 @@ def test_a_network_without_attention_is_refused(net: nn.Module, found: str) -> N
         (7, "found int of int64"),
     ],
 )
-def test_what_is_not_an_image_is_told(images: Any, found: str) -> None:
+def test_an_input_that_is_not_an_image_is_refused(images: Any, found: str) -> None:
     with pytest.raises(UserError, match=found):
         batchjob.attention(images, model=TINY, weights="random", image_size=32)
 
@@ -244,7 +244,7 @@ def test_what_is_not_an_image_is_told(images: Any, found: str) -> None:
 # ---- cluster ----
 
 
-def test_padding_takes_no_part() -> None:
+def test_padding_is_not_clustered() -> None:
     wide = np.full((32, 64, 3), 90, np.uint8)
     maps = batchjob.attention(wide, model=TINY, weights="random", image_size=64, resize="pad")
     labels = batchjob.cluster(maps.attention_rows, 2)
@@ -276,7 +276,7 @@ def test_features_of_any_sign_are_clustered_as_they_are() -> None:
         (np.ones((3, 3)), {"algorithm": "kmean"}, "did you mean 'kmeans'"),
     ],
 )
-def test_rows_that_cannot_be_clustered_are_told(rows: Any, options: dict[str, Any], found: str) -> None:
+def test_rows_that_cannot_be_clustered_are_refused(rows: Any, options: dict[str, Any], found: str) -> None:
     with pytest.raises(UserError, match=found):
         batchjob.cluster(rows, **{"k": 2, **options})
 

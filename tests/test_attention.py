@@ -207,7 +207,7 @@ def test_a_short_cut_that_no_longer_fits_timm_is_dropped_with_a_warning() -> Non
     assert not torch.allclose(found.rows, expected.rows, atol=1e-4)
 
 
-def test_attention_that_never_shows_up_is_an_error() -> None:
+def test_a_network_that_never_calls_fused_attention_is_an_error() -> None:
     model = make_model("vit_tiny_patch16_224", "64")
     extract = Extractor(model, (0, 3), (0, 1))
     for block in model.blocks:

@@ -133,7 +133,9 @@ def torment(kind: str, run: Path, zygote: Zygote, dice: random.Random, calm: Pat
 
 
 @pytest.mark.slow
-def test_two_hundred_kills_leave_no_bad_store_and_cost_a_unit_each(tmp_path: Path, zygote: Zygote, calm: Path) -> None:
+def test_two_hundred_kills_leave_no_bad_store_and_cost_a_partition_each(
+    tmp_path: Path, zygote: Zygote, calm: Path
+) -> None:
     dice = random.Random(20)
     runs: list[Tally] = []
     while sum(t.kills for t in runs) < 220:

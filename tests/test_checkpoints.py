@@ -105,7 +105,7 @@ def test_a_published_layout_loads_into_the_plain_vit(layout: str, tmp_path: Path
     assert_same(net, state)
 
 
-def test_what_was_left_out_is_said_in_one_line(tmp_path: Path) -> None:
+def test_one_line_says_what_was_left_out(tmp_path: Path) -> None:
     state = weights_of(TINY)
     _, remark = load(TINY, LAYOUTS["DINO, full training"](state), tmp_path)
     assert remark.endswith("w.pth: took 'teacher.backbone', left out 2 other tensors (head)")
@@ -274,7 +274,7 @@ def test_weights_that_do_not_fit_are_refused_with_the_keys_that_say_most(tmp_pat
         load(TINY, state, tmp_path)
 
 
-def test_a_tensor_that_says_to_be_larger_than_the_file_is_refused(tmp_path: Path) -> None:
+def test_a_tensor_that_claims_to_be_larger_than_the_file_is_refused(tmp_path: Path) -> None:
     """A view that repeats one number a million times a million takes no memory before somebody copies it."""
     state = dict(weights_of(TINY))
     state["blocks.0.attn.qkv.weight"] = torch.zeros(1).expand(1_000_000, 1_000_000)

@@ -155,7 +155,9 @@ def as_coco(planted: np.ndarray) -> dict[str, object]:
     return {"images": images, "annotations": instances, "categories": [{"id": 1, "name": "square"}]}
 
 
-def test_a_cnn_has_tokens_and_nothing_else(blobs: tuple[Path, np.ndarray], tmp_path: Path, batchjob: Command) -> None:
+def test_a_cnn_has_tokens_but_no_queries_keys_or_values(
+    blobs: tuple[Path, np.ndarray], tmp_path: Path, batchjob: Command
+) -> None:
     folder, _ = blobs
     model = ["--model", "resnet18", "--weights", "random", "--image-size", PX, "--workers", 0, "--k", 3]
     ended = batchjob("run", folder, tmp_path / "key", *model, "--cluster-on", "key")
@@ -176,7 +178,7 @@ def test_a_cnn_has_tokens_and_nothing_else(blobs: tuple[Path, np.ndarray], tmp_p
         (["--cluster-on", "key", "--scope", "dataset", "--queries", "cls"], "leave them out"),
     ],
 )
-def test_what_does_not_apply_is_said_before_any_work(
+def test_options_that_do_not_apply_are_refused_before_any_work(
     blobs: tuple[Path, np.ndarray], tmp_path: Path, batchjob: Command, options: list[str], said: str
 ) -> None:
     ended = batchjob("run", blobs[0], tmp_path / "run", *options)

@@ -204,7 +204,7 @@ def test_a_grid_of_one_patch_has_one_cluster(way):
     assert found.inertia.tolist() == [0, 0]
 
 
-def test_no_problems_give_no_labels(way):
+def test_zero_problems_give_zero_labels(way):
     found = way(torch.ones(0, P, P), 3)
     assert found.labels.shape == (0, P)
     assert found.k.shape == (0,)
@@ -229,7 +229,7 @@ def test_ten_thousand_problems_are_solved_in_one_call(way):
     assert torch.equal(found.labels.long(), expected.repeat(n // 50, 1))
 
 
-def test_a_problems_seed_is_its_own():
+def test_each_problem_has_a_seed_of_its_own_whatever_the_batch():
     rows = torch.tensor([0, 1, 5])
     seeds = problem_seeds(rows, 11, (0, 3), 5, 0)
     assert seeds.shape == (6,)

@@ -140,7 +140,7 @@ def test_a_greedy_start_takes_a_row_of_every_far_group():
     assert sorted((centres[0] % 6)[:, 0].tolist()) == list(range(6))
 
 
-def test_random_numbers_are_even_and_each_seeds_own():
+def test_random_numbers_are_uniform_and_differ_between_seeds():
     drawn = uniform(torch.arange(200), 0, count=50)
     assert drawn.min() >= 0
     assert drawn.max() < 1
@@ -156,7 +156,7 @@ def test_numbering_is_by_first_appearance_and_leaves_noise_and_none():
     assert k.tolist() == [3, 2]
 
 
-def test_a_mixture_of_finished_and_unfinished_problems_keeps_each_its_own_answer():
+def test_finished_problems_keep_their_answer_while_others_go_on():
     hard, easy = smooth(40), torch.eye(64)[torch.arange(64) % 4].repeat(40, 1, 1)
     mixed = torch.stack([hard, easy], 1).flatten(0, 1)
     found = solve(mixed, 4, seeds=torch.arange(80))

@@ -102,7 +102,7 @@ def test_the_cost_of_a_problem_is_measured_beforehand():
     assert 0 < small < large
 
 
-def test_the_cost_of_all_problems_is_told_in_fitting_units(monkeypatch):
+def test_the_cost_of_all_problems_is_printed_in_a_fitting_unit(monkeypatch):
     monkeypatch.setattr(pools, "_seconds_a_problem", lambda algorithm, patches: 0.012)
     monkeypatch.setattr(pools, "usable_cores", lambda: 2)
     told = pools.forecast("hdbscan", 1_400_000, 196)

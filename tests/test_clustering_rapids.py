@@ -80,7 +80,7 @@ def test_tensors_become_arrays_over_the_same_memory_and_back():
     assert torch.equal(back, tensor)
 
 
-def test_a_pool_is_made_once_and_never_over_somebody_elses():
+def test_a_memory_pool_is_made_once_and_never_replaces_another_librarys():
     class Plain:
         pass
 

@@ -58,7 +58,7 @@ def test_an_id_is_not_a_file_name(tmp_path: Path) -> None:
     assert joined.remarks()[0] == "annotations: 3 of 10 images are annotated"
 
 
-def test_none_that_joins_is_refused_with_a_name_of_each_side(tmp_path: Path) -> None:
+def test_annotations_that_fit_no_image_are_refused_with_a_name_of_each_side(tmp_path: Path) -> None:
     found = names(tmp_path, [image(n + 100, f"foo{n}.jpg") for n in range(3)])
     with pytest.raises(UserError, match=r"annotates none of the 2 images of photos: .* 'foo0.jpg', .* such as '0.jpg'"):
         found.join(["0.jpg", "1.jpg"], "photos")
@@ -80,7 +80,7 @@ def test_two_rows_that_fit_one_entry_are_refused_with_both(tmp_path: Path) -> No
     assert found.join(["val/0001.jpg", "0001.jpg"], "photos").entries == {"0001.jpg": 0}  # equal paths come first
 
 
-def test_folders_of_other_names_are_told(tmp_path: Path) -> None:
+def test_a_join_across_folders_of_other_names_is_reported(tmp_path: Path) -> None:
     joined = names(tmp_path, [image(1, "images/1.jpg")]).join(["val/1.jpg"], "photos")
     assert "'val/1.jpg' was taken for 'images/1.jpg'" in joined.remarks()[1]
 
@@ -144,7 +144,7 @@ def test_an_rle_in_a_list_is_an_rle(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("box", [[None] * 4, None, "left", [1, 2]])
-def test_a_box_that_is_none_is_ignored(box: Any, tmp_path: Path) -> None:
+def test_a_box_that_is_null_is_ignored(box: Any, tmp_path: Path) -> None:
     files = opened(tmp_path, annotation([BOX], bbox=box))
     assert not files.left_out
     assert next(iter(files)).instances[1].box is None
@@ -170,19 +170,19 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_makes_images_or_categories_doubtful_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
+def test_ambiguous_images_or_categories_are_refused_in_one_line(name: str, tmp_path: Path) -> None:
     more, message = REFUSED[name]
     with pytest.raises(UserError, match=message) as error:
         opened(tmp_path, annotation([BOX]), **more)
     assert "\n" not in str(error.value)
 
 
-def test_the_same_mask_every_time_and_no_memory_of_others_behind_a_short_rle() -> None:
+def test_a_short_rle_is_refused() -> None:
     with pytest.raises(BadMask):
         check_rle([SIDE, SIDE], [2000, 500], SIDE, SIDE)
 
 
-def test_nan_in_a_field_that_is_not_read_costs_nothing(tmp_path: Path) -> None:
+def test_nan_in_a_field_that_is_not_read_is_ignored(tmp_path: Path) -> None:
     files = opened(tmp_path, annotation([BOX], area=float("nan"), note="NaN"))
     assert not files.left_out
     assert second_mask(files).any()

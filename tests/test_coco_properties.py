@@ -146,7 +146,7 @@ HUGE: list[Any] = [
 @given(st.lists(ANNOTATIONS | ANYTHING, max_size=4), st.sampled_from(["annotations", "images", "categories"]))
 @example([annotation(shape) for shape in HUGE], "annotations")
 @example([{"id": 2, "file_name": "1.jpg", "height": 10**9, "width": 10**9}], "images")
-def test_whatever_an_exporter_writes_is_read_counted_or_refused_within_bounds(
+def test_whatever_an_exporter_writes_is_read_counted_or_refused_within_bounded_time_and_memory(
     tmp_path: Path, members: list[Any], where: str
 ) -> None:
     """No crash, no hang, no memory over a bound, and every annotation with a mask gives owners of the grid."""

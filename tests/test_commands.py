@@ -57,7 +57,7 @@ def test_make_run_fails_where_a_step_fails_and_goes_no_further(made: Path, verb:
         (["--k", "instnces"], "--k 'instnces' is not a number, a rule"),
     ],
 )
-def test_a_typo_on_a_run_that_is_there_is_told_as_the_typo(
+def test_a_typo_on_an_existing_run_is_reported_as_a_typo(
     runs: list[Path], batchjob: Command, wrong: list[str], said: str
 ) -> None:
     ended = batchjob("run", runs[0].parent / "data", runs[0], *TINY, *wrong)
@@ -66,7 +66,7 @@ def test_a_typo_on_a_run_that_is_there_is_told_as_the_typo(
     assert "planned" not in ended.err
 
 
-def test_data_that_is_not_there_is_told_as_such_on_a_run_that_is_there(runs: list[Path], batchjob: Command) -> None:
+def test_missing_data_on_an_existing_run_is_reported_as_missing(runs: list[Path], batchjob: Command) -> None:
     ended = batchjob("run", runs[0].parent / "dat", runs[0], *TINY)
     assert ended.code == 2
     assert "planned" not in ended.err

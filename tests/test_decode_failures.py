@@ -22,7 +22,7 @@ BAD = bad_files()
 
 @pytest.mark.parametrize("name", BAD)
 @pytest.mark.parametrize("fast", [None, fast_jpeg], ids=["pillow", "fast"])
-def test_a_file_that_is_no_whole_picture_fails_with_its_cause(name, fast):
+def test_a_file_that_is_not_a_whole_picture_fails_with_its_cause(name, fast):
     data, cause = BAD[name]
     assert cause_of(data, accelerate=fast) == cause
 
@@ -108,7 +108,7 @@ def test_a_huge_file_is_too_large_and_not_read(tmp_path):
     assert cause_of(tmp_path / "huge.png") == "too_large"
 
 
-def test_memory_that_does_not_suffice_is_a_cause_and_no_crash(monkeypatch):
+def test_too_little_memory_is_a_cause_and_not_a_crash(monkeypatch):
     def exhausted(self):
         raise MemoryError
 

@@ -24,7 +24,7 @@ def test_a_bomb_of_a_jpeg_is_judged_by_its_header_with_the_fast_decoder_too(rota
     assert cause_of(data, accelerate=fast_jpeg) == "too_large"
 
 
-def test_only_what_may_be_rotated_or_has_no_rgb_needs_a_look_by_pillow():
+def test_pillow_looks_only_at_jpegs_that_may_be_rotated_or_are_not_rgb():
     exif = Image.Exif()
     exif[0x0112] = 6
     picture = photo(40, 30)
@@ -79,7 +79,7 @@ def test_the_fast_decoder_agrees_with_pillow_on_any_jpeg(
 
 
 @pytest.mark.parametrize("size", [(56, 56), (80, 60)])
-def test_the_fast_decoder_s_memory_is_its_own(size):
+def test_pixels_of_the_fast_decoder_do_not_share_memory(size):
     first = decode(jpeg(*size, seed=1), SQUARE, FILL, accelerate=fast_jpeg).pixels
     before = first.copy()
     decode(jpeg(*size, seed=2), SQUARE, FILL, accelerate=fast_jpeg)

@@ -76,7 +76,7 @@ def test_32_bit_pictures_are_stretched_from_their_least_to_their_greatest_value(
     assert np.abs(pixels[0].astype(int) - np.arange(256)).max() <= 1
 
 
-def test_floats_that_are_no_numbers_are_black_and_nothing_but_them_is_degenerate():
+def test_nan_is_black_and_a_picture_of_nan_alone_is_degenerate():
     values = np.array([[0, np.nan], [1, np.inf]], np.float32).repeat(28, 0).repeat(28, 1)
     pixels = decode(encoded(Image.fromarray(values), "TIFF"), SQUARE, FILL).pixels[0]
     assert pixels[0, -1] == pixels[-1, -1] == 0
@@ -108,7 +108,7 @@ def test_the_exif_rotation_is_applied_in_all_eight_cases(format, fast):
         assert np.abs(found.pixels - expected).max() <= (9 if format == "JPEG" else 0), orientation
 
 
-def test_damaged_exif_costs_no_photo():
+def test_a_photo_with_damaged_exif_is_read():
     data = encoded(photo(40, 30), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff garbage")
     assert decode(data, SQUARE, FILL).width == 40
 

@@ -31,7 +31,7 @@ COMMAND = [sys.executable, "-m", "batchjob"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_signal_leaves_work_and_handlers_are_as_before(number: signal.Signals, capfd) -> None:  # type: ignore[no-untyped-def]
+def test_a_signal_ends_with_work_left_and_handlers_are_restored(number: signal.Signals, capfd) -> None:  # type: ignore[no-untyped-def]
     before = signal.getsignal(number)
 
     def work() -> int:
@@ -48,7 +48,7 @@ def test_a_signal_leaves_work_and_handlers_are_as_before(number: signal.Signals,
     ("number", "code"),
     [(errno.ENOSPC, 75), (errno.EDQUOT, 75), (errno.EROFS, 2), (errno.EACCES, 2), (errno.EMFILE, 75), (errno.EIO, 75)],
 )
-def test_what_the_system_refuses_is_one_line_with_the_file(number: int, code: int, capfd) -> None:  # type: ignore[no-untyped-def]
+def test_an_error_of_the_system_is_one_line_with_the_file(number: int, code: int, capfd) -> None:  # type: ignore[no-untyped-def]
     def work() -> int:
         raise OSError(number, os.strerror(number), "/runs/a\x1b[31m\nb/stats")
 
@@ -73,7 +73,7 @@ def test_an_interrupt_that_a_library_takes_for_its_own_failure_is_an_interrupt(
     assert capfd.readouterr().err == "batchjob: interrupted (SIGTERM); the same command goes on where it stopped\n"
 
 
-def test_what_numpy_says_of_a_full_disk_is_understood(capfd: pytest.CaptureFixture[str]) -> None:
+def test_numpys_error_on_a_full_disk_is_recognised(capfd: pytest.CaptureFixture[str]) -> None:
     def work() -> int:
         with open("/dev/full", "wb") as full:
             np.save(full, np.zeros(100_000))  # its error has no number
@@ -83,7 +83,7 @@ def test_what_numpy_says_of_a_full_disk_is_understood(capfd: pytest.CaptureFixtu
     assert "No space left on device; free some space" in capfd.readouterr().err
 
 
-def test_a_defect_is_not_hidden() -> None:
+def test_a_bug_keeps_its_traceback() -> None:
     def work() -> int:
         raise FileNotFoundError(errno.ENOENT, "gone")
 
@@ -118,7 +118,7 @@ def test_an_interrupt_inside_an_exec_ends_75_too(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr.count("interrupted")) == (75, 1)
 
 
-def test_a_run_whose_reader_goes_away_leaves_work_and_goes_on(tmp_path: Path) -> None:
+def test_a_run_whose_reader_goes_away_ends_with_work_left_and_goes_on(tmp_path: Path) -> None:
     photos, run = make_photos(tmp_path / "photos", 2), tmp_path / "run"
     arguments = ["run", str(photos), str(run), *TINY, "--workers", "0"]
     reading, writing = os.pipe()
@@ -246,7 +246,7 @@ def header(**changes: bytes) -> bytes:
     ],
     ids=["negative", "2^62", "2^80", "sparse ones", "sparse text", "long name", "pax", "no number"],
 )
-def test_a_tar_of_mad_headers_ends_and_keeps_what_came_before(tmp_path: Path, bad: bytes) -> None:
+def test_reading_a_tar_of_absurd_headers_ends_and_keeps_what_came_before(tmp_path: Path, bad: bytes) -> None:
     def too_long(number: int, frame: object) -> None:
         raise TimeoutError
 

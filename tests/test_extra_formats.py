@@ -136,7 +136,7 @@ def test_without_its_package_a_format_is_unsupported_and_the_extra_is_named(
     assert failure.value.cause == "unsupported"
 
 
-def test_an_avif_of_the_general_brand_is_not_taken_for_heic() -> None:
+def test_an_avif_with_the_general_brand_is_not_taken_for_heic() -> None:
     assert extra_formats.format_of(HEAD_OF_AVIF) == ""
 
 

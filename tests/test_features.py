@@ -170,7 +170,7 @@ def test_a_sample_is_uniform_and_another_seed_gives_another() -> None:
     assert abs(both - 2000) < 4 * np.sqrt(2000)
 
 
-def test_a_sample_of_very_many_rows_keeps_to_its_size_without_looking_at_all() -> None:
+def test_a_sample_of_very_many_rows_keeps_its_size_without_hashing_every_row() -> None:
     sample = draw_sample(10**12, 10**6, 0)
     seen = int(sample.chosen(np.arange(5 * 10**6)).sum())
     assert 0.98e6 < sample.rows < 10**6
@@ -207,12 +207,12 @@ def test_the_sample_is_cut_to_the_budget_and_says_so() -> None:
         ({"fit_rows": "3"}, "below --k 5"),
     ],
 )
-def test_options_that_cannot_be_meant_together_are_refused(change: dict[str, str], said: str) -> None:
+def test_options_that_contradict_each_other_are_refused(change: dict[str, str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         row_kind(Options(scope="dataset", **change), (14, 14))
 
 
-def test_a_number_of_rows_is_taken_as_it_is() -> None:
+def test_a_given_number_of_rows_is_used_unchanged() -> None:
     assert asked_rows(Options(scope="dataset", fit_rows="1234")) == 1234
     assert row_kind(Options(scope="dataset"), (14, 14)).width == 196
     assert row_kind(Options(scope="dataset", features="relative"), (14, 14)).shape == (9, 9)

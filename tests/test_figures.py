@@ -37,7 +37,7 @@ def test_an_object_keeps_its_colour_where_the_rest_is_cut_otherwise() -> None:
     assert set(first[QUARTERS == 3]) == set(second[QUARTERS == 3])
 
 
-def test_noise_and_missing_labels_are_no_clusters_and_stay_as_they_are() -> None:
+def test_noise_and_missing_labels_are_not_clusters_and_stay_as_they_are() -> None:
     marked = QUARTERS.copy()
     marked[0, 0], marked[0, 1] = NOISE, NO_LABEL
     (matched,) = palette.match_colours(marked[None])
@@ -206,7 +206,7 @@ def test_a_forest_begins_with_the_best_head_and_cuts_the_middle_of_very_many() -
 
 
 @pytest.mark.parametrize(("layers", "heads"), [(1, 4), (3, 4), (12, 12)])
-def test_heads_stand_by_their_gains_over_two_nulls_and_their_names_never_overlap(layers: int, heads: int) -> None:
+def test_heads_are_placed_by_their_gains_over_two_nulls_and_their_names_never_overlap(layers: int, heads: int) -> None:
     figure = statistics.against_nulls(summary_of(layers, heads), score="instance_ari", heading="model")
     axes = figure.axes[0]
     points = np.asarray(axes.collections[-1].get_offsets())
@@ -235,7 +235,7 @@ def test_figures_are_the_same_bytes_when_they_are_made_again(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("text", "told"), [("4", "not a patch"), ("a,b", "not a patch"), ("1,2,3", "not a patch")])
-def test_a_query_that_is_no_patch_is_refused(text: str, told: str) -> None:
+def test_a_query_that_is_not_a_patch_is_refused(text: str, told: str) -> None:
     with pytest.raises(UserError, match=told):
         figures.query(text)
     assert figures.query("4, 7") == (4, 7)

@@ -57,7 +57,7 @@ def test_a_gpu_without_kernels_stops_the_job_in_a_line() -> None:
             choose_device("cuda", {"SLURMD_NODENAME": "node7"})
 
 
-def test_each_process_of_a_node_gets_its_gpu_first_of_all_and_float32_stays_whole(
+def test_each_process_of_a_node_first_takes_its_gpu_and_switches_tf32_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     chosen: list[torch.device] = []
@@ -72,7 +72,7 @@ def test_each_process_of_a_node_gets_its_gpu_first_of_all_and_float32_stays_whol
     assert not torch.backends.cudnn.allow_tf32
 
 
-def test_a_shell_of_srun_with_one_task_has_started_nothing_and_a_step_of_two_has() -> None:
+def test_a_shell_of_srun_with_one_task_is_not_a_launcher_and_a_step_of_two_tasks_is() -> None:
     assert not shares.is_launched(SHELL)
     assert shares.is_launched(SHELL | {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"})
     assert shares.is_launched(SHELL | {"RANK": "0"})
@@ -92,7 +92,7 @@ def test_one_gpu_that_is_not_the_first_gets_a_process_of_its_own(
     assert started == ([] if numbers is None else [numbers])
 
 
-def test_newer_drivers_word_for_their_cuda_is_read_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cuda_version_is_read_in_newer_drivers_wording_too(monkeypatch: pytest.MonkeyPatch) -> None:
     line = "| NVIDIA-SMI 610.1   Driver Version: 610.1   CUDA UMD Version: 13.3 |"
     monkeypatch.setattr(install.shutil, "which", lambda name: name)
     done = install.subprocess.CompletedProcess([], 0, stdout=line)
@@ -112,7 +112,7 @@ def test_newer_drivers_word_for_their_cuda_is_read_too(monkeypatch: pytest.Monke
         ("CUDA error: an illegal memory access was encountered", RuntimeError),
     ],
 )
-def test_a_lost_process_is_told_from_a_wrong_use_and_from_a_bug(text: str, kind: type[Exception]) -> None:
+def test_a_lost_process_is_distinguished_from_wrong_use_and_from_a_bug(text: str, kind: type[Exception]) -> None:
     with pytest.raises(kind) as caught, _told_of_losses():
         raise RuntimeError(text)
     assert type(caught.value) is kind

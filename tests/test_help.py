@@ -20,7 +20,7 @@ def options_in(text: str) -> set[str]:
     return set(re.findall(r"^  (--[a-z-]+)", text, re.M)) & OPTIONS
 
 
-def test_every_verb_is_in_one_group_with_its_words(batchjob: Command) -> None:
+def test_every_verb_is_in_one_group_with_its_description(batchjob: Command) -> None:
     shown = batchjob("--help")
     assert shown.code == 0
     assert sorted(verb for verbs in words.GROUPS.values() for verb in verbs) == sorted(VERBS)

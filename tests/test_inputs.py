@@ -40,7 +40,7 @@ def flip(path: Path, at: int = -1) -> None:
     path.write_bytes(data)
 
 
-def test_weights_that_are_overwritten_when_a_run_is_half_done_are_refused(tmp_path: Path, batchjob: Command) -> None:
+def test_weights_that_are_overwritten_during_a_run_are_refused(tmp_path: Path, batchjob: Command) -> None:
     photos, run = make_photos(tmp_path / "photos", 4), tmp_path / "run"
     file = weights_file(tmp_path / "last.safetensors", 1)
     options = ["--model", "vit_tiny_patch16_224", "--image-size", 64, "--k", 3, "--weights", file, *SHARDS]
@@ -109,7 +109,7 @@ def test_annotations_that_changed_are_not_scored_against(annotated: Path, batchj
         file.write_bytes(before)
 
 
-def test_the_masks_of_a_folder_are_part_of_what_is_planned(tmp_path: Path) -> None:
+def test_changed_mask_files_count_as_changed_annotations(tmp_path: Path) -> None:
     masks = tmp_path / "voc" / "SegmentationObject"
     masks.mkdir(parents=True)
     (masks / "a.png").write_bytes(b"mask")
@@ -133,7 +133,7 @@ def test_a_photo_that_changed_after_plan_has_its_own_status(tmp_path: Path, batc
     assert 'photo-001.jpg,changed,"the file had' in (run / "failures.csv").read_text()
 
 
-def test_a_list_names_a_photo_that_comes_later_and_it_counts_as_changed(tmp_path: Path, batchjob: Command) -> None:
+def test_a_photo_of_a_list_that_appears_after_plan_counts_as_changed(tmp_path: Path, batchjob: Command) -> None:
     photos, run = make_photos(tmp_path / "photos", 2), tmp_path / "run"
     names = photos / "all.txt"
     names.write_text("photo-000.jpg\nlater.jpg\nphoto-001.jpg\n")
@@ -155,7 +155,7 @@ def test_a_tar_that_changed_after_plan_is_refused(tmp_path: Path, batchjob: Comm
     assert f"{tar} has changed since it was planned" in ended.err
 
 
-def test_a_tar_that_is_replaced_under_a_run_gives_no_pixels(tmp_path: Path) -> None:
+def test_a_tar_that_is_replaced_during_a_run_gives_no_pixels(tmp_path: Path) -> None:
     from batchjob.data.reading import ReadFailure
     from batchjob.data.sources import index_images
 
@@ -188,7 +188,7 @@ def test_a_plan_that_was_stopped_at_any_step_goes_on(tmp_path: Path, batchjob: C
     assert plans.load(run) == planned
 
 
-def test_a_folder_of_somebody_else_is_refused_whatever_its_folders_are_called(
+def test_a_folder_that_is_not_a_run_is_refused_whatever_its_subfolders_are_called(
     tmp_path: Path, batchjob: Command
 ) -> None:
     photos, run = make_photos(tmp_path / "photos", 2), tmp_path / "run"

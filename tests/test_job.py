@@ -271,7 +271,7 @@ def test_a_plan_changed_by_hand_is_refused(tmp_path: Path, batchjob: Command) ->
     assert "changed by hand" in ended.err
 
 
-def test_show_tells_what_is_done_and_what_failed(tmp_path: Path, batchjob: Command) -> None:
+def test_show_prints_what_is_done_and_what_failed(tmp_path: Path, batchjob: Command) -> None:
     photos = make_photos(tmp_path / "photos", 6)
     (photos / "photo-005.jpg").write_text("<html>")
     run = tmp_path / "run"
@@ -289,7 +289,7 @@ def test_show_tells_what_is_done_and_what_failed(tmp_path: Path, batchjob: Comma
     assert batchjob("label", run, "--partition", 7).code == 2
 
 
-def test_opening_what_is_no_run_says_so(tmp_path: Path) -> None:
+def test_opening_a_folder_that_is_not_a_run_says_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is not a run: it has no labels\.zarr; make one with: batchjob run DATA"):
         package.open(tmp_path)
 

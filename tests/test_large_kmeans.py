@@ -171,14 +171,14 @@ def test_one_two_and_four_processes_fit_the_same_centroids(tmp_path: Path) -> No
         assert (found[0].rows, found[0].iterations) == (alone.rows, alone.iterations)
 
 
-def test_starts_spread_over_planted_clusters() -> None:
+def test_the_start_has_a_centroid_in_every_planted_cluster() -> None:
     x, truth = mixture(2000, 10, 16)
     starts = greedy_starts(x, 10, torch.Generator().manual_seed(0))
     owners = {int(truth[(x == row).all(1).nonzero()[0, 0]]) for row in starts}
     assert owners == set(range(10))
 
 
-def test_processes_meet_where_torchrun_or_slurm_says() -> None:
+def test_processes_connect_at_the_address_that_torchrun_or_slurm_gives() -> None:
     assert _meeting_point({"MASTER_ADDR": "a", "MASTER_PORT": "5"}) == ("a", 5)
     address, port = _meeting_point({"SLURM_JOB_NODELIST": "n7", "SLURM_JOB_ID": "12", "SLURM_STEP_ID": "1"})
     assert (address, 20000 <= port < 32000) == ("n7", True)
@@ -232,7 +232,7 @@ class FakeCuml:
 
 
 @pytest.mark.parametrize("launched", [False, True])
-def test_cuml_gets_the_rows_where_they_lie_and_the_start_that_all_engines_have(
+def test_cuml_gets_the_rows_without_a_copy_and_the_start_that_all_engines_have(
     launched: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = FakeCuml()
@@ -313,7 +313,7 @@ print(peak() - before, len(held), said)
 """
 
 
-def test_memory_grows_by_the_budget_and_no_more() -> None:
+def test_memory_grows_by_the_budget_at_most() -> None:
     budget = 128 << 20  # of 615 MB that all rows would take
     command = [sys.executable, "-c", MEASURE_MEMORY, str(budget)]
     ended = subprocess.run(

@@ -15,7 +15,7 @@ RUNTIME = Runtime(device="cuda", workers="0", batch_size="4")  # two batches of 
 PROBLEMS_A_LAYER = 256 * 12
 
 
-def test_the_pretended_device_counts_kernels_and_bytes_and_no_views():
+def test_the_pretended_device_counts_kernels_and_bytes_but_not_views():
     with pretended() as meter:
         x = torch.rand(4, 8).to(GPU)
         meter.reset()
@@ -40,7 +40,7 @@ def test_the_pretended_device_counts_kernels_and_bytes_and_no_views():
         (lambda x: x[:, 1:2].clone(), 0),
     ],
 )
-def test_the_pretended_device_knows_what_the_host_waits_for(act, waits):
+def test_the_pretended_device_counts_when_the_host_waits(act, waits):
     with pretended() as meter:
         x = torch.rand(3, 4).to(GPU)
         meter.reset()

@@ -43,7 +43,7 @@ def test_a_list_that_is_not_utf_8_text_is_one_line_with_the_place(tmp_path: Path
         index_images(write_list(tmp_path, "nul.csv", "path\na.jpg\nb\0.jpg\n"))
 
 
-def test_long_fields_beside_the_path_are_read_over(tmp_path: Path) -> None:
+def test_long_fields_beside_the_path_are_ignored(tmp_path: Path) -> None:
     rows = 'path,rle\na.jpg,"' + "1 2 " * 22000 + '"\nb.jpg,"' + "1 2 " * 34000 + '"\n'
     assert index_images(write_list(tmp_path, "big.csv", rows)).ids() == ["a.jpg", "b.jpg"]
 
@@ -68,7 +68,7 @@ def test_another_sign_between_the_columns_is_named_with_the_one_to_use(
         index_images(str(path))
 
 
-def test_a_path_that_a_list_names_twice_is_said_so(tmp_path: Path) -> None:
+def test_a_path_that_a_list_names_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"imgs/0.jpg is named twice \(1 such pairs\), in rows 1 and 3 of the data"):
         index_images(write_list(tmp_path, "twice.csv", "path,label\nimgs/0.jpg,1\nimgs/1.jpg,1\nimgs/0.jpg,2\n"))
     with pytest.raises(UserError, match=r"id '7' is given to two images"):

@@ -118,7 +118,7 @@ def test_what_is_decoded_ahead_is_bounded_in_bytes(workers, image_px, batch_size
         assert found.rows_per_chunk * found.prefetch_factor * workers >= min(2 * batch_size, 2**30 // row_bytes // 2)
 
 
-def test_a_saved_index_costs_a_worker_its_folder_s_name_only(files, tmp_path):
+def test_a_worker_receives_only_the_folder_of_a_saved_index(files, tmp_path):
     index = good_rows(files[0], 5000)
     index.save(tmp_path / "index")
     assert len(pickle.dumps(ImageIndex.load(tmp_path / "index"))) < 1000
@@ -182,7 +182,7 @@ def test_workers_are_the_cores_but_one_shared_by_the_ranks_of_a_node(monkeypatch
     assert choose_workers("auto", {"LOCAL_WORLD_SIZE": "64"}) == 1
 
 
-def test_what_the_caller_waited_and_the_workers_did_is_counted(files):
+def test_the_times_of_waiting_and_of_the_workers_are_counted(files):
     with open_loader(good_rows(files[0], 40), workers=0) as loader:
         list(loader.batches(0, 40))
         assert loader.read_s > 0
@@ -191,7 +191,7 @@ def test_what_the_caller_waited_and_the_workers_did_is_counted(files):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_reading_leaves_torch_s_random_numbers_alone(files, workers):
+def test_reading_does_not_change_torch_s_random_numbers(files, workers):
     with torch.random.fork_rng(), open_loader(good_rows(files[0], 4), workers=workers) as loader:
         torch.manual_seed(3)
         wanted = torch.rand(4)

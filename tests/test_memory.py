@@ -70,7 +70,7 @@ def peak_of(model: Model, pixels: Tensor, layers: tuple[int, ...], heads: tuple[
         ("convnext_atto", "224", (0,), (0,)),
     ],
 )
-def test_the_forecast_covers_what_is_alive_and_not_more_than_three_times_that(
+def test_the_forecast_is_between_one_and_three_times_the_memory_in_use(
     name: str, size: str, layers: tuple[int, ...], heads: tuple[int, ...]
 ) -> None:
     model = make_model(name, size)
@@ -132,7 +132,7 @@ def test_halves_keep_the_rows_in_order_and_each_failure_with_its_row() -> None:
     assert len(halves(make_batch(1))) == 1
 
 
-def test_work_that_runs_out_of_memory_starts_again_in_halves_and_so_does_all_that_follows() -> None:
+def test_after_running_out_of_memory_this_batch_and_all_later_ones_are_halved() -> None:
     said: list[str] = []
     guard = HalvingGuard(said.append)
 
@@ -163,7 +163,7 @@ def test_half_a_batch_that_does_not_fit_either_is_a_clear_error() -> None:
         guard.run(attempt)
 
 
-def test_other_errors_pass_the_guard_as_they_are() -> None:
+def test_errors_other_than_memory_are_raised_unchanged() -> None:
     def attempt() -> None:
         raise RuntimeError("sizes do not match")
 

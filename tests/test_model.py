@@ -168,7 +168,7 @@ def test_heads_are_resolved_like_layers() -> None:
         resolve_heads("3", spec)
 
 
-def test_random_weights_are_the_seed_s_and_leave_the_random_state_alone() -> None:
+def test_random_weights_depend_on_the_seed_alone_and_keep_the_random_state() -> None:
     spec = describe(Options(model=TINY, image_size="32"))
     before = torch.get_rng_state()
     first, again, other = (load_model(spec, None, precision="fp32", device="cpu", seed=s) for s in (1, 1, 2))
@@ -263,7 +263,7 @@ def test_cnn_weights_are_loaded_strictly_too() -> None:
         load("resnet18", {k: v for k, v in state.items() if k != "layer1.0.conv1.weight"})
 
 
-def test_a_model_is_described_without_memory_for_its_weights() -> None:
+def test_describing_a_model_does_not_allocate_its_weights() -> None:
     net = network.build("vit_7b_patch16_dinov3", num_classes=0)
     assert all(parameter.device.type == "meta" for parameter in net.parameters())
 

@@ -19,7 +19,7 @@ def open_arrays(run: Path) -> xarray.Dataset:
     return xarray.open_zarr(run / "labels.zarr").load()
 
 
-def test_a_cnn_goes_the_same_way_and_none_of_its_arrays_is_called_attention(batchjob: Command, tmp_path: Path) -> None:
+def test_a_run_of_a_cnn_works_and_none_of_its_arrays_is_called_attention(batchjob: Command, tmp_path: Path) -> None:
     run = tmp_path / "run"
     options = ["--model", "resnet18", "--weights", "random", "--image-size", "96", "--keep-maps", "1", *FEW]
     assert batchjob("run", SAMPLE, run, *options).code == 0
@@ -38,7 +38,7 @@ def test_a_cnn_goes_the_same_way_and_none_of_its_arrays_is_called_attention(batc
     np.testing.assert_allclose(rows, 1, atol=0.01)
 
 
-def test_padding_is_never_clustered_and_the_rest_of_the_photo_is(batchjob: Command, tmp_path: Path) -> None:
+def test_padding_is_never_clustered_and_all_other_patches_are(batchjob: Command, tmp_path: Path) -> None:
     run = tmp_path / "run"
     options = ["--model", "vit_tiny_patch16_224", "--weights", "random", "--image-size", "96", "--resize", "pad", *FEW]
     assert batchjob("run", SAMPLE, run, *options).code == 0

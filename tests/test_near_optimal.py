@@ -125,7 +125,7 @@ def test_k_above_the_number_of_different_rows_is_that_number():
     assert best_partition(np.zeros((4, 2)), 3).labels.tolist() == [0, 0, 0, 0]
 
 
-def test_it_needs_no_torch():
+def test_the_search_imports_no_torch():
     code = "import sys; from batchjob.clustering.search import best_partition as f; f([[0], [1.0]], 2)"
     code += "; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -72,7 +72,7 @@ def test_rows_are_called_by_file_and_number_and_hold_the_bytes_of_their_image(co
     index.close()
 
 
-def test_the_paths_in_a_struct_are_the_ids_where_a_file_has_none_twice(tmp_path: Path) -> None:
+def test_paths_in_a_struct_are_the_ids_if_they_are_unique_in_the_file(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", {"image": structs(3, path="x/{}.png")})
     write(tmp_path / "b.parquet", {"image": structs(2, path="x/{}.png")})
     write(tmp_path / "c.parquet", {"image": structs(2, path="one.png")})
@@ -118,7 +118,7 @@ def test_labels_are_kept_as_text_with_the_hub_s_names(tmp_path: Path) -> None:
     assert ImageIndex.load(tmp_path / "index").column("label", 1, 3) == ["cat", ""]
 
 
-def test_a_column_that_is_not_of_classes_is_left_out_with_a_remark(tmp_path: Path) -> None:
+def test_a_column_that_does_not_hold_classes_is_left_out_with_a_remark(tmp_path: Path) -> None:
     file = write(tmp_path / "a.parquet", {"image": structs(2), "label": [[1, 2], [3]], "category": ["a", "b"]})
     index = index_images(str(file))
     assert index.columns == ("category",)
@@ -140,7 +140,7 @@ def test_a_file_without_images_is_refused_with_its_columns(table: Any, message: 
         index_images(str(write(tmp_path / "a.parquet", table)))
 
 
-def test_a_file_that_is_cut_off_or_is_no_parquet_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_file_that_is_cut_off_or_is_not_parquet_is_refused_in_one_line(tmp_path: Path) -> None:
     whole = write(tmp_path / "a.parquet", {"image": structs(9)}).read_bytes()
     for cut in (whole[:-1], whole[: len(whole) // 2], whole[:4], b"", b"<html>" * 99, whole[:-40] + whole[-8:]):
         (tmp_path / "a.parquet").write_bytes(cut)
@@ -155,7 +155,7 @@ def test_a_file_that_is_named_twice_is_refused(tmp_path: Path) -> None:
         index_images(str(tmp_path / "{a,a}.parquet"))
 
 
-def test_whatever_is_damaged_is_refused_or_costs_rows_and_never_the_process(tmp_path: Path) -> None:
+def test_damage_is_refused_or_loses_rows_but_never_ends_the_process(tmp_path: Path) -> None:
     """In a process of its own: pyarrow ends it, for some questions about a damaged file."""
     write(tmp_path / "a.parquet", {"image": structs(2), "label": [1, 2]})
     write(tmp_path / "b.parquet", {"image": [PNG, PNG]}, rows_per_group=1)
@@ -190,7 +190,7 @@ def test_whatever_is_damaged_is_refused_or_costs_rows_and_never_the_process(tmp_
     assert int(done.stdout) > 50
 
 
-def test_null_in_place_of_an_image_is_a_row_that_says_so(tmp_path: Path) -> None:
+def test_null_in_place_of_an_image_is_a_row_with_a_status(tmp_path: Path) -> None:
     rows = [{"bytes": PNG, "path": "a"}, None, {"bytes": None, "path": "b"}, {"bytes": b"", "path": "c"}]
     file = write(tmp_path / "a.parquet", {"image": pa.array(rows, IMAGE)})
     index = index_images(str(file))
@@ -201,7 +201,7 @@ def test_null_in_place_of_an_image_is_a_row_that_says_so(tmp_path: Path) -> None
     assert batch.status.tolist() == [0] + [STATUS["not_an_image"]] * 3
 
 
-def test_damage_costs_the_rows_behind_it_in_its_row_group_and_is_not_read_again(
+def test_rows_behind_damage_in_a_row_group_are_truncated_and_not_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = pa.table({"image": pa.array([picture(i) for i in range(8)])})
@@ -251,7 +251,7 @@ def test_workers_give_the_rows_of_parquet_files_in_order(tmp_path: Path) -> None
     assert widths.tolist() == list(range(20, 80))
 
 
-def test_a_file_that_changes_under_a_run_gives_no_pixels(tmp_path: Path) -> None:
+def test_a_file_that_changes_during_a_run_gives_no_pixels(tmp_path: Path) -> None:
     file = write(tmp_path / "a.parquet", {"image": structs(40)}, rows_per_group=20)
     index = index_images(str(file))
     assert index.read(0) == picture(0)

@@ -39,7 +39,7 @@ def test_a_plan_is_read_back_equal(tmp_path: Path, batchjob: Command) -> None:
     assert set(plan.versions) >= {"batchjob", "python", "torch", "timm", "numpy", "zarr"}
 
 
-def test_another_option_makes_another_run_by_itself(tmp_path: Path) -> None:
+def test_another_option_gives_another_run_folder_by_default(tmp_path: Path) -> None:
     base = plans.default_run("data/coco", Options())
     assert base == plans.default_run("data/coco/", Options())
     assert re.fullmatch(r"coco-vit_small_patch14_dinov2\.lvd142m-[0-9a-f]{8}", base.name)
@@ -122,7 +122,7 @@ def test_maps_are_kept_of_the_named_images(tmp_path: Path, batchjob: Command) ->
     assert "photo-009.jpg" in ended.err
 
 
-def test_a_plan_for_gpus_made_on_a_login_node_is_in_half_precision(
+def test_a_plan_made_for_gpus_on_a_login_node_chooses_half_precision(
     tmp_path: Path, batchjob: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photos = make_photos(tmp_path / "photos", 2)

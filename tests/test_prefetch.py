@@ -27,7 +27,7 @@ def test_items_come_in_order_and_the_thread_ends():
     assert set(threading.enumerate()) <= before  # a thread of another test may have ended meanwhile
 
 
-def test_it_begins_at_once_and_makes_one_item_more_than_waits():
+def test_prefetching_starts_at_once_and_makes_one_item_more_than_fits_the_queue():
     made = []
     stream = Ahead(numbers(made), interrupt=idle)
     until = time.monotonic() + 10
@@ -53,7 +53,7 @@ def test_an_error_comes_after_the_items_before_it():
         next(stream)
 
 
-def test_closing_interrupts_and_waits_for_what_is_under_way():
+def test_closing_interrupts_the_work_in_progress_and_waits_for_it():
     interrupted, left = threading.Event(), []
 
     def slow():

@@ -8,7 +8,7 @@ import pytest
 from batchjob.job import progress
 
 
-def test_durations_are_said_as_people_say_them() -> None:
+def test_durations_are_written_in_everyday_units() -> None:
     said = [progress.minutes(s) for s in (0, 42, 99.6, 180, 7800, 5 * 86400 + 3 * 3600)]
     assert said == ["0 s", "42 s", "100 s", "3 min", "2 h 10 min", "5 d 3 h"]
 

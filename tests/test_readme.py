@@ -66,7 +66,7 @@ def test_every_make_command_of_the_readme_is_a_target() -> None:
         assert done.returncode == 0, done.stderr
 
 
-def test_make_hands_every_option_on() -> None:
+def test_make_passes_every_option_on() -> None:
     line = [
         "make",
         "-n",

@@ -61,7 +61,7 @@ def test_a_codebook_without_statistics_shows_how_common_clusters_are_and_how_to_
     assert f"batchjob stats {tmp_path / 'run'}" in codebook.note(view, 11)
 
 
-def test_a_failed_image_is_told_by_its_cause(page: Path) -> None:
+def test_a_failed_image_is_listed_with_its_cause(page: Path) -> None:
     text = page.read_text()
     assert "val2017/cut.jpg" in text
     assert "truncated" in text
@@ -124,7 +124,7 @@ def test_figures_stand_on_a_clear_ground_in_an_ink_for_light_and_dark_pages(page
         assert 90 < np.median(heading) < 160
 
 
-def test_the_differences_are_found_whichever_run_is_named_first(runs: list[Path]) -> None:
+def test_differences_of_runs_are_found_in_either_order(runs: list[Path]) -> None:
     both = [Run(run) for run in runs]
     found = [answer.differences(named) for named in (both, both[::-1])]
     assert found[0].rows
@@ -132,7 +132,7 @@ def test_the_differences_are_found_whichever_run_is_named_first(runs: list[Path]
     assert found[0].header[3:5] == ["first", "second"]
 
 
-def test_the_page_never_asks_for_statistics_that_cannot_be(runs: list[Path], tmp_path: Path) -> None:
+def test_the_page_does_not_ask_for_statistics_that_the_run_cannot_have(runs: list[Path], tmp_path: Path) -> None:
     both = [Run(run) for run in runs]
     for run in both:
         run.__dict__["table"] = lambda name: None
@@ -149,7 +149,7 @@ def test_the_page_never_asks_for_statistics_that_cannot_be(runs: list[Path], tmp
     assert answer.differences(both).note == "The runs are not compared: they have no image in common."
 
 
-def test_the_map_holds_every_heads_gain_and_where_it_leads(runs: list[Path]) -> None:
+def test_the_map_holds_every_heads_gain_and_link(runs: list[Path]) -> None:
     run = Run(runs[0])
     summary = run.table("summary")
     assert summary is not None

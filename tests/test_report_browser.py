@@ -36,7 +36,7 @@ def test_a_page_of_nearly_20_mb_opens_in_under_two_seconds(chromium: Any, page: 
 
 
 @pytest.mark.browser
-def test_the_theme_button_goes_against_the_systems_scheme(chromium: Any, page: Path) -> None:
+def test_the_theme_button_overrides_the_systems_scheme(chromium: Any, page: Path) -> None:
     open_page(chromium, page, scheme="light")
     chromium.execute_script("document.getElementById('theme').click()")
     assert chromium.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(16, 18, 22)"

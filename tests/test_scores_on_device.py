@@ -73,14 +73,14 @@ def test_an_image_scores_the_same_bit_for_bit_whatever_else_is_in_the_batch() ->
             assert torch.equal(alone[name][0], together[name][i]), name
 
 
-def test_no_pairs_at_all_score_nothing() -> None:
+def test_images_without_pairs_have_no_score() -> None:
     none = np.zeros(0, np.int64)
     pairs = [attention.PatchPairs(none, none, none.astype(bool), none)] * 2
     ours = map_scores.pair_scores(torch.as_tensor(random_rows(2, 3)), PairTable.of(pairs, GRID))
     assert all(torch.isnan(v).all() and v.shape == (2, 3) for v in ours.values())
 
 
-def test_a_drawing_scores_the_same_on_whichever_image_it_is_lent_to() -> None:
+def test_drawn_pairs_score_the_same_whichever_image_they_are_lent_to() -> None:
     rows = random_rows(3, 2)
     pairs = [drawn(i) for i in range(4)]
     image = [2, 0, 2, 1]

@@ -73,7 +73,7 @@ def test_the_share_follows_the_launcher(environment: dict[str, str], index: int,
     assert (share.index, share.count) == (index, count)
 
 
-def test_a_batch_body_inside_another_step_s_variables_is_one_process() -> None:
+def test_a_batch_script_that_inherits_a_steps_variables_is_one_process() -> None:
     assert shares.share_of(STEP, in_batch_body=True) == shares.Share()
     assert not shares.in_batch_body()
 
@@ -92,7 +92,7 @@ def test_variables_that_contradict_each_other_are_refused(environment: dict[str,
 
 
 @given(partitions=st.lists(st.integers(0, 10**6), unique=True), count=st.integers(1, 40))
-def test_over_all_shares_each_unit_comes_exactly_once(partitions: list[int], count: int) -> None:
+def test_each_partition_is_in_exactly_one_share(partitions: list[int], count: int) -> None:
     dealt = [partition for index in range(count) for partition in shares.Share(index, count).of(partitions)]
     assert sorted(dealt) == sorted(partitions)
     sizes = [len(shares.Share(index, count).of(partitions)) for index in range(count)]
@@ -124,13 +124,13 @@ def test_a_process_alone_needs_no_list() -> None:
     assert shares.attempt_of(BODY) == ""
 
 
-def test_who_asks_first_publishes_the_list_and_the_rest_read_it(run: Path) -> None:
+def test_the_first_process_publishes_the_list_and_the_others_read_it(run: Path) -> None:
     assert shares.agreed_partitions(run, "a", lambda: [0, 2]) == [0, 2]
     assert shares.agreed_partitions(run, "a", lambda: [1]) == [0, 2]
     assert shares.agreed_partitions(run, "b", lambda: [1]) == [1]
 
 
-def test_what_is_found_missing_after_a_list_was_done_makes_the_next_list(run: Path) -> None:
+def test_partitions_missing_after_a_list_is_done_make_the_next_list(run: Path) -> None:
     missing = lambda: store.missing(run, PLAN)  # noqa: E731
     assert shares.agreed_partitions(run, "a", missing) == [0, 1, 2]
     label(run, PLAN, [0, 1, 2])
@@ -166,7 +166,7 @@ def test_a_second_job_on_the_same_run_shares_the_work_and_both_end_well(run: Pat
     assert store.verify(run) == []
 
 
-def test_what_a_dead_job_had_claimed_is_taken_over(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_claims_of_a_dead_job_are_taken_over(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     code = (
         "import sys, time; from pathlib import Path; from batchjob.store.claims import Claims\n"
         "claims = Claims(Path(sys.argv[1]) / 'work'); claims.take(0); print('claimed', flush=True); time.sleep(60)"
@@ -221,7 +221,7 @@ def test_gpus_that_are_not_there_are_refused(gpus: str) -> None:
         launch.devices(Runtime(gpus=gpus, device="cuda"), 4)
 
 
-def test_a_signal_stops_the_work_and_a_lost_parent_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_or_a_lost_parent_stops_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     with Stop() as stop:
         assert not stop()
         os.kill(os.getpid(), signal.SIGUSR1)

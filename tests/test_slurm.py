@@ -32,7 +32,7 @@ def test_four_tasks_on_two_nodes_give_the_store_of_one_process(submit: Callable[
 
 
 @pytest.mark.slow
-def test_a_killed_task_costs_what_it_was_at_and_the_job_goes_on_by_itself(
+def test_a_killed_task_loses_only_its_current_partition_and_the_job_goes_on_by_itself(
     submit: Callable[..., Job], calm: Path
 ) -> None:
     job = submit()
@@ -140,7 +140,7 @@ def test_a_node_that_dies_costs_no_published_partition(submit: Callable[..., Job
 
 
 @pytest.mark.slow
-def test_a_restarted_controller_disturbs_nobody(submit: Callable[..., Job], calm: Path, cluster: Path) -> None:
+def test_a_restarted_controller_does_not_disturb_the_job(submit: Callable[..., Job], calm: Path, cluster: Path) -> None:
     job = submit()
     job.hold()
     controller = int((cluster / "slurmctld.pid").read_text())

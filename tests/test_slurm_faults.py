@@ -40,7 +40,7 @@ def python_with(folder: Path, lines: str) -> str:
     ],
     ids=lambda value: "" if isinstance(value, str) else " ".join(f"{k}={v}" for k, v in value.items()),
 )
-def test_what_slurm_would_refuse_or_never_start_ends_the_submit_and_queues_nothing(
+def test_a_job_that_slurm_would_refuse_or_never_start_ends_submit_and_nothing_is_queued(
     cluster: Path, tmp_path: Path, settings: dict[str, str], told: str
 ) -> None:
     played = tmp_path / "python"  # plans in no time
@@ -109,7 +109,7 @@ def held_fit(submit: Callable[..., Job]) -> Job:
 
 
 @pytest.mark.slow
-def test_a_killed_task_of_a_fit_costs_an_attempt_that_reads_no_image_again(
+def test_after_a_killed_task_a_fit_goes_on_without_reading_images_again(
     submit: Callable[..., Job], calm_fit: Path
 ) -> None:
     job = held_fit(submit)

@@ -72,7 +72,9 @@ KEEPS = {
 
 @pytest.mark.parametrize("when", ["yesterday", "tomorrow", "now"])
 @pytest.mark.parametrize("name", KEEPS)
-def test_an_attempt_that_got_on_is_followed_by_another_whatever_the_clock_says(run: Path, name: str, when: str) -> None:
+def test_an_attempt_with_progress_is_followed_by_another_whatever_the_clock_says(
+    run: Path, name: str, when: str
+) -> None:
     keep, end = KEEPS[name]
     ended = job(
         run, name, f'when={when}; {keep}; [ $attempt -lt 3 ] || {{ echo "0 node1" >"$ends/0"; exit 0; }}; {KILLED}'
@@ -95,7 +97,7 @@ def test_an_attempt_that_kept_nothing_new_is_the_last(run: Path, name: str, told
 
 
 @pytest.mark.parametrize(("name", "advice"), [("fit", "fewer --fit-rows"), ("label", "fewer --rows-per-partition")])
-def test_the_third_attempt_in_a_row_that_a_limit_stopped_too_early_is_the_last_with_the_advice_of_its_kind(
+def test_after_three_attempts_in_a_row_that_a_time_limit_stopped_too_early_the_job_ends_with_advice(
     run: Path, name: str, advice: str
 ) -> None:
     step = 'kill -USR1 $PPID; echo "75 node1" >"$ends/0"; exit 75'
@@ -109,13 +111,13 @@ def test_the_third_attempt_in_a_row_that_a_limit_stopped_too_early_is_the_last_w
     assert advice in ended.stdout
 
 
-def test_a_step_asks_again_for_the_cpus_of_each_task(run: Path) -> None:
+def test_each_step_asks_for_the_cpus_of_each_task(run: Path) -> None:
     job(run, "label", KILLED)
     asked = (run.parent / "count.asked").read_text()
     assert "--cpus-per-task=3 " in asked, "srun does not inherit them since Slurm 22.05"
 
 
-def test_attempts_that_a_limit_stopped_are_counted_anew_once_one_got_on(run: Path) -> None:
+def test_stopped_attempts_are_counted_anew_after_one_with_progress(run: Path) -> None:
     step = 'kill -USR1 $PPID; echo "75 node1" >"$ends/0"; exit 75'
     assert [job(run, "fit", step).returncode for _ in range(2)] == [-9, -9]
     assert job(run, "fit", f'touch "$RUN/fit/rows-0-of-1.bin"; {step}').returncode == -9
@@ -157,7 +159,7 @@ def test_status_without_a_run_lists_the_newest_five_and_how_to_see_more(tmp_path
     ]
 
 
-def test_status_where_there_is_no_run_says_how_one_is_made(tmp_path: Path) -> None:
+def test_status_without_any_run_says_how_to_make_one(tmp_path: Path) -> None:
     ended = status(tmp_path)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert f"no run in {tmp_path}/runs; make submit DATA=… makes one there" in ended.stdout

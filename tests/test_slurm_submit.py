@@ -94,7 +94,7 @@ def test_all_jobs_are_queued_in_a_chain_and_written_down(login: Login) -> None:
 
 @pytest.mark.parametrize("number", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["test", "real"])
-def test_a_refused_job_takes_back_those_before_it(login: Login, kind: str, number: int) -> None:
+def test_a_refused_job_cancels_those_queued_before_it(login: Login, kind: str, number: int) -> None:
     ended = login.submit("photos", SCOPE="dataset", REFUSE=f"{kind} {number}", REASON="Invalid account or QOS")
     name = ["fit", "label", "report"][number - 1]
     assert ended.returncode == 2
@@ -139,7 +139,7 @@ def test_a_refusal_names_the_setting_to_look_at(login: Login, reason: str, setti
         ({"GPUS": "0", "TASKS": "0"}, "a job has 1 or more of each"),
     ],
 )
-def test_a_job_that_could_never_start_is_told_before_anything_is_planned(
+def test_a_job_that_could_never_start_is_refused_before_anything_is_planned(
     login: Login, settings: dict[str, str], told: str
 ) -> None:
     ended = login.submit("photos", **settings)
@@ -164,7 +164,7 @@ def test_a_job_that_asked_for_gpus_may_not_label_on_the_cpu(login: Login, gpus: 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_make_hands_on_names_as_they_are(tmp_path: Path, name: str) -> None:
+def test_make_passes_names_on_unchanged(tmp_path: Path, name: str) -> None:
     environment, given = python_that_writes_down_its_arguments(tmp_path)
     make("run", f"DATA={name}", f"RUN={name}.run", f"MODEL={name}", environment=environment)
     assert given.read_bytes().split(b"\0")[:7] == [
@@ -175,7 +175,7 @@ def test_make_hands_on_names_as_they_are(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES[:6])
-def test_make_submit_hands_on_names_as_they_are(login: Login, name: str) -> None:
+def test_make_submit_passes_names_on_unchanged(login: Login, name: str) -> None:
     python_that_writes_down_its_arguments(login.folder)
     environment = os.environ | {
         "PATH": f"{login.folder / 'bin'}:{os.environ['PATH']}",
@@ -202,7 +202,7 @@ def test_make_asks_for_failed_images_again(tmp_path: Path, value: str, asked: bo
 
 
 @pytest.mark.parametrize("refused", ["none", "test 2"])
-def test_submit_takes_back_failed_images_only_once_slurm_would_take_the_jobs(login: Login, refused: str) -> None:
+def test_submit_resets_failed_images_only_after_slurm_would_take_the_jobs(login: Login, refused: str) -> None:
     ended = login.submit("photos", "--retry-failed", REFUSE=refused, REASON="Invalid account")
     planned = (login.folder / "given").read_bytes()
     assert ended.returncode == (0 if refused == "none" else 2)

@@ -138,7 +138,7 @@ def test_a_folder_that_can_t_be_listed_is_an_error_and_not_a_gap(tmp_path):
         (tmp_path / "data" / "secret").chmod(0o755)
 
 
-def test_folders_deeper_than_a_stack_are_walked(tmp_path):
+def test_very_deep_folders_are_walked(tmp_path):
     here = os.getcwd()
     os.chdir(tmp_path)
     try:
@@ -163,7 +163,7 @@ def test_limit_takes_the_first_rows_of_every_source(tmp_path):
         assert len(index_images(str(tmp_path / data), limit=3)) == 3
 
 
-def test_one_image_is_data_too(tmp_path):
+def test_a_single_image_is_data(tmp_path):
     write(tmp_path / "x.png")
     assert index_images(str(tmp_path / "x.png")).ids() == ["x.png"]
 

@@ -124,7 +124,9 @@ def test_packages_that_read_results_bring_no_torch(module: str) -> None:
         (["show", "NOWHERE"], "no plan.json"),
     ],
 )
-def test_wrong_input_is_told_before_anything_slow_is_imported(arguments: list[str], said: str, tmp_path: Path) -> None:
+def test_wrong_input_is_reported_before_anything_slow_is_imported(
+    arguments: list[str], said: str, tmp_path: Path
+) -> None:
     code = (
         "import sys\nfrom batchjob.__main__ import main\n"
         f"try: code = main({arguments!r})\nexcept SystemExit as end: code = end.code\n"
@@ -180,7 +182,7 @@ def test_imports_point_one_way_between_packages_and_between_files() -> None:
 
 
 @pytest.mark.parametrize("package", STRANGERS)
-def test_packages_that_must_not_know_each_other_do_not(package: str) -> None:
+def test_packages_do_not_import_what_they_must_not_know(package: str) -> None:
     uses = uses_of_packages(without=PLAIN_SEARCH)
     assert set(uses) >= {package, *STRANGERS[package]}, "a rule about a package that is not there guards nothing"
     assert uses[package], "no import was seen"
@@ -240,7 +242,7 @@ def test_both_gpu_extras_want_the_same_versions() -> None:
     assert plain[0] == plain[1]
 
 
-def test_the_top_level_holds_nothing_else() -> None:
+def test_the_top_level_holds_only_the_listed_files() -> None:
     done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
     top = {line.split("/")[0] for line in done.stdout.splitlines()}
     wanted = {"batchjob", "slurm", "tests", "docs", ".ci", "environment.yml", "Makefile", "README.md", "pyproject.toml"}

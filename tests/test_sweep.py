@@ -89,7 +89,9 @@ def sweep(finished: Path, tmp_path: Path, names: list[str], batchjob: Command) -
     return found
 
 
-def test_one_file_of_each_kind_damaged_in_each_way(finished: Path, tmp_path: Path, batchjob: Command) -> None:
+def test_damage_of_one_file_of_each_kind_is_found_mended_or_harmless(
+    finished: Path, tmp_path: Path, batchjob: Command
+) -> None:
     names = ["labels.zarr/status/c.1", "scores.zarr/zarr.json", "stats/summary.parquet"]
     logs = [name for name in files_of(finished / "run") if name.startswith("logs/")][:1]
     found = sweep(finished, tmp_path, [*names, *logs], batchjob)
@@ -97,7 +99,7 @@ def test_one_file_of_each_kind_damaged_in_each_way(finished: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_every_file_of_a_run_damaged_in_each_way(finished: Path, tmp_path: Path, batchjob: Command) -> None:
+def test_damage_of_every_file_is_found_mended_or_harmless(finished: Path, tmp_path: Path, batchjob: Command) -> None:
     names = files_of(finished / "run")
     found = sweep(finished, tmp_path, names, batchjob)
     assert sum(found.values()) == 3 * len(names)

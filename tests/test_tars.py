@@ -123,7 +123,7 @@ def test_more_tars_than_descriptors_are_read(tmp_path, monkeypatch):
     index.close()
 
 
-def test_tars_written_one_after_another_are_read_on_and_what_is_no_tar_is_told(tmp_path: Path) -> None:
+def test_concatenated_tars_are_read_and_bytes_that_are_not_a_tar_are_reported(tmp_path: Path) -> None:
     for name, members in (("a.tar", ["a0.jpg", "a1.jpg"]), ("b.tar", ["b0.jpg", "b1.jpg"])):
         with tarfile.open(tmp_path / name, "w") as tar:
             for member in members:
@@ -142,7 +142,7 @@ def test_tars_written_one_after_another_are_read_on_and_what_is_no_tar_is_told(t
     assert index.remarks == [f"{tmp_path / 'junk.tar'}: 700 bytes behind its end mark are not a tar; left out"]
 
 
-def test_tars_are_known_in_any_letter_case_and_by_a_pattern(tmp_path: Path) -> None:
+def test_tars_are_found_in_any_letter_case_and_by_a_pattern(tmp_path: Path) -> None:
     for name in ("s-1.TAR", "s-0.tar"):
         with tarfile.open(tmp_path / name, "w") as tar:
             tar.addfile(tarfile.TarInfo("x.jpg"), io.BytesIO())

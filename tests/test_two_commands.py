@@ -27,7 +27,7 @@ def started(*arguments: object) -> "subprocess.Popen[str]":
 
 @pytest.mark.slow  # five interpreters
 @pytest.mark.parametrize("numbers", [(3, 3, 3, 3, 3), (3, 4, 5, 6, 7)], ids=["equal", "other k"])
-def test_of_five_commands_on_one_new_run_all_that_are_equal_end_0_and_the_others_are_refused(
+def test_of_five_commands_on_one_new_run_the_equal_ones_end_0_and_the_others_are_refused(
     tmp_path: Path, numbers: tuple[int, ...]
 ) -> None:
     photos, run = make_photos(tmp_path / "photos", 6), tmp_path / "run"
@@ -41,7 +41,7 @@ def test_of_five_commands_on_one_new_run_all_that_are_equal_end_0_and_the_others
     assert store.verify(run) == []
 
 
-def test_two_commands_with_other_options_on_one_new_run_do_not_mix(tmp_path: Path) -> None:
+def test_two_commands_with_different_options_on_one_new_run_do_not_mix(tmp_path: Path) -> None:
     photos, run = make_photos(tmp_path / "photos", 4), tmp_path / "run"
     both = [started("run", photos, run, *TINY[:-1], k, *SHARDS, *RUNTIME) for k in (3, 4)]
     said = [process.communicate(timeout=300)[1] for process in both]
@@ -96,7 +96,7 @@ def test_a_fit_that_waits_for_another_ends_75_when_it_is_told_to(planned: Path) 
 
 
 @pytest.mark.slow  # a dozen interpreters
-def test_who_reads_a_run_while_it_is_labelled_again_gets_what_is_there_or_is_told(
+def test_reading_a_run_while_it_is_labelled_again_gives_equal_results_or_one_line(
     tmp_path: Path, batchjob: Command
 ) -> None:
     """`run` finishes and mends while `stats` and `report` read: equal results, or one line that names the remedy."""

