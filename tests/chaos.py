@@ -1,7 +1,7 @@
-"""A warm parent that forks labelling processes on request: thousands of starts and kills without thousands of imports.
+"""Forks labelling processes on request from a parent that has imported everything, so that each starts at once.
 
-Each child does what the job's loop does around the model: reads its share of the attempt's list, claims, computes,
-hands over, publishes. What it computes is made up. `control` is the design that trusts that a file exists.
+Each child does what the job's loop does around the model: it reads its share of the attempt's list, claims, computes,
+hands over and publishes. The computed arrays are made up. `control` is a design that trusts that a file exists.
 """
 
 import json
@@ -23,7 +23,7 @@ COMPUTE_S = 0.004
 
 
 def note(run: Path, partition: int) -> None:
-    """One line more in the list of computed partitions, atomically."""
+    """Appends one line to the list of computed partitions, atomically."""
     with open(run / "computed.txt", "ab", buffering=0) as file:
         file.write(f"{partition}\n".encode())
 
@@ -43,7 +43,7 @@ def label(run: Path, attempt: str, share: shares.Share) -> None:
 
 
 def missing_files(run: Path) -> list[int]:
-    """The control's idea of what is missing: partitions of which some file does not exist."""
+    """Returns the partitions that the control takes for missing: those with a file that does not exist."""
     specs = layout.layout(PLAN)
     partitions = range(PLAN.partition_count)
     return [u for u in partitions if not all((run / p).exists() for p in layout.shard_paths(specs, PLAN, u))]
@@ -62,7 +62,7 @@ def label_control(run: Path, attempt: str, share: shares.Share) -> None:
 
 
 def main() -> None:
-    """Reads a JSON line a process to start, answers with its id; a JSON null ends it."""
+    """Reads a JSON line for each process to start and answers with the process's id; a JSON null ends the loop."""
     kinds: dict[str, Callable[[Path, str, shares.Share], None]] = {"store": label, "control": label_control}
     for line in sys.stdin:
         order = json.loads(line)
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def reap(children: Sequence[int]) -> list[int]:
-    """How each ended: its exit code, or minus its signal."""
+    """Waits for processes and returns how each ended: its exit code, or minus the number of its signal."""
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 

@@ -1,6 +1,6 @@
-"""A warm parent that forks whole commands on request, so that a signal costs no import of torch.
+"""Forks whole commands on request from a parent that has imported torch, so that each command starts at once.
 
-Each child is a `batchjob` command in a session of its own: it parses, works, cleans up and exits as the real one does.
+Each child is a `batchjob` command in a session of its own: it parses, works, cleans up and exits like the command line.
 """
 
 import importlib
@@ -24,7 +24,7 @@ IMPORTED = (
 
 
 class Commands:
-    """Starts commands in `folder`: forked from the warm parent, or as new interpreters; their words go to a log."""
+    """Starts commands in `folder`, forked from the parent or as new interpreters; their output goes to a log."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -40,7 +40,7 @@ class Commands:
         self._parent.communicate("null\n", timeout=60)
 
     def run(self, arguments: Sequence[str], moment: "Moment | None" = None, *, is_new: bool = False) -> "Ended":
-        """The command from start to end, with a signal at that moment; `is_new`: as an interpreter of its own."""
+        """Runs a command to its end, with a signal at that moment; with `is_new`, in an interpreter of its own."""
         self._log.write_bytes(b"")
         own: subprocess.Popen[bytes] | None = None
         if is_new:
@@ -75,13 +75,13 @@ class Commands:
 
 
 class Moment:
-    """A signal, so many seconds after a command's start, to it alone or to all processes of its session."""
+    """A signal to send so many seconds after a command's start, to it alone or to all processes of its session."""
 
     def __init__(self, number: signal.Signals, after_s: float, *, to_all: bool) -> None:
         self.number, self.after_s, self._to_all = number, after_s, to_all
 
     def send(self, pid: int) -> None:
-        # a child that has ended is a zombie until it is waited for, so its number is nobody else's
+        # a child that has ended is a zombie until it is waited for, so no other process can get its id
         os.killpg(pid, self.number) if self._to_all and os.getpgid(pid) == pid else os.kill(pid, self.number)
 
     def __str__(self) -> str:
@@ -89,14 +89,14 @@ class Moment:
 
 
 class Ended:
-    """How a command ended: its code (minus a signal's number), whether the signal came in time, what it said."""
+    """How a command ended: its exit code (or minus a signal's number), whether the signal came in time, its output."""
 
     def __init__(self, pid: int, code: int, landed: bool, seconds: float, said: str) -> None:
         self.pid, self.code, self.landed, self.seconds, self.said = pid, code, landed, seconds, said
 
 
 def is_running(pid: int) -> bool:
-    """Whether the process is there and not a zombie."""
+    """Says whether the process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -104,7 +104,7 @@ def is_running(pid: int) -> bool:
 
 
 def session(pid: int) -> list[int]:
-    """The processes that run in the session that process `pid` began."""
+    """Returns the processes of the session that process `pid` began."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -121,7 +121,7 @@ def _environment() -> dict[str, str]:
 
 
 def _heed_interrupts() -> None:
-    """A test that runs in a shell's background would hand on that the interrupt is ignored."""
+    """Restores the interrupt's default: a shell's background job ignores it, and its children would inherit that."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -141,7 +141,7 @@ def _begin(order: dict[str, Any]) -> NoReturn:
 
 
 def main() -> None:
-    """Reads a JSON line for each command to start or to wait for, answers with its id or code; a null ends it."""
+    """Reads a JSON line for each command to start or to wait for, answers with its id or code; a null ends the loop."""
     for name in IMPORTED.split():
         importlib.import_module(name)
     for line in sys.stdin:

@@ -1,4 +1,4 @@
-"""What several packages' tests share: the command line as a function, the sample, a network with known attention."""
+"""Fixtures for the tests of several packages: the command line as a function, the embedded sample, its run."""
 
 import os
 import signal
@@ -20,11 +20,11 @@ from tests.slurm_jobs import calm, cluster, slurm_photos, submit  # noqa: F401  
 from tests.striped import colour_model, striped  # noqa: F401  # one for all files that ask for it
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is imported
-for _name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):  # of `make test`: a make that a test starts is not a part of it
+for _name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):  # a make inside a test is not a part of `make test`
     os.environ.pop(_name, None)
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell; commands would inherit it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a background job ignores it
     signal.signal(signal.SIGINT, signal.default_int_handler)
-hypothesis.settings.register_profile("untimed", deadline=None)  # how busy the machine is decides nothing
+hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine must not make tests fail
 hypothesis.settings.load_profile("untimed")
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "batchjob" / "sample"
@@ -61,7 +61,7 @@ def batchjob(capfd: pytest.CaptureFixture[str]) -> Command:
 
 @pytest.fixture(scope="session")
 def sample_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample, labelled once with DINOv2's own weights: k = instances + 1, 448 px, two images' maps kept."""
+    """Labels the sample once with DINOv2's own weights: k = instances + 1, 448 px, maps of two images kept."""
     run = tmp_path_factory.mktemp("runs") / "sample"
     command = [sys.executable, "-m", "batchjob", "run", str(SAMPLE), str(run), "--k", "instances"]
     command += ["--image-size", "448", "--keep-maps", "2", "--rows-per-partition", "3", "--workers", "1"]
@@ -70,7 +70,7 @@ def sample_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one file stay in one process, which makes their fixtures once; so do all on Slurm, and all on pages."""
+    """Keeps the tests of a file in one process, so that fixtures are made once; also all tests on Slurm, and on pages."""
     for item in items:
         on_slurm = item.get_closest_marker("slurm") is not None
         on_pages = {"runs", "chromium"} & set(getattr(item, "fixturenames", ()))
@@ -78,7 +78,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
-    """Counts by mark what a command left out, so that its last lines can say so in words."""
+    """Counts by mark the tests that a command left out, for its last lines."""
     for item in items:
         for mark in ("gpu", "slow"):
             if item.get_closest_marker(mark):
@@ -86,8 +86,8 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """A suite that ran nothing is red: skipped tests prove nothing, all of `make test-gpu` without a GPU for one."""
-    if hasattr(session.config, "workeroutput"):  # one of several processes: the first one sums up
+    """Makes a suite that ran no test fail, since skipped tests prove nothing (`make test-gpu` without a GPU)."""
+    if hasattr(session.config, "workeroutput"):  # in one of several processes, whose figures the first one sums up
         session.config.workeroutput["left_out"] = dict(_left_out)
         return
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
@@ -97,13 +97,13 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Takes over what a process left out; each of them collects every test."""
-    left_out = getattr(node, "workeroutput", {}).get("left_out", {})  # a process that crashed has none
+    """Takes over the counts of a process; every process collects all tests, so one count is enough."""
+    left_out = getattr(node, "workeroutput", {}).get("left_out", {})  # a process that crashed sends no counts
     _left_out.update({mark: n for mark, n in left_out.items() if not _left_out[mark]})
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
-    """What did not run and which command runs it."""
+    """Prints which tests did not run and which command runs them."""
     for mark, count in sorted(_left_out.items()):
         terminalreporter.write_line(f"not run: {count} tests marked {mark} (make test-{mark})")
     if terminalreporter.stats.get("skipped") and not terminalreporter.stats.get("passed"):

@@ -1,4 +1,4 @@
-"""The real loop on the pretended device: `label` over a few photos, counted by stage."""
+"""Runs the real loop on the pretended device: `label` over a few photos, counted by stage."""
 
 import contextlib
 import functools
@@ -23,22 +23,22 @@ from tests.conftest import SAMPLE
 from tests.pretended import Meter, OnDevice, pretended
 from tests.stand_ins import counted_kernels
 
-SMALL = {"vit_base_patch16_224": {"embed_dim": 48}}  # of 12 blocks and 12 heads, as the study's model
+SMALL = {"vit_base_patch16_224": {"embed_dim": 48}}  # 12 blocks of 12 heads, like the study's model
 
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """What `label` asked of the device for `batches` batches, without what opening the job took."""
+    """The counts of `label` on the device for `batches` batches, without those of opening the job."""
 
     meter: Meter
     batches: int
-    lines: tuple[str, ...]  # what it said
+    lines: tuple[str, ...]  # its output
 
 
 def count_run(options: Options, runtime: Runtime, *, copies: int = 1, run: Path | None = None) -> Counted:
-    """Labels the sample's eight photos, `copies` times over, with random weights on a pretended GPU.
+    """Labels `copies` copies of the sample's eight photos, with random weights on a pretended GPU.
 
-    `run`: where; a folder that is deleted again by default.
+    `run` is the run's folder; by default it is a temporary one.
     """
     lines: list[str] = []
     with contextlib.ExitStack() as stack:
@@ -49,7 +49,7 @@ def count_run(options: Options, runtime: Runtime, *, copies: int = 1, run: Path 
         prepare(str(data), run, options, say=lambda line: None)
         meter = stack.enter_context(pretended())
         stack.enter_context(counted_kernels(meter))
-        stack.enter_context(mock.patch.object(self_check, "find_refusal", return_value=""))  # it has its own test
+        stack.enter_context(mock.patch.object(self_check, "find_refusal", return_value=""))  # it has a test of its own
         batches = stack.enter_context(counted_stages(meter))
         job.label(run, runtime, range(plans.load(run).partition_count), say=lines.append)
     return Counted(meter, len(batches), tuple(lines))
@@ -57,7 +57,7 @@ def count_run(options: Options, runtime: Runtime, *, copies: int = 1, run: Path 
 
 @contextmanager
 def counted_stages(meter: Meter) -> Iterator[list[None]]:
-    """The loop's own stages become the meter's, from the first batch on; the list gets an entry a batch."""
+    """Uses the loop's stages as those of the meter, from the first batch on; the list gets an entry for each batch."""
     batches: list[None] = []
     enter = Stages.__call__
 
@@ -72,7 +72,7 @@ def counted_stages(meter: Meter) -> Iterator[list[None]]:
 
     with mock.patch.object(Stages, "__call__", staged):
         yield batches
-        batches.pop()  # the one that found no more
+        batches.pop()  # the last entry is of the call that found no further batch
 
 
 def _copied(folder: Path, copies: int) -> Path:
@@ -83,7 +83,7 @@ def _copied(folder: Path, copies: int) -> Path:
 
 
 def problems(count: int, patches: int) -> torch.Tensor:
-    """[count, patches, patches]: attention-like rows of smooth noise."""
+    """Returns [count, patches, patches]: rows of smooth noise, like attention."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(count, 8, 8, generator=generator)
     rows = torch.nn.functional.interpolate(coarse[:, None], size=(patches, patches), mode="bilinear")[:, 0]
@@ -91,5 +91,5 @@ def problems(count: int, patches: int) -> torch.Tensor:
 
 
 def on_device(tensor: torch.Tensor) -> OnDevice:
-    """The tensor, as if it had always been on the device."""
+    """Returns the tensor as one of the pretended device, without counting a copy."""
     return OnDevice(tensor)

@@ -1,4 +1,4 @@
-"""What the tests of decoding share: a small input, a fill colour, and three ways to look at what comes out."""
+"""Helpers for the tests of decoding: a small input, a fill colour, and three ways to look at the result."""
 
 import numpy as np
 import pytest
@@ -22,14 +22,14 @@ def cause_of(data, geometry=SQUARE, **options) -> str:
 
 
 def colour(data, **options):
-    """The mean of a flat picture, which must be flat."""
+    """Returns the mean of a picture, and checks that the picture is flat."""
     pixels = decode(data, SQUARE, FILL, **options).pixels.reshape(3, -1).astype(int)
     assert np.ptp(pixels, axis=1).max() <= 4
     return pixels.mean(1).round().tolist()
 
 
 def outcome(data, geometry, fast, filter="bicubic"):
-    """The pixels, or the number of the cause."""
+    """Returns the pixels, or the number of the cause of the failure."""
     try:
         return decode(data, geometry, FILL, interpolation=filter, accelerate=fast).pixels
     except ReadFailure as failure:

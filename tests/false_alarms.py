@@ -1,8 +1,8 @@
-"""`python -m tests.false_alarms [--sets 200] [--out FILE]`: how often the tests reject for heads that know nothing.
+"""`python -m tests.false_alarms [--sets 200] [--out FILE]`: how often tests reject wrongly.
 
 Each made-up data set has 40 photos of disks and 4 heads that look nearby, with noise of their own in every photo: rows
-by distance times log-normal noise, which depend on no object. So of the tests over `swap` 5 % should reject before
-Holm's correction, and at most 5 % of the data sets should name any head behind it.
+by distance times log-normal noise, which depend on no object. So 5 % of the tests over `swap` should reject
+before Holm's correction, and at most 5 % of the data sets should have any head that passes after it.
 """
 
 import argparse
@@ -35,15 +35,15 @@ from tests import scenes
 
 IMAGES, HEADS = 40, 4
 GRID, PATCHES = scenes.GRID, scenes.GRID[0] * scenes.GRID[1]
-PAIRS = 150  # of each kind: the test is of the null, not of the figures' last digit
+PAIRS = 150  # pairs of each kind: few are enough to test the null model
 RESIZES = ("squash", "pad")
 FLIPS = 2000
 Scores = dict[str, NDArray[np.float64]]
-Rates = dict[str, tuple[float, float]]  # score -> (share of tests with p ≤ 0.05, whether Holm names any head)
+Rates = dict[str, tuple[float, float]]  # score -> (share of tests with p ≤ 0.05, whether any head passes Holm)
 
 
 def content(resize: str, i: int) -> NDArray[np.bool_]:
-    """[P]: patches that are image; padded photos are landscape and portrait in turn."""
+    """Returns [P]: True for patches of the image; padded photos are landscape and portrait in turn."""
     keep = np.ones(GRID, bool)
     if resize == "pad":
         keep[(slice(11, None), slice(None)) if i % 2 else (slice(None), slice(11, None))] = False
@@ -51,7 +51,7 @@ def content(resize: str, i: int) -> NDArray[np.bool_]:
 
 
 def objects_of(count: int, keep: NDArray[np.bool_], random: np.random.Generator) -> Objects:
-    """Disks of one category inside the image; their boxes and coverage follow from the owned patches."""
+    """Draws disks of one category inside the image; their boxes and coverage follow from the owned patches."""
     inside = keep.reshape(GRID)
     small = int(inside.any(axis=1).sum()), int(inside.any(axis=0).sum())
     owner = np.full(GRID, -1)
@@ -64,23 +64,23 @@ def objects_of(count: int, keep: NDArray[np.bool_], random: np.random.Generator)
 
 @dataclass(frozen=True)
 class Photo:
-    """One photo's heads, what it shows, and what other photos lend it for the swap null."""
+    """One photo's heads, its objects, and other photos' objects for the `swap` null model."""
 
     row: int
     seed: int  # of the data set
     keep: NDArray[np.bool_]
     rows: NDArray[np.float64]  # [heads, P, P]
-    objects: list[Objects]  # its own first
+    objects: list[Objects]  # the photo's own first
     pairs: list[PatchPairs]  # likewise
 
     @property
     def scene(self) -> Scene:
-        """The photo as the scores of `stats` take it."""
+        """Returns the photo as the scores of `stats` take it."""
         return Scene(GRID, self.seed, self.keep, self.objects[0], self.objects[1:])
 
 
 def photos_of_a_data_set(resize: str, seed: int) -> Iterator[Photo]:
-    """`IMAGES` photos whose heads look nearby, each with noise of its own in every photo."""
+    """Makes `IMAGES` photos whose heads look nearby, with noise of their own in every photo."""
     random = np.random.default_rng((seed, resize == "pad"))
     counts = np.resize((2, 3, 6) if resize == "squash" else (2, 2, 3), IMAGES)
     keeps = [content(resize, i) for i in range(IMAGES)]
@@ -99,7 +99,7 @@ def photos_of_a_data_set(resize: str, seed: int) -> Iterator[Photo]:
 
 
 def score_clusters(photo: Photo) -> Scores:
-    """The scores of clusters by k-means, k = instances + 1."""
+    """Computes the scores of clusters by k-means, k = instances + 1."""
     keep, k = photo.keep, len(photo.objects[0].category) + 1
     labels = np.full((HEADS, PATCHES), NO_LABEL, np.uint8)
     for h in range(HEADS):
@@ -109,19 +109,19 @@ def score_clusters(photo: Photo) -> Scores:
 
 
 def score_means(photo: Photo) -> Scores:
-    """The scores of maps, of the mean over queries."""
+    """Computes the scores of maps, for the mean over queries."""
     return score_maps(normalise(photo.rows.mean(axis=1), photo.keep), HEADS, photo.scene)
 
 
 def score_pairs(photo: Photo) -> Scores:
-    """The scores of pairs of patches, as they are computed on the device."""
+    """Computes the scores of pairs of patches, by the device's code."""
     rows = torch.as_tensor(photo.rows[None], dtype=torch.float32)
     auc = pair_scores(rows, PairTable.of(photo.pairs, GRID, [0] * len(photo.pairs)))
     return _with_swap({name: auc[name] for name in ("pair_auc", "pair_auc_matched")})
 
 
 def score_truth(photo: Photo) -> Scores:
-    """The score of k-means that starts from the objects, as it is computed on the device."""
+    """Computes the score of k-means that starts from the objects, by the device's code."""
     objects = [o for o in photo.objects if o.has_twins]
     starts = np.stack([clusters_of(o.owner, len(o.category), photo.keep) for o in objects])
     labels = settle(torch.as_tensor(photo.rows[None], dtype=torch.float32), torch.as_tensor(starts[None]))
@@ -132,14 +132,14 @@ def score_truth(photo: Photo) -> Scores:
 
 
 def _with_swap(found: Mapping[str, torch.Tensor]) -> Scores:
-    """[heads] each from values [objects, heads] whose first row is of the photo's own objects."""
+    """Returns own and null scores, [heads] each, from values [objects, heads] with the photo's own objects first."""
     values = {name: value.numpy().astype(np.float64) for name, value in found.items()}
     swap = {f"{name}.swap": mean_known(value[1:], axis=0) for name, value in values.items()}
     return {name: value[0] for name, value in values.items()} | swap
 
 
 def gains_of_a_data_set(resize: str, seed: int) -> Scores:
-    """score -> [images, heads] gains over `swap`."""
+    """Returns score -> [images, heads]: the gains over `swap`."""
     gains: dict[str, list[NDArray[np.float64]]] = defaultdict(list)
     for photo in photos_of_a_data_set(resize, seed):
         for part in (score_clusters, score_means, score_pairs, score_truth):
@@ -151,7 +151,7 @@ def gains_of_a_data_set(resize: str, seed: int) -> Scores:
 
 
 def rates_of_a_data_set(resize: str, seed: int) -> Rates:
-    """What the tests make of one data set."""
+    """Returns the results of the tests on one data set."""
     found: Rates = {}
     for name, gains in gains_of_a_data_set(resize, seed).items():
         p = sign_flip(gains, flips=FLIPS, seed=seed)
@@ -160,7 +160,7 @@ def rates_of_a_data_set(resize: str, seed: int) -> Rates:
 
 
 def mean_rates(sets: Iterable[Mapping[str, tuple[float, float]]]) -> tuple[dict[str, float], dict[str, float]]:
-    """(share of the tests with p ≤ 0.05, share of the data sets with any head after Holm), by score."""
+    """Returns by score: share of tests with p ≤ 0.05, share of data sets with any head after Holm's correction."""
     parts: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for one in sets:
         for name, pair in one.items():

@@ -1,4 +1,4 @@
-"""What the tests of DATA share: tiny pictures on the disk and in tars, and how reading them ends."""
+"""Helpers for the tests of DATA: tiny pictures on the disk and in tars, and the results of reading them."""
 
 import io
 import tarfile

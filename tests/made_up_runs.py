@@ -1,4 +1,4 @@
-"""Runs for the statistics, written without a model: scenes whose heads attend by a known rule (tests/scenes.py)."""
+"""Writes runs for the statistics without a model: scenes whose heads attend by a known rule (tests/scenes.py)."""
 
 import json
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ def write_run(
     seed: int = 0,
     scene_seed: int = 0,
 ) -> Path:
-    """RUN with labels.zarr (and scores.zarr) of `count` scenes, one head a kind; rows `failed` are unreadable."""
+    """Writes labels.zarr (and scores.zarr) of `count` scenes, one head for each kind; rows `failed` are unreadable."""
     patches, heads = grid[0] * grid[1], len(kinds)
     owners = [scene(i, scene_seed) for i in range(count)]
     random = np.random.default_rng(seed)
@@ -97,14 +97,14 @@ def write_run(
 
 
 def scene(i: int, seed: int = 0) -> NDArray[np.int64]:
-    """[P]: the owner of each patch of image i."""
+    """Returns [P]: the owner of each patch of image i."""
     return scenes.disks((2, 3, 6)[i % 3], np.random.default_rng((seed, i)))
 
 
 def write_annotations(
     path: Path, count: int = 12, *, missing: Sequence[int] = (), wrong_size: Sequence[int] = (), scene_seed: int = 0
 ) -> Path:
-    """COCO JSON of the scenes' disks; images `missing` are not in it, `wrong_size` are of another size in it."""
+    """Writes COCO JSON of the scenes' disks, without the images `missing` and with a wrong size for `wrong_size`."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for i, name in enumerate(image_ids(count)):

@@ -1,4 +1,4 @@
-"""Small models with random weights, and what they compute by timm's own explicit path, for several test files."""
+"""Makes small models with random weights, and their attention by timm's own explicit path."""
 
 import functools
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from batchjob.model.describe import Model, describe, load_model
 
 
 def make_model(name: str, image_size: str = "", *, precision: str = "fp32", seed: int = 0, **smaller: Any) -> Model:
-    """A model with random weights on the CPU; `smaller` are timm's arguments that make it so, e.g. `depth=2`."""
+    """Makes a model with random weights on the CPU; `smaller` are timm's arguments to shrink it, e.g. `depth=2`."""
     create = functools.partial(timm.create_model, **smaller)
     with mock.patch.object(timm, "create_model", create):
         spec = describe(Options(model=name, image_size=image_size))
@@ -23,7 +23,7 @@ def make_model(name: str, image_size: str = "", *, precision: str = "fp32", seed
 
 
 def make_pixels(model: Model, count: int = 2) -> Tensor:
-    """Random uint8 photos of the model's input size: coarse blocks, so that patches differ from each other."""
+    """Draws uint8 photos of the model's input size in coarse blocks, so that patches differ from each other."""
     generator = torch.Generator().manual_seed(7)
     coarse = torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8, generator=generator)
     return nn.functional.interpolate(coarse, size=model.spec.input_px, mode="nearest")
@@ -31,7 +31,7 @@ def make_pixels(model: Model, count: int = 2) -> Tensor:
 
 @contextmanager
 def unfused(net: nn.Module) -> Iterator[list[Tensor]]:
-    """Inside, attention is explicit; the list gets [B, H, T, T] of every layer, which timm's `attn_drop` sees."""
+    """Makes attention explicit inside the block; the list gets the [B, H, T, T] that every `attn_drop` sees."""
     found: list[Tensor] = []
     modules = [module for module in net.modules() if hasattr(module, "fused_attn") and hasattr(module, "attn_drop")]
     hooks = []

@@ -1,4 +1,4 @@
-"""Two small runs with their statistics and pages, and a real headless Chromium to open them in."""
+"""Makes two small runs with their statistics and pages, and starts a real headless Chromium to open them in."""
 
 import json
 import shutil
@@ -31,9 +31,9 @@ FLAGS = [
 
 
 def make_data(root: Path) -> Path:
-    """A COCO root of nine photos: two squares of one category each, one with an evil name, one cut off.
+    """Makes a COCO root of nine photos, each with two squares of one category; one has a hostile name, one is cut off.
 
-    photo-0.jpg has a crowd and an object too small for any patch besides.
+    photo-0.jpg also has a crowd and an object too small for any patch.
     """
     rng = np.random.default_rng(3)
     images, annotations = [], []
@@ -67,7 +67,7 @@ def command(*words: object) -> None:
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two small runs of the same photos with their statistics: two layers with kept maps, and an untrained one."""
+    """Makes two runs of the same photos with statistics: one of two layers with kept maps, and an untrained one."""
     home = tmp_path_factory.mktemp("report")
     data = make_data(home / "data")
     made = [home / "first", home / "second"]
@@ -80,19 +80,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def page(runs: list[Path]) -> Path:
-    """The page of the first run."""
+    """Writes the page of the first run."""
     return write_report(runs[:1]).rename(runs[0] / "page.html")
 
 
 @pytest.fixture(scope="session")
 def both_runs(runs: list[Path]) -> Path:
-    """The page of both."""
+    """Writes the page of both runs."""
     return write_report(runs).rename(runs[0] / "both.html")
 
 
 @pytest.fixture(scope="session")
 def codebook_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of a small run in dataset scope, with its statistics."""
+    """Writes the page of a small run in dataset scope, with its statistics."""
     home = tmp_path_factory.mktemp("codebook")
     flags = ["--scope", "dataset", "--k", "6", "--max-failures", "0.5", "--workers", "0"]
     command("run", make_data(home / "data"), home / "run", *TINY, *flags)
@@ -102,7 +102,7 @@ def codebook_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A browser of its own; the tests that need it are counted as not run where Debian's Chromium is missing."""
+    """Starts a browser. Without Debian's Chromium, the tests that need it are counted as not run."""
     if not (CHROMIUM and DRIVER):
         pytest.skip("not run: no Chromium here; Debian has it: apt-get install chromium chromium-driver")
     from selenium import webdriver
@@ -118,7 +118,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 def until(test: Callable[[], Any], what: str, *, seconds: float = 15) -> Any:
-    """What `test` gives as soon as it is true."""
+    """Returns the result of `test` as soon as it is true."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if found := test():
@@ -128,15 +128,15 @@ def until(test: Callable[[], Any], what: str, *, seconds: float = 15) -> Any:
 
 
 def open_page(driver: Any, path: Path, *, width: int = 1440, scheme: str = "light", part: str = "") -> float:
-    """Opens the page, or what `part` of its address shows, at a width and in a colour scheme; the seconds it took."""
+    """Opens the page at `part` of its address, at a width and in a colour scheme; returns the seconds it took."""
     metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
     for kind in ("browser", "performance"):
-        driver.get_log(kind)  # what came before
+        driver.get_log(kind)  # messages of earlier pages
     start = time.monotonic()
-    driver.get("about:blank")  # another part of an open page is not loaded anew
+    driver.get("about:blank")  # a page that is open already would not be loaded again
     driver.get(path.as_uri() + (f"#{part}" if part else ""))
     return time.monotonic() - start
 

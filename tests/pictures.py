@@ -1,4 +1,4 @@
-"""Pictures and files that tests make: ordinary ones, odd ones, and ones that are broken in every known way."""
+"""Makes pictures and files for tests: ordinary ones, odd ones, and ones that are broken in every known way."""
 
 import io
 import struct
@@ -9,7 +9,7 @@ from PIL import Image, ImageFilter
 
 
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Something with the smooth areas, edges and colours of a photo."""
+    """Draws a picture with the smooth areas, edges and colours of a photo."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (7, 9, 3), dtype=np.uint8)
     image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
@@ -34,7 +34,7 @@ def png(width: int = 40, height: int = 30, seed: int = 0) -> bytes:
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A one-bit PNG of that size, a few kB on disk."""
+    """Makes a one-bit PNG of that size, a few kB on disk."""
     rows = zlib.compressobj(9)
     row = b"\0" * (1 + -(-width // 8))
     data = b"".join(rows.compress(row * 500) for _ in range(-(-height // 500))) + rows.flush()
@@ -45,7 +45,7 @@ def bomb(width: int, height: int) -> bytes:
 
 
 def bad_files() -> dict[str, tuple[bytes, str]]:
-    """Name -> (bytes, cause): what a file may hold that is no picture."""
+    """Returns name -> (bytes, cause) of files that are not whole pictures."""
     good_jpeg, good_png = jpeg(120, 90), png(120, 90)
     return {
         "cut.jpg": (good_jpeg[: len(good_jpeg) // 2], "truncated"),

@@ -1,4 +1,4 @@
-"""Good and bad files as rows, and rows that do to their worker what full disks and hung networks do."""
+"""Makes good and bad files as rows, and rows that harm their worker as full disks and hung networks do."""
 
 import ctypes
 import os
@@ -20,7 +20,7 @@ FILL = (1, 2, 3)
 
 
 class Poisoned(ImageIndex):
-    """The rows of another index; `deeds` maps some to what reading them does."""
+    """Has the rows of another index; `deeds` maps some rows to what reading them does."""
 
     def __init__(self, index: ImageIndex, deeds: dict[int, str], marker: str = "") -> None:
         self.__dict__.update(index.__dict__)
@@ -33,7 +33,7 @@ class Poisoned(ImageIndex):
         deed = self.deeds.get(i, "")
         if deed == "segfault":
             ctypes.string_at(0)
-        elif deed == "out of memory":  # as the kernel ends it
+        elif deed == "out of memory":  # as the kernel ends a process that is out of memory
             os.kill(os.getpid(), signal.SIGKILL)
         elif deed == "exit":
             os._exit(3)
@@ -50,7 +50,7 @@ class Poisoned(ImageIndex):
 
 
 def make_files(root: Path) -> list[str]:
-    """The names of good and bad files that are written there."""
+    """Writes good and bad files and returns their names."""
     for i in range(4):
         (root / f"good{i}.jpg").write_bytes(jpeg(40 + i, 30, seed=i))
         (root / f"good{i}.png").write_bytes(png(30, 40 + i, seed=i))
@@ -63,7 +63,7 @@ def make_files(root: Path) -> list[str]:
 
 
 def read_alone(root: Path, names: list[str]):
-    """Name -> (status, height, width, pixels), read one by one in this process."""
+    """Reads the files one by one in this process and returns name -> (status, height, width, pixels)."""
     found = {}
     for name in [*names, "missing.jpg"]:
         try:

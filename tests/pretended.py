@@ -1,4 +1,4 @@
-"""A GPU that is not there: tensors that say `cuda:0` and live on the CPU, and a meter of what a real one would do.
+"""Pretends a GPU: tensors that say `cuda:0` but are on the CPU, and a meter of what a real GPU would do.
 
 Inside `pretended()` the package's own code runs unchanged. An operation that mixes the host's tensors with the device's
 raises, as CUDA would. The meter counts, by stage:
@@ -31,24 +31,24 @@ DEVICE = torch.device("cuda", 0)
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "bincount", "equal"}
 WAITS |= {"unique_consecutive", "is_nonzero", "linalg_eigh", "_linalg_eigh", "_linalg_svd"}
 FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "detach", "set_"}
-READS_PARTS = {"index_select", "gather", "index", "embedding", "searchsorted"}  # not the whole of their first operand
+READS_PARTS = {"index_select", "gather", "index", "embedding", "searchsorted"}  # not all of the first operand
 HOST_INDICES = {"index", "index_put_", "index_put"}  # torch copies host indices to the device by itself
 
 
 @dataclass(slots=True)
 class Count:
-    """What one stage asked of the device."""
+    """The counts of one stage."""
 
     kernels: int = 0
     syncs: int = 0
     bytes: int = 0
-    gram_bytes: int = 0  # reads of Gram matrices by a kernel of our own, counted apart
+    gram_bytes: int = 0  # reads of Gram matrices by our own kernel, counted separately
     waits: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     names: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
 
 class Meter:
-    """Counts by stage; `stage` says which one is on now."""
+    """Counts by stage; `stage` is the current one."""
 
     def __init__(self) -> None:
         self.stages: dict[str, Count] = defaultdict(Count)
@@ -57,16 +57,16 @@ class Meter:
 
     @property
     def total(self) -> Count:
-        """All stages together."""
+        """Returns the sum over all stages."""
         parts = self.stages.values()
         return Count(*(sum(getattr(p, name) for p in parts) for name in ("kernels", "syncs", "bytes", "gram_bytes")))
 
     def reset(self) -> None:
-        """Begins again at nothing."""
+        """Sets all counts to zero."""
         self.stages.clear()
 
     def kernel(self, name: str, size: int, *, gram_bytes: int = 0) -> None:
-        """Counts one kernel over `size` bytes."""
+        """Counts one kernel with operands of `size` bytes."""
         if self.is_on:
             count = self.stages[self.stage]
             count.kernels, count.bytes = count.kernels + 1, count.bytes + size
@@ -74,7 +74,7 @@ class Meter:
             count.names[name] += 1
 
     def wait(self, why: str) -> None:
-        """Counts one time that the host waits for the device."""
+        """Counts one wait of the host for the device."""
         if self.is_on:
             self.stages[self.stage].syncs += 1
             self.stages[self.stage].waits[why] += 1
@@ -118,12 +118,12 @@ class OnDevice(Tensor):
 
 
 class Dispatch(TorchDispatchMode):
-    """Runs every operation on the CPU, labels what comes out, and counts."""
+    """Runs every operation on the CPU, marks the results as on the device, and counts."""
 
     def __init__(self, meter: Meter) -> None:
         super().__init__()
         self.meter = meter
-        self._pinned: dict[int, Any] = {}  # address -> storage, which is kept so that no other gets its address
+        self._pinned: dict[int, Any] = {}  # address -> storage, which is kept so that no other storage gets its address
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -148,7 +148,7 @@ class Dispatch(TorchDispatchMode):
         return self._pin(made) if pins else made
 
     def is_pinned(self, tensor: Tensor) -> bool:
-        """Whether the host's tensor is in what a GPU would know as page-locked memory."""
+        """Says whether the host's tensor is in memory that counts as page-locked."""
         return not isinstance(tensor, OnDevice) and tensor.untyped_storage().data_ptr() in self._pinned
 
     def _pin(self, tensor: Tensor) -> Tensor:
@@ -211,14 +211,14 @@ class Dispatch(TorchDispatchMode):
 
     def _is_asynchronous(self, name: str, source: Any, args: Any, kwargs: Any) -> bool:
         if name == "copy_" and source.dim() == 0 and not isinstance(source, OnDevice):
-            return True  # a number goes along with the launch
+            return True  # a number is passed with the launch of the kernel
         host = args[0] if name == "copy_" and isinstance(source, OnDevice) else source
         wants = args[2] if len(args) > 2 else kwargs.get("non_blocking", False)
         return bool(wants) and self.is_pinned(host)
 
 
 def _as_tensors(index: Any) -> Any:
-    """An index with lists and arrays as the host's tensors, which is what torch makes of them, and copies."""
+    """Returns an index with lists and arrays turned into host tensors, which torch copies to the device."""
     if isinstance(index, tuple):
         return tuple(_as_tensors(part) for part in index)
     return torch.from_numpy(np.asarray(index)) if isinstance(index, list | np.ndarray) else index
@@ -229,7 +229,7 @@ def _inner(value: Any) -> Any:
 
 
 def _size(tensor: Tensor) -> int:
-    """Bytes behind a tensor, without what an expanded dimension repeats."""
+    """Returns the bytes of a tensor, without the repetitions of expanded dimensions."""
     sizes = (size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride or size == 0)
     return tensor.element_size() * functools.reduce(lambda a, b: a * b, sizes, 1)
 
@@ -276,7 +276,7 @@ class _Stream:
 
 @contextmanager
 def pretended(*, gpus: int = 1, capability: tuple[int, int] = (9, 0)) -> Iterator[Meter]:
-    """Inside, torch sees `gpus` NVIDIA GPUs of 80 GiB, and `cuda:0` is counted by the meter."""
+    """Makes torch see `gpus` NVIDIA GPUs of 80 GiB; the meter counts work on `cuda:0`."""
     meter = Meter()
     torch._C._ensureCUDADeviceGuardSet()  # type: ignore[attr-defined]  # one that does nothing, where there is no driver
     properties = SimpleNamespace(
@@ -309,7 +309,7 @@ def pretended(*, gpus: int = 1, capability: tuple[int, int] = (9, 0)) -> Iterato
         stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, False)
         torch.__future__.set_overwrite_module_params_on_conversion(True)  # a module's `to` makes new parameters
         stack.enter_context(mock.patch.multiple(torch.cuda, **present))
-        for name in ("tensor", "as_tensor"):  # these two look for a driver themselves
+        for name in ("tensor", "as_tensor"):  # these two functions look for a driver themselves
             stack.enter_context(mock.patch.object(torch, name, functools.partial(_made, getattr(torch, name))))
         stack.enter_context(mock.patch.object(Tensor, "record_stream", _nothing))
         pin = lambda self, device=None: dispatch._pin(self.clone())  # noqa: E731
@@ -320,6 +320,6 @@ def pretended(*, gpus: int = 1, capability: tuple[int, int] = (9, 0)) -> Iterato
 
 
 def by_stage(meter: Meter, *, scale: float = 1.0) -> Iterator[str]:
-    """One line a stage, its bytes times `scale`, and one for all."""
+    """Returns a line for each stage, with its bytes times `scale`, and one for all stages."""
     for name, count in itertools.chain(meter.stages.items(), [("all", meter.total)]):
         yield f"{name}: {count.kernels} kernels, {count.syncs} syncs, {count.bytes * scale / 2**30:.2f} GiB"

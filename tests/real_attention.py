@@ -1,4 +1,4 @@
-"""Attention rows of real photos through real weights, for tests and benchmarks of the clustering."""
+"""Computes attention rows of real photos with real weights, for tests and benchmarks of the clustering."""
 
 import functools
 import os
@@ -18,7 +18,7 @@ SAMPLE = Path(__file__).parent.parent / "batchjob" / "sample" / "val2017"
 
 
 def photos(limit: int) -> list[Path]:
-    """The sample's photos, then those of the folder that BATCHJOB_BENCH_PHOTOS names, if it does; at most `limit`."""
+    """Returns the sample's photos, then those of the folder that BATCHJOB_BENCH_PHOTOS may name; at most `limit`."""
     found = sorted(SAMPLE.glob("*.jpg"))
     if more := os.environ.get("BATCHJOB_BENCH_PHOTOS"):
         found += sorted(Path(more).rglob("*.jpg"))
@@ -27,7 +27,7 @@ def photos(limit: int) -> list[Path]:
 
 @functools.lru_cache(maxsize=2)
 def attention_rows(limit: int = 8, layers: tuple[int, ...] = (5, 11)) -> Tensor:
-    """float32 [N, 256, 256], rows of sum 1: the heads of DINOv2 ViT-S/14 at 224 px, problems as image, layer, head."""
+    """Returns float32 [N, 256, 256], rows of sum 1: DINOv2 ViT-S/14 at 224 px, ordered by image, layer, head."""
     spec = model.describe(Options())
     state = weights.state_dict(weights.locate(spec.name, ""))
     net = model.load_model(spec, state, precision="fp32", device="cpu")

@@ -1,4 +1,4 @@
-"""A made-up plan and its arrays, for the tests of the store: no model, no images."""
+"""Makes up a plan and its arrays for the tests of the store, without a model or images."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from batchjob.store.writer import Writer
 
 
 def made_up_model(*, grid: tuple[int, int] = (2, 3), kind: Literal["vit", "cnn"] = "vit") -> ModelSpec:
-    """A model of two layers and three heads that exists nowhere."""
+    """Describes a made-up model of two layers and three heads."""
     return ModelSpec(
         name="made-up",
         kind=kind,
@@ -41,7 +41,7 @@ def made_up_model(*, grid: tuple[int, int] = (2, 3), kind: Literal["vit", "cnn"]
 
 
 def made_up_plan(**changes: Any) -> Plan:
-    """20 images in three partitions; `changes` are fields of Plan."""
+    """Makes a plan of 20 images in three partitions; `changes` are fields of Plan."""
     fields: dict[str, Any] = {
         "options": Options(),
         "data": "photos",
@@ -61,13 +61,13 @@ def made_up_plan(**changes: Any) -> Plan:
 
 
 def plan_what_is_there(run: Path) -> None:
-    """The run's index, changed by a test, becomes what was planned."""
+    """Makes the run's index, which a test has changed, the planned one."""
     plan = plans.load(run, checks_index=False)
     plans.save(dataclasses.replace(plan, inputs=inputs.hashes(run, plan.annotations)), run)
 
 
 class Ids:
-    """An index of `count` images, with the ids that cause trouble."""
+    """Makes an index of `count` images, some with unusual ids."""
 
     columns = ("class",)
 
@@ -85,7 +85,7 @@ class Ids:
 
 
 def arrays_of(plan: Plan, partition: int) -> dict[str, NDArray[Any]]:
-    """All arrays of a partition, a function of the rows alone."""
+    """Makes all arrays of a partition; they depend on the rows alone."""
     start, stop = plan.rows_of(partition)
     arrays = {}
     for number, (name, spec) in enumerate(layout.layout(plan).items()):
@@ -98,7 +98,7 @@ def arrays_of(plan: Plan, partition: int) -> dict[str, NDArray[Any]]:
 
 
 def label(run: Path, plan: Plan, partitions: list[int]) -> None:
-    """Publishes the partitions, as the job's loop does."""
+    """Publishes partitions as the job's loop does."""
     with Writer(run, plan) as writer:
         for i in partitions:
             assert writer.claim(i)
@@ -106,7 +106,7 @@ def label(run: Path, plan: Plan, partitions: list[int]) -> None:
 
 
 def contents(run: Path) -> Mapping[str, bytes]:
-    """Path -> bytes of everything that is a result: two runs are the same run where this is equal."""
+    """Returns path -> bytes of all results: two runs have the same result if these are equal."""
     results = [run / "failures.csv", *(run / "labels.zarr").rglob("*"), *(run / "scores.zarr").rglob("*")]
     return {str(p.relative_to(run)): p.read_bytes() for p in results if p.is_file()}
 

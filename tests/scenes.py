@@ -1,4 +1,4 @@
-"""Scenes whose answer is known: m disks of one category on a patch grid, and attention made by a rule."""
+"""Makes scenes whose answer is known: m disks of one category on a patch grid, and attention by a rule."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ GRID = (14, 14)
 
 
 def disks(count: int, random: np.random.Generator, grid: tuple[int, int] = GRID) -> NDArray[np.int64]:
-    """[P]: owner of each patch, −1 for the background; equal disks that touch neither each other nor the edge."""
+    """Returns [P]: the owner of each patch, −1 for background; equal disks touch neither each other nor the edge."""
     radius = {2: 2.6, 3: 2.3}.get(count, 1.6)
     y, x = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
     while True:
@@ -26,7 +26,7 @@ def disks(count: int, random: np.random.Generator, grid: tuple[int, int] = GRID)
 
 
 def attention(kind: str, owner: NDArray[Any], random: np.random.Generator, grid: tuple[int, int] = GRID) -> Floats:
-    """[P, P], rows of sum 1: uniform over the class or the instance, Gaussian of the distance (with noise), random."""
+    """Returns [P, P], rows of sum 1: uniform over class or instance, Gaussian in distance (with noise), or random."""
     patches = grid[0] * grid[1]
     if kind == "random":
         rows = random.random((patches, patches))
@@ -34,19 +34,19 @@ def attention(kind: str, owner: NDArray[Any], random: np.random.Generator, grid:
         y, x = np.divmod(np.arange(patches), grid[1])
         distance = np.hypot(y[:, None] - y, x[:, None] - x)
         rows = np.exp(-(distance**2) / (2 * 3.0**2))
-        if kind == "local × noise":  # nothing of the objects, but a head's habit and noise of its own in every image
+        if kind == "local × noise":  # without objects: the habit of looking nearby, and noise of its own in every image
             rows = rows * np.exp(random.normal(0, 1.5, rows.shape))
     else:
         group = owner if kind == "instance" else np.minimum(owner, 0)
         rows = (group[:, None] == group[None, :]).astype(np.float64)
-    # k-means of rows that are exactly equal finds fewer clusters than asked: real attention is never exactly equal
+    # noise, since k-means of exactly equal rows finds fewer clusters than asked; real rows are never exactly equal
     rows = rows / rows.sum(axis=1, keepdims=True)
     rows = rows * (1 + 0.01 * random.standard_normal(rows.shape))
     return np.asarray(rows / rows.sum(axis=1, keepdims=True))
 
 
 def k_means(rows: Floats, k: int, seed: int, starts: int = 4) -> NDArray[np.uint8]:
-    """[1, P]: scikit-learn's labels of the rows."""
+    """Returns [1, P]: scikit-learn's labels of the rows."""
     from sklearn.cluster import KMeans
 
     return np.asarray(KMeans(k, n_init=starts, random_state=seed).fit(rows).labels_[None], np.uint8)

@@ -1,4 +1,4 @@
-"""A real Slurm on this machine for the tests, and a run that was submitted to it."""
+"""Starts a real Slurm on this machine for the tests, and submits runs to it."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-LIMIT_S = 240  # for a machine that has much else to do; alone, no test takes more than two minutes
+LIMIT_S = 240  # long enough for a busy machine; on an idle one no test takes more than two minutes
 OPTIONS = ["--model", "test_vit.r160_in1k", "--weights", "random", "--image-size", "64", "--k", "3", "--n-init", "1"]
 OPTIONS += ["--rows-per-partition", "2", "--precision", "fp32"]
 FLAGS = ["--device", "cpu", "--batch-size", "2", "--workers", "0", "--max-failures", "0.1"]
@@ -34,7 +34,7 @@ on_slurm = [
 
 
 def sh(*command: object, check: bool = True, **environment: str) -> str:
-    """stdout of a command."""
+    """Returns the stdout of a command."""
     ended = subprocess.run(
         [str(c) for c in command], env=os.environ | environment, capture_output=True, text=True, check=False, cwd=ROOT
     )
@@ -50,7 +50,7 @@ def wait_until(what: str, is_so: Callable[[], object], timeout_s: float = LIMIT_
 
 
 def start_requeued(over: threading.Event) -> None:
-    """Slurm holds a requeued job back for two minutes; this starts it 6 s after it was seen (sooner it would fail)."""
+    """Starts a requeued job 6 s after it was seen, since Slurm would hold it for two minutes (sooner it would fail)."""
     seen: dict[str, float] = {}
     while not over.wait(1):
         for line in sh("squeue", "-h", "-t", "PD", "-o", "%i %r", check=False).splitlines():
@@ -64,7 +64,7 @@ def start_requeued(over: threading.Event) -> None:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("slurm")
     for parent in [folder, *folder.parents][:3]:
-        parent.chmod(0o755)  # munged runs as root here, but its socket is looked at by anyone
+        parent.chmod(0o755)  # munged runs as root here, but everyone may use its socket
     os.environ |= {"SLURM_CONF": str(folder / "slurm.conf"), "SLURM_TEST_PORT": str(21000 + os.getpid() % 2000 * 4)}
     over = threading.Event()
     starter = threading.Thread(target=start_requeued, args=(over,))
@@ -117,7 +117,7 @@ class Job:
         return dict(word.split("=", 1) for word in line.split() if "=" in word)
 
     def ended(self, job: str) -> str:
-        """The state of a job of this run at its end."""
+        """Waits for a job of this run and returns its final state."""
         over = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL"}
         wait_until(f"the end of job {job}", lambda: self.state(job) in over)
         return self.state(job)
@@ -132,7 +132,7 @@ class Job:
         return len(list((self.run / "done").glob("[0-9]*.json")))
 
     def processes(self, verb: str = "label", **variables: str) -> list[int]:
-        """Process ids of the label (or another) command of this run, those with the given environment."""
+        """Returns the process ids of the label (or another) command of this run that have the given environment."""
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
@@ -143,12 +143,12 @@ class Job:
                     given = (folder / "environ").read_bytes().split(b"\0")
                     if all(f"{name}={value}".encode() in given for name, value in variables.items()):
                         found.append(int(folder.name))
-            except OSError:  # it has ended
+            except OSError:  # the process has ended
                 continue
         return found
 
     def hold(self, least: int = 2) -> None:
-        """Stops all processes in the middle: at least `least` are published, not all."""
+        """Stops all processes (SIGSTOP) when at least `least` partitions are published, but not all."""
         wait_until(f"{least} partitions published", lambda: self.done() >= least or self.is_over())
         self.send(signal.SIGSTOP)
         assert least <= self.done() < PARTITIONS, self.log()
@@ -161,7 +161,7 @@ class Job:
         return self.state() in {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL"}
 
     def wait(self) -> str:
-        """The label job's state at the end."""
+        """Waits for the label job and returns its final state."""
         wait_until("the end of the label job", self.is_over)
         return self.state()
 
@@ -171,14 +171,14 @@ class Job:
         assert self.ended(self.report) == "COMPLETED", self.log("report")
 
     def check_equal(self, calm: Path) -> None:
-        """The whole chain completed, and the run is what an undisturbed one is, bit for bit."""
+        """Checks that all jobs completed and that the run equals an undisturbed one bit for bit."""
         from tests.runs import contents
 
         self.check_complete()
         assert contents(self.run) == contents(calm)
 
     def check_same_fit(self, alone: Path) -> None:
-        """The whole chain completed, and the run is what one process gives, but for sums in another order."""
+        """Checks that all jobs completed and that the run equals that of one process, up to sums in another order."""
         import xarray
 
         from batchjob.store import lifecycle as store
@@ -204,7 +204,7 @@ def slurm_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def calm(slurm_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that nothing happened to: one process, no Slurm."""
+    """Makes an undisturbed run with one process and without Slurm."""
     run = tmp_path_factory.mktemp("calm") / "run"
     sh(sys.executable, "-m", "batchjob", "run", slurm_photos, run, *OPTIONS, *FLAGS)
     return run

@@ -1,4 +1,4 @@
-"""What stands in for Triton's kernels on the pretended device: counted, and answered by the compiled engine."""
+"""Stand-ins for Triton's kernels on the pretended device: launches are counted, and the compiled engine answers."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,7 +14,7 @@ from tests.pretended import Meter, OnDevice
 
 
 class Launch:
-    """`kernel[grid](**arguments)`: one kernel whose operands are read or written once, Gram matrices counted apart."""
+    """Stands for `kernel[grid](**arguments)`: counts a kernel, each operand once, Gram matrices separately."""
 
     def __init__(self, name: str, meter: Meter) -> None:
         self._name, self._meter = name, meter
@@ -29,7 +29,7 @@ class Launch:
         size = sum(v.numel() * v.element_size() for v in tensors.values() if v is not given.get("gram_ptr"))
         gram = given.get("gram_ptr")
         gram_bytes = 0 if gram is None else gram.numel() * gram.element_size()
-        if is_search and given["EXACT"]:  # only the problems that are doubtful are read, and here none is
+        if is_search and given["EXACT"]:  # this kernel reads only problems that are flagged, and here no problem is
             self._meter.kernel(self._name, given["doubtful_ptr"].numel())
         elif is_search:
             scratch = sum(given[n].numel() * given[n].element_size() for n in ("numbers_ptr", "x_ptr", "mean_ptr"))
@@ -53,7 +53,7 @@ def _solve(given: dict[str, Any]) -> None:
 
 @contextmanager
 def counted_kernels(meter: Meter) -> Iterator[None]:
-    """Inside, the triton engine's launches are counted and answered."""
+    """Counts and answers the launches of the triton engine inside the block."""
     with ExitStack() as stack:
         for name, module in (("measure", triton_gram), ("gram", triton_gram), ("search", triton_search)):
             stack.enter_context(mock.patch.object(module, f"{name}_kernel", Launch(f"{name}_kernel", meter)))
