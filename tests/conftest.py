@@ -70,7 +70,7 @@ def sample_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keeps the tests of a file in one process, so that fixtures are made once; also all tests on Slurm, and on pages."""
+    """Keeps the tests of a file in one process, so that fixtures are made once; also all on Slurm, and all on pages."""
     for item in items:
         on_slurm = item.get_closest_marker("slurm") is not None
         on_pages = {"runs", "chromium"} & set(getattr(item, "fixturenames", ()))

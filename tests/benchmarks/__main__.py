@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks [--smoke] [NAME …]`: runs the bench_*.py beside this file, prints a table."""
+"""`python -m tests.benchmarks [--smoke] [NAME …]`: runs the bench_*.py in this folder and prints a table."""
 
 import argparse
 import datetime
@@ -9,7 +9,7 @@ import platform
 import sys
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does; peers run in this process too
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does; peers also run in this process
 
 import torch
 
@@ -46,7 +46,7 @@ def main() -> int:
 
 
 def row(r: Result) -> str:
-    """One line of a Markdown table, as docs/benchmarks.md keeps them."""
+    """Returns one line of a Markdown table, in the form of docs/benchmarks.md."""
     aim = f"{r.aim:g}" if r.aim is not None else "–"
     verdict = "" if r.aim is None else " ✓" if r.ratio >= r.aim else " ✗"
     return (
@@ -56,7 +56,7 @@ def row(r: Result) -> str:
 
 
 def machine() -> dict[str, object]:
-    """What the figures were measured on."""
+    """Describes the machine."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
         "date": datetime.date.today().isoformat(),

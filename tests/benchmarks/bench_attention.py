@@ -1,4 +1,4 @@
-"""Attention of the last layer against the plain forward pass of the same model, which gives none."""
+"""Measures extraction of attention against the plain forward pass of the same model, which returns no attention."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ MODELS = ("vit_small_patch14_dinov2.lvd142m", "vit_base_patch16_224.mae")
 
 
 def contests(*, smoke: bool) -> Iterator[Contest]:
-    """All heads and one head of the last layer, and all layers, each against timm's fused forward pass."""
+    """Yields all heads and one head of the last layer, and all layers, each against timm's fused forward pass."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     precision, images = ("fp16", 64) if device == "cuda" else ("fp32", 1 if smoke else 4)
     for name in MODELS[:1] if smoke else MODELS:

@@ -1,7 +1,7 @@
-"""k-means of attention rows, real photos through real weights: ours against the libraries that could do it.
+"""Measures our k-means of attention rows, from real photos and weights, against other libraries.
 
-On a CPU one thread each. BATCHJOB_BENCH_PHOTOS=FOLDER adds photos to the sample's eight. A peer that is not installed
-is left out, in words: `pip install -e '.[bench]'` brings them.
+On a CPU each uses one thread. BATCHJOB_BENCH_PHOTOS=FOLDER adds photos to the sample's eight. A peer that is not
+installed is left out with a message: `pip install -e '.[bench]'` installs them.
 """
 
 import importlib
@@ -23,7 +23,7 @@ Solve = Callable[[Tensor, int, int], Tensor]  # rows, k, n_init -> labels [N, P]
 
 
 def contests(*, smoke: bool) -> Iterator[Contest]:
-    """Every contest of this machine."""
+    """Yields every contest for this machine."""
     torch.set_num_threads(1)
     rows = attention_rows(1) if smoke else attention_rows(20)
     engine = open_engine("batched", CPU)
@@ -54,7 +54,7 @@ def contests(*, smoke: bool) -> Iterator[Contest]:
 
 
 def versus(name: str, peer: str, solve: Solve, rows: Tensor, few: Tensor, k: int, n_init: int, aim: float) -> Contest:
-    """Ours on all rows against the peer on a few of them, both inertias in the note."""
+    """Makes a contest of ours on all rows against the peer on a few of them, with both inertias in the note."""
     engine = open_engine("batched", rows.device)
     theirs = float(inertia(few, solve(few, k, n_init)).mean())
     own = float(ours(engine, few, k, n_init).inertia.mean())
@@ -79,14 +79,14 @@ def ours(engine: Engine, rows: Tensor, k: int, n_init: int) -> Any:
 
 
 def inertia(rows: Tensor, labels: Tensor) -> Tensor:
-    """float [N]: sums of squared distances to the clusters' means, the same for everybody."""
+    """Returns float [N]: sums of squared distances to the clusters' means, computed alike for all."""
     ones = torch.nn.functional.one_hot(labels.long().to(rows.device)).to(rows.dtype)  # [N, P, K]
     means = ones.mT @ rows / ones.sum(1).clamp_min(1)[:, :, None]
     return (rows - ones @ means).square().sum((1, 2))
 
 
 def is_there(module: str, peer: str) -> bool:
-    """Whether the peer is installed; if not, says that its contest is left out."""
+    """Says whether the peer is installed; if not, prints that its contest is left out."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -159,7 +159,7 @@ def pool_of_16(rows: Tensor, k: int, n_init: int) -> Tensor:
 
 
 def gpu_contests(rows: Tensor, *, smoke: bool) -> Iterator[Contest]:
-    """On a GPU: a data set's worth of problems, against cuML, a pool of processes, flash-kmeans and the forward."""
+    """Yields, on a GPU, thousands of problems against cuML, a pool of processes, flash-kmeans and the forward pass."""
     device = torch.device("cuda")
     many = rows.to(device).repeat(1 if smoke else 40, 1, 1)
     few = many[:64]
@@ -172,7 +172,7 @@ def gpu_contests(rows: Tensor, *, smoke: bool) -> Iterator[Contest]:
 
 
 def against_forward(device: torch.device, *, smoke: bool) -> Contest:
-    """One layer's 12 heads of ViT-B/16 against its forward, in half precision: ten forwards a clustering, at least."""
+    """Makes a contest of one layer's 12 heads against ten forward passes of ViT-B/16, in half precision."""
     import timm
 
     images = 16 if smoke else 256

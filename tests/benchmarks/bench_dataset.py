@@ -1,4 +1,4 @@
-"""One k-means over a whole dataset: our torch engine against scikit-learn on a CPU, against cuML on a GPU."""
+"""Measures one k-means over a whole dataset: our torch engine against scikit-learn on a CPU, or cuML on a GPU."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -11,11 +11,11 @@ from batchjob.codebook.kmeans import Fit, Problem, TorchRefiner, fit
 from tests.benchmarks.harness import Contest
 
 K, WIDTH, STARTS = 64, 196, 4
-BYTES_PER_S = {"H200": 4.8e12, "H100": 3.35e12, "A100": 2.0e12}  # of memory, by the makers' data sheets
+BYTES_PER_S = {"H200": 4.8e12, "H100": 3.35e12, "A100": 2.0e12}  # bandwidth of memory, by the makers' data sheets
 
 
 def contests(*, smoke: bool) -> Iterator[Contest]:
-    """On a CPU 50,000 rows; on a GPU a million, and as many as a third of its memory holds."""
+    """Yields 50,000 rows on a CPU; on a GPU a million rows, and as many as a third of its memory holds."""
     if torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory
         sizes = [20_000] if smoke else [1_000_000, memory // 3 // (4 * WIDTH)]
@@ -26,7 +26,7 @@ def contests(*, smoke: bool) -> Iterator[Contest]:
 
 
 def against_sklearn(rows: int, *, k: int) -> Iterator[Contest]:
-    """One thread, equal starts in number; the note has the ratio of the inertias."""
+    """Makes a contest on one thread with equal numbers of starts; the note has the ratio of the inertias."""
     from sklearn.cluster import KMeans
 
     torch.set_num_threads(1)
@@ -49,7 +49,7 @@ def against_sklearn(rows: int, *, k: int) -> Iterator[Contest]:
 
 
 def against_cuml(rows: int) -> Iterator[Contest]:
-    """cuML's KMeans from its own start, n_init = 1, on the same rows; the floor is one read of them an iteration."""
+    """Makes a contest with cuML's KMeans from its own start, n_init = 1; the floor is one read of the rows an iteration."""
     try:
         import cuml
         import cupy
@@ -64,7 +64,7 @@ def against_cuml(rows: int) -> Iterator[Contest]:
 
     def theirs() -> Any:
         model = cuml.cluster.KMeans(n_clusters=K, n_init=1, random_state=0, tol=1e-8, max_iter=300, output_type="cupy")
-        scaled = cupy.from_dlpack(x)  # the rows have unit spread already
+        scaled = cupy.from_dlpack(x)  # the rows already have unit spread
         model.fit(scaled)
         cupy.cuda.runtime.deviceSynchronize()
         return float(model.inertia_)
@@ -81,7 +81,7 @@ def against_cuml(rows: int) -> Iterator[Contest]:
 
 
 def solve(x: Tensor, k: int) -> Fit:
-    """Our fit, four starts."""
+    """Fits by our engine with four starts."""
     problem = Problem(x, torch.arange(len(x), device=x.device), k, 0, STARTS)
     return fit(problem, TorchRefiner(), start=None, keep=lambda state: None)
 
@@ -93,7 +93,7 @@ def _synchronised(x: Tensor) -> Fit:
 
 
 def smooth_rows(rows: int, device: torch.device) -> Tensor:
-    """[rows, WIDTH] of about unit spread: softmax rows of a few smooth factors, without clear clusters."""
+    """Returns [rows, WIDTH] of about unit spread: softmax rows of a few smooth factors, without clear clusters."""
     generator = torch.Generator().manual_seed(0)
     factors = torch.randn(12, WIDTH, generator=generator).to(device)
     x = torch.empty(rows, WIDTH, device=device)

@@ -1,4 +1,4 @@
-"""The whole job against the way such studies are done: an image at a time, every layer, a scikit-learn fit a head."""
+"""Measures the whole job against a study's script: one image at a time, all layers, scikit-learn for each head."""
 
 import itertools
 import shutil
@@ -31,8 +31,8 @@ MODEL, PX, K, N_INIT = "vit_small_patch14_dinov2.lvd142m", 224, 5, 4
 
 
 def contests(*, smoke: bool) -> Iterator[Contest]:
-    """Images a second from photo to stored labels, last layer, all heads, both on this machine's processors."""
-    torch.set_num_threads(usable_cores())  # another benchmark of this process may have set one
+    """Makes a contest from photos to stored labels, last layer, all heads, on this machine's processors."""
+    torch.set_num_threads(usable_cores())  # another benchmark in this process may have set the number to one
     photos = sorted((SAMPLE / "val2017").glob("*.jpg"))
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -68,7 +68,7 @@ def contests(*, smoke: bool) -> Iterator[Contest]:
 
 
 class InMemory:
-    """Stands where the loader does: the images are there, decoded, page-locked if a GPU takes them."""
+    """Replaces the loader: the images are decoded already, and page-locked if a GPU takes them."""
 
     workers = 0
 
@@ -98,7 +98,7 @@ class InMemory:
 
 
 def from_memory(data: Path, work: Path, weights: str, *, smoke: bool) -> Contest:
-    """All of the loop but the decoding, against timm's plain forward pass of the same batches."""
+    """Makes a contest of the loop without decoding against timm's plain forward pass of the same batches."""
     is_gpu = torch.cuda.is_available()
     device, batch_size = torch.device("cuda" if is_gpu else "cpu"), 256 if is_gpu else 16
     photos = sorted(data.iterdir())
@@ -142,7 +142,7 @@ def from_memory(data: Path, work: Path, weights: str, *, smoke: bool) -> Contest
 
 @torch.no_grad()
 def study(net: torch.nn.Module, photos: list[Path], out: Path) -> None:
-    """What a notebook does: keeps every layer's softmax, fits each head of the last, saves an array an image."""
+    """Does what a notebook does: keeps every layer's softmax, fits each head of the last, saves one array an image."""
     transform = create_transform(**resolve_model_data_config(net) | {"input_size": (3, PX, PX)})
     kept: list[torch.Tensor] = []
     hooks = []

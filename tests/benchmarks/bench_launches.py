@@ -1,7 +1,7 @@
-"""What labelling asks of a GPU, counted on one that is pretended: no card is needed, and nothing is timed.
+"""Counts what labelling asks of a GPU, on a pretended one: no GPU is needed, and nothing is timed.
 
-Kernels and waits don't depend on how many problems there are (of the torch engine: on how many tiles they fill), so few
-are solved; bytes are scaled to a layer of 256 images of 12 heads, and to batches of 256 images.
+Kernels and waits do not depend on the number of problems (for the torch engine: within a tile), so few problems are
+solved. Bytes are scaled to a layer of 256 images of 12 heads, and to batches of 256 images.
 """
 
 import dataclasses
@@ -20,11 +20,11 @@ from tests.stand_ins import counted_kernels
 GPU = torch.device("cuda", 0)
 LAYER = 256 * 12
 LLOYD_STEPS = 8  # on average, to a fixed point
-CACHE_BYTES_A_S, FLOPS, FORWARD_S = 5.5e12, 0.5 * 989e12, 55e-3  # assumed of an H100, not measured
+CACHE_BYTES_A_S, FLOPS, FORWARD_S = 5.5e12, 0.5 * 989e12, 55e-3  # assumed for an H100, not measured
 
 
 def lines(*, smoke: bool) -> Iterator[str]:
-    """One line each for the clustering of a layer by each engine, the search of `auto`, and the stages of the loop."""
+    """Prints a line for the clustering of a layer by each engine, the search of `auto`, and each stage of the loop."""
     n = 12 if smoke else 48
     for p in (196,) if smoke else (196, 256):
         for engine, name in ((TritonEngine, "triton"), (BatchedEngine, "batched")):
@@ -44,7 +44,7 @@ def lines(*, smoke: bool) -> Iterator[str]:
 
 
 def count(engine: type[TritonEngine] | type[BatchedEngine], p: int, k: torch.Tensor) -> str:
-    """The counts of one call, its bytes scaled to a layer."""
+    """Returns the counts of one call, with bytes scaled to a layer."""
     n = len(k)
     with pretended() as meter, counted_kernels(meter):
         solver: Engine = engine(GPU)
@@ -63,7 +63,7 @@ def count(engine: type[TritonEngine] | type[BatchedEngine], p: int, k: torch.Ten
 
 
 def search_of_auto(p: int) -> str:
-    """How often `--n-init auto` reads G at most, and what that and its products would take; computed, not measured."""
+    """Says how often `--n-init auto` reads the Gram matrix at most, and computes the time of that and the products."""
     shape = triton_engine._shape_of(p, AUTO_STARTS)
     reads = 3 * (AUTO_ROUNDS + 2) + LLOYD_STEPS
     size, padded = LAYER * p * p * 4, -(-p // 64) * 64

@@ -1,4 +1,4 @@
-"""Reading images: one worker against timm's own transform, tars against files, workers against one, decoding hidden.
+"""Measures reading: a worker against timm's transform, tars against files, many workers against one, hidden decoding.
 
 The photos are the sample's, scaled to 640×480 (COCO's size); $BATCHJOB_BENCH_PHOTOS names a folder of others, as is.
 """
@@ -71,7 +71,7 @@ def write_photos(folder: Path, count: int) -> list[Path]:
 
 
 def one_worker(what: str, data: list[bytes], *, aim: float | None) -> Contest:
-    """JPEG bytes to the model's uint8 input, in one process."""
+    """Makes contests from JPEG bytes to the model's uint8 input, in one process."""
     reference = timm.data.create_transform(
         (3, 224, 224), is_training=False, interpolation="bicubic", crop_pct=1.0, use_prefetcher=True
     )
@@ -90,7 +90,7 @@ def one_worker(what: str, data: list[bytes], *, aim: float | None) -> Contest:
 
 
 def sources(folder: Path, names: list[Path]) -> Iterator[Contest]:
-    """Reading bytes, nothing decoded."""
+    """Makes contests of reading bytes without decoding."""
     files, tar = index_images(str(folder)), index_images(str(folder / "all.tar"))
 
     def by_tarfile() -> None:
@@ -121,7 +121,7 @@ def sources(folder: Path, names: list[Path]) -> Iterator[Contest]:
 
 
 def many_workers(folder: Path, *, count: int) -> Iterator[Contest]:
-    """All cores' worth of workers against one, decoding alone."""
+    """Makes a contest of one worker for each core against a single worker, decoding alone."""
     cores = usable_cores()
     index = repeated(folder, count)
     loaders = [Loader(index, GEOMETRY, fill_rgb=FILL, batch_size=64, workers=workers) for workers in (cores, 1)]
@@ -140,14 +140,14 @@ def many_workers(folder: Path, *, count: int) -> Iterator[Contest]:
 
 
 def repeated(folder: Path, count: int) -> ImageIndex:
-    """`count` rows, four files over and over."""
+    """Makes `count` rows that repeat four files."""
     (folder / "list.csv").write_text("path,id\n" + "".join(f"{i % 4:04}.jpg,{i}\n" for i in range(count)))
     return index_images(str(folder / "list.csv"))
 
 
 def overlap_with_a_sleeper(folder: Path, *, count: int) -> Iterator[Contest]:
-    """A model of a known pace on a device of its own (it sleeps): what of the decoding is not hidden behind it."""
-    pace_s = 0.012 * 16  # a batch; slower than one worker decodes it
+    """Makes a contest with a model that only sleeps, to show how much of the decoding is not hidden behind a device."""
+    pace_s = 0.012 * 16  # for each batch; slower than one worker decodes it
     return overlap(
         "decoding behind a device of 83 images/s (asleep)",
         folder,
@@ -158,7 +158,7 @@ def overlap_with_a_sleeper(folder: Path, *, count: int) -> Iterator[Contest]:
 
 
 def overlap_with_a_vit(folder: Path, *, count: int) -> Iterator[Contest]:
-    """The attention of a ViT-S/14 on all cores, of which the worker wants its share; or on a GPU."""
+    """Makes a contest with the attention of a ViT-S/14, on a GPU or on all cores, which it shares with the worker."""
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     spec = describe(Options())
     model = load_model(spec, None, precision="fp16" if device.type == "cuda" else "fp32", device=device)
@@ -181,7 +181,7 @@ def overlap_with_a_vit(folder: Path, *, count: int) -> Iterator[Contest]:
 def on_a_gpu(
     folder: Path, count: int, forward: Callable[[torch.Tensor], None], device: torch.device
 ) -> Iterator[Contest]:
-    """Files through loader and model, against the slower of the two alone."""
+    """Makes a contest of loader and model together against the slower of the two alone."""
     batch_size, workers = 128, max(1, min(14, usable_cores() - 1))
     index = repeated(folder, count)
     with Loader(index, GEOMETRY, fill_rgb=FILL, batch_size=batch_size, workers=workers, pin_for=device) as loader:
@@ -224,7 +224,7 @@ def on_a_gpu(
 def overlap(
     name: str, folder: Path, count: int, forward: Callable[[torch.Tensor], None], included: str
 ) -> Iterator[Contest]:
-    """Batches of 16 from a loader through `forward`, against one batch in memory through it as often."""
+    """Passes batches of 16 from a loader to `forward`, against one batch in memory passed as often."""
     loader = Loader(repeated(folder, count), GEOMETRY, fill_rgb=FILL, batch_size=16, workers=1)
     ready = torch.zeros((16, 3, GEOMETRY.height, GEOMETRY.width), dtype=torch.uint8)
 

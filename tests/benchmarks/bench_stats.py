@@ -1,4 +1,4 @@
-"""Statistics: an image's scores and nulls against scikit-learn's calls, and the cost of an image as runs grow."""
+"""Measures statistics: scores and null models of an image against scikit-learn, and the cost as runs grow."""
 
 import contextlib
 import io
@@ -28,12 +28,12 @@ SEEDS = 20
 
 
 def contests(*, smoke: bool) -> Iterator[Contest]:
-    """Scores of 12 heads with the position null; then four times the images at the same cost an image."""
+    """Yields scores of 12 heads with the position null, then four times the images against the same cost an image."""
     images = 2 if smoke else 6
     with tempfile.TemporaryDirectory() as folder:
         scenes_run = made_up_runs.write_run(Path(folder) / "scenes", images, kinds=HEADS)
         annotations = made_up_runs.write_annotations(Path(folder) / "scenes.json", images)
-        with threadpool_limits(1):  # else the peer's k-means mostly waits for its own threads
+        with threadpool_limits(1):  # with more, the peer's k-means mostly waits for its own threads
             yield _against_scikit_learn(scenes_run, annotations, images, times=1 if smoke else 8)
         few = 16 if smoke else 512
         small, large = (tiled(Path(folder), scenes_run, annotations, images, count) for count in (few, 4 * few))
@@ -63,10 +63,10 @@ def _against_scikit_learn(run: Path, annotations: Path, images: int, times: int)
     objects = [Objects(t.owner, t.category, t.boxes / 4, t.coverage) for t in truths]
 
     def ours() -> None:
-        position._position_labels.cache_clear()  # each round draws the nulls anew, once for each k
+        position._position_labels.cache_clear()  # each round computes the null models anew, once for each k
         for i, truth in list(enumerate(truths)) * times:
             k = np.full(len(HEADS), len(truth.category) + 1, np.uint8)
-            scene = Scene(geometry.grid, 0, None, objects[i], objects)  # lent by so many photos as there are
+            scene = Scene(geometry.grid, 0, None, objects[i], objects)  # objects of as many photos as there are
             score_labels(labels[i], k, scene)
             pair_table(labels[i], k, scene)
 
@@ -97,7 +97,7 @@ def _scikit_learns(labels: Any, truth: PatchInstances) -> None:
 
 
 def tiled(folder: Path, run: Path, annotations: Path, images: int, count: int) -> tuple[Path, Path]:
-    """A run of `count` images that repeats those of another, and its annotations."""
+    """Makes a run of `count` images that repeats those of another, and its annotations."""
     target = folder / f"tiled-{count}"
     shutil.copytree(run, target)
     names = made_up_runs.image_ids(count)

@@ -1,4 +1,4 @@
-"""What writing costs at 10,000 images a second, and against an image at a time; what reading one head costs."""
+"""Measures writing at 10,000 images a second, writing against an image at a time, and reading one head."""
 
 import resource
 import shutil
@@ -18,11 +18,11 @@ from tests.benchmarks.harness import Contest
 from tests.runs import Ids, made_up_model, made_up_plan
 
 RATE = 10_000  # images a second that a machine full of GPUs may label
-CORES = 0.25  # what publishing them may take of one core
+CORES = 0.25  # the share of one core that publishing them may take
 
 
 def contests(*, smoke: bool) -> Iterator[Contest]:
-    """ViT-B/16's last layer: 12 heads on 14×14 patches, labels and CLS rows, in shards of 4,096 images."""
+    """Yields contests on ViT-B/16's last layer: 12 heads, 14×14 patches, labels and CLS rows, 4,096 images a shard."""
     rows = 512 if smoke else 4096
     plan = made_up_plan(
         row_count=rows * 4,
@@ -71,7 +71,7 @@ def contests(*, smoke: bool) -> Iterator[Contest]:
 
 
 def _cost(work: Callable[[], object], images: int) -> str:
-    """Processor seconds of all threads, over the images' time at the wanted rate."""
+    """Returns the CPU seconds of all threads over the time that the images take at the wanted rate."""
     best = min(_cpu_seconds(work) for _ in range(3))
     cores = best / images * RATE
     return f"{cores:.2f} of a core at {RATE:,} images/s (at most {CORES})"
@@ -85,7 +85,7 @@ def _cpu_seconds(work: Callable[[], object]) -> float:
 
 
 def _arrays(plan: Plan) -> dict[str, np.ndarray]:
-    """Arrays as they come out of a model: labels in patches of a colour, CLS rows peaked and noisy."""
+    """Makes arrays like those of a model: labels in connected regions, CLS rows peaked and noisy."""
     random = np.random.default_rng(0)
     arrays = {}
     for name, spec in layout.layout(plan).items():

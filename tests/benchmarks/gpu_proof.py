@@ -1,7 +1,7 @@
-"""`make gpu-proof`: all that a card alone can show, in under eight minutes, as one Markdown table and one JSON.
+"""`make gpu-proof`: runs every check that needs a GPU, in under eight minutes; writes Markdown and JSON.
 
-A part that lacks a library is named with what it lacks, one that fails with its reason, and one for which no time is
-left is named too: nothing is left out in silence. Exits 1 where a part failed, 2 without a GPU.
+The table names every part: one that lacks a library with that library, one that fails with its reason, and one for
+which no time is left. Exits with 1 if a part failed, 2 without a GPU.
 """
 
 import dataclasses
@@ -39,12 +39,12 @@ BUDGET_S = 8 * 60
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One thing to show: `run` yields (what, result) as it goes; `needs` are modules that it can't do without."""
+    """One check: `run` yields (what, result) as it goes; `needs` are the modules that it needs."""
 
     name: str
     run: Callable[[], Iterator[tuple[str, str]]]
     needs: tuple[str, ...] = ()
-    seconds: float = 60.0  # that it will take at most: it is not begun with less left
+    seconds: float = 60.0  # at most; the part is not begun with less time left
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Shown:
 
 
 def run_parts(parts: Sequence[Part], budget_s: float, tell: Callable[[str], None]) -> list[Shown]:
-    """The rows of all parts, in order; a failure of one does not end the others."""
+    """Yields the rows of all parts, in order; a failure of one does not end the others."""
     began, rows = time.monotonic(), []
 
     def add(part: str, what: str, result: str, state: str) -> None:
@@ -74,13 +74,13 @@ def run_parts(parts: Sequence[Part], budget_s: float, tell: Callable[[str], None
         try:
             for what, result in part.run():
                 add(part.name, what, result, "failed" if result.startswith("FAILED") else "shown")
-        except Exception as error:  # whatever it is, the other parts can still be shown
+        except Exception as error:  # whatever the failure is, the other parts can still run
             add(part.name, "–", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", "failed")
     return rows
 
 
 def tests_of_the_gpu() -> Iterator[tuple[str, str]]:
-    """`make test-gpu`."""
+    """Runs `make test-gpu`."""
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
     last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else "no output"
@@ -88,7 +88,7 @@ def tests_of_the_gpu() -> Iterator[tuple[str, str]]:
 
 
 def engines_agree() -> Iterator[tuple[str, str]]:
-    """The self-check of the triton engine for the sizes of common models, and cuml's in dataset scope."""
+    """Runs the check of the triton engine for the sizes of common models, and cuml's in dataset scope."""
     device = torch.device("cuda", 0)
     for rows in (196, 256, 1369):
         for n_init in (4, 0):
@@ -99,7 +99,7 @@ def engines_agree() -> Iterator[tuple[str, str]]:
 
 
 def contests(found: Iterator[Contest]) -> Callable[[], Iterator[tuple[str, str]]]:
-    """What shows the ratios of these contests, three rounds each."""
+    """Returns a function that yields the ratios of these contests, from three rounds each."""
 
     def run() -> Iterator[tuple[str, str]]:
         for contest in found:
@@ -114,7 +114,7 @@ def contests(found: Iterator[Contest]) -> Callable[[], Iterator[tuple[str, str]]
 
 
 def half_precision_keeps_labels() -> Iterator[tuple[str, str]]:
-    """Labels of the sample in fp16 against fp32, and of two seeds in fp32: the search's own scatter."""
+    """Compares labels of the sample in fp16 and fp32, and of two seeds in fp32 as the scatter of the search."""
     with tempfile.TemporaryDirectory() as folder:
         found = {}
         for precision, seed in (("fp32", 0), ("fp16", 0), ("fp32", 1)):
@@ -130,7 +130,7 @@ def half_precision_keeps_labels() -> Iterator[tuple[str, str]]:
 
 
 def parts() -> list[Part]:
-    """All that is to be shown on this card, the most important first."""
+    """Returns all parts, the most important first."""
     rows = bench_clustering.attention_rows(8)
     return [
         Part("engines", engines_agree, ("triton",), 90),
@@ -144,7 +144,7 @@ def parts() -> list[Part]:
 
 
 def table(rows: Sequence[Shown], facts: dict[str, Any]) -> str:
-    """The Markdown of all rows."""
+    """Returns the Markdown of all rows."""
     head = f"# What this card showed\n\n{', '.join(f'{name} {value}' for name, value in facts.items())}\n"
     lines = [f"| {r.part} | {r.what} | {r.result} | {r.state} |" for r in rows]
     return "\n".join([head, "| part | what | result | |", "| --- | --- | --- | --- |", *lines, ""])

@@ -1,4 +1,4 @@
-"""One harness for every benchmark: ours against a named peer, interleaved in one run, as a ratio with its spread."""
+"""Measures ours against a named peer, interleaved in one run, as a ratio with its spread."""
 
 import statistics
 import time
@@ -36,20 +36,20 @@ class Contest:
     items: int
     ours: Callable[[], object]
     theirs: Callable[[], object]
-    theirs_items: int = 0  # where the peer is too slow for all items: how many it does; 0 = as many
+    theirs_items: int = 0  # how many items the peer does if it is too slow for all; 0 = all
     aim: float | None = None
     note: str = ""
 
 
 def measure(contest: Contest, *, rounds: int = 7, smoke: bool = False) -> Result:
-    """The contest's median ratio and its range over `rounds` interleaved rounds, after one warm-up of each."""
+    """Returns the contest's median ratio and its range over `rounds` interleaved rounds, after a warm-up of each."""
     rounds = 1 if smoke else rounds
     if not smoke:
         contest.ours()
         contest.theirs()
     theirs_items = contest.theirs_items or contest.items
     ours, theirs = [], []
-    for i in range(rounds):  # who goes first alternates: a machine that drifts favours neither
+    for i in range(rounds):  # the one that goes first alternates, so that a drift of the machine favours neither
         for side in (0, 1) if i % 2 == 0 else (1, 0):
             if side == 0:
                 ours.append(_seconds(contest.ours) / contest.items)

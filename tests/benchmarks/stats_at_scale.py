@@ -1,8 +1,8 @@
-"""`python -m tests.benchmarks.stats_at_scale [--images 5000 20000]`: time and memory of `stats` as runs grow.
+"""`python -m tests.benchmarks.stats_at_scale [--images 5000 20000]`: measures `stats` on runs of growing size.
 
-Each run has 12 heads on 14×14 patches and repeats some made-up photos; `batchjob stats` runs in processes of its own,
-with as many as it chooses. The last line says what 118,000 images (COCO train2017) would take on 16 cores if the cost
-an image stayed what it is.
+Each run has 12 heads on 14×14 patches and repeats some made-up photos; `batchjob stats` runs separately,
+with as many processes as it chooses. The last line says how long 118,000 images (COCO train2017) would take on 16 cores
+if the cost of each image stayed the same.
 """
 
 import argparse
@@ -19,22 +19,22 @@ from tests.benchmarks.bench_stats import HEADS, tiled
 
 SCENES = 24
 TARGET_IMAGES, TARGET_CORES = 118_000, 16
-_WAIT_S = 0.2  # between two looks at the memory
+_WAIT_S = 0.2  # seconds between two measurements of the memory
 
 
 def tree_of(pid: int) -> list[int]:
-    """A process and all below it."""
+    """Returns a process and all its descendants."""
     found = [pid]
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
             found += [grand for child in path.read_text().split() for grand in tree_of(int(child))]
-        except OSError:  # it ended while it was looked at
+        except OSError:  # the process ended meanwhile
             continue
     return found
 
 
 def memory_mb(pid: int) -> float:
-    """Megabytes of a process and all below it; pages that several share count once."""
+    """Returns the megabytes of a process and its descendants; shared pages count once."""
     total = 0
     for each in tree_of(pid):
         try:
@@ -46,7 +46,7 @@ def memory_mb(pid: int) -> float:
 
 
 def measure(run: Path, annotations: Path) -> tuple[float, float, float]:
-    """(seconds, seconds of all processes' cores, megabytes at the peak) of `batchjob stats`."""
+    """Returns (seconds, CPU seconds of all processes, megabytes at the peak) of `batchjob stats`."""
     before, start, most = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic(), 0.0
     command = [sys.executable, "-m", "batchjob", "stats", str(run), "--annotations", str(annotations)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
@@ -76,7 +76,7 @@ def main() -> int:
             found.append((images, cpu))
             print(f"| {images:,} | {seconds:.0f} | {cpu:.0f} | {cpu / images * 1e3:.1f} | {most:,.0f} MB |", flush=True)
     each = found[-1][1] / found[-1][0]
-    if len(found) > 1:  # what does not grow with the images is left out of the slope
+    if len(found) > 1:  # the slope leaves out what does not grow with the images
         each = (found[-1][1] - found[0][1]) / (found[-1][0] - found[0][0])
     minutes = each * TARGET_IMAGES / TARGET_CORES / 60
     print(
