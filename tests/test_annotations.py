@@ -53,7 +53,7 @@ LEFT = mask_of("##.. ##.. ##.. ##..")
 def segmentation(kind: str) -> Any:
     if kind == "polygon":
         return [rectangle(0, 0, 2, 4)]
-    runs = [8, 8]  # column-major, background first: eight pixels of object after none of background
+    runs = [8, 8]  # column-major, background first: no pixel of background, then eight of the object
     if kind == "uncompressed":
         return {"size": [4, 4], "counts": [0, *runs]}
     encoded = coco_mask.encode(np.asfortranarray(LEFT))
@@ -74,11 +74,11 @@ def test_a_patch_belongs_to_the_instance_that_covers_it_most_if_it_covers_half(t
         for m in (first, second)
     ]
     found = coco.instances_on_grid(only(write_coco(tmp_path / "a.json", counts)), grid, 4, 4)
-    # bottom right: both cover all of it, and the second, smaller one owns it, but no other patch, so it is left out;
+    # bottom right: both cover all of it; the second, smaller one owns it, but owns no other patch, so it is left out;
     # top right: a quarter is less than half
     assert found.owner.tolist() == [0, -1, 0, -1]
     assert found.total == 2
-    assert len(found.category) == 1  # the second owns no patch
+    assert len(found.category) == 1  # the second instance does not own any patch
     assert found.coverage.tolist() == [[1, 0, 1, 1]]
     assert found.coverage.sum(axis=1).tolist() == [3]
 
@@ -129,7 +129,7 @@ def test_coverage_that_differs_beyond_the_fifth_decimal_is_equal() -> None:
 def test_equal_masks_inside_different_larger_masks_tie_on_every_patch_for_any_number_of_threads(
     tmp_path: Path, resize: Any
 ) -> None:
-    """A mask, and the same mask within a larger one: of equal coverage, float32 sums differed."""
+    """Compares a mask with the same mask inside a larger one: with equal coverage, float32 sums used to differ."""
     rng = np.random.default_rng(1)
     inner = np.zeros((211, 307), np.uint8)
     inner[20:190, 31:280] = rng.random((170, 249)) < 0.9
@@ -151,7 +151,7 @@ def test_equal_masks_inside_different_larger_masks_tie_on_every_patch_for_any_nu
 
 
 def pooled_exactly(mask: Any, geometry: Geometry) -> Any:
-    """The coverage to 5 decimals by whole numbers of Python."""
+    """Computes the coverage to 5 decimals with Python's whole numbers."""
     rows, columns, area = geometry.patch_lengths(*mask.shape)
     covered = rows.astype(np.int64) @ mask.astype(np.int64) @ columns.T.astype(np.int64)
     return (np.rint(covered / area * 1e5) / 1e5).astype(np.float32)
@@ -245,7 +245,7 @@ def test_images_are_found_by_path_file_name_and_stem_but_not_by_id(tmp_path: Pat
         assert image is not None, name
         assert len(image.instances) == 1
     assert found.image("x/same.jpg") is not None
-    assert found.image("seven") is None  # an id is nobody's name
+    assert found.image("seven") is None  # ids are not file names
     assert found.image("000008.jpg") is None
     with pytest.raises(UserError, match=r"'z/same.jpg' could be 'x/same.jpg' or 'y/same.jpg'"):
         found.image("z/same.jpg")

@@ -1,4 +1,4 @@
-"""From Python: each function does what the command line does, its documented example runs, wrong input is one line."""
+"""The Python interface: functions do what the command line does, documented examples run, wrong input is one line."""
 
 import doctest
 import os
@@ -27,7 +27,7 @@ PHOTO = SAMPLE / "val2017" / "000000184324.jpg"
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder where the paths of the documented examples mean something."""
+    """Makes a folder in which the paths of the documented examples exist."""
     folder = tmp_path_factory.mktemp("here")
     shutil.copytree(SAMPLE, folder / "photos", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     shutil.copy(PHOTO, folder / "cat.jpg")
@@ -36,7 +36,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def photos(here: Path) -> xarray.Dataset:
-    """The run that `run`'s example makes."""
+    """Makes the run of `run`'s example."""
     before = Path.cwd()
     os.chdir(here)
     try:
@@ -183,7 +183,7 @@ def test_a_path_a_picture_and_an_array_of_one_photo_are_equal() -> None:
 
 
 class OwnViT(nn.Module):
-    """What a student writes: no timm in it; 2 blocks, a CLS token, patches of 8."""
+    """A ViT written without timm: 2 blocks, a CLS token, patches of 8."""
 
     patch_size = 8
     image_size = 32

@@ -68,7 +68,7 @@ def model(request: pytest.FixtureRequest) -> Model:
         for key, parameter in made.net.named_parameters():
             if "relative_position_bias_table" in key:
                 parameter.normal_(std=0.5, generator=torch.Generator().manual_seed(0))
-            if "gemma4" in name and "q_norm" in key:  # its scale is 1: as they start, scores reach 60 and lose digits
+            if "gemma4" in name and "q_norm" in key:  # scale 1: initial scores reach 60 and lose digits
                 parameter.fill_(0.125)
     return made
 
@@ -95,7 +95,7 @@ def test_every_layer_and_head_equals_timms_explicit_path(model: Model) -> None:
         torch.testing.assert_close(layer.rows.sum(-1).mean(-1) + layer.prefix_mass, torch.ones(2, spec.num_heads))
         assert layer.finite.all()
     spread = torch.stack([m.rows.std() / m.rows.mean() for m in maps])
-    assert spread.max() > 1e-3  # maps that differ from uniform, or equality would show nothing
+    assert spread.max() > 1e-3  # maps must differ from uniform, or equality would prove nothing
 
 
 @pytest.mark.parametrize("what", ["query", "key", "value", "token"])
@@ -115,7 +115,7 @@ def test_vectors_of_a_few_layers_and_heads_are_those_of_all(model: Model, what: 
         assert quick.rows is None
     else:
         plain = list(Extractor(model, layers, every)(pixels))[-1]
-        torch.testing.assert_close(full[-1].cls, plain.cls)  # the maps come along unchanged
+        torch.testing.assert_close(full[-1].cls, plain.cls)  # the maps must be unchanged
         torch.testing.assert_close(full[-1].rows, plain.rows)
 
 
@@ -133,7 +133,7 @@ def test_the_short_cut_for_a_few_heads_equals_the_general_way(model: Model) -> N
 
 
 class FusedCalls(TorchFunctionMode):
-    """Records the values that go into each fused attention and what comes out."""
+    """Records the values that each fused attention takes and its output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ def test_map_times_values_is_what_the_fused_block_computes(model: Model) -> None
 
 
 def test_a_patch_is_its_own_token_in_row_major_order(model: Model) -> None:
-    """Painting one patch changes, of what the first block is given, that patch's token and no other patch's."""
+    """Checks that painting one patch changes its own token, and no other patch's, in the input of the first block."""
     spec, first = model.spec, model.blocks[0]
     inputs: list[Tensor] = []
     hook = first.register_forward_pre_hook(lambda _m, args: inputs.append(args[0]))
@@ -171,7 +171,7 @@ def test_a_patch_is_its_own_token_in_row_major_order(model: Model) -> None:
     hook.remove()
     changed = (inputs[0] != inputs[1]).any(dim=-1).flatten().nonzero().flatten().tolist()
     token = spec.num_prefix_tokens + row * spec.grid[1] + column
-    if hasattr(getattr(model.net, "patch_embed", None), "backbone"):  # a convolutional stem sees beyond the patch
+    if hasattr(getattr(model.net, "patch_embed", None), "backbone"):  # its tokens see other patches
         assert token in changed
     else:
         assert changed == [token]
@@ -196,7 +196,7 @@ def test_a_short_cut_that_no_longer_fits_timm_is_dropped_with_a_warning() -> Non
     plain = type(model.blocks[11].attn).forward
 
     def changed(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return plain(self, -x, *args, **kwargs)  # what another release might do with its input
+        return plain(self, -x, *args, **kwargs)  # as another release of timm might do
 
     with mock.patch.object(type(model.blocks[11].attn), "forward", changed):
         with pytest.warns(UserWarning, match="the short cut does not fit Attention of timm"):

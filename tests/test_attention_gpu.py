@@ -1,4 +1,4 @@
-"""What only a GPU can show of the extraction: half precision there against float32 here, and the memory it takes."""
+"""Extraction on a GPU: half precision against float32 on the CPU, equal bits, and the memory it takes."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ FAMILIES = [
 
 
 def on_gpu(model: Model, precision: str) -> Model:
-    """The same random weights on the GPU."""
+    """Moves the same random weights to the GPU."""
     moved = load_model(model.spec, None, precision=precision, device="cuda", seed=0)
     moved.net.load_state_dict(model.net.state_dict())
     return moved
@@ -59,7 +59,7 @@ def test_the_forecast_covers_what_the_gpu_allocates(images: int) -> None:
     spec = model.spec
     extract = Extractor(model, (spec.num_layers - 1,), tuple(range(spec.num_heads)))
     pixels = make_pixels(model, count=images).cuda()
-    list(extract(pixels))  # cuBLAS takes its workspace once
+    list(extract(pixels))  # cuBLAS allocates its workspace once
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     list(extract(pixels))

@@ -1,4 +1,4 @@
-"""Attention maps against Hugging Face transformers: other code, the same random weights."""
+"""Attention maps against Hugging Face transformers, which is independent code, with the same random weights."""
 
 import functools
 import re
@@ -40,13 +40,13 @@ ORACLES: dict[str, tuple[str, str, str, tuple[int, int], int]] = {
 
 
 def their_model(family: str) -> nn.Module:
-    """The Hugging Face model with eager attention and random weights, of which none is at a value it starts from."""
+    """Makes the Hugging Face model with eager attention and random weights, all different from their initial values."""
     name, config, network, size, patch = ORACLES[family]
     extra: dict[str, Any] = {"mask_ratio": 0.0} if family == "vit_mae" else {}
     extra |= {"num_register_tokens": 4} if family in ("dinov3", "dinov2_registers") else {}
     extra |= {"hidden_act": "gelu"} if family == "clip" else {}
     extra |= {"hidden_act": "gelu", "vision_use_head": False} if family == "siglip" else {}
-    extra |= {"layer_norm_eps": 1e-6} if family in ("vit", "vit_mae") else {}  # timm's; theirs is 1e-12
+    extra |= {"layer_norm_eps": 1e-6} if family in ("vit", "vit_mae") else {}  # timm's; transformers: 1e-12
     if "dinov3" in name:
         size = (64, 64)  # positions are computed from the input
     configuration = getattr(transformers, config)(**SMALL, image_size=size[0], patch_size=patch, **extra)
@@ -60,7 +60,7 @@ def their_model(family: str) -> nn.Module:
 
 
 def our_model(family: str, theirs: Any, folder: Path) -> Model:
-    """Ours with the weights as they published them: saved by their code, read by ours."""
+    """Makes our model with weights that their code saved and ours read."""
     theirs.save_pretrained(folder)
     state, _ = read_checkpoint(folder / "model.safetensors")
     name, _, _, size, _ = ORACLES[family]
@@ -77,7 +77,7 @@ def test_maps_equal_those_of_transformers_with_the_same_weights(family: str, tmp
     pixels = make_pixels(ours)
     spec = ours.spec
     inputs: dict[str, Any] = {"pixel_values": ours.normalise(pixels)}
-    if family == "vit_mae":  # it shuffles patches by this noise, even if none is masked
+    if family == "vit_mae":  # the model shuffles patches by this noise, even if no patch is masked
         inputs["noise"] = torch.arange(spec.num_patches).float().expand(len(pixels), -1)
     with torch.no_grad():
         expected = theirs(**inputs, output_attentions=True).attentions
@@ -95,13 +95,13 @@ def test_maps_equal_those_of_transformers_with_the_same_weights(family: str, tmp
 
 
 def rotated_by_theirs(theirs: nn.Module) -> Any:
-    """The module of transformers whose `apply_rotary_pos_emb` turns queries and keys; None where there is none."""
+    """Returns the module of transformers whose `apply_rotary_pos_emb` rotates queries and keys, or None."""
     module = sys.modules[type(theirs).__module__]
     return module if hasattr(module, "apply_rotary_pos_emb") else None
 
 
 def their_vectors(theirs: nn.Module, inputs: dict[str, Any]) -> dict[str, list[Tensor]]:
-    """Queries, keys and values [B, T, H · E] and tokens [B, T, D] of every layer, seen by hooks on their modules."""
+    """Returns queries, keys and values [B, T, H · E] and tokens [B, T, D] of every layer, by hooks on their modules."""
     found: dict[str, list[Tensor]] = {"query": [], "key": [], "value": [], "token": []}
     names = {"q_proj": "query", "k_proj": "key", "v_proj": "value"}
     hooks = []
@@ -141,7 +141,7 @@ def test_queries_keys_values_and_tokens_equal_those_of_transformers(family: str,
     layers, heads = resolve_layers("all", spec), resolve_heads("all", spec)
     for what, by_layer in expected.items():
         assert len(by_layer) == DEPTH
-        for some in (layers, layers[:1]):  # all in one pass, and the first alone, by the short cut
+        for some in (layers, layers[:1]):  # all layers in one pass, and the first one alone, by the short cut
             for maps in Extractor(ours, some, heads, cluster_on=what)(pixels):
                 wanted = by_layer[maps.layer][:, spec.num_prefix_tokens :]
                 count = 1 if what == "token" else spec.num_heads

@@ -1,4 +1,4 @@
-"""Benchmarks don't rot: each runs on little data, and the harness computes what it says."""
+"""The benchmarks: each runs on little data, and the harness computes the right ratio."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from tests.benchmarks.harness import Contest, measure
 from tests.conftest import ROOT
 
 NAMES = sorted(p.stem.removeprefix("bench_") for p in (ROOT / "tests" / "benchmarks").glob("bench_*.py"))
-NAMES.remove("launches")  # it counts and has no contests
+NAMES.remove("launches")  # it counts launches and does not have contests
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -51,7 +51,7 @@ def test_the_ratio_is_peer_seconds_over_our_seconds_for_the_same_work() -> None:
         time.sleep(0.004)
 
     result = measure(Contest("nap", "longer nap", "nap", 4, ours, theirs, theirs_items=1), rounds=3)
-    assert 4 < result.ratio < 12  # theirs takes twice as long for a quarter of the work
+    assert 4 < result.ratio < 12  # the peer takes twice as long for a quarter of the work
     assert result.rounds == 3
     assert calls[2:6] == ["ours", "theirs", "theirs", "ours"], "who goes first alternates"
 

@@ -1,4 +1,4 @@
-"""Hundreds of SIGKILLs at random moments, torn shards put in: no bad store, and little work done twice."""
+"""Hundreds of SIGKILLs at random moments, and damaged shards: no bad store, and little work done twice."""
 
 import json
 import os
@@ -24,7 +24,7 @@ UNITS = PLAN.partition_count
 
 
 class Zygote:
-    """tests/chaos.py in a process of its own."""
+    """Runs tests/chaos.py in a process of its own."""
 
     def __enter__(self) -> "Zygote":
         self._process = subprocess.Popen(
@@ -68,7 +68,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass
 class Tally:
-    """What a run went through."""
+    """The events of one run."""
 
     kills: int = 0
     torn: int = 0
@@ -77,7 +77,7 @@ class Tally:
 
 
 def tear(run: Path, dice: random.Random, paths: list[str]) -> None:
-    """One published file is cut, emptied or gets another bit."""
+    """Cuts or empties one published file, or flips one of its bits."""
     path = run / dice.choice(paths)
     data = bytearray(path.read_bytes())
     how = dice.choice(["cut", "empty", "flip"])
@@ -87,7 +87,7 @@ def tear(run: Path, dice: random.Random, paths: list[str]) -> None:
 
 
 def wait_for_work(run: Path, partitions: int, children: list[int]) -> None:
-    """Returns once so many partitions more were computed, however slow the machine is, or nobody computes any more."""
+    """Returns once so many more partitions were computed, however slow the machine is, or all processes have ended."""
     listed = run / "computed.txt"
     size = listed.stat().st_size if listed.exists() else 0
     lines = 0

@@ -1,7 +1,7 @@
-"""Signals at random moments of every verb: the bytes of an undisturbed run, no process left, the command goes on.
+"""Signals at random moments of every verb: the run gets the bytes of an undisturbed one, and no process is left.
 
-CHAOS_SIGNALS=300 sends so many instead of 60, CHAOS_SEED other ones. What comes when is drawn with the seed; how far a
-command is by then depends on the machine.
+CHAOS_SIGNALS=300 sends 300 signals instead of 60; CHAOS_SEED draws others. The seed decides which signal comes when.
+How far a command is by then depends on the machine.
 """
 
 import os
@@ -23,21 +23,21 @@ SEED = int(os.environ.get("CHAOS_SEED", "17"))
 A_LIFE = 30  # signals from a run's plan to its page
 OF_A_VERB = {"plan": 4, "fit": 5, "label": 8, "finish": 5, "stats": 3, "figures": 2, "report": 3}
 NUMBERS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-NEW_INTERPRETERS = 0.1  # of all commands: the others spare the import of torch
+NEW_INTERPRETERS = 0.1  # the share of commands in a new interpreter; the others do not import torch again
 ORPHANS_S = 10.0
 OPTIONS = ["--model", "test_vit.r160_in1k", "--weights", "random", "--image-size", "64", "--k", "3", "--limit", "6"]
 OPTIONS += ["--rows-per-partition", "1", "--precision", "fp32"]
 RUNTIME = ["--device", "cpu", "--batch-size", "1"]
-WITH_CHILDREN = 0.3  # of the commands that may have processes of their own, which import for seconds
+WITH_CHILDREN = 0.3  # the same for commands that may start processes, which import for seconds
 OF_A_SCOPE = {
     "image": ["--scope", "image", "--scores", "attention,pairs", "--keep-maps", "2"],
     "dataset": ["--scope", "dataset", "--fit-rows", "90"],
 }
-NOT_COMPARED = ("done", "logs")  # they say when, by whom and how fast
+NOT_COMPARED = ("done", "logs")  # these files hold times, hosts and speeds
 
 
 def verbs(scope: str, *, children: int = 0) -> dict[str, list[str]]:
-    """The commands that take a run from its plan to its page; some have so many processes of their own."""
+    """Returns the commands that take a run from its plan to its page, some with that number of processes."""
     runtime = [*RUNTIME, "--workers", str(children)]
     found = {"plan": ["plan", "data", "run", *OPTIONS, *OF_A_SCOPE[scope]]}
     if scope == "dataset":
@@ -48,13 +48,13 @@ def verbs(scope: str, *, children: int = 0) -> dict[str, list[str]]:
 
 
 def results(run: Path) -> dict[str, bytes]:
-    """Path -> bytes of every file of a run that does not say when or where it was made."""
+    """Returns path -> bytes of every file of a run that does not hold when or where it was made."""
     paths = (p for p in run.rglob("*") if p.is_file() and p.relative_to(run).parts[0] not in NOT_COMPARED)
     return {str(path.relative_to(run)): path.read_bytes() for path in paths}
 
 
 def make_fresh(verb: str, run: Path) -> None:
-    """Gives a verb that has nothing left to do its work again, as its loss or a damage would."""
+    """Gives a verb that is done its work again, by removing or damaging its output."""
     if verb == "plan":
         shutil.rmtree(run)
     elif verb == "fit":
@@ -65,7 +65,7 @@ def make_fresh(verb: str, run: Path) -> None:
 
 
 def left_over(pid: int) -> list[int]:
-    """The processes of a command that still run ten seconds after its end."""
+    """Returns the processes of a command that still run ten seconds after its end."""
     until = time.monotonic() + ORPHANS_S
     while (left := session(pid)) and time.monotonic() < until:
         time.sleep(0.05)
@@ -73,21 +73,21 @@ def left_over(pid: int) -> list[int]:
 
 
 def undisturbed_end(commands: Commands, arguments: list[str], run: Path) -> Ended:
-    """How the command ends when nothing disturbs it; pages are made without speeds, which are never twice the same."""
+    """Runs the command undisturbed; pages are made without speeds, which differ every time."""
     if arguments[0] == "report":
         shutil.rmtree(run / "logs", ignore_errors=True)
     return commands.run(arguments)
 
 
 class Life:
-    """One run from its plan to its page under signals, beside the same without any."""
+    """One run from its plan to its page under signals, and the same run without signals."""
 
     def __init__(self, scope: str, calm: dict[str, Ended], dice: random.Random) -> None:
         self.scope, self._calm, self._dice = scope, calm, dice
         self.tally: Counter[tuple[str, str, str]] = Counter()
 
     def moment(self, verb: str, *, imports: bool) -> Moment:
-        """Uniform over the time that the verb takes when nothing disturbs it; half of them reach all processes."""
+        """Draws signals uniformly over the time that the verb takes undisturbed; half of them go to all processes."""
         longest = self._calm[verb].seconds + (4.0 if imports else 0.0)
         number = self._dice.choice(NUMBERS)
         return Moment(number, self._dice.uniform(0, longest), to_all=self._dice.random() < 0.5)
@@ -120,7 +120,7 @@ def test_signals_at_any_moment_of_any_verb_change_no_byte_and_leave_no_process(t
     dice = random.Random(SEED)
     total: Counter[tuple[str, str, str]] = Counter()
     lives = -(-SIGNALS // A_LIFE)
-    folder = tmp_path / "here"  # the same path for all: pages name it
+    folder = tmp_path / "here"  # the same path for all, since pages contain it
     folder.mkdir()
     (folder / "data").symlink_to(SAMPLE)
     run = folder / "run"

@@ -1,4 +1,4 @@
-"""Checkpoints in the layouts that training codes publish: each loads, says what it left out, or is refused."""
+"""Checkpoints in the layouts that training codes publish: each loads and says what was left out, or is refused."""
 
 import argparse
 import functools
@@ -27,14 +27,14 @@ ARGS = argparse.Namespace(arch="vit_tiny", lr=5e-4, out=[1, 2])
 
 @functools.cache
 def weights_of(name: str, **changes: Any) -> State:
-    """Random weights of a shallow network, in timm's names, without a classifier."""
+    """Makes random weights of a shallow network, with timm's names, without a classifier."""
     torch.manual_seed(0)
     net = timm.create_model(name, num_classes=0, depth=2, **changes)
     return {key: torch.randn_like(value) * 0.02 for key, value in net.state_dict().items()}
 
 
 def load(name: str, content: Any, folder: Path) -> tuple[Any, str]:
-    """The network that the saved content becomes, and the remark."""
+    """Saves the content and returns the network that is loaded from it, and the remark."""
     path = folder / "w.pth"
     torch.save(content, path)
     state, remark = read_checkpoint(path)
@@ -190,7 +190,7 @@ HUGGING_FACE = {
 
 @pytest.mark.parametrize("family", HUGGING_FACE)
 def test_hugging_face_layouts_load_with_every_tensor_in_its_place(family: str, tmp_path: Path) -> None:
-    """Their own code saves it; that the maps are equal is tests/test_attention_oracles.py's."""
+    """Saves by transformers' own code; tests/test_attention_oracles.py checks that the maps are equal."""
     config, network, name, extra = HUGGING_FACE[family]
     sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 192}
     theirs = getattr(transformers, network)(getattr(transformers, config)(**sizes, image_size=224, **extra))
@@ -206,7 +206,7 @@ def test_hugging_face_layouts_load_with_every_tensor_in_its_place(family: str, t
     torch.testing.assert_close(ours["blocks.1.attn.qkv.weight"][:48], queries)
 
 
-# How transformers named modules until its fifth major version, and so how the files on the hub name them.
+# Names of modules in transformers before version 5, and so in the files on the hub.
 ON_THE_HUB = (
     (r"^(vit\.)?(encoder\.)?layers?\.", r"\1encoder.layer."),
     (r"attention\.(q|k|v)_proj", lambda m: "attention.attention." + {"q": "query", "k": "key", "v": "value"}[m[1]]),
@@ -275,7 +275,7 @@ def test_weights_that_do_not_fit_are_refused_with_the_keys_that_say_most(tmp_pat
 
 
 def test_a_tensor_that_claims_to_be_larger_than_the_file_is_refused(tmp_path: Path) -> None:
-    """A view that repeats one number a million times a million takes no memory before somebody copies it."""
+    """Tests a view that repeats one number 10¹² times: it takes memory only when it is copied."""
     state = dict(weights_of(TINY))
     state["blocks.0.attn.qkv.weight"] = torch.zeros(1).expand(1_000_000, 1_000_000)
     torch.save(state, tmp_path / "w.pth")
@@ -285,7 +285,7 @@ def test_a_tensor_that_claims_to_be_larger_than_the_file_is_refused(tmp_path: Pa
 
 
 class Strange:
-    """What is not allow-listed."""
+    """A class that is not on the list of allowed ones."""
 
 
 def test_what_could_run_code_is_refused_in_one_line_with_the_way_out(tmp_path: Path) -> None:

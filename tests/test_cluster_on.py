@@ -1,4 +1,4 @@
-"""Queries, keys, values and tokens through the whole command line: what is planted in one of them is found there."""
+"""Queries, keys, values and tokens through the command line: clusters planted in one of them are found there."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ QUICK = ["--workers", 0, "--layers", "0", "--k", len(COLOURS)]
 
 @pytest.fixture(scope="module")
 def blobs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
-    """(folder of images of four quarters, each of its colour, and of a border at another place; colours [n, y, x])."""
+    """Makes images of four quarters in different colours with varying borders; returns (folder, colours [n, y, x])."""
     folder, random = tmp_path_factory.mktemp("blobs"), np.random.default_rng(0)
     planted = np.zeros((IMAGES, SIDE, SIDE), int)
     for i in range(IMAGES):
@@ -35,10 +35,10 @@ def blobs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
-    """Options of a ViT whose tokens are the patches' mean colours.
+    """Returns options for a ViT whose tokens are the patches' mean colours.
 
-    Keys are the colours in head 0, their red alone in head 1; queries, keys and values are the colours in head 2. All
-    others are 0, so the attention of heads 0 and 1 is uniform, as the CLS token's is in all.
+    In head 0 the keys are the colours, in head 1 only their red. In head 2 queries, keys and values are the colours.
+    All others are 0, so the attention of heads 0 and 1 is uniform, and so is the CLS token's in all heads.
     """
     net = timm.create_model("vit_tiny_patch16_224", num_classes=0)
     state = {name: torch.zeros_like(value) for name, value in net.state_dict().items()}
@@ -58,7 +58,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
 
 
 def agreement(run: Path, planted: np.ndarray, head: int, *, algorithm: int = 0) -> float:
-    """The mean ARI of a head's labels with the colours, image by image."""
+    """Returns the mean over images of the ARI between a head's labels and the colours."""
     labels = package.open(run)["labels"].values[:, algorithm, 0, head]  # [n, y, x]
     return float(np.mean([adjusted_rand_score(a.ravel(), b.ravel()) for a, b in zip(planted, labels, strict=True)]))
 
@@ -76,7 +76,7 @@ def test_blobs_are_found_in_the_head_that_has_them(
         for head, wanted in enumerate(heads):
             assert (agreement(run, planted, head, algorithm=algorithm) > 0.999) == bool(wanted)
     found = package.open(run)
-    assert np.allclose(found["cls_attention"], 1 / 37, atol=1e-4)  # attention stays stored
+    assert np.allclose(found["cls_attention"], 1 / 37, atol=1e-4)  # attention is still stored
 
 
 def test_blobs_are_found_in_the_tokens_which_have_one_head_and_no_attention(
@@ -130,7 +130,7 @@ def test_two_runs_are_compared_head_by_head(
     assert heads.loc[0, "mean_b"] > 0.999  # the head whose keys are the colours
     assert heads.loc[0, "difference"] < -0.5
     assert heads.loc[2, ["mean_a", "mean_b", "difference"]].tolist() == pytest.approx([1, 1, 0], abs=1e-3)
-    # uniform attention joins all objects, even when k-means starts from them; keys are scored without pairs
+    # uniform attention joins all objects, even if k-means starts from them; keys have no scores of pairs
     for run, wanted in zip(runs, (0, 1), strict=True):
         summary = pd.read_parquet(run / "stats" / "summary.parquet").query("null == 'swap' and head == 0")
         mean = summary.set_index("score")["mean"]
@@ -139,7 +139,7 @@ def test_two_runs_are_compared_head_by_head(
 
 
 def as_coco(planted: np.ndarray) -> dict[str, object]:
-    """Each colour of each image as an instance of one category, its cells as one box of a run-length mask."""
+    """Writes each colour of each image as an instance of one category, its cells as one run-length mask."""
     images = [{"id": i, "file_name": f"{i}.png", "height": PX, "width": PX} for i in range(len(planted))]
     instances: list[dict[str, object]] = []
     for i, colours in enumerate(planted):

@@ -1,4 +1,4 @@
-"""One contract over all engines, algorithms and devices that are there."""
+"""One contract over all engines, algorithms and devices that this machine has."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ P = 36
 
 @dataclass(frozen=True)
 class Way:
-    """One way of clustering: everything the contract is held against."""
+    """One way of clustering that must keep the contract."""
 
     algorithm: str
     engine: str
@@ -44,7 +44,7 @@ class Way:
 
     @property
     def repeats(self):
-        return self.engine != "cuml"  # a seed does not guarantee equal labels there
+        return self.engine != "cuml"  # for this engine a seed does not guarantee equal labels
 
 
 def ways():
@@ -66,7 +66,7 @@ def way(request):
 
 
 def grouped(n, k, *, p=P, seed=0, noise=0.1):
-    """Attention of patches that look at their own group, a little unevenly; the groups, of 6 patches and more."""
+    """Makes attention of patches that attend to their own group, a little unevenly; returns it and the groups."""
     generator = torch.Generator().manual_seed(seed)
     groups = torch.stack([torch.arange(p)[torch.randperm(p, generator=generator)] % c for c in k.tolist()])
     own = (groups[:, :, None] == groups[:, None, :]).float()
@@ -75,7 +75,7 @@ def grouped(n, k, *, p=P, seed=0, noise=0.1):
 
 
 def appears_in_order(labels):
-    """The numbers of clusters, each at its first appearance, are 0, 1, 2, …"""
+    """Says whether the clusters are numbered 0, 1, 2, … by first appearance."""
     numbers = list(dict.fromkeys(v for v in labels.tolist() if v not in (NO_LABEL, NOISE)))
     return numbers == list(range(len(numbers)))
 
@@ -145,7 +145,7 @@ def test_equal_rows_get_equal_labels(way):
     half = P // 2
     rows = torch.rand(5, half, P, generator=torch.Generator().manual_seed(5)).softmax(-1)
     rows = torch.cat([rows, rows], 1)
-    rows = rows[:, :, :half].repeat(1, 1, 2) / rows[:, :, :half].sum(-1, keepdim=True) / 2  # columns repeat as well
+    rows = rows[:, :, :half].repeat(1, 1, 2) / rows[:, :, :half].sum(-1, keepdim=True) / 2  # columns are repeated too
     found = way(rows, 4)
     assert torch.equal(found.labels[:, :half], found.labels[:, half:])
 
@@ -156,7 +156,7 @@ def test_rows_that_are_all_equal_make_one_cluster(way):
         assert (found.labels == 0).all()
         assert found.k.tolist() == [1, 1, 1]
         assert found.inertia.abs().max() < 1e-9
-    else:  # hdbscan calls them noise; spectral may cut equal affinities anywhere
+    else:  # hdbscan labels them noise; spectral may cut equal affinities anywhere
         assert ((found.labels < 4) | (found.labels == NOISE)).all()
         assert (found.k <= 4).all()
 

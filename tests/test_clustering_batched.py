@@ -1,4 +1,4 @@
-"""The batched engine by itself: known answers, exact agreement from equal starts, quality, memory, scale."""
+"""The batched engine: known answers, exact agreement from equal starts, quality, memory."""
 
 import itertools
 import os
@@ -28,7 +28,7 @@ def solve(x, k, *, n_init=4, seeds=None, **more):
 
 
 def from_starts(x, centres):
-    """Labels uint8 [N, P] of our Lloyd's algorithm from the rows `centres` [N, K]."""
+    """Returns labels uint8 [N, P] of our Lloyd's algorithm from the rows `centres` [N, K]."""
     n, p, _ = x.shape
     products = torch.empty(n, p, p)
     centred_gram(x, None, products)
@@ -99,7 +99,7 @@ def test_more_restarts_never_cost_more():
     x = smooth(20)
     costs = [solve(x, 7, n_init=n).inertia for n in (1, 2, 4, 8)]
     for few, many in itertools.pairwise(costs):
-        assert (many <= few * (1 + 1e-6)).all()  # the first restarts are the same ones
+        assert (many <= few * (1 + 1e-6)).all()  # the first restarts are the same
     assert costs[-1].mean() < costs[0].mean()
 
 
@@ -209,7 +209,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 
 
 def test_the_memory_taken_stays_within_the_budget():
-    """600 Gram matrices would take 92 MB; with the copies a careless way makes, several times that."""
+    """Checks the memory: 600 Gram matrices would take 92 MB, and with careless copies several times that."""
     command, one_thread = [sys.executable, "-c", MEASURE], os.environ | {"OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, cwd=ROOT, env=one_thread, check=True, capture_output=True, text=True)
     assert int(run.stdout) <= 80 << 20

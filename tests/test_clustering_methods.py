@@ -1,4 +1,4 @@
-"""The algorithms beside k-means, and the rules for k, against scikit-learn and known answers."""
+"""The algorithms other than k-means, and the rules for k, against scikit-learn and known answers."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 def smooth(n, side=8, seed=0):
-    """Attention as real heads have it: near patches, likeness of content, noise."""
+    """Makes attention like that of real heads: near patches, similar content, noise."""
     generator = torch.Generator().manual_seed(seed)
     p = side * side
     y, x = torch.arange(p) // side, torch.arange(p) % side
@@ -77,7 +77,7 @@ def test_ward_labels_are_those_of_scikit_learn():
 
 def test_hdbscan_labels_are_those_of_scikit_learn_with_noise_as_254():
     rows, _ = grouped(3, torch.tensor([2, 3, 4]))
-    rows[:, 0] = torch.eye(rows.shape[1])[0]  # one patch like no other
+    rows[:, 0] = torch.eye(rows.shape[1])[0]  # one patch differs from all others
     ours = cluster("hdbscan", rows, 5, torch.arange(3), engine=open_engine("batched", CPU))
     for i in range(3):
         theirs = HDBSCAN(copy=True).fit(rows[i].double().numpy()).labels_
@@ -120,7 +120,7 @@ def test_a_run_tells_the_cost_beforehand_and_how_many_problems_had_too_few_rows_
     assert "agglomerative solves one problem after the other" in ended.err
     assert "clipped" not in batchjob("show", tmp_path / "run").out
     run = tmp_path / "run"
-    np.save(run / "index" / "k.npy", np.array([3, 5], np.uint8))  # as if the second had asked for 5
+    np.save(run / "index" / "k.npy", np.array([3, 5], np.uint8))  # as if the second problem had asked for 5
     plan_what_is_there(run)
     assert "clipped   6 problems have fewer different rows than k" in batchjob("show", tmp_path / "run").out
 
@@ -167,7 +167,7 @@ def test_the_silhouettes_k_is_the_one_scikit_learn_finds_at_the_same_labels():
     for i in range(4):
         x = rows[i].numpy()
         scores = [silhouette_score(x, KMeans(k, n_init=20, random_state=0).fit(x).labels_) for k in range(2, 7)]
-        assert scores[int(ours[i]) - 2] >= max(scores) - 0.02  # another local optimum may tip it
+        assert scores[int(ours[i]) - 2] >= max(scores) - 0.02  # another local optimum may change the choice
 
 
 def test_equal_rows_have_no_silhouette_and_get_one_cluster():

@@ -1,4 +1,4 @@
-"""The cuML engine: what it hands over, on a CPU without cuML; the traps; on a GPU that nothing is copied."""
+"""The cuML engine: what it passes to cuML, cuML's peculiarities, and that nothing is copied on a GPU."""
 
 import sys
 
@@ -49,7 +49,7 @@ def test_small_problems_get_greedy_starts_and_large_ones_a_few_passes():
     assert small["n_clusters"] == 5
     assert small["n_init"] == 4
     assert small["random_state"] == 3  # cuML takes 32 bits
-    assert small["tol"] < 1e-6  # absolute, on rows of unit spread
+    assert small["tol"] < 1e-6  # an absolute tolerance, on rows of unit spread
     assert rapids._arguments(1_000_000, 5, 0, 1)["init"] == "scalable-k-means++"
 
 

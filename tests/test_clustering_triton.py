@@ -125,7 +125,7 @@ def test_few_variants_serve_all_sizes(p, shape):
 
 
 def compiled(kernel, capability, constants, *, warps, exact=False):
-    """What Triton makes of a kernel for a card that is not there."""
+    """Compiles a kernel for a GPU that this machine does not have."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -139,7 +139,7 @@ def compiled(kernel, capability, constants, *, warps, exact=False):
     types = {name: types[name] for name in kernel.arg_names}
     source = ASTSource(fn=kernel, signature=types, constexprs=constants)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Triton's own, on options of versions to come
+        warnings.simplefilter("ignore")  # Triton's own warning on future options
         options = {"num_warps": warps, "enable_fp_fusion": False}
         return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
@@ -153,7 +153,7 @@ def test_the_kernels_compile_for_every_card_and_fit_its_shared_memory(capability
         compiled(triton_gram.measure_kernel, capability, measure, warps=4),
         compiled(triton_gram.gram_kernel, capability, {"BLOCK": 64, "BD": 32, "HAS_MASK": True}, warps=4),
     ]
-    # a variant takes a minute: the largest shape and the one of float64 for one card, since they differ by size alone
+    # a variant takes a minute, so the largest shape and float64 are compiled for one GPU: they differ in size alone
     shapes = [(256, 8, False)] + ([(1369, 8, False), (196, 4, True)] if capability == 80 else [])
     for p, n_init, exact in shapes:
         shape = triton_engine._shape_of(p, n_init)

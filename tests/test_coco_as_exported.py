@@ -1,4 +1,4 @@
-"""COCO JSON as exporters write it: read as it plainly means, left out and counted by cause, or refused in one line."""
+"""COCO JSON as exporters write it: annotations are read, or left out and counted by cause, or refused in one line."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def annotation(segmentation: Any, **more: Any) -> dict[str, Any]:
 
 
 def write(path: Path, second: Any, **more: Any) -> Path:
-    """A file of a plain annotation and a second one."""
+    """Opens a file with a plain annotation and a second one."""
     content = {"images": [image(1, "0.jpg")], "annotations": [annotation([BOX]), second]}
     path.write_text(json.dumps(content | {"categories": [{"id": 1, "name": "cat"}]} | more))
     return path

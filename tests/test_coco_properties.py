@@ -1,4 +1,4 @@
-"""Generated COCO JSON: whatever it holds, reading ends, in bounds; valid masks are pycocotools' own."""
+"""Generated COCO JSON: reading always ends within bounds, and valid masks equal those of pycocotools."""
 
 import contextlib
 import io
@@ -59,7 +59,7 @@ def test_any_text_as_an_rle_is_a_mask_or_a_cause(text: str) -> None:
 
 @st.composite
 def valid_annotations(draw: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(as an exporter writes it, as pycocotools wants it) for one object of a SIDE × SIDE image."""
+    """Draws an object of a SIDE × SIDE image: (as an exporter writes it, as pycocotools takes it)."""
     number = st.floats(-SIDE, 2 * SIDE).map(lambda v: round(v, 2))
     crowd = draw(st.sampled_from([0, "0", False, None, "false"]))
     kind = draw(st.sampled_from(["flat", "pairs", "one flat", "text", "counts", "listed"]))
@@ -125,7 +125,7 @@ ANNOTATIONS = st.fixed_dictionaries(
 
 
 def resident_bytes(field: str) -> int:
-    """VmHWM, the most that this process had in memory, or VmRSS, what it has: C libraries' share counts too."""
+    """Returns VmHWM, the peak memory of this process, or VmRSS, its memory now; both include C libraries."""
     found = re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())
     assert found
     return 1024 * int(found[1])
@@ -149,12 +149,12 @@ HUGE: list[Any] = [
 def test_whatever_an_exporter_writes_is_read_counted_or_refused_within_bounded_time_and_memory(
     tmp_path: Path, members: list[Any], where: str
 ) -> None:
-    """No crash, no hang, no memory over a bound, and every annotation with a mask gives owners of the grid."""
+    """Checks for crashes, hangs and too much memory, and that every annotation with a mask gives owners on the grid."""
     content: dict[str, Any] = {"images": [image(1, "0.jpg")], "annotations": [annotation([BOX])], "categories": []}
     content[where] = content[where] + members
     path = tmp_path / "a.json"
     path.write_text(json.dumps(content))
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM counts anew
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
     before = resident_bytes("VmRSS")
     try:
         files = coco.open_annotations(path)

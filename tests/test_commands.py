@@ -1,4 +1,4 @@
-"""What the commands say: `make run`'s last lines, and a typo on a run that is there."""
+"""Messages of the commands: `make run`'s last lines, and a typo on an existing run."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ SAID = ["run: model, 8 images, 0 failed", "Do clusters separate objects?", "An e
 
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
-    """An environment that `make` takes for installed, whose Python writes down what it is asked and says little."""
+    """Makes an environment that `make` takes for installed; its Python logs its arguments and prints little."""
     (tmp_path / "bin").mkdir()
     python = tmp_path / "bin" / "python"
     said = "\\n".join([SAID[0], "", *SAID[1:], "", "tables: elsewhere", "heads, other scores and nulls: --verbose"])

@@ -1,4 +1,4 @@
-"""DATA that is gone for a moment: nothing of it is published, it is told, and it can be labelled later."""
+"""DATA that is gone for a moment: it is not published but reported, and can be labelled later."""
 
 import os
 import shutil
@@ -41,7 +41,7 @@ def test_a_root_or_photos_that_are_gone_end_the_label_before_it_begins(
     ended = batchjob("label", run, *RUNTIME)
     assert ended.code == 75
     assert f"DATA {photos} was planned and can't be seen on" in ended.err
-    photos.mkdir()  # what a folder looks like whose disk is not mounted
+    photos.mkdir()  # like the folder of a disk that is not mounted
     ended = batchjob("label", run, *RUNTIME)
     assert ended.code == 75
     assert f"none of 12 photos looked at of DATA {photos} can be seen" in ended.err
