@@ -93,7 +93,7 @@ def test_a_file_without_permission_is_unreadable(tmp_path):
     path.write_bytes(jpeg())
     path.chmod(0)
     me = os.geteuid()
-    if me == 0:  # root reads everything: ask as nobody
+    if me == 0:  # root may read everything, so read as the user nobody
         os.seteuid(65534)
     try:
         assert cause_of(path) == "unreadable"
@@ -104,7 +104,7 @@ def test_a_file_without_permission_is_unreadable(tmp_path):
 def test_a_huge_file_is_too_large_and_not_read(tmp_path):
     with open(tmp_path / "huge.png", "wb") as file:
         file.write(png())
-        file.truncate(2**40)  # sparse: it takes no disk
+        file.truncate(2**40)  # a sparse file, which takes no space on the disk
     assert cause_of(tmp_path / "huge.png") == "too_large"
 
 
@@ -142,7 +142,7 @@ def test_a_kind_of_image_that_is_not_read_is_not_called_damaged() -> None:
     file = io.BytesIO()
     Image.new("RGB", (40, 40)).save(file, "BMP")
     data = bytearray(file.getvalue())
-    data[30:34] = (9).to_bytes(4, "little")  # a compression that no reader knows
+    data[30:34] = (9).to_bytes(4, "little")  # an unknown compression
     with pytest.raises(ReadFailure, match="format that is not read: Unsupported BMP compression") as error:
         decode(bytes(data), Geometry(32, 32, 16, 16), (0, 0, 0))
     assert error.value.cause == "unsupported"

@@ -16,7 +16,7 @@ def test_a_bomb_of_a_jpeg_is_judged_by_its_header_with_the_fast_decoder_too(rota
     exif = Image.Exif()
     exif[0x0112] = 6
     data = encoded(photo(40, 30), "JPEG", **({"exif": exif.tobytes()} if rotated else {}))
-    frame = data.index(b"\xff\xc0")  # its height and width come after a length and the bits of a sample
+    frame = data.index(b"\xff\xc0")  # height and width follow the length and the number of bits
     data = data[: frame + 5] + (30000).to_bytes(2, "big") + (20000).to_bytes(2, "big") + data[frame + 9 :]
     assert fast_jpeg.plain_size(data) == (None if rotated else (30000, 20000))
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("it was decoded"))

@@ -160,7 +160,7 @@ def test_a_resize_is_pillow_s_own():
         place = placing(SQUARE, height, width)
         assert place.is_vertical_first == (height == 600)
         expected = image
-        if place.is_vertical_first:  # Pillow's own order since 13.0
+        if place.is_vertical_first:  # the order of Pillow 13.0
             expected = image.resize((width, 56), Image.Resampling.BICUBIC)
         expected = expected.resize((56, 56), Image.Resampling.BICUBIC)
         assert np.array_equal(resize(image, place, "bicubic"), np.asarray(expected).transpose(2, 0, 1))

@@ -1,4 +1,4 @@
-"""The site: it is built, every option is in it; the tutorial's and the recipes' code runs from top to bottom."""
+"""The site is built and lists every option; the code of the tutorial and the recipes runs from top to bottom."""
 
 import dataclasses
 import importlib.util
@@ -23,7 +23,7 @@ DOCS = ROOT / "docs"
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the photos that the pages speak of."""
+    """Makes a folder with the photos that the pages use."""
     folder = tmp_path_factory.mktemp("here")
     shutil.copytree(SAMPLE, folder / "photos", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     return folder

@@ -1,4 +1,4 @@
-"""How commands end: codes and one line for signals, pipes, disks and limits; nothing runs on, nothing runs for ever."""
+"""Ends of commands: exit codes and one line for signals, pipes, disks and limits; no process is left, none hangs."""
 
 import errno
 import io
@@ -76,7 +76,7 @@ def test_an_interrupt_that_a_library_takes_for_its_own_failure_is_an_interrupt(
 def test_numpys_error_on_a_full_disk_is_recognised(capfd: pytest.CaptureFixture[str]) -> None:
     def work() -> int:
         with open("/dev/full", "wb") as full:
-            np.save(full, np.zeros(100_000))  # its error has no number
+            np.save(full, np.zeros(100_000))  # this error does not have an errno
         return 0
 
     assert ends.code_of(work) == 75
@@ -107,7 +107,7 @@ def test_a_plan_that_gets_a_signal_ends_75_without_a_traceback(
 
 
 def test_an_interrupt_inside_an_exec_ends_75_too(tmp_path: Path) -> None:
-    """Of a module that is run by `-m`: Python asks there whether an interrupt was left, and ends by SIGINT."""
+    """Tests a module run by `-m`, where Python checks for an unhandled interrupt and ends by SIGINT."""
     (tmp_path / "interrupted.py").write_text(
         "import sys\nfrom batchjob.launch import ends\n"
         "sys.exit(ends.code_of(lambda: exec('raise KeyboardInterrupt')))\n"
@@ -204,11 +204,11 @@ def test_statistics_that_are_killed_leave_no_process(tmp_path: Path) -> None:
     assert session(process.pid) == []
 
 
-# ---- what never ended, or ended in a traceback ----
+# ---- cases that once hung, or ended in a traceback ----
 
 
 def tar_with(header: bytes, path: Path) -> Path:
-    """A tar of a good photo, a member with `header` in place of its own, and a good one."""
+    """Makes a tar of a good photo, a member with the given header, and another good photo."""
     parts = []
     for name in ("a.jpg", "b.jpg", "c.jpg"):
         info = tarfile.TarInfo(name)
@@ -220,7 +220,7 @@ def tar_with(header: bytes, path: Path) -> Path:
 
 
 def header(**changes: bytes) -> bytes:
-    """A member's header with other bytes in these fields, its checksum right."""
+    """Makes a member's header with other bytes in these fields and the right checksum."""
     info = tarfile.TarInfo("b.jpg")
     info.size = 4
     data = bytearray(info.tobuf())
@@ -284,7 +284,7 @@ def test_files_that_people_leave_in_done_are_not_markers(tmp_path: Path) -> None
         (run / "done" / name).write_bytes(data)
     assert published(run) == [0, 1, 2]
     assert store.verify(run) == []
-    marker_path(run, 2).write_bytes(data)  # another partition's
+    marker_path(run, 2).write_bytes(data)  # of another partition
     assert store.missing(run, plan) == [2]
 
 

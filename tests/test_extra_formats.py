@@ -1,4 +1,4 @@
-"""HEIC and JPEG XL by their extras: read where the package is installed, else told with the extra's name."""
+"""HEIC and JPEG XL: read if the package of the extra is installed, else refused with the extra's name."""
 
 import io
 import os
@@ -26,7 +26,7 @@ PACKAGES = {"HEIF": ("pillow_heif", "heic"), "JXL": ("pillow_jxl", "jxl")}
 
 
 def encoded(format: str, image: Image.Image, **options: Any) -> bytes:
-    """The picture as the format's own package writes it; skips where that is absent."""
+    """Writes the picture with the format's own package; skips the test if that is absent."""
     package = pytest.importorskip(PACKAGES[format][0], reason=f"the extra {PACKAGES[format][1]} is not installed")
     if format == "HEIF":
         package.register_heif_opener()
@@ -57,7 +57,7 @@ def test_a_picture_is_read_as_its_pixels_are(format: str, mode: str) -> None:
 
 def test_a_phone_s_rotation_is_applied_once() -> None:
     image, exif = Image.new("RGB", (120, 90), "red"), Image.Exif()
-    image.paste("blue", (0, 0, 120, 45))  # above; the left after a quarter to the left
+    image.paste("blue", (0, 0, 120, 45))  # the top, which is the left after a quarter turn to the left
     exif[0x0112] = 8
     found = decode(encoded("HEIF", image, exif=exif.tobytes()), SQUARE, FILL)
     assert (found.height, found.width) == (120, 90)
@@ -91,7 +91,7 @@ def test_the_size_of_a_jpeg_xl_is_known_before_it_is_decoded(size: tuple[int, in
 
 
 def bits(*fields: tuple[int, int]) -> bytes:
-    """(value, width) after each other, the lowest bit first."""
+    """Packs (value, width) pairs one after the other, the lowest bit first."""
     number = at = 0
     for value, width in fields:
         number |= value << at
@@ -154,7 +154,7 @@ def test_their_packages_are_not_imported_before_such_a_picture_is_there() -> Non
 
 
 def damaged_tiff() -> bytes:
-    """An LZW TIFF with codes that its table has not: libtiff says so on the standard error, by itself."""
+    """Makes an LZW TIFF with codes missing in its table, about which libtiff itself writes to stderr."""
     file = io.BytesIO()
     photo(120, 90).save(file, "TIFF", compression="tiff_lzw")
     data = bytearray(file.getvalue())
@@ -167,7 +167,7 @@ def test_what_libtiff_writes_to_the_terminal_goes_into_the_message(capfd: pytest
     assert capfd.readouterr().err == ""
     assert said.startswith("truncated: cut off or damaged: decoder error -2: ")
     assert "code" in said.rpartition(": ")[2] or "LZW" in said
-    os.write(2, b"after\n")  # the terminal is back
+    os.write(2, b"after\n")  # stderr is restored
     assert capfd.readouterr().err == "after\n"
     with pytest.raises(OSError, match="decoder error"), Image.open(io.BytesIO(damaged_tiff())) as plain:
         plain.load()

@@ -1,4 +1,4 @@
-"""Rows that a dataset-wide k-means clusters: what they are, which of them the fit sees, which centroid is theirs."""
+"""Rows of a dataset-wide k-means: their features, the sample that the fit sees, and the nearest centroid."""
 
 import numpy as np
 import pytest
@@ -44,16 +44,16 @@ def test_offset_cells_are_odd_centred_and_at_most_fifteen(patches: int) -> None:
     assert cells <= CELLS
     assert (cell.min(), cell.max()) == (0, cells - 1)
     assert cell[patches - 1] == cells // 2  # offset 0
-    assert (cell + cell[::-1] == cells - 1).all()  # as many to the left as to the right
+    assert (cell + cell[::-1] == cells - 1).all()  # as many cells to the left as to the right
 
 
 def rows_of(maps: LayerMaps, kind: RowKind, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """[B, H, R, P]: the rows that a kind clusters, each summing to 1."""
+    """Returns [B, H, R, P]: the rows to cluster, each with sum 1."""
     return renormalise(maps.cls[:, :, None] if kind.queries == "cls" else maps.rows, mask)
 
 
 def vectors(rows: torch.Tensor) -> torch.Tensor:
-    """[M, H, P]: the rows of all images one after the other."""
+    """Returns [M, H, P]: the rows of all images one after the other."""
     return rows.transpose(1, 2).flatten(0, 1)
 
 
@@ -88,7 +88,7 @@ def test_the_same_pattern_anywhere_is_the_same_relative_row() -> None:
     kind = RowKind("rows", "relative", grid)
     rows = torch.zeros(2, 1, *grid)
     rows[0, 0, 4, 5], rows[0, 0, 5, 4] = 0.2, 0.3  # one to the right and one below the query at (4, 4)
-    rows[1, 0, 2, 3], rows[1, 0, 3, 2] = 0.4, 0.6  # the same around (2, 2), with more mass on the prefix tokens
+    rows[1, 0, 2, 3], rows[1, 0, 3, 2] = 0.4, 0.6  # the same pattern around (2, 2), with more mass on the prefix tokens
     places = torch.tensor([4 * 9 + 4, 2 * 9 + 2])
     rows = renormalise(rows.flatten(2))
     found = features(rows, places, kind, distance="euclidean")
@@ -163,7 +163,7 @@ def test_a_sample_is_uniform_and_another_seed_gives_another() -> None:
     sample, other = draw_sample(200_000, 20_000, 1), draw_sample(200_000, 20_000, 2)
     numbers = np.arange(200_000)
     by_tenth = sample.chosen(numbers).reshape(10, -1).sum(1)
-    by_patch = sample.chosen(numbers).reshape(-1, 20).sum(0)  # no patch of the grid is preferred
+    by_patch = sample.chosen(numbers).reshape(-1, 20).sum(0)  # all patches of the grid are equally likely
     assert np.abs(by_tenth - 2000).max() < 4 * np.sqrt(2000)
     assert np.abs(by_patch - 1000).max() < 4 * np.sqrt(1000)
     both = (sample.chosen(numbers) & other.chosen(numbers)).sum()

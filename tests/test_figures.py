@@ -1,4 +1,4 @@
-"""What the pictures show: known partitions in the right cells, in the right colours."""
+"""The pictures show known partitions in the right cells and colours."""
 
 from pathlib import Path
 
@@ -119,7 +119,7 @@ def test_a_known_partition_lands_in_the_right_cell_in_the_right_colours(tmp_path
     grey = np.full((64, 64, 3), 128, dtype=np.uint8)
     halves = np.kron(np.array([[0, 1]], dtype=np.uint8), np.ones((8, 4), dtype=np.uint8))
     attention = np.zeros((1, 2, 8, 8))
-    attention[0, 1, :4] = 1.0  # head 1 attends to the upper half, head 0 to nothing
+    attention[0, 1, :4] = 1.0  # head 1 attends to the upper half, head 0 evenly
     figure = figures.study_grid([grey], attention, np.stack([halves, 1 - halves])[None, None], titles=["photo"])
     (path,) = figures.save(figure, tmp_path / "grid", dpi=100)
     shown, size = pixels(path), figure.get_size_inches() * 100
@@ -134,7 +134,7 @@ def test_a_known_partition_lands_in_the_right_cell_in_the_right_colours(tmp_path
     assert np.abs(at(2, 0.25, 0.5) - bright).max() <= 3
     assert np.abs(at(2, 0.75, 0.5) - dark).max() <= 3
     colours = palette.cluster_colours(2) * 255 * (1 - canvas.PHOTO_SHARE) + canvas.PHOTO_SHARE * 128
-    for head in (3, 4):  # the second head numbers its halves the other way round, and has the same colours
+    for head in (3, 4):  # the second head numbers its halves the other way round and gets the same colours
         assert np.abs(at(head, 0.3, 0.25) - colours[0]).max() <= 3
         assert np.abs(at(head, 0.3, 0.75) - colours[1]).max() <= 3
     assert {text.get_text() for text in figure.texts} >= {"head 0", "head 1", "photo", "kmeans\nk = 2"}
@@ -144,7 +144,7 @@ def palette_map(value: float) -> tuple[int, ...]:
     return tuple(round(255 * v) for v in matplotlib.colormaps[palette.MAP_COLOURS](value)[:3])
 
 
-# Machado, Oliveira and Fernandes 2009, table 1, severity 1: linear RGB to what the eye makes of it.
+# Machado, Oliveira and Fernandes 2009, table 1, severity 1: linear RGB to the RGB that a colour-blind eye sees.
 EYES = {
     "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
     "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
@@ -160,7 +160,7 @@ def test_the_first_clusters_colours_stay_apart_for_colour_blind_eyes(eye: str) -
 
 
 def lab(linear: NDArray[np.float64]) -> NDArray[np.float64]:
-    """CIE L*a*b* of linear sRGB, D65."""
+    """Converts linear sRGB to CIE L*a*b*, D65."""
     to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
     f = np.cbrt(linear @ to_xyz.T / np.array([0.9505, 1.0, 1.089]))
     return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], axis=1)
@@ -174,7 +174,7 @@ def test_there_are_colours_for_every_label_a_byte_can_hold() -> None:
 
 
 def summary_of(layers: int, heads: int) -> pd.DataFrame:
-    """A summary in which gains rise with the head and fall with the layer."""
+    """Makes a summary in which gains rise with the head and fall with the layer."""
     rows = []
     for score in ("instance_ari", "image_ari", "attention_distance"):
         for layer in range(layers):
@@ -217,7 +217,7 @@ def test_heads_are_placed_by_their_gains_over_two_nulls_and_their_names_never_ov
     assert len(boxes) >= min(layers * heads, 4)
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
     spread = np.ptp(points[:, 0]) / np.ptp(axes.get_xlim())
-    assert spread > 0.5  # the picture is not half empty
+    assert spread > 0.5  # the picture is well filled
 
 
 def test_an_svg_in_a_page_has_ids_of_its_own_and_the_pages_colours() -> None:

@@ -1,4 +1,4 @@
-"""The pictures that a run gets: each kind where the run holds it, the objects outlined, the best and worst images."""
+"""The pictures of runs: each kind that the run has data for, outlines of objects, the best and worst images."""
 
 import json
 import shutil
@@ -52,7 +52,7 @@ def test_a_photo_that_is_gone_is_grey_and_the_rest_of_the_page_stays(runs: list[
 
 
 def box_of(outline: Outline) -> tuple[float, ...]:
-    """(left, top, right, bottom) of all lines."""
+    """Returns (left, top, right, bottom) around all lines."""
     points = np.concatenate(outline.lines)
     return (*points.min(0), *points.max(0))
 

@@ -1,4 +1,4 @@
-"""Folders whose names are classes: when they are, and what comes of it."""
+"""Folders whose names are classes: when they count as such, and the coordinate that they become."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`make gpu-proof` without a GPU says so; its table has every part, shown, failed, or left out with the reason."""
+"""`make gpu-proof` without a GPU says so; its table has every part as shown, failed, or left out with the reason."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What is decided about GPUs before any work, on machines that have none: who gets which, and what stops a job."""
+"""Decisions about GPUs before any work, tested without GPUs: which process gets which GPU, and what stops a job."""
 
 import pytest
 import torch
@@ -119,7 +119,7 @@ def test_a_lost_process_is_distinguished_from_wrong_use_and_from_a_bug(text: str
 
 
 class Refines:
-    """Stands in for cuml's refiner: torch's steps, and a shift that is wrong."""
+    """Stands for cuml's refiner: torch's steps with a wrong shift."""
 
     name = "cuml"
 

@@ -1,4 +1,4 @@
-"""What `--help` shows: the verbs in groups, examples that parse, the common options first; what is refused by it."""
+"""`--help` shows the verbs in groups, examples that parse, and the common options first; the parser refuses others."""
 
 import dataclasses
 import re

@@ -1,4 +1,4 @@
-"""What changes after `plan`: found by every command that uses it, refused with what differs, never another result."""
+"""Inputs that change after `plan`: every command that uses one finds the change and refuses it with the difference."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def test_weights_that_are_overwritten_during_a_run_are_refused(tmp_path: Path, b
 
 @pytest.fixture(scope="module")
 def annotated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of four images of the sample, with k and scores from annotations of its own."""
+    """Makes a finished run of four images of the sample, with k and scores from its own copy of annotations."""
     folder = tmp_path_factory.mktemp("annotated")
     (folder / "instances.json").write_bytes(next((SAMPLE / "annotations").glob("instances_*.json")).read_bytes())
     command = [sys.executable, "-m", "batchjob", "run", str(SAMPLE), str(folder / "run"), *TINY[:-1], "instances"]

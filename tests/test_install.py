@@ -1,4 +1,4 @@
-"""What `make env` decides, and that it needs nothing but Python's own library."""
+"""The decisions of `make env`, which needs only Python's standard library."""
 
 import ast
 import os
@@ -47,7 +47,7 @@ def test_the_driver_s_cuda_is_read_from_nvidia_smi(tmp_path: Path, monkeypatch: 
 def test_a_torch_that_cannot_use_the_gpu_is_an_error_with_the_way_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fake_program(tmp_path / "bin", "python", 'case "$2" in *cuda*) exit 3;; esac')  # pip succeeds, the check does not
+    fake_program(tmp_path / "bin", "python", 'case "$2" in *cuda*) exit 3;; esac')  # pip succeeds, the check fails
     monkeypatch.setattr(install, "driver_cuda_version", lambda: "12.4")
     monkeypatch.setattr(sys, "argv", ["install", str(tmp_path)])
     assert install.main() == 1
@@ -88,7 +88,7 @@ def test_the_installer_needs_nothing_that_it_installs() -> None:
 
 
 def test_a_second_make_env_does_nothing(tmp_path: Path) -> None:
-    """The stamp of this checkout is newer than pyproject.toml: make has nothing to run."""
+    """Checks that make has nothing to run if the stamp of this checkout is newer than pyproject.toml."""
     env = tmp_path / "env"
     env.mkdir()
     (env / f".batchjob{str(ROOT).replace('/', '_')}").touch()
@@ -102,7 +102,7 @@ def test_a_second_make_env_does_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_wheel_holds_all_that_a_run_needs(tmp_path: Path) -> None:
-    """Built from the files that git knows, installed into an empty environment, run outside the checkout."""
+    """Builds a wheel from the files that git knows, installs it into an empty environment, and runs it elsewhere."""
     tree = tmp_path / "tree"
     tree.mkdir()
     names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -116,7 +116,7 @@ def test_a_wheel_holds_all_that_a_run_needs(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", env], check=True)
     (site,) = (env / "lib").glob("python3*/site-packages")
     subprocess.run([*pip, "install", "--no-deps", "--target", site, wheel], check=True)
-    # the other packages as they are here; a path in a .pth file brings no .pth of its own, so not this checkout
+    # the other packages of this environment; .pth files in that path are not read, so this checkout is not found
     (site / "others.pth").write_text("".join(f"{path}\n" for path in sys.path if path.endswith("site-packages")))
     python, clean = env / "bin" / "python", {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
 

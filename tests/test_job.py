@@ -1,4 +1,4 @@
-"""The whole job through its command line: known answers, real weights, kills, order, wrong input."""
+"""The whole job through its command line: known answers, real weights, kills, order of images, wrong input."""
 
 import json
 import os
@@ -37,7 +37,7 @@ COLOURS = np.array([[230, 30, 30], [30, 220, 40], [40, 40, 240], [250, 240, 60]]
 
 @pytest.fixture(scope="module")
 def colour_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ViT whose patches attend to patches of their own colour, in every head of every layer.
+    """Returns options for a ViT whose patches attend to patches of their own colour, in every head of every layer.
 
     A token is the mean colour of its patch, nothing later adds to it, and queries equal keys: the softmax over
     similarities is the same for all patches of one colour and peaks on that colour.
@@ -55,7 +55,7 @@ def colour_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for head in range(heads):
             for channel in range(3):
                 at = head * width // heads + channel
-                mixing[at, channel] = mixing[width + at, channel] = 1.0  # the query, and the key
+                mixing[at, channel] = mixing[width + at, channel] = 1.0  # the query and the key
     path = tmp_path_factory.mktemp("weights") / "colours.safetensors"
     save_file(state, path)
     return path
@@ -63,7 +63,7 @@ def colour_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def drawn(tmp_path: Path) -> Path:
-    """A folder with the drawn image, in the model's own size so that no resampling mixes colours."""
+    """Makes a folder with the drawn image, in the model's own size so that resampling does not mix colours."""
     folder = tmp_path / "drawn"
     folder.mkdir()
     pixels = COLOURS[REGIONS].repeat(PATCH, axis=0).repeat(PATCH, axis=1)
@@ -72,7 +72,7 @@ def drawn(tmp_path: Path) -> Path:
 
 
 def make_photos(folder: Path, count: int, px: int = 80) -> Path:
-    """`count` small JPEGs of smooth noise, another each."""
+    """Makes `count` small JPEGs of smooth noise, all different."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(7)
     for i in range(count):

@@ -1,4 +1,4 @@
-"""The k-means over a whole dataset: right, the same for any number of processes, and able to go on."""
+"""The k-means over a whole dataset: right results, the same for any number of processes, and resuming."""
 
 import multiprocessing
 import os
@@ -26,7 +26,7 @@ REFINERS: list[Callable[[], Refiner]] = [TorchRefiner, SklearnRefiner]
 
 
 def rows_like_attention(n: int, width: int, seed: int = 0) -> torch.Tensor:
-    """[n, width]: smooth rows that sum to 1 and overlap, as attention does: no clear clusters."""
+    """Returns [n, width]: smooth rows that sum to 1 and overlap, like attention, without clear clusters."""
     generator = torch.Generator().manual_seed(seed)
     factors = torch.randn(8, width, generator=generator)
     return torch.softmax(torch.randn(n, 8, generator=generator) @ factors, 1)
@@ -91,7 +91,7 @@ def test_sums_over_23_million_rows_are_right_to_float32_and_a_plain_float32_sum_
     means = (sums[0] / counts[0]).float()
     assert counts.tolist() == [n, 0]
     assert torch.equal(means, values)
-    blocks = _block_sums(x[:1_000_000], torch.zeros(1_000_000, dtype=torch.int64), 2)[0] / 1_000_000  # as on a GPU
+    blocks = _block_sums(x[:1_000_000], torch.zeros(1_000_000, dtype=torch.int64), 2)[0] / 1_000_000  # as done on a GPU
     torch.testing.assert_close(blocks.float(), values, rtol=1e-6, atol=0)
     naive = np.cumsum(np.full(n, values[1].item(), np.float32), dtype=np.float32)[-1] / n
     assert abs(naive - values[1].item()) > 1e-3 * values[1].item()
@@ -142,7 +142,7 @@ def _fit_share(rank: int, ports: dict[int, int], folder: Path) -> None:
 
 def _solve_share(rank: int, world: int, group: Group) -> Fit:
     x, numbers = rows_like_attention(30_000, 16), torch.arange(30_000)
-    mine = (numbers // 1000) % min(world, 3) == rank  # as partitions are shared; the fourth process has no rows
+    mine = (numbers // 1000) % min(world, 3) == rank  # as partitions are shared; the fourth gets no rows
     return fit(Problem(x[mine], numbers[mine], 20, 5, 2, group), TorchRefiner(), start=None, keep=lambda _: None)
 
 
@@ -198,7 +198,7 @@ def test_engines_that_cannot_run_are_refused() -> None:
 
 
 class FakeCuml:
-    """Stands in for cuml, cupy and RAFT on a CPU: k-means by scikit-learn, and what it was called with."""
+    """Stands for cuml, cupy and RAFT on a CPU: runs scikit-learn's k-means and records its arguments."""
 
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
@@ -247,13 +247,13 @@ def test_cuml_gets_the_rows_without_a_copy_and_the_start_that_all_engines_have(
     if launched:
         monkeypatch.setenv("RANK", "0")  # torchrun with one process: KMeansMG in a world of one
     refiner, _ = open_refiner("cuml", torch.device("cpu"), ALONE)
-    x = rows_like_attention(5000, 16) / 1000  # tiny numbers, as attention's
+    x = rows_like_attention(5000, 16) / 1000  # tiny numbers, as in attention
     found = solve(x, 8, refiner)
     reference = solve(x, 8, TorchRefiner())
     assert found.inertia == pytest.approx(reference.inertia, rel=1e-3)
     assert all(call["n_init"] == 1 and call["max_iter"] == 10 for call in fake.calls)
     variance = float(x.double().var(0, correction=0).mean())
-    assert fake.calls[0]["tol"] == pytest.approx(1e-4 * variance)  # absolute there, so it goes with the rows' size
+    assert fake.calls[0]["tol"] == pytest.approx(1e-4 * variance)  # absolute, so it scales with the rows
     assert fake.calls[0]["init"].shape == (8, 16)
     assert [call.get("handle") for call in fake.calls[:1]] == ["handle" if launched else None]
     assert fake.joined == ((1, b"id", 0) if launched else ())
@@ -314,7 +314,7 @@ print(peak() - before, len(held), said)
 
 
 def test_memory_grows_by_the_budget_at_most() -> None:
-    budget = 128 << 20  # of 615 MB that all rows would take
+    budget = 128 << 20  # all rows would take 615 MB
     command = [sys.executable, "-c", MEASURE_MEMORY, str(budget)]
     ended = subprocess.run(
         command, capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
@@ -322,4 +322,4 @@ def test_memory_grows_by_the_budget_at_most() -> None:
     growth, rows, said = ended.stdout.split(maxsplit=2)
     assert "instead of 196,000" in said
     assert 0.97 * budget < int(rows) * 4 * 196 * 4 <= budget
-    assert 0.9 * budget < int(growth) < budget + (64 << 20)  # the start's sample and a batch come on top
+    assert 0.9 * budget < int(growth) < budget + (64 << 20)  # plus the sample of the start and one batch

@@ -1,4 +1,4 @@
-"""What the loop asks of a GPU, counted on a pretended one: kernels, waits, bytes; and the pretence itself."""
+"""Counts what the loop asks of a pretended GPU (kernels, waits, bytes), and tests the pretence itself."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def test_the_pretended_device_counts_kernels_and_bytes_but_not_views():
         (lambda x: x[x > 0.5], 1),
         (lambda x: x.cpu(), 1),
         (lambda x: x[[0, 1]], 1),
-        (lambda x: torch.zeros(3, 4).to(GPU, non_blocking=True), 1),  # not out of page-locked memory
+        (lambda x: torch.zeros(3, 4).to(GPU, non_blocking=True), 1),  # the host's memory is not page-locked
         (lambda x: torch.zeros(3, 4).pin_memory().to(GPU, non_blocking=True), 0),
         (lambda x: torch.empty(3, 4, pin_memory=True).copy_(x, non_blocking=True), 0),
         (lambda x: x[:, 1:2].clone(), 0),
@@ -63,7 +63,7 @@ def test_a_layer_is_clustered_by_five_kernels_without_a_wait_and_a_batch_waits_o
     counted = count_run(Options(**MODEL, layers="3,11", k=k, n_init=n_init), RUNTIME)
     assert counted.batches == 2
     clustering = counted.meter.stages["clustering"]
-    assert clustering.kernels == 5 * 2 * 2  # of each layer and batch
+    assert clustering.kernels == 5 * 2 * 2  # for each layer and batch
     assert clustering.syncs == 0
     assert counted.meter.total.syncs <= 2 * counted.batches, dict(counted.meter.stages)
 

@@ -25,7 +25,7 @@ from tests.poison import good_rows, make_files, open_loader, read_alone, rows_of
 
 @pytest.fixture(scope="module", autouse=True)
 def no_waits() -> Iterator[None]:
-    """Files that are missing stay missing here: reading them again need not wait."""
+    """Switches off the waits before missing files are read again, since they stay missing in these tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunks, "RETRY_AFTER_S", (0.0, 0.0))
         yield
@@ -33,7 +33,7 @@ def no_waits() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> tuple[Path, list[str]]:
-    """A folder of good and bad files, and their names."""
+    """Makes a folder of good and bad files, and returns it with their names."""
     root = tmp_path_factory.mktemp("files")
     return root, make_files(root)
 
@@ -44,7 +44,7 @@ def expected(files):
 
 
 def check(loader, names, ranges, expected, batch_size):
-    """Everything that a loader promises, for these ranges."""
+    """Checks everything that a loader promises, for these ranges."""
     for start, stop in ranges:
         batches = list(loader.batches(start, stop))
         assert [len(b.rows) for b in batches[:-1]] == [batch_size] * (len(batches) - 1)

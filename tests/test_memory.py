@@ -1,4 +1,4 @@
-"""The memory forecast against what is really alive, the batch size it gives, and the halving where it was wrong."""
+"""The memory forecast against the memory in use, the batch size it leads to, and the halving if it was wrong."""
 
 import weakref
 from dataclasses import replace
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 class LiveBytes(TorchDispatchMode):
-    """The largest number of bytes that tensors made inside the `with` block held at once; those of `model` not."""
+    """Returns the peak of the bytes of tensors made inside the `with` block, without those of `model`."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ def test_weights_are_counted_to_the_byte() -> None:
 
 
 def make_plan() -> Any:
-    """As much of a plan as the choice reads."""
+    """The part of a plan that the choice of a batch size reads."""
     spec = make_model("vit_tiny_patch16_224").spec
     return SimpleNamespace(model=spec, precision="fp32", layers=(11,), heads=(0, 1, 2))
 

@@ -1,4 +1,4 @@
-"""Which models are taken and which refused, at which sizes, with which weights."""
+"""Which models are taken or refused, at which sizes, and with which weights."""
 
 import json
 from typing import Any
@@ -269,7 +269,7 @@ def test_describing_a_model_does_not_allocate_its_weights() -> None:
 
 
 def test_a_square_and_a_turned_photo_give_turned_maps_of_a_model_without_positions() -> None:
-    """Rows and columns are not mixed up: with the positions gone, turning the photo turns the map."""
+    """Checks that rows and columns are not mixed up: without positions, turning the photo turns the map."""
     wide, tall = (make_model(TINY, size, seed=4) for size in ("48x80", "80x48"))
     with torch.no_grad():
         for model in (wide, tall):
@@ -279,6 +279,6 @@ def test_a_square_and_a_turned_photo_give_turned_maps_of_a_model_without_positio
     pixels = make_pixels(wide)
     (first,) = Extractor(wide, (5,), (0, 1, 2))(pixels)
     (second,) = Extractor(tall, (5,), (0, 1, 2))(pixels.transpose(-1, -2))
-    turned = np.arange(15).reshape(5, 3).T.ravel()  # patch of the tall grid for each patch of the wide one
+    turned = np.arange(15).reshape(5, 3).T.ravel()  # for each patch of the wide grid, its patch in the tall one
     torch.testing.assert_close(first.cls, second.cls[..., turned], atol=1e-5, rtol=0)
     torch.testing.assert_close(first.rows, second.rows[..., turned, :][..., turned], atol=1e-5, rtol=0)

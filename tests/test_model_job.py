@@ -1,4 +1,4 @@
-"""What a model's kind, precision and padding come to in the arrays of a run, through the command line."""
+"""The arrays of a run for a CNN, for half precision and for padding, through the command line."""
 
 from pathlib import Path
 

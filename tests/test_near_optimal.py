@@ -1,4 +1,4 @@
-"""The search for the best k-means partition, against brute force, scikit-learn and known answers; no torch."""
+"""The search for the best k-means partition, against brute force, scikit-learn and known answers, without torch."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ def inertia_of(rows, labels):
 
 
 def partitions_into(count, k):
-    """Every way of cutting `count` rows into exactly k clusters, numbered by first appearance."""
+    """Yields every partition of `count` rows into exactly k clusters, numbered by first appearance."""
 
     def grow(labels, used):
         if len(labels) == count:
@@ -132,7 +132,7 @@ def test_the_search_imports_no_torch():
 
 
 def test_a_grids_many_equal_partitions_do_not_keep_the_search_going() -> None:
-    """Seven clusters of 14 × 14 places: where rounding told equal partitions apart this took 34 s, now 0.1 s."""
+    """Clusters 14 × 14 positions into seven; when rounding decided between equal ones, this took 34 s, now 0.1 s."""
     places = np.stack(np.divmod(np.arange(196), 14), axis=1).astype(np.float64)
     rows = np.broadcast_to(places, (20, 196, 2))
     found = best_partitions(rows, np.full(20, 7), np.arange(20))

@@ -1,4 +1,4 @@
-"""The store without xarray: other readers of Zarr 3 open its arrays."""
+"""Other readers of Zarr 3 than xarray open the arrays of the store."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Parquet files as DATA: as the Hugging Face hub ships data sets, damaged, changed, huge; read once a row group."""
+"""Parquet files as DATA: of the Hugging Face hub, damaged, changed, huge; each row group is read once."""
 
 import json
 import os
@@ -156,7 +156,7 @@ def test_a_file_that_is_named_twice_is_refused(tmp_path: Path) -> None:
 
 
 def test_damage_is_refused_or_loses_rows_but_never_ends_the_process(tmp_path: Path) -> None:
-    """In a process of its own: pyarrow ends it, for some questions about a damaged file."""
+    """Runs in a process of its own, since pyarrow ends the process on some damaged files."""
     write(tmp_path / "a.parquet", {"image": structs(2), "label": [1, 2]})
     write(tmp_path / "b.parquet", {"image": [PNG, PNG]}, rows_per_group=1)
     code = """if True:
@@ -217,7 +217,7 @@ def test_rows_behind_damage_in_a_row_group_are_truncated_and_not_read_again(
 
 
 def count_starts(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
-    """How often each row group is begun from now on."""
+    """Counts how often each row group is opened from now on."""
     starts: Counter[int] = Counter()
     whole = parquet.ParquetFile.iter_batches
 
@@ -237,7 +237,7 @@ def test_rows_in_order_read_each_row_group_once(tmp_path: Path, monkeypatch: pyt
     assert starts == {0: 1, 1: 1, 2: 1}
     index.close()
     starts.clear()
-    assert all(index.read(row) == picture(row) for row in range(5, 90, 16))  # what one worker of many gets
+    assert all(index.read(row) == picture(row) for row in range(5, 90, 16))  # the rows that one of several workers gets
     assert starts == {0: 1, 1: 1, 2: 1}
 
 
@@ -274,7 +274,7 @@ def test_a_name_that_is_not_utf_8_is_read(tmp_path: Path) -> None:
 
 
 def test_a_huge_row_group_is_streamed_and_bounds_the_workers(tmp_path: Path) -> None:
-    """Pages of 64 images of 0.5 MB in one row group of 256 MB: memory follows the page."""
+    """Reads a row group of 256 MB in pages of 64 images of 0.5 MB: memory depends on the size of a page."""
     rng = np.random.default_rng(0)
     file = tmp_path / "a.parquet"
     schema = pa.schema([("image", pa.binary())])

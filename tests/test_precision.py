@@ -1,4 +1,4 @@
-"""Which half precision a model gets."""
+"""The choice between fp16 and bf16 for a model."""
 
 from dataclasses import replace
 

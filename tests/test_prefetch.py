@@ -24,7 +24,7 @@ def test_items_come_in_order_and_the_thread_ends():
         stream = Ahead(numbers([], stop=count), interrupt=idle)
         assert list(stream) == list(range(count))
         stream.close()
-    assert set(threading.enumerate()) <= before  # a thread of another test may have ended meanwhile
+    assert set(threading.enumerate()) <= before  # a thread of another test may end meanwhile
 
 
 def test_prefetching_starts_at_once_and_makes_one_item_more_than_fits_the_queue():

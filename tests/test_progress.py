@@ -1,4 +1,4 @@
-"""What a log shows of a long run."""
+"""The log of a long run."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The README and the docs: commands run, links lead somewhere, the tree names what is there."""
+"""The README and the docs: commands run, links have targets, and the tree names existing files."""
 
 import re
 import shlex
@@ -22,7 +22,7 @@ def commands(kind: str) -> list[str]:
 
 @pytest.fixture
 def here(sample_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder where the README's paths mean something: the sample, and its run."""
+    """Makes a folder in which the README's paths exist: the sample and its run."""
     (tmp_path / "batchjob").symlink_to(ROOT / "batchjob")
     (tmp_path / "runs").mkdir()
     subprocess.run(["cp", "-r", str(sample_run), str(tmp_path / "runs" / "sample")], check=True)
@@ -38,7 +38,7 @@ def test_the_python_of_the_readme_runs(here: Path, monkeypatch: pytest.MonkeyPat
         shutil.copy(photo, here / copy)
     code = "\n".join(commands("python"))
     assert code.count('layers="all"') == 1
-    code = code.replace('layers="all"', 'layers="all", image_size=112')  # 64 patches in place of 256: for the time
+    code = code.replace('layers="all"', 'layers="all", image_size=112')  # 64 patches instead of 256, to save time
     code += "\nprint(labels.shape, sorted(tables)[-1], run.labels.shape)"
     done = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -50,7 +50,7 @@ def test_every_batchjob_command_of_the_readme_runs(here: Path) -> None:
     lines = [shlex.split(line) for line in commands("sh") if line.startswith("batchjob ")]
     assert {line[1] for line in lines} >= {"fetch", "run", "show", "stats", "figures", "report"}
     for line in lines:
-        if line[1] == "run":  # into a run of its own, small: the sample's run is there already, with other options
+        if line[1] == "run":  # a small run of its own, since the sample's run has other options
             line = [*line[:3], "runs/own", "--k", "instances", "--image-size", "112", "--limit", "2"]
         done = subprocess.run(
             [sys.executable, "-m", *line], cwd=here, capture_output=True, text=True, timeout=300, check=False

@@ -1,4 +1,4 @@
-"""Real weights, fetched once into the cache: preprocessing, positions and token order are those they were made for."""
+"""Real weights, fetched once into the cache: preprocessing, positions and token order fit them."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from tests.conftest import SAMPLE
 
 DINOV2 = "vit_small_patch14_dinov2.lvd142m"
 SUPERVISED = "vit_base_patch16_224"
-PALACE = 698  # of ImageNet's classes: the Buddhist tower and roofs of scikit-learn's china.jpg
+PALACE = 698  # ImageNet classes that fit scikit-learn's china.jpg
 
 
 def load(name: str, *, is_random: bool = False, precision: str = "fp32") -> Model:
@@ -36,7 +36,7 @@ def state_of(name: str) -> dict[str, Tensor]:
 
 
 def photos(model: Model) -> tuple[Tensor, Tensor]:
-    """(uint8 [B, 3, H, W], bool [B, P]: patches of objects) of the sample's photos with at least one such patch."""
+    """Returns (uint8 [B, 3, H, W], bool [B, P]: patches of objects) for the sample's photos with any such patch."""
     (path,) = (SAMPLE / "annotations").glob("*.json")
     known, geometry = open_annotations(path), Geometry(*model.spec.input_px, *model.spec.patch_px)
     pixels, objects = [], []
@@ -64,7 +64,7 @@ def last_layer(model: Model, pixels: Tensor) -> LayerMaps:
 
 
 def lift(maps: LayerMaps, objects: Tensor) -> Tensor:
-    """[H]: the share of the CLS row's patch mass on objects over their share of the area, mean over images."""
+    """Returns [H]: the CLS row's share of patch mass on objects over their share of the area, mean over images."""
     cls = maps.cls.float()
     mass = (cls * objects[:, None]).sum(-1) / cls.sum(-1)
     return (mass / objects.float().mean(-1, keepdim=True)).mean(0)
@@ -105,7 +105,7 @@ def test_register_weights_load_and_draw_mass_to_the_prefix_tokens() -> None:
     assert model.spec.num_prefix_tokens == 5
     mass = last_layer(model, pixels).prefix_mass.mean(0)
     assert mass.max() > 0.5
-    assert mass.max() > 20 * 5 / model.spec.num_tokens  # uniform attention would give them this
+    assert mass.max() > 20 * 5 / model.spec.num_tokens  # their share under uniform attention
 
 
 @pytest.mark.parametrize("name", [DINOV2, SUPERVISED])

@@ -1,4 +1,4 @@
-"""The report's text and data: what it tells of a run, and how much of it fits."""
+"""The report's text and data: what it says about a run, and how much it can hold."""
 
 import base64
 import dataclasses

@@ -1,4 +1,4 @@
-"""The page of results: which runs it is made of, and that it says what their tables say."""
+"""The page of results: the runs that it is made from, and that it agrees with their tables."""
 
 import shutil
 from pathlib import Path

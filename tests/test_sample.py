@@ -1,4 +1,4 @@
-"""The embedded sample with DINOv2's own weights: figures that preprocessing, token order or layout would change."""
+"""The embedded sample with DINOv2's own weights: figures that a fault in preprocessing or token order would change."""
 
 import numpy as np
 import pytest
@@ -10,9 +10,9 @@ from batchjob.metrics import clusters as scores
 from tests.conftest import SAMPLE
 
 # Within-class adjusted Rand index by head: mean over the sample's photos with two or more instances of a class.
-# One of them, 000000311303.jpg, has a second instance of a class by the rule that the smaller of two equal masks owns
-# a patch: its 0.15, 0, 0.06, −0.05, −0.06, −0.06 lower the means. (tests/test_stats_sample.py says what shows that the
-# clusters are right.)
+# The photo 000000311303.jpg is one of them only by the rule that the smaller of two masks with equal coverage owns a
+# patch. Its scores 0.15, 0, 0.06, −0.05, −0.06, −0.06 lower the means. tests/test_stats_sample.py says how the clusters
+# were checked.
 GOLDEN = [0.13, 0.39, 0.04, 0.25, 0.22, 0.24]
 
 
@@ -44,7 +44,7 @@ def test_heads_look_at_the_objects_rather_than_at_the_background(sample_run: obj
         assert image is not None
         owner = coco.instances_on_grid(image, plan.geometry, image.height, image.width).owner
         if not (owner >= 0).any():
-            continue  # a flock of birds, each smaller than a patch
+            continue  # a flock of birds that are all smaller than a patch
         attention = found["cls_attention"].values[row, 0].reshape(6, -1).astype(np.float64).mean(0)
         gains.append(attention[owner >= 0].mean() / attention.mean())
     assert len(gains) >= 7

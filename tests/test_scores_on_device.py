@@ -107,7 +107,7 @@ def test_the_swap_null_on_the_device_is_the_mean_over_other_photos_objects_witho
     keep[-5:] = False  # the last row of patches is padding
     rows = random_rows(1, 2)
     lent = lends.lent_pairs(0, keep)
-    assert len(lent) == 5  # everyone but the image itself
+    assert len(lent) == 5  # all images but the image itself
     assert all(keep[p.first].all() and keep[p.second].all() for p in lent)
     batch = SimpleNamespace(rows=np.array([0]), heights=[32], widths=[32], host_mask=torch.as_tensor(keep[None]))
     scorer = scores.Scorer.__new__(scores.Scorer)

@@ -49,7 +49,7 @@ def against_sklearn(rows: int, *, k: int) -> Iterator[Contest]:
 
 
 def against_cuml(rows: int) -> Iterator[Contest]:
-    """Makes a contest with cuML's KMeans from its own start, n_init = 1; the floor is a read of the rows an iteration."""
+    """Makes a contest with cuML's KMeans from its own start, n_init = 1; the floor is one read of the rows a step."""
     try:
         import cuml
         import cupy
