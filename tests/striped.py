@@ -1,4 +1,4 @@
-"""Striped images and a made-up model for them, of which every cluster of a dataset-wide clustering is known."""
+"""Makes striped images and a model for them, so that every cluster of a dataset-wide clustering is known."""
 
 import json
 from pathlib import Path
@@ -17,11 +17,11 @@ SCOPE = [*PLANNED, "--workers", 0]
 
 @pytest.fixture(scope="session")
 def colour_model(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
-    """Options of a ViT whose patches attend to patches of their own colour, and whose CLS token to the red ones.
+    """Returns options for a ViT whose patches attend to patches of their own colour, and whose CLS token to red ones.
 
     A token is the mean colour of its patch, nothing later adds to it, and queries equal keys.
     """
-    import timm  # here, since every run of tests imports this file
+    import timm  # imported here, since every run of tests imports this file
     import torch
     from safetensors.torch import save_file
 
@@ -37,7 +37,7 @@ def colour_model(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
             for head in range(3):
                 at = head * 64 + channel
                 mixing = state[f"blocks.{layer}.attn.qkv.weight"]
-                mixing[at, channel] = mixing[192 + at, channel] = 1.0  # the query, and the key
+                mixing[at, channel] = mixing[192 + at, channel] = 1.0  # the query and the key
     path = tmp_path_factory.mktemp("weights") / "colours.safetensors"
     save_file(state, path)
     return ["--model", "vit_tiny_patch16_224", "--weights", path, "--image-size", PX]
@@ -45,15 +45,15 @@ def colour_model(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
 
 @pytest.fixture(scope="session")
 def striped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of images of 6 vertical or horizontal stripes, a patch wide, of 6 colours in any order.
+    """Makes a folder of images of 6 vertical or horizontal stripes, a patch wide, of 6 colours in any order.
 
-    A patch attends to its stripe: absolute rows are of 12 kinds (which stripe), relative ones of 12 others (how far
-    along the stripe the patch is: the same in any stripe).
+    A patch attends to its stripe. So there are 12 kinds of absolute rows (which stripe), and 12 of relative ones (how
+    far along the stripe the patch is: the same in any stripe).
     """
     folder, rng = tmp_path_factory.mktemp("striped"), np.random.default_rng(3)
     for i in range(IMAGES):
         order = rng.permutation(LINES)
-        order = np.roll(order, i // 2 - list(order).index(0))  # red is everywhere once
+        order = np.roll(order, i // 2 - list(order).index(0))  # each image has one red stripe
         grid = np.broadcast_to(COLOURS[order], (LINES, LINES, 3))
         grid = grid if i % 2 else grid.transpose(1, 0, 2)
         grey = 127.5 + grid * (120 + rng.uniform(-1, 1, (LINES, LINES, 1)))
@@ -62,7 +62,7 @@ def striped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def planted(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(kind of each absolute row [images, y, x], of each relative row, of each image's CLS row)."""
+    """Returns the kind of (each absolute row [images, y, x], each relative row, each image's CLS row)."""
     y, x = np.mgrid[:LINES, :LINES]
     absolute = np.stack([x if i % 2 else LINES + y for i in range(IMAGES)])
     relative = np.stack([y if i % 2 else LINES + x for i in range(IMAGES)])
@@ -79,7 +79,7 @@ def labels_of(run: Path) -> np.ndarray:
 
 
 def annotate_by_orientation(folder: Path, file: Path) -> Path:
-    """COCO annotations of the striped images: every stripe is an instance of `upright` or of `level`."""
+    """Writes COCO annotations of the striped images: every stripe is an instance of `upright` or of `level`."""
     images, annotations = [], []
     for i, path in enumerate(sorted(folder.iterdir())):
         images.append({"id": i, "file_name": path.name, "height": PX, "width": PX})

@@ -1,4 +1,4 @@
-"""The tables of a dataset-wide clustering: where, in what and in which images each cluster occurs."""
+"""The tables of a dataset-wide clustering: the positions, categories and images in which each cluster occurs."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from tests.conftest import Command
 from tests.striped import IMAGES, LINES, SCOPE, annotate_by_orientation, labels_of
 
 
-def test_the_codebook_says_where_in_what_and_in_which_images_a_cluster_occurs(
+def test_the_codebook_has_positions_categories_and_images_of_each_cluster(
     striped: Path, colour_model: list[object], tmp_path: Path, batchjob: Command
 ) -> None:
     run, annotations = tmp_path / "run", annotate_by_orientation(striped, tmp_path / "striped.json")
@@ -28,7 +28,7 @@ def test_the_codebook_says_where_in_what_and_in_which_images_a_cluster_occurs(
     np.testing.assert_allclose(clusters["share"], 1 / 12)
     assert (clusters["images"] == IMAGES // 2).all()
     assert (clusters["category_share"] == 1).all()
-    np.testing.assert_allclose(clusters["lift"], 2)  # half of all images are of each orientation
+    np.testing.assert_allclose(clusters["lift"], 2)  # half of the images have each orientation
     positions = tables["codebook_positions"]
     assert (positions.groupby("cluster").size() == LINES).all()
     np.testing.assert_allclose(positions["share"], 0.5)
@@ -58,7 +58,7 @@ def test_the_codebook_of_cls_rows_names_images(
         assert ended.code == 0, ended.err
     images = pd.read_parquet(run / "stats" / "codebook_images.parquet")
     labels = package.open(run)["image_labels"].values[:, 0, 0]
-    assert len(images) == IMAGES  # none of the 12 clusters has more than 8
+    assert len(images) == IMAGES  # every one of the 12 clusters is in at most 8 images
     assert all(labels[line.row, 0] == line.cluster for line in images.itertuples())
     text = (run / "report.html").read_text()
     assert '<section id="codebook">' in text
@@ -72,7 +72,7 @@ def test_the_codebook_of_cls_rows_names_images(
 def test_agreement_with_the_classes_of_folders_needs_no_annotations(
     queries: str, striped: Path, colour_model: list[object], tmp_path: Path, batchjob: Command
 ) -> None:
-    """Absolute rows of vertical and of horizontal stripes share no cluster; a CLS row says where red is."""
+    """Checks that rows of vertical and of horizontal stripes never share a cluster; a CLS row says where red is."""
     run, folder = tmp_path / "run", tmp_path / "photos"
     for i, path in enumerate(sorted(striped.glob("*.png"))):
         (folder / ("upright" if i % 2 else "level")).mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ def test_agreement_over_a_dataset_is_scikit_learns(exact: bool, monkeypatch: pyt
     rng = np.random.default_rng(0)
     groups = rng.integers(0, 7, 20_000)
     labels = np.where(rng.random(20_000) < 0.4, groups, rng.integers(0, 12, 20_000))
-    table = np.zeros((12, 9), np.int64)  # two groups have no row
+    table = np.zeros((12, 9), np.int64)  # two groups are without rows
     np.add.at(table, (labels, groups), 1)
     if not exact:
         monkeypatch.setattr(codebook, "EXACT_ROWS", 0)

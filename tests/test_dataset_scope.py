@@ -138,7 +138,7 @@ def test_failed_images_and_padding_give_no_rows_and_no_labels(
         (["--fit-rows", "2"], "below --k 12"),
     ],
 )
-def test_what_makes_no_sense_is_refused_before_any_work(
+def test_options_without_meaning_in_dataset_scope_are_refused_before_any_work(
     striped: Path, colour_model: list[object], tmp_path: Path, batchjob: Command, options: list[str], said: str
 ) -> None:
     ended = batchjob("plan", striped, tmp_path / "run", *colour_model, *PLANNED, *options)
@@ -147,7 +147,7 @@ def test_what_makes_no_sense_is_refused_before_any_work(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_of_image_scope_has_nothing_to_fit(
+def test_fit_refuses_a_run_of_image_scope(
     striped: Path, colour_model: list[object], tmp_path: Path, batchjob: Command
 ) -> None:
     assert batchjob("plan", striped, tmp_path / "run", *colour_model, "--k", 3).code == 0

@@ -28,7 +28,7 @@ def test_attention_scores_by_hand_on_two_patches() -> None:
 @given(st.integers(0, 1000))
 def test_mutual_information_is_scikit_learns_of_the_joint_distribution(seed: int) -> None:
     counts = np.random.default_rng(seed).integers(1, 9, (6, 6))
-    counts[:, 0] += 60 - counts.sum(axis=1)  # every query equally often
+    counts[:, 0] += 60 - counts.sum(axis=1)  # every query has equal weight
     rows = counts / 60
     nmi = attention.attention_scores(rows[None], (2, 3))["query_key_nmi"][0]
     key = rows.mean(axis=0)
@@ -62,7 +62,7 @@ def test_pair_auc_does_not_change_with_the_scale_of_attention(seed: int, scale: 
     pairs = attention.draw_pairs(owner, np.zeros(3, int), row=seed, seed=0)
     rows = np.round(random.random((1, 20, 20)), 2)
     one, other = (attention.pair_scores(r, pairs, (4, 5)) for r in (rows, rows * scale))
-    assert one["pair_auc"] == pytest.approx(other["pair_auc"], abs=0.02)  # a rounding may make or break a tie
+    assert one["pair_auc"] == pytest.approx(other["pair_auc"], abs=0.02)  # rounding may make or break a tie
     assert one["pair_auc.distance"] == other["pair_auc.distance"]
 
 
@@ -70,7 +70,7 @@ def test_pairs_are_drawn_by_kind_up_to_the_limit_and_always_the_same() -> None:
     owner = np.repeat([0, 1, 2, 3, -1], 30)
     category = np.array([4, 4, 6, 8])
     everything = attention.draw_pairs(owner, category, row=3, seed=0)
-    assert set(everything.group) == {0}  # one category has two instances
+    assert set(everything.group) == {0}  # only one category has two instances
     assert everything.same.sum() == 2 * 30 * 29 / 2
     assert (~everything.same).sum() == 900
     assert (everything.first < everything.second).all()
@@ -115,7 +115,7 @@ def test_jaccard_is_the_iou_of_masks_up_sampled_to_pixels() -> None:
 
 
 def test_corloc_takes_the_box_of_the_largest_four_connected_part() -> None:
-    picture = "##.. ##.. ..## ...#"  # two parts that meet at a corner only: four patches, and three
+    picture = "##.. ##.. ..## ...#"  # two parts of four and three patches that touch only at a corner
     mask = np.array([[c == "#" for c in picture.replace(" ", "")]])
     found = saliency.component_boxes(mask, (4, 4))
     assert found.tolist() == [[0, 0, 2, 2]]

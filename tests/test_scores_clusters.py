@@ -55,7 +55,7 @@ def test_a_table_counts_by_hand_leaves_255_out_and_takes_noise_for_a_cluster() -
 
 
 def test_ari_by_hand() -> None:
-    # of six pairs two are together in the groups; crossed clusters share none of them: (0 − 2/3) / (2 − 2/3)
+    # two of six pairs are together in the groups, and none of these in the crossed clusters: (0 − 2/3) / (2 − 2/3)
     table = partitions.contingency(np.array([[0, 0, 1, 1], [0, 1, 0, 1], [0, 0, 0, 1]]), np.array([0, 0, 1, 1]))
     np.testing.assert_allclose(partitions.ari(table), [1, -0.5, 0])
 
@@ -68,7 +68,7 @@ def test_instance_ari_is_the_mean_over_categories_of_the_index_over_their_own_pa
     category = np.array([7, 7, 9, 9, 5])
     labels = np.array([[0, 0, 1, 1, 0, 0, 0, 0, 1, 0, 1, 1], [0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 0, 1]], np.uint8)
     found = scores.instance_scores(labels, owner, category)
-    # category 7 is separated, 9 is one cluster (index 0) in the first labelling; 5 has one instance and no say
+    # the first labelling separates category 7 and joins 9 (index 0); category 5 has one instance and does not count
     np.testing.assert_allclose(found["instance_ari"], [0.5, 1])
     np.testing.assert_allclose(found["instance_ami"], [0.5, 1], atol=1e-12)
 

@@ -1,4 +1,4 @@
-"""Null models: whose objects an image is lent, and what scenes with a known answer score beside them."""
+"""Null models: the photos whose objects an image gets, and the scores of scenes with a known answer."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from tests import scenes
 # ---- other photos' objects ----
 
 
-def test_photos_of_as_many_objects_lend_them_and_never_the_image_itself() -> None:
+def test_objects_come_from_photos_with_as_many_and_never_from_the_image_itself() -> None:
     counts = np.array([2] * 30 + [3] * 2 + [5] * 3 + [0])
     donors = nulls.Donors(counts, counts > 0, seed=1)
     for row in range(30):
@@ -21,15 +21,15 @@ def test_photos_of_as_many_objects_lend_them_and_never_the_image_itself() -> Non
         assert len(set(lent.tolist())) == nulls.SWAPS
         assert row not in lent
         assert (counts[lent] == 2).all()
-    lent = donors.of(31)  # one is alike: photos of the nearest number, two, join it
+    lent = donors.of(31)  # one photo has the same number, so photos of the nearest number, two, are added
     assert (np.sort(counts[lent])[::-1][:1] == 3).all()
     assert (counts[lent] == 2).sum() == nulls.SWAPS - 1
-    assert len(donors.of(len(counts) - 1)) == 0  # no objects, no null
+    assert len(donors.of(len(counts) - 1)) == 0  # an image without objects does not have a null score
     assert (donors.of(7) == nulls.Donors(counts, counts > 0, seed=1).of(7)).all()
     assert sorted(donors.of(7)) != sorted(nulls.Donors(counts, counts > 0, seed=2).of(7))
 
 
-def test_padded_photos_of_the_same_shape_lend_first() -> None:
+def test_objects_of_padded_photos_of_the_same_shape_come_first() -> None:
     counts, shapes = np.resize([2, 3], 40), np.arange(40) // 20
     donors = nulls.Donors(counts, counts > 0, shapes, seed=0)
     assert set(donors.of(3)) == set(range(1, 20, 2)) - {3}  # nine of the same number and shape are enough

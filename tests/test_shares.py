@@ -1,4 +1,4 @@
-"""Who labels what: the launcher's variables, one list an attempt, claims, and all of a machine's devices by itself."""
+"""The shares of processes: the launcher's variables, one list for each attempt, claims, and a machine's devices."""
 
 import json
 import os
@@ -65,7 +65,7 @@ def run(tmp_path: Path) -> Path:
         (ARRAY | BODY, 1, 3),
         (ARRAY | STEP, 1 * 4 + 2, 12),
         (ARRAY | TORCHRUN, 1 * 3 + 1, 9),  # an array of multi-GPU tasks
-        (BODY | {"SLURM_STEP_ID": "1", "SLURM_STEP_NUM_TASKS": "1"}, 0, 1),  # left over from an outer step
+        (BODY | {"SLURM_STEP_ID": "1", "SLURM_STEP_NUM_TASKS": "1"}, 0, 1),  # inherited from an outer step
     ],
 )
 def test_the_share_follows_the_launcher(environment: dict[str, str], index: int, count: int) -> None:
@@ -137,7 +137,7 @@ def test_partitions_missing_after_a_list_is_done_make_the_next_list(run: Path) -
     assert shares.agreed_partitions(run, "a", missing) == [0, 1, 2]
     (run / "done" / "000001.json").unlink()
     (run / "done" / "000000.json").unlink()
-    label(run, PLAN, [0])  # so that not all of the first list is done
+    label(run, PLAN, [0])  # so that a part of the first list is not done
     assert shares.agreed_partitions(run, "a", missing) == [0, 1, 2]
     label(run, PLAN, [1])
     (run / "labels.zarr" / "labels" / "c.2.0.0.0.0.0").write_bytes(b"")

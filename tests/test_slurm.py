@@ -1,7 +1,7 @@
-"""The real sbatch files on a real Slurm on this machine: what clusters do to jobs, and that it costs nothing but time.
+"""The real sbatch files on a real Slurm on this machine: what clusters do to jobs costs only time.
 
-Two nodes of two tasks each, on the CPU. The processes are held (SIGSTOP) once a few partitions are published, so that
-what happens to them happens in the middle of the work, however fast the machine is.
+Two nodes of two tasks each, on the CPU. The processes are stopped (SIGSTOP) once a few partitions are published,
+so that each fault comes in the middle of the work, however fast the machine is.
 """
 
 import os
@@ -100,7 +100,7 @@ def test_a_job_at_its_time_limit_saves_requeues_and_goes_on(submit: Callable[...
     job = submit(BATCHJOB_WARN_S="50")
     started = time.monotonic()
     job.hold()
-    limit = int(time.monotonic() - started + 40) // 60 + 1  # minutes, with 40 s at least to be warned and to save
+    limit = int(time.monotonic() - started + 40) // 60 + 1  # minutes, with at least 40 s for the warning and for saving
     sh("scontrol", "update", f"JobId={job.label}", f"TimeLimit={limit}")
     wait_until("the signal before the limit", lambda: "SIGUSR1" in job.log())
     job.send(signal.SIGCONT)
@@ -203,4 +203,4 @@ def test_fit_label_and_report_of_a_whole_dataset_follow_each_other_and_give_what
     assert "share 3 of 4" in job.log()
     assert (job.run / "report.html").stat().st_size > 10_000
     labels = store.open_labels(job.run)["labels"].values
-    assert len(np.unique(labels)) == 3 + 1  # and none, of the photo that can't be read
+    assert len(np.unique(labels)) == 3 + 1  # and no cluster in the photo that cannot be read

@@ -1,4 +1,4 @@
-"""Faults of a cluster's nodes and settings on a real Slurm: the state that a job ends in, and what its log says."""
+"""Faults of a cluster's nodes and settings on a real Slurm: the final state of a job, and its log."""
 
 import re
 import signal
@@ -15,7 +15,7 @@ pytestmark = on_slurm
 
 
 def python_with(folder: Path, lines: str) -> str:
-    """A program in place of Python: `lines` of bash first, then Python with the same arguments."""
+    """Makes a program in place of Python: `lines` of bash, then Python with the same arguments."""
     folder.mkdir(exist_ok=True)
     program = folder / "python"
     program.write_text(f'#!/bin/bash\n{lines}\nexec {sys.executable} "$@"\n')
@@ -43,7 +43,7 @@ def python_with(folder: Path, lines: str) -> str:
 def test_a_job_that_slurm_would_refuse_or_never_start_ends_submit_and_nothing_is_queued(
     cluster: Path, tmp_path: Path, settings: dict[str, str], told: str
 ) -> None:
-    played = tmp_path / "python"  # plans in no time
+    played = tmp_path / "python"  # plans at once
     run = tmp_path / "run"
     played.write_text(f"#!/bin/bash\ncase $* in *-m*) mkdir -p {run}; echo {run} ;; *load*) echo image ;; esac\n")
     played.chmod(0o755)
@@ -93,14 +93,14 @@ LONG_FIT = ["--scope", "dataset", "--layers", "all", "--k", "8", "--n-init", "8"
 
 @pytest.fixture(scope="session")
 def calm_fit(cluster: Path, slurm_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of LONG_FIT that nothing happened to, of four tasks too: their sums have the same order every time."""
+    """Makes the undisturbed run of LONG_FIT, also with four tasks, whose sums have the same order every time."""
     job = Job(slurm_photos, tmp_path_factory.mktemp("calm") / "run", options=LONG_FIT)
     job.check_complete()
     return job.run
 
 
 def held_fit(submit: Callable[..., Job]) -> Job:
-    """A fit of four tasks that is held between two iterations, a quarter of its heads done."""
+    """Starts a fit of four tasks and stops it between two iterations, with a quarter of its heads done."""
     job = submit(options=LONG_FIT)
     wait_until("centroids", lambda: " inertia " in job.log("fit") or job.state(job.ids["fit"]) == "FAILED")
     job.send(signal.SIGSTOP, "fit")
@@ -155,7 +155,7 @@ def test_a_job_that_is_cancelled_at_once_says_so(submit: Callable[..., Job], tmp
     sh("scancel", job.label)
     assert job.wait() == "CANCELLED"
     wait_until("its last line", lambda: "told to end: cancelled (submit again to go on)" in job.log())
-    assert "a task failed" not in job.log()  # srun says in its own words what it was refused
+    assert "a task failed" not in job.log()  # srun's own words for the refusal
     assert "could not start" not in job.log()
 
 

@@ -1,4 +1,4 @@
-"""The scripts by themselves, Slurm's commands played: when an attempt got on, what each ending and `status` say."""
+"""The job scripts with imitated Slurm commands: progress of attempts, messages at each ending, and `status`."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import ROOT
 
 PLAYED = {
-    # what a step does is in STEP; with the number of the attempt in $attempt, and the file of its end in $ends
+    # STEP holds what a step does; it finds the number of the attempt in $attempt and the folder of exit codes in $ends
     "srun": """
 echo "$*" >"$COUNT.asked"
 attempt=$(($(cat "$COUNT" 2>/dev/null || echo 0) + 1)); echo $attempt >"$COUNT"
@@ -17,7 +17,7 @@ while [ "${1##*/}" != task.sh ]; do shift; done
 ends=$2
 eval "$STEP"
 """,
-    # Slurm ends a job that is requeued
+    # Slurm ends a requeued job
     "scontrol": """
 case "$1" in
   show) echo node1 ;;
@@ -29,7 +29,7 @@ KILLED = 'echo "137 node1" >"$ends/0"; exit 137'
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run that is a plan.json and the folders of a fit and of published partitions."""
+    """Makes a run of a plan.json and the folders of a fit and of published partitions."""
     (tmp_path / "bin").mkdir()
     for name, script in PLAYED.items():
         (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{script}\n")
@@ -41,7 +41,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def job(run: Path, name: str, step: str) -> "subprocess.CompletedProcess[str]":
-    """The job script `name` on `run`, whose steps do `step`."""
+    """Runs the job script `name` on `run`, whose steps do `step`."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("BATCHJOB_", "SLURM_"))}
     own = {
         "PATH": f"{run.parent / 'bin'}:{os.environ['PATH']}",
@@ -89,7 +89,7 @@ def test_an_attempt_with_progress_is_followed_by_another_whatever_the_clock_says
 def test_an_attempt_that_kept_nothing_new_is_the_last(run: Path, name: str, told: str) -> None:
     (run / "fit" / "rows-0-of-1.bin").write_bytes(b"of an earlier job")
     (run / "done" / "000000.json").write_text('{"job": "slurm-7"}')
-    others = 'echo \'{"job": "slurm-8"}\' >"$RUN/done/000004.json"; '  # another job on the same run got on
+    others = 'echo \'{"job": "slurm-8"}\' >"$RUN/done/000004.json"; '  # another job on the same run makes progress
     ended = job(run, name, (others if name == "label" else "") + KILLED)
     assert ended.returncode == 137
     assert told in ended.stdout
@@ -125,7 +125,7 @@ def test_stopped_attempts_are_counted_anew_after_one_with_progress(run: Path) ->
 
 
 def status(here: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """`jobs.sh status` in a folder, where Slurm knows two jobs, and a show that is played."""
+    """Runs `jobs.sh status` in a folder, with a Slurm that knows two jobs and an imitated `show`."""
     played = here / "bin"
     played.mkdir()
     known = "*101*) echo JobState=RUNNING ;; *102*) echo 'JobState=PENDING Reason=Dependency' ;;"

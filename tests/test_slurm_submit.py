@@ -1,4 +1,4 @@
-"""What `make` and slurm/submit.sh hand on, and how a refused submit ends. Slurm's commands are played by scripts."""
+"""What `make` and slurm/submit.sh pass on, and how a refused submit ends. Scripts imitate Slurm's commands."""
 
 import os
 import shlex
@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-# Names as people have them; each would be executed, expanded or torn apart somewhere between make, bash and sbatch.
+# Possible names; without quoting, make, bash or sbatch would execute, expand or split each of them.
 NAMES = [
     "Bob's photos",
     'say "cheese"',
@@ -25,7 +25,7 @@ NAMES = [
     "Ünïcode 写真",
 ]
 PLAYED = {
-    # what a job's ids and order were is in `calls`; REFUSE names the call that is refused, REASON is what Slurm says
+    # `calls` gets each call in order; REFUSE names the call that is refused, REASON is what Slurm says
     "sbatch": """
 case " $* " in *" --test-only "*) kind=test ;; *) kind=real ;; esac
 echo "$kind $*" >>"$CALLS"
@@ -51,7 +51,7 @@ esac""",
 
 @dataclass
 class Login:
-    """A login node that is played: the folder of its commands, and how a submit on it ended."""
+    """An imitated login node: the folder of its commands, and how a submit on it ended."""
 
     folder: Path
 
@@ -223,7 +223,7 @@ def make(*arguments: str, environment: dict[str, str]) -> None:
 
 
 def python_that_writes_down_its_arguments(folder: Path) -> tuple[dict[str, str], Path]:
-    """(environment of an active virtual environment that counts as installed, the file of NUL-ended arguments)."""
+    """Returns (environment of an active virtual environment that counts as installed, file of NUL-ended arguments)."""
     env, given = folder / "env", folder / "given"
     (env / "bin").mkdir(parents=True)
     (env / f".batchjob{str(ROOT).replace('/', '_')}").touch()

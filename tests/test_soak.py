@@ -1,4 +1,4 @@
-"""A whole run of many images holds its memory, threads and descriptors from its first partitions to its last."""
+"""A whole run of many images keeps its memory, threads and descriptors from its first partitions to its last."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ OPTIONS += ["--rows-per-partition", "512", "--batch-size", "64", "--workers", "2
 
 
 def held(process: int) -> tuple[float, int, int]:
-    """(resident MB, threads, open descriptors) of a process."""
+    """Returns (resident MB, threads, open descriptors) of a process."""
     folder = Path(f"/proc/{process}")
     resident = int((folder / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
     return resident, len(os.listdir(folder / "task")), len(os.listdir(folder / "fd"))
@@ -39,7 +39,7 @@ def test_a_run_of_20000_images_is_as_large_at_its_end_as_near_its_start(tmp_path
         early, late = [], []
         while job.poll() is None:
             done = len(list((run / "done").glob("[0-9]*.json")))
-            if 4 <= done < 36:  # after the warming up, and before the workers are sent home
+            if 4 <= done < 36:  # after the start, and before the workers are ended
                 (early if done < 12 else late).append(held(job.pid))
             time.sleep(0.1)
     assert job.returncode == 0, (tmp_path / "log").read_text()

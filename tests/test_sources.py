@@ -128,7 +128,7 @@ def test_a_folder_that_can_t_be_listed_is_an_error_and_not_a_gap(tmp_path):
     for above in (tmp_path, *list(tmp_path.parents)[:3]):
         above.chmod(0o755)
     me = os.geteuid()
-    if me == 0:  # root lists everything: ask as nobody
+    if me == 0:  # root may list everything, so list as the user nobody
         os.seteuid(65534)
     try:
         with pytest.raises(UserError, match=r"secret' can't be \w+ \(Permission denied\)"):
@@ -185,10 +185,10 @@ def test_a_row_costs_its_name_and_a_few_dozen_bytes(tmp_path):
     kept, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak / count < 150
-    assert kept / count < 80  # 26 of them are the name's
+    assert kept / count < 80  # 26 of them for the name
     index.save(tmp_path / "index")
     written = sum(p.stat().st_size for p in (tmp_path / "index").iterdir())
-    assert written / count < 60  # 16 of them are the size and the time of change that `plan` saw
+    assert written / count < 60  # 16 of them for the size and the time of change that `plan` saw
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Intervals cover what they say, tests reject as often as they say, corrections are the textbook's."""
+"""Intervals have their nominal coverage, tests their nominal level, and corrections follow the textbook."""
 
 import numpy as np
 import pytest
@@ -12,12 +12,12 @@ from batchjob.metrics.uncertainty import first_half, holm, interval, resampled_m
 
 
 def coverage(n: int, trials: int, *, skewed: bool) -> float:
-    """The share of data sets of n images whose interval holds the true mean, 10 × `trials` of them.
+    """Returns the share of 10 × `trials` data sets of n images whose interval holds the true mean.
 
-    Skewed like a score between 0 and 1 that is near 0 for many images and high for a few.
+    The data are skewed, like a score between 0 and 1 that is near 0 for many images and high for a few.
     """
     held = []
-    for seed in range(10):  # columns share their resamples, and so their luck: ten shares of luck are averaged
+    for seed in range(10):  # columns share resamples, so their coverages are correlated
         random = np.random.default_rng(seed)
         values = random.beta(0.5, 1.5, (n, trials)) if skewed else random.normal(0.25, size=(n, trials))
         found = interval(values, resamples=1000, seed=seed)
@@ -58,7 +58,7 @@ def test_images_without_a_score_are_left_out_column_by_column() -> None:
 
 def test_differences_of_columns_are_paired() -> None:
     random = np.random.default_rng(0)
-    hard = random.random(50)  # an image's own difficulty moves both heads
+    hard = random.random(50)  # the difficulty of an image affects both heads
     gains = np.column_stack([hard + 0.1, hard])
     found = interval((gains[:, 0] - gains[:, 1])[:, None])
     assert found.low[0] == pytest.approx(0.1)
@@ -81,7 +81,7 @@ def test_ratios_are_means_over_what_the_drawn_images_hold() -> None:
 
 
 def test_the_sign_flip_test_by_hand_and_against_scipy() -> None:
-    # of the eight flips of 1, 2, 3 two reach a sum of six
+    # two of the eight flips of 1, 2, 3 reach a sum of six
     assert sign_flip(np.array([[1.0], [2], [3]]))[0] == pytest.approx(2 / 8)
     gains = np.random.default_rng(3).normal(0.3, size=(12, 2))
     expected = [

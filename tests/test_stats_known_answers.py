@@ -1,4 +1,4 @@
-"""Heads that know nothing of a photo's objects must gain nothing over `swap`, whatever their habits are."""
+"""Heads that are independent of a photo's objects must not gain over `swap`, whatever their habits are."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ def test_of_heads_that_know_nothing_five_of_a_hundred_tests_reject(resize: str) 
     alone, named = mean_rates(rates_of_a_data_set(resize, seed) for seed in range(16))
     assert {"instance_ari", "instance_ami", "image_ari", "pair_ari", "pair_auc", "pair_auc_matched"} <= set(alone)
     assert {"jaccard_60", "jaccard_80", "jaccard_90", "corloc", "instance_ari_truth"} <= set(alone)
-    rare = {"corloc"}  # nearly all 0: the test can't reject what it doesn't see
+    rare = {"corloc"}  # nearly all values are 0, so this test cannot reject
     assert {n: v for n, v in alone.items() if n not in rare and abs(v - 0.05) > 0.08} == {}, alone
     assert {n: v for n, v in named.items() if v > 0.25} == {}, named
     assert all(alone[n] <= 0.13 for n in rare)

@@ -1,4 +1,4 @@
-"""The table of the embedded sample, as `batchjob stats` prints and writes it: golden figures with DINOv2's weights."""
+"""The table of the embedded sample, as `batchjob stats` prints it: reference figures with DINOv2's weights."""
 
 import shutil
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import Command
 
-# score, null, column -> by head. Drawn once; another preprocessing, token order, layout or definition moves them.
+# score, null, column -> by head. Computed once; another preprocessing, token order or definition changes them.
 # In none of the 48 problems does the best of 30 starts of scikit-learn have a lower inertia; its mean is 0.6 % higher.
 GOLDEN: dict[tuple[str, str, str], list[float]] = {
     ("instance_ari", "position", "mean"): [0.127, 0.391, 0.038, 0.248, 0.219, 0.241],
@@ -42,7 +42,7 @@ def test_the_samples_table_is_as_it_was(sample_run: Path, tmp_path: Path, batchj
     assert "evidence" not in ended.out
     assert "needs untrained runs" in ended.out
     verified = batchjob("show", run, "--verify")
-    assert verified.code == 0, verified.out  # new arrays in scores.zarr are no damage
+    assert verified.code == 0, verified.out  # new arrays in scores.zarr are not damage
     summary = pd.read_parquet(run / "stats" / "summary.parquet")
     for (score, null, column), expected in GOLDEN.items():
         found = summary[(summary.score == score) & (summary.null == null)].sort_values("head")[column]

@@ -1,4 +1,4 @@
-"""What `stats` says: sentences to be read aloud, and numbers as text."""
+"""The sentences and numbers that `stats` prints."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ SWAP = QUESTION | {"null": "swap", "null_mean": 0.21, "gain": 0.23, "gain_low": 
 PLACE = QUESTION | {"null": "position", "null_mean": 0.33, "gain": 0.11, "gain_low": 0.05, "gain_high": 0.16, "p": 0.02}
 
 
-def test_the_answer_is_a_sentence_to_be_read_aloud(tmp_path: Path) -> None:
+def test_the_answer_is_a_whole_sentence(tmp_path: Path) -> None:
     run = Run(write_run(tmp_path / "run", 2))
     run.__dict__["layers"] = (10, 11)
     assert sentences.sentence(run, [SWAP, PLACE]) == (
@@ -50,7 +50,7 @@ def test_the_answer_is_a_sentence_to_be_read_aloud(tmp_path: Path) -> None:
     assert whole[-1].startswith("Under 50 images (here 40)")
 
 
-def test_a_rank_correlation_of_what_does_not_vary_is_not_told() -> None:
+def test_a_rank_correlation_of_constant_values_is_not_printed() -> None:
     row = {"layer": 0, "head": 0, "algorithm": "kmeans", "modifier": "smaller", "low": 2.0, "high": 4.0, "gain": 0.05}
     row |= {"gain_low": -0.1, "gain_high": 0.2, "pairs": 2, "correlation": np.nan}
     (line,) = describe_modifiers(pd.DataFrame([row]), 0, 0, "kmeans")
@@ -71,7 +71,7 @@ def test_a_cnns_self_similarity_is_nowhere_called_attention(tmp_path: Path) -> N
     assert any("a CNN has no attention" in line for line in lines)
 
 
-def test_numbers_that_round_to_nothing_have_no_sign() -> None:
+def test_numbers_that_round_to_zero_have_no_sign() -> None:
     assert [gain(v) for v in (-0.0001, 0.0001, 0.0, -0.0)] == ["0.000"] * 4
     assert [number(v) for v in (-0.0001, -0.0)] == ["0.000"] * 2
     assert [gain(v) for v in (-0.1, 0.1, np.nan)] == ["−0.100", "+0.100", "–"]

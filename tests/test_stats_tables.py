@@ -26,7 +26,7 @@ COUNT = 18
 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """A run of COUNT scenes and what stats said; one image failed, one is not annotated, one at another size."""
+    """Makes a run of COUNT scenes and its statistics; one image failed, one is not annotated, one has a wrong size."""
     folder = tmp_path_factory.mktemp("stats")
     run = write_run(folder / "made-up", COUNT, failed=[3])
     annotations = write_annotations(folder / "instances.json", COUNT, missing=[4], wrong_size=[5])
@@ -50,16 +50,16 @@ def test_the_four_kinds_of_attention_score_what_they_must(scored: Any) -> None:
     assert over["class"] < -0.4
 
 
-def test_every_null_meets_its_score(scored: Any) -> None:
+def test_every_score_has_its_null_models(scored: Any) -> None:
     run, _ = scored
     over = by_kind(run, "instance_ari", "swap", "gain")
     assert over["instance"] > 0.5
-    assert abs(over["local"]) < 0.1  # a head of pure locality does as well with any photo's objects
+    assert abs(over["local"]) < 0.1  # a purely local head scores as high with any photo's objects
     assert abs(over["random"]) < 0.05
-    assert over["class"] < 0.05  # its clusters join the objects of a class, the image's own most of all
+    assert over["class"] < 0.05  # its clusters join the objects of a class, most of all those of the image itself
     assert by_kind(run, "image_ari", "swap", "gain")["class"] > 0.3
     assert by_kind(run, "pair_auc", "distance", "mean")["instance"] > 0.99
-    # equal distance is not enough for a half: near the edges local attention is stronger, with any objects
+    # even at equal distance it is above a half: local attention is stronger near the edges, for any objects
     assert by_kind(run, "pair_auc_matched", "swap", "mean")["local"] > 0.7
     for score in ("pair_auc", "pair_auc_matched"):
         assert by_kind(run, score, "swap", "gain")["instance"] > 0.2
@@ -85,7 +85,7 @@ def test_the_best_head_is_chosen_by_its_gain_over_swap_and_few_images_claim_noth
     start = f"An example, {n} photos: head 1 has ARI" if n < 8 else "Too few to say whether head 1 separates objects"
     assert start in text
     assert "evidence" not in text
-    assert "heads over all images" not in text  # no count under twenty images
+    assert "heads over all images" not in text  # heads are not counted with fewer than twenty images
     assert "Exploratory, pair_auc:" in text
     assert "pair_ari over position by distance" in text
     first_row = next(line for line in lines if line.startswith("kmeans"))
@@ -119,7 +119,7 @@ def test_a_score_is_added_by_one_function_and_one_row(tmp_path: Path, monkeypatc
     assert ("labelled patches", "how many patches have a label") in [(c.name, c.hint) for c in page.columns]
 
 
-def test_images_that_can_not_be_scored_are_counted_and_said(scored: Any) -> None:
+def test_images_that_can_not_be_scored_are_counted_and_reported(scored: Any) -> None:
     run, lines = scored
     counts = json.loads((run / "stats" / "counts.json").read_text())
     assert counts["images"] == COUNT
@@ -169,7 +169,7 @@ def test_the_table_of_pairs_has_a_row_a_pair_and_bins_that_count_them_all(scored
     ).all()
 
 
-def test_heads_that_agree_do_so_in_the_table(scored: Any) -> None:
+def test_the_table_of_agreement_shows_heads_that_agree(scored: Any) -> None:
     run, _ = scored
     found = table(run, "agreement").set_index(["first", "second"])["mean"]
     assert len(found) == 6
@@ -178,7 +178,9 @@ def test_heads_that_agree_do_so_in_the_table(scored: Any) -> None:
 
 
 @pytest.mark.slow
-def test_processes_change_nothing(scored: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_processes_does_not_change_the_tables(
+    scored: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, _ = scored
     monkeypatch.setattr("batchjob.stats.pool.ROWS_AT_ONCE", 5)
     other = write_run(tmp_path / "made-up", COUNT, failed=[3])
@@ -192,7 +194,7 @@ def test_processes_change_nothing(scored: Any, tmp_path: Path, monkeypatch: pyte
     pd.testing.assert_frame_equal(one, two)
 
 
-def test_without_annotations_all_that_needs_none_is_there_and_the_way_to_the_rest_is_said(tmp_path: Path) -> None:
+def test_without_annotations_the_other_scores_are_there_and_a_line_says_how_to_get_the_rest(tmp_path: Path) -> None:
     run = write_run(tmp_path / "plain", 4, with_scores=False)
     text = "\n".join(run_stats([run]))
     scores = set(table(run, "summary")["score"])
@@ -204,12 +206,12 @@ def test_without_annotations_all_that_needs_none_is_there_and_the_way_to_the_res
     assert "--weights random" in text
     again = "\n".join(run_stats([run], annotations=str(write_annotations(tmp_path / "a.json", 4))))
     assert "photos: head 1 has ARI" in again or "photo: head 1 has ARI" in again
-    run_stats([run])  # what depends on annotations goes with them
+    run_stats([run])  # tables that depend on annotations are gone with them
     with xarray.open_zarr(run / "scores.zarr", chunks=None) as arrays:
         assert "instance_ari" not in arrays
 
 
-def test_annotations_that_were_left_out_are_told_by_cause(tmp_path: Path) -> None:
+def test_annotations_that_were_left_out_are_reported_by_cause(tmp_path: Path) -> None:
     run, path = write_run(tmp_path / "run", 3), write_annotations(tmp_path / "a.json", 3)
     content = json.loads(path.read_text())
     broken = content["annotations"][0] | {"id": 900, "segmentation": {"size": [4, 4], "counts": [3]}}
@@ -246,7 +248,7 @@ def test_a_run_without_a_labelled_image_is_refused_before_anything_is_written(tm
     assert not (run / "stats").exists()
 
 
-def test_a_block_of_images_that_all_failed_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_block_of_failed_images_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("batchjob.stats.pool.ROWS_AT_ONCE", 2)
     run = write_run(tmp_path / "run", 4, failed=(2, 3))
     assert "4 images, 2 of them failed" in "\n".join(run_stats([run]))
@@ -258,7 +260,7 @@ def test_images_that_are_not_labelled_yet_are_not_said_to_have_failed(tmp_path: 
     assert "4 images, 1 of them failed, 2 not labelled yet" in run_stats([run])
 
 
-def test_a_view_says_what_a_run_is(tmp_path: Path) -> None:
+def test_a_view_describes_its_run(tmp_path: Path) -> None:
     view = Run(write_run(tmp_path / "run", 2, weights="random"))
     assert view.is_random
     assert (view.algorithms, view.layers, view.heads) == (("kmeans",), (11,), (0, 1, 2, 3))

@@ -1,4 +1,4 @@
-"""The objects of a run as the statistics take them: read from labels.zarr where they are of the planned annotations."""
+"""The objects that the statistics use: read from labels.zarr if they are those of the planned annotations."""
 
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ def test_stored_owners_and_decoded_masks_give_the_same_objects(tmp_path: Path) -
             np.testing.assert_array_equal(own.owner, scene(row))
 
 
-def test_the_stored_owners_are_what_counts_and_other_annotations_are_decoded(tmp_path: Path) -> None:
+def test_stored_owners_are_used_and_other_annotations_are_decoded(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", COUNT)
     group: Any = zarr.open_group(str(run / "labels.zarr"), mode="r+", zarr_format=3)
     instance = group["instance"][:]

@@ -121,7 +121,7 @@ def test_creating_again_keeps_what_is_there_and_refuses_another_plan(empty_run: 
         store.create(empty_run, made_up_plan(inputs={"index/k.npy": "d2"}), Ids(20))
 
 
-def test_a_store_whose_plan_was_never_saved_gives_way(empty_run: Path) -> None:
+def test_a_store_whose_plan_was_never_saved_is_replaced(empty_run: Path) -> None:
     other = made_up_plan(inputs={"index/k.npy": "d2"}, row_count=5)
     store.create(empty_run, other, Ids(5))
     with store.open_labels(empty_run) as labels:
@@ -138,7 +138,7 @@ def test_a_store_of_another_schema_is_recognised(empty_run: Path) -> None:
             use(empty_run)
 
 
-def test_a_folder_that_is_no_run_is_said_to_be_none(tmp_path: Path) -> None:
+def test_opening_a_folder_that_is_not_a_run_is_an_error_that_says_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is not a run: it has no labels.zarr; make one with: batchjob run DATA"):
         batchjob.open(tmp_path)
 
@@ -183,7 +183,7 @@ def test_a_full_or_read_only_disk_is_one_clear_line_and_nothing_is_torn(
     assert store.verify(empty_run) == []
 
 
-def test_what_was_handed_over_is_published_even_if_the_loop_is_stopped(empty_run: Path) -> None:
+def test_arrays_given_to_the_writer_are_published_even_if_the_loop_is_stopped(empty_run: Path) -> None:
     def stopped() -> None:
         with Writer(empty_run, SCORED_PLAN) as writer:
             writer.write(1, arrays_of(SCORED_PLAN, 1))
@@ -231,7 +231,7 @@ def test_writing_returns_before_the_disk_is_done(empty_run: Path, monkeypatch: p
     assert store.is_done(empty_run, 0)
 
 
-def test_finishing_leaves_no_scratch_behind_but_that_of_who_still_writes(empty_run: Path) -> None:
+def test_finishing_removes_all_scratch_but_that_of_running_writers(empty_run: Path) -> None:
     scratch = files.work_folder(empty_run, "scratch")
     gone = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True

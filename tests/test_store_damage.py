@@ -1,4 +1,4 @@
-"""Damage in the store is found and mended; a kill while a run is finished does none."""
+"""Damage in the store is found and mended; a kill during `finish` does not cause damage."""
 
 import contextlib
 import functools
@@ -81,7 +81,7 @@ def test_a_damaged_done_marker_counts_as_missing(finished_run: Path) -> None:
     assert store.missing(finished_run, SCORED_PLAN) == [2]
 
 
-def test_files_of_another_size_are_missing_work_without_reading_them(finished_run: Path) -> None:
+def test_partitions_with_files_of_another_size_are_missing_without_being_read(finished_run: Path) -> None:
     _cut(finished_run / layout.shard_paths(layout.layout(SCORED_PLAN), SCORED_PLAN, 0)[0])
     assert store.missing(finished_run, SCORED_PLAN) == [0]
     with pytest.raises(WorkLeft, match="1 of 3 partitions are not labelled: 0;"):
@@ -104,7 +104,7 @@ def test_finishing_does_not_take_damaged_metadata_for_what_was_written(empty_run
 
 
 def _fit(empty_run: Path, plan: Plan) -> None:
-    """RUN/fit/centroids.npz of 4 clusters, made up."""
+    """Writes a made-up RUN/fit/centroids.npz of 4 clusters."""
     rng, heads = np.random.default_rng(0), (len(plan.layers), len(plan.heads))
     values = rng.random((*heads, 4, 6), np.float32), rng.integers(1, 9, (*heads, 4)), rng.random(heads)
     found = centroids.Centroids(*values, np.ones(heads, np.int64), 20, 20, "batched", plan.digest)
@@ -116,7 +116,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("scope", ["image", "dataset"])
-def test_a_kill_at_any_step_of_finishing_is_no_damage_and_finishing_again_ends_the_same(
+def test_a_kill_at_any_step_of_finishing_is_not_damage_and_finishing_again_ends_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scope: str
 ) -> None:
     plan = made_up_plan(options=config.Options(scope=scope, scores="attention"))
@@ -148,14 +148,14 @@ def test_a_kill_at_any_step_of_finishing_is_no_damage_and_finishing_again_ends_t
         with store.open_labels(run) as labels:
             np.testing.assert_array_equal(labels["k"].values[8:16], arrays_of(plan, 1)["k"])
         assert store.mend(run, plan, Ids(20)) == []
-        _flip(run / "labels.zarr" / "image_id" / "c.0")  # what is damaged is still seen
+        _flip(run / "labels.zarr" / "image_id" / "c.0")  # the damage is still found
         assert [damage.path for damage in store.verify(run)] == ["labels.zarr/image_id/c.0"]
         _flip(run / "labels.zarr" / "image_id" / "c.0")
         store.finish(run)
         assert store.verify(run) == []
         assert contents(run) == whole
         steps += 1
-    assert steps > 4  # failures.csv, both roots, and their seal before and after
+    assert steps > 4  # failures.csv, both root groups, and their checksums before and after
 
 
 @pytest.mark.parametrize(
@@ -181,5 +181,5 @@ def test_damaged_centroids_in_the_store_are_found_and_written_again_from_the_fit
     assert contents(run) == whole
     for path in paths:
         damage(run / path)
-    store.finish(run)  # mends them by itself, too
+    store.finish(run)  # `finish` mends them by itself too
     assert contents(run) == whole

@@ -1,4 +1,4 @@
-"""The limits that keep the house in order, as tests: they fail before anyone has to argue."""
+"""Tests of the package's structure: imports, sizes of files and functions, docstrings, dependencies."""
 
 import ast
 import importlib
@@ -31,7 +31,7 @@ STRANGERS = {
     "figures": {"loader", "model", "clustering", "job", "report"},
     "report": {"loader", "model", "clustering", "job"},
 }
-PLAIN_SEARCH = "batchjob.clustering.search"  # arrays in, arrays out, no torch: nulls use it too
+PLAIN_SEARCH = "batchjob.clustering.search"  # it takes and returns arrays without torch, and null models use it too
 NO_TORCH = [
     "batchjob",
     *(f"batchjob.{name}" for name in ("config", "data", "plan", "store", "stats", "figures", "report")),
@@ -39,7 +39,7 @@ NO_TORCH = [
 
 
 def imports_of(path: Path) -> set[str]:
-    """Full dotted names of everything a file imports, wherever in it, `import_module("name")` among them."""
+    """Returns the full dotted names of all that a file imports, anywhere in it, also by `import_module("name")`."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -52,19 +52,19 @@ def imports_of(path: Path) -> set[str]:
 
 
 def package_of(path: Path) -> str:
-    """The package, or the file at the top of `batchjob/`, that a file belongs to."""
+    """Returns the package, or the file at the top of `batchjob/`, that a file belongs to."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def module_of(path: Path) -> str:
-    """The dotted name of a file below `batchjob`; empty for the package's own `__init__`."""
+    """Returns the dotted name of a file below `batchjob`; empty for the package's own `__init__`."""
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
 
 
 def uses_of_packages(without: str = "-") -> dict[str, set[str]]:
-    """package -> packages and top-level files that it imports; `batchjob` itself counts as `__init__`.
+    """Returns package -> packages and top-level files that it imports; `batchjob` itself counts as `__init__`.
 
-    Imports of the file `without`, or of names in it, don't count.
+    Imports of the file `without`, or of names in it, do not count.
     """
     names = {package_of(path) for path in FILES}
     uses: dict[str, set[str]] = {name: set() for name in names}
@@ -75,7 +75,7 @@ def uses_of_packages(without: str = "-") -> dict[str, set[str]]:
 
 
 def uses_of_files() -> dict[str, set[str]]:
-    """file -> files that it imports, by their dotted names."""
+    """Returns file -> files that it imports, by their dotted names."""
     names = {module_of(path) for path in FILES}
     uses: dict[str, set[str]] = {name: set() for name in names}
     for path in FILES:
@@ -87,7 +87,7 @@ def uses_of_files() -> dict[str, set[str]]:
 
 
 def floors(uses: dict[str, set[str]]) -> list[set[str]]:
-    """What imports nothing, what imports only that, and so on. Fails where imports run in a circle."""
+    """Returns the modules that import nothing, those that import only these, and so on; fails on a circle."""
     left, found = dict(uses), []
     while left:
         ready = {name for name, used in left.items() if not used & set(left)}
@@ -175,7 +175,7 @@ def test_imports_point_one_way_between_packages_and_between_files() -> None:
     packages, files = uses_of_packages(), uses_of_files()
     assert {"plan", "store"} <= packages["job"]
     assert "store.partitions" in files["store.writer"]
-    packages.pop("__init__")  # the door: it hands on what `api` offers
+    packages.pop("__init__")  # it passes on what `api` offers
     assert len(floors(packages)) <= MOST_FLOORS, floors(packages)
     assert all("__init__" not in used for used in packages.values()), "nothing inside imports the door"
     assert floors(files)
@@ -214,7 +214,7 @@ def test_public_functions_say_what_comes_back() -> None:
 
 
 def requirements(lines: list[str]) -> dict[str, str]:
-    """name -> version bounds."""
+    """Returns name -> version bounds."""
     found = {}
     for line in lines:
         match = re.match(r"([A-Za-z0-9_.-]+?)\s*((?:[<>=!~].*)?)$", line)

@@ -1,4 +1,4 @@
-"""What a machine does around a run: full disks, little shared memory, odd names, narrow rights, clocks that jump."""
+"""The machine around a run: full disks, little shared memory, odd names, few permissions, clocks that jump."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a sm
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 20 MB of its own."""
+    """Mounts a disk of 20 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "none", folder], check=False).returncode:
@@ -35,7 +35,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path, left_bytes: int) -> None:
-    """Leaves so many bytes free on the disk."""
+    """Fills the disk so that this many bytes are free."""
     with (disk / "filler").open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free - left_bytes)
 
@@ -92,7 +92,7 @@ def test_a_fit_on_a_full_disk_ends_75_and_leaves_no_half_file(
         real(handle)
 
     monkeypatch.setattr(os, "fsync", is_full)
-    for _ in range(3):  # while rows are kept, between two iterations, at the end
+    for _ in range(3):  # while rows are written, between two iterations, at the end
         ended = batchjob("fit", run, *RUNTIME)
         assert ended.code == 75, ended.err
         assert "No space left on device" in ended.err
@@ -131,7 +131,7 @@ def test_what_a_narrow_umask_forbids_others_stays_forbidden(tmp_path: Path, batc
 def test_a_clock_that_jumps_costs_no_partition_of_another_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An hour on the clock makes a living writer of another machine look dead: its folder is removed under it."""
+    """A clock that jumps by an hour makes a running writer on another machine look dead, so its folder is removed."""
     plan, run = made_up_plan(), tmp_path / "run"
     store.create(run, plan, Ids(plan.row_count))
     now = files.time.time()

@@ -1,4 +1,4 @@
-"""Every file of a finished run, deleted, cut or with a flipped bit: found, mended or harmless, never another result."""
+"""Each file of a finished run is deleted, cut or gets a flipped bit: this is found, mended or harmless."""
 
 import random
 import shutil
@@ -22,7 +22,7 @@ DAMAGES = ("delete", "cut", "flip")
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of six photos in two partitions, with statistics and a timing log."""
+    """Makes a finished run of six photos in two partitions, with statistics and a timing log."""
     folder = tmp_path_factory.mktemp("sweep")
     photos = make_photos(folder / "photos", 6)
     (photos / "photo-004.jpg").write_bytes(b"no photo")
@@ -51,10 +51,10 @@ def damage(path: Path, how: str, dice: random.Random) -> None:
 
 
 def outcome(finished: Path, run: Path, name: str, how: str, batchjob: Command) -> str:
-    """What became of one damage: `found` or `mended` by which command, or `harmless`. Asserts what must never be."""
+    """Returns the fate of one damage: `found` or `mended` with the command, or `harmless`. Fails on a wrong result."""
     damage(run / name, how, random.Random(f"{name} {how}"))
     before = contents(finished / "run")
-    if name.startswith(("labels.zarr/status", "scores.zarr/jaccard")):  # seconds each
+    if name.startswith(("labels.zarr/status", "scores.zarr/jaccard")):  # each takes seconds
         scored = batchjob("stats", run)
         assert scored.code == 2, "scores of damaged labels"
     shown = batchjob("show", run, "--verify")

@@ -58,7 +58,7 @@ def cut_tar(path, at: int) -> ImageIndex:
 
 @pytest.fixture
 def four(tmp_path):
-    """A tar of four pictures, each a header of 512 bytes and data of 512, and an end mark."""
+    """Makes a tar of four pictures, each with a header of 512 bytes and data of 512, and an end mark."""
     write_tar(tmp_path / "t.tar", [(f"{i}.png", PNG) for i in range(4)])
     assert len(PNG) < 512
     return tmp_path / "t.tar"

@@ -22,15 +22,15 @@ GRID, PATCHES = (4, 5), 20
 
 
 def random_owners(random: np.random.Generator, count: int, instances: int = 3) -> np.ndarray:
-    """[count, P]: every instance owns two patches at least, and some patches are nobody's."""
+    """Returns [count, P]: every instance owns at least two patches, and some patches belong to no instance."""
     owner = random.integers(-1, instances, (count, PATCHES)).astype(np.int16)
     owner[:, : 2 * instances] = np.arange(2 * instances) % instances
     return owner
 
 
 def test_lloyd_from_the_instances_by_hand() -> None:
-    # Six patches at 0, 1, 2, 8, 9, 10 on a line; the first instance owns four of them, the second two. The means are
-    # 2.75 and 9.5: the patch at 8 changes sides, and nothing moves behind it.
+    # Six patches are at 0, 1, 2, 8, 9, 10 on a line; the first instance owns four of them, the second two. The means
+    # are 2.75 and 9.5, so the patch at 8 changes its cluster, and no patch does afterwards.
     rows = np.array([0.0, 1, 2, 8, 9, 10])[:, None]
     owner = np.array([0, 0, 0, 0, 1, 1])
     labels = truth.settle(rows, truth.clusters_of(owner, 2))
@@ -63,10 +63,10 @@ def test_a_head_that_holds_instances_keeps_them_and_one_that_holds_the_class_los
 def test_local_attention_does_as_well_from_any_objects_so_its_gain_over_swap_is_nothing() -> None:
     random = np.random.default_rng(0)
     owners = [scenes.disks(2, random) for _ in range(24)]
-    local = scenes.attention("local", owners[0], random)[None]  # it does not depend on the objects
+    local = scenes.attention("local", owners[0], random)[None]  # its attention does not depend on the objects
     values = np.array([truth.instance_ari_truth(local, owner, np.zeros(2, int))[0] for owner in owners])
     gains = values - [np.delete(values, i).mean() for i in range(len(values))]
-    assert values.mean() > 0.3  # so high a figure says nothing by itself
+    assert values.mean() > 0.3  # a high score says nothing by itself
     assert abs(gains.mean()) < 1e-9
 
 
@@ -77,7 +77,7 @@ def test_the_compiled_steps_and_those_of_the_device_are_the_specification() -> N
     starts = random_owners(random, 12).reshape(3, 4, PATCHES)
     starts[starts < 0] = 3
     starts[1, :, 15:] = -1  # padding
-    starts[2, 2:] = -1  # an image with fewer starts
+    starts[2, 2:] = -1  # one image has fewer starts
     x, given = torch.as_tensor(rows, dtype=torch.float32), torch.as_tensor(starts)
     compiled, in_torch = settle(x, given), _settle_in_torch(x, given)
     assert torch.equal(_settle_in_torch(x, given, budget_bytes=1), in_torch)  # image by image
@@ -117,7 +117,7 @@ def test_the_index_on_the_device_is_that_of_numpy_whatever_else_is_in_the_batch(
         assert torch.equal(alone[0].nan_to_num(-9), ours[i].nan_to_num(-9))
     assert ours[0, 1] == 1
     assert ours[1, 2] == 0
-    assert ours[2].isnan().all()  # no category has two instances
+    assert ours[2].isnan().all()  # every category has one instance only
 
 
 @pytest.mark.parametrize("distance", ["euclidean", "cosine"])
@@ -128,7 +128,7 @@ def test_a_batch_is_scored_from_its_own_objects_and_for_swap_from_those_of_other
     random = np.random.default_rng(0)
     owner = random_owners(random, 6)
     category = np.tile(np.array([1, 1, 2], np.int32), 6)
-    category[-3:] = [1, 2, 3]  # the last image has no two instances of a category
+    category[-3:] = [1, 2, 3]  # the last image does not have two instances of one category
     numbers = np.arange(18, dtype=np.int32) % 3
     instances = GridInstances(owner, category, numbers, np.arange(7) * 3, np.full((6, 2), 32, np.int32))
     keep = np.ones(PATCHES, bool)
@@ -140,7 +140,7 @@ def test_a_batch_is_scored_from_its_own_objects_and_for_swap_from_those_of_other
     scorer._device = torch.device("cpu")
     scorer._plan, scorer._objects = plan, LentObjects(instances, Geometry(32, 40, 8, 8), seed=0)
     mask = torch.as_tensor(np.stack([keep] * 3))
-    heights = np.array([32, 32, 33])  # the last of the batch is not of the size that was annotated
+    heights = np.array([32, 32, 33])  # the last image has another size than the annotated one
     batch: Any = SimpleNamespace(rows=np.array([0, 5, 2]), heights=heights, widths=np.full(3, 32), mask=mask)
     batch.host_mask, batch.pairs = mask, None
     scorer.prepare(batch)

@@ -1,4 +1,4 @@
-"""Two commands on one RUN at a time: they share the work, wait for each other or are told, and no byte differs."""
+"""Two commands on one RUN at once: they share the work, wait for each other or are refused, and no byte differs."""
 
 import re
 import shutil
@@ -52,7 +52,7 @@ def test_two_commands_with_different_options_on_one_new_run_do_not_mix(tmp_path:
 
 @pytest.fixture
 def planned(tmp_path: Path, batchjob: Command) -> Path:
-    """A run of dataset scope that is planned; its fit has 24 heads of many iterations."""
+    """Plans a run of dataset scope whose fit has 24 heads of many iterations."""
     photos, run = make_photos(tmp_path / "photos", 8), tmp_path / "run"
     options = [*TINY[:-1], "6", "--layers", "all", "--scope", "dataset", "--n-init", "20", *SHARDS]
     assert batchjob("plan", photos, run, *options).code == 0
@@ -69,7 +69,7 @@ def test_a_second_fit_waits_for_the_first_and_takes_its_centroids(
     said = [process.communicate(timeout=300)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     fitting = [re.findall(r"layer \d+, head \d+: \d+ iterations", one) for one in said]
-    assert sorted(map(len, fitting)) == [0, 36]  # 12 layers of 3 heads, by one of the two
+    assert sorted(map(len, fitting)) == [0, 36]  # 12 layers of 3 heads, fitted by one of the two commands
     assert (planned / "fit" / "centroids.npz").read_bytes() == (alone / "fit" / "centroids.npz").read_bytes()
     assert sorted(path.name for path in (planned / "fit").iterdir()) == ["centroids.npz", "claims"]
 
@@ -99,7 +99,7 @@ def test_a_fit_that_waits_for_another_ends_75_when_it_is_told_to(planned: Path) 
 def test_reading_a_run_while_it_is_labelled_again_gives_equal_results_or_one_line(
     tmp_path: Path, batchjob: Command
 ) -> None:
-    """`run` finishes and mends while `stats` and `report` read: equal results, or one line that names the remedy."""
+    """Lets `run` finish and mend while `stats` and `report` read: equal results, or one line with the remedy."""
     run = tmp_path / "run"
     options = [SAMPLE, run, *TINY, *SHARDS, *RUNTIME, "--scores", "attention"]
     assert batchjob("run", *options).code == 0

@@ -1,4 +1,4 @@
-"""Pascal VOC's folders, and what other tools write in their layout: the same checks as COCO's masks."""
+"""Pascal VOC's folders, and those that other tools write in this layout, are checked like COCO's masks."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ CLASSES = np.array([[8, 8, 12, 12], [8, 255, 12, 12], [255, 255, 0, 0], [8, 0, 0
 
 
 def make(root: Path, objects: Any = OBJECTS, classes: Any = CLASSES) -> coco.ImageAnnotations:
-    """The annotations of the one image of a VOC folder."""
+    """Returns the annotations of the one image of a VOC folder."""
     for name, values in (("SegmentationObject", objects), ("SegmentationClass", classes)):
         if values is not None:
             (root / name).mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ def test_masks_of_another_size_than_the_photo_are_not_used(tmp_path: Path) -> No
 def test_classes_unknown_to_voc_are_named_by_number_and_no_class_is_called_object(
     tmp_path: Path, batchjob: Command
 ) -> None:
-    """In dataset scope, whose tables name the category of each patch."""
+    """Runs dataset scope, whose tables name the category of each patch."""
     objects = np.repeat(np.repeat(OBJECTS, 16, 0), 16, 1)
     classes = np.where(objects == 1, 33, 0).astype(np.uint8)
     (tmp_path / "JPEGImages").mkdir()

@@ -1,4 +1,4 @@
-"""Weights: where they come from, what is refused, and that nothing hangs or runs that should not."""
+"""Weights: their sources, what is refused, that no download hangs, and that code in files never runs."""
 
 import dataclasses
 import pickle
@@ -22,7 +22,7 @@ DINOV2 = "vit_small_patch14_dinov2.lvd142m"
 
 @pytest.fixture
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of our own and a hub that is off, as on a compute node."""
+    """Sets an empty cache and an unreachable hub, as on a compute node."""
     from huggingface_hub import constants
 
     monkeypatch.setenv("BATCHJOB_CACHE", str(tmp_path / "cache"))
@@ -44,7 +44,7 @@ def test_a_hub_that_never_answers_costs_only_seconds(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(weights, "HUB_PATIENCE_S", 0.3)
-    with socket.create_server(("127.0.0.1", 0)) as server:  # takes the connection and never answers
+    with socket.create_server(("127.0.0.1", 0)) as server:  # accepts the connection and never answers
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
         start = time.monotonic()
         reason = weights._hub_is_out_of_reach()
@@ -65,7 +65,7 @@ def test_the_default_model_comes_from_its_wheel_where_there_is_no_hub(empty_cach
     assert state is not None
     net = timm.create_model("vit_small_patch14_dinov2", img_size=518, num_classes=0)
     net.load_state_dict(state, strict=True)
-    # the class token's position: the export shares one tensor for both
+    # the position of the class token; the exported file has one tensor for both
     torch.testing.assert_close(state["pos_embed"][:, :1], state["cls_token"])
     assert list(empty_cache.iterdir()) == [path], "something was left beside the weights"
 
@@ -112,7 +112,7 @@ def test_unknown_registry_models_list_the_known_ones() -> None:
 
 
 class Bomb:
-    """Runs a command when it is unpickled without care."""
+    """Runs a command if it is unpickled without checks."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         import os

@@ -25,7 +25,7 @@ from tests.poison import FILL, GEOMETRY, Poisoned, good_rows, make_files, open_l
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> tuple[Path, list[str]]:
-    """A folder of good and bad files, and their names."""
+    """Makes a folder of good and bad files, and returns it with their names."""
     root = tmp_path_factory.mktemp("files")
     return root, make_files(root)
 
@@ -80,7 +80,7 @@ def test_a_bug_in_the_worker_is_raised_and_not_retried(files):
 
 def test_full_shared_memory_is_named_with_the_way_out(files, monkeypatch):
     def full():
-        raise OSError(errno.ENOSPC, "No space left on device")  # as a semaphore's making does
+        raise OSError(errno.ENOSPC, "No space left on device")  # as making a semaphore does
 
     monkeypatch.setattr(fork_server, "start", full)
     with open_loader(good_rows(files[0], 4)) as loader, pytest.raises(UserError, match="--shm-size"):
@@ -118,11 +118,11 @@ def test_a_loader_closes_while_a_read_hangs(files):
 def test_a_slot_is_not_reused_until_the_next_chunk_is_asked_for(files):
     index = good_rows(files[0], 40)
     recipe = Recipe(index, GEOMETRY, FILL, "bicubic")
-    chunks = Chunks(recipe, workers=1, batch_size=3, stall_s=60.0)  # the four photos come again in other slots
+    chunks = Chunks(recipe, workers=1, batch_size=3, stall_s=60.0)  # the four photos come again, in other slots
     try:
         for chunk, pixels in chunks.read([(0, 40)]):
             before = pixels.clone()
-            time.sleep(0.02)  # the worker goes on as far as it may
+            time.sleep(0.02)  # the worker goes on as far as free slots allow
             assert torch.equal(pixels, before), chunk.start
     finally:
         chunks.close()
@@ -202,7 +202,7 @@ def test_a_scheduler_s_signals_to_all_processes_do_not_end_the_workers(photos):
 
 def test_a_terminal_s_interrupt_during_the_start_is_one_line(photos):
     command = [sys.executable, "-m", "batchjob", "run", str(photos), str(photos.parent / "run")]
-    # a test that runs in a shell's background would hand on that the interrupt is ignored
+    # a shell's background job ignores the interrupt, and the command would inherit that
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     process = subprocess.Popen(command, start_new_session=True, text=True, preexec_fn=heed, **streams)
@@ -221,7 +221,7 @@ def test_a_terminal_s_interrupt_during_the_start_is_one_line(photos):
 
 
 def started_by(process: Path, job: subprocess.Popen) -> str:
-    """The process's command line if it is of the job's session, else nothing."""
+    """Returns the process's command line if it belongs to the job's session, else an empty text."""
     try:
         return (process / "cmdline").read_text() if session_of(process) == job.pid else ""
     except OSError:
@@ -256,7 +256,7 @@ def resident_mb(pid: int) -> float:
 
 
 def held(pid: int) -> tuple[int, int]:
-    """(threads, open descriptors) of a process."""
+    """Returns (threads, open descriptors) of a process."""
     return len(os.listdir(f"/proc/{pid}/task")), len(os.listdir(f"/proc/{pid}/fd"))
 
 
@@ -291,6 +291,6 @@ def test_reading_20000_images_with_bad_ones_of_every_kind_keeps_memory_threads_a
     assert main[-1] - main[1] < 30, sizes
     assert worker[2:].max() - worker[1] < 60, sizes
     threads, descriptors = np.array(handles).T
-    # the thread that starts a worker anew may be there just then, and the worker be counted with the old one
+    # the thread that restarts a worker may be running, and the new worker be counted beside the old one
     assert threads[1:].max() - threads[1] <= 2, handles
     assert descriptors[1:].max() - descriptors[1] <= 4, handles

@@ -1,7 +1,7 @@
-"""What Triton's interpreter must show on a CPU: run by test_clustering_triton.py in a process of its own.
+"""Tests in Triton's interpreter on a CPU, run by test_clustering_triton.py in a process of their own.
 
-The interpreter replaces Triton's language when it is first imported, so it can't share a process with other tests. It
-takes a second and more for a problem: the engines' contract is kept by fewer of them.
+The interpreter replaces Triton's language when it is first imported, so it cannot share a process with other tests. It
+takes a second or more for each problem, so the engines' contract is tested on fewer problems.
 """
 
 import functools
@@ -25,7 +25,7 @@ def interpreted():
 
 @pytest.fixture
 def way(monkeypatch):
-    """For the contract's tests; smaller problems, since the interpreter is slow."""
+    """Solves smaller problems for the tests of the contract, since the interpreter is slow."""
     monkeypatch.setattr(contract, "P", 18)
     monkeypatch.setattr(contract, "grouped", grouped)
     return WAY
@@ -55,7 +55,7 @@ def test_rows_need_not_be_as_wide_as_there_are_rows(interpreted, d):
 
 
 def check(engine, *, p, n_init, k, masked, x=None):
-    """Labels, k, inertia and settled are those of the torch engine."""
+    """Checks that labels, k, inertia and settled are those of the torch engine."""
     generator = torch.Generator().manual_seed(p)
     x = torch.rand(len(k), p, p, generator=generator).softmax(-1) if x is None else x
     mask = torch.rand(len(k), p, generator=generator) > 0.25 if masked else None
@@ -78,7 +78,7 @@ def test_rows_that_float32_cant_tell_apart_are_solved_again_in_float64(interpret
 
 @pytest.mark.slow
 def test_an_empty_cluster_is_placed_at_the_row_farthest_from_its_mean(interpreted):
-    """Two far pairs, and starts that all lie in one of them: only the remedy reaches the other."""
+    """Makes two distant pairs and starts that are all in one pair, so that only the remedy reaches the other."""
     x = torch.randn(3, 24, 3, generator=torch.Generator().manual_seed(1))
     x[:, :3] += 50
     check(interpreted, p=24, n_init=2, k=[8] * 3, masked=False, x=x)
@@ -117,7 +117,7 @@ def test_the_engines_contract(way, test):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's about NaN, which no GPU gives
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's warning about NaN, which a GPU does not give
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_numbers_that_are_not_finite_are_rejected(way, bad):
     contract.test_numbers_that_are_not_finite_are_rejected_with_the_problems_index(way, bad)
