@@ -85,7 +85,7 @@ def test_a_fit_that_is_told_to_stop_ends_75_and_goes_on_from_its_last_iteration(
     assert not (run / "fit" / "checkpoint.npz").exists()
 
 
-def test_damaged_centroids_are_refused_with_their_cause(
+def test_damaged_centroids_are_reported_as_damaged(
     striped: Path, colour_model: list[object], tmp_path: Path, batchjob: Command
 ) -> None:
     run = tmp_path / "run"

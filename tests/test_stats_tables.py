@@ -50,7 +50,7 @@ def test_the_four_kinds_of_attention_score_what_they_must(scored: Any) -> None:
     assert over["class"] < -0.4
 
 
-def test_every_score_has_its_null_models(scored: Any) -> None:
+def test_gains_over_the_null_models_are_those_of_each_kind_of_attention(scored: Any) -> None:
     run, _ = scored
     over = by_kind(run, "instance_ari", "swap", "gain")
     assert over["instance"] > 0.5
