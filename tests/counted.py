@@ -1,4 +1,4 @@
-"""Runs the real loop on the pretended device: `label` over a few photos, counted by stage."""
+"""Runs the real loops on the pretended device: `fit` and `label` over a few photos, counted by stage."""
 
 import contextlib
 import functools
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import timm
@@ -15,7 +16,9 @@ import torch
 
 from batchjob import plan as plans
 from batchjob.clustering import self_check
+from batchjob.codebook import kmeans
 from batchjob.config import Options, Runtime
+from batchjob.job import fit
 from batchjob.job import label as job
 from batchjob.job.prepare import prepare
 from batchjob.job.progress import Stages
@@ -35,29 +38,87 @@ class Counted:
     lines: tuple[str, ...]  # its output
 
 
+@dataclass(frozen=True, slots=True)
+class CountedFit:
+    """What `fit` asked of the device, without what opening the job took.
+
+    Its stages: `read` for the images, `keep` for what goes to disk, `lloyd` for the iterations of all starts, `fit` for
+    all else of a k-means.
+    """
+
+    meter: Meter
+    batches: int
+    fits: int  # k-means, one a layer and head
+    descents: int  # from a start to its fixed point
+    iterations: int  # of Lloyd's algorithm, on the sample and on all rows together
+
+
 def count_run(options: Options, runtime: Runtime, *, copies: int = 1, run: Path | None = None) -> Counted:
     """Labels `copies` copies of the sample's eight photos, with random weights on a pretended GPU.
 
-    `run` is the run's folder; by default it is a temporary one.
+    `run` is the run's folder; by default it is a temporary one. A run of dataset scope is fitted first, uncounted.
     """
     lines: list[str] = []
     with contextlib.ExitStack() as stack:
-        run = run or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
-        data = SAMPLE if copies == 1 else _copied(Path(stack.enter_context(tempfile.TemporaryDirectory())), copies)
-        create = functools.partial(timm.create_model, **SMALL.get(options.model, {}))
-        stack.enter_context(mock.patch.object(timm, "create_model", create))
-        prepare(str(data), run, options, say=lambda line: None)
-        meter = stack.enter_context(pretended())
-        stack.enter_context(counted_kernels(meter))
-        stack.enter_context(mock.patch.object(self_check, "find_refusal", return_value=""))  # it has a test of its own
+        run = _planned(stack, options, copies, run)
+        meter = _on_pretended_gpu(stack)
+        if options.scope == "dataset":
+            fit.fit(run, runtime, say=lambda line: None)
         batches = stack.enter_context(counted_stages(meter))
         job.label(run, runtime, range(plans.load(run).partition_count), say=lines.append)
     return Counted(meter, len(batches), tuple(lines))
 
 
+def count_fit(options: Options, runtime: Runtime) -> CountedFit:
+    """Fits the centroids of the sample's eight photos in torch, with random weights on a pretended GPU."""
+    with contextlib.ExitStack() as stack:
+        run = _planned(stack, options, 1, None)
+        meter = _on_pretended_gpu(stack)
+        meter.stage = "read"
+        batches = stack.enter_context(counted_stages(meter, first="read"))
+        calls = {"fit": 0, "_descend": 0, "advance": 0}
+
+        def counted(owner: Any, name: str, stage: str) -> None:
+            real = getattr(owner, name)
+
+            def staged(*given: Any, **more: Any) -> Any:
+                calls[name] = calls.get(name, 0) + 1
+                with meter.within(stage):
+                    return real(*given, **more)
+
+            stack.enter_context(mock.patch.object(owner, name, staged))
+
+        counted(fit, "_fit_all", "keep")
+        counted(fit.ReadRows, "save", "keep")
+        counted(kmeans, "fit", "fit")
+        counted(kmeans, "_descend", "lloyd")
+        counted(kmeans.TorchRefiner, "advance", "lloyd")
+        fit.fit(run, runtime, say=lambda line: None)
+    return CountedFit(meter, len(batches), calls["fit"], calls["_descend"], calls["advance"])
+
+
+def _planned(stack: contextlib.ExitStack, options: Options, copies: int, run: Path | None) -> Path:
+    run = run or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
+    data = SAMPLE if copies == 1 else _copied(Path(stack.enter_context(tempfile.TemporaryDirectory())), copies)
+    create = functools.partial(timm.create_model, **SMALL.get(options.model, {}))
+    stack.enter_context(mock.patch.object(timm, "create_model", create))
+    prepare(str(data), run, options, say=lambda line: None)
+    return run
+
+
+def _on_pretended_gpu(stack: contextlib.ExitStack) -> Meter:
+    meter = stack.enter_context(pretended())
+    stack.enter_context(counted_kernels(meter))
+    stack.enter_context(mock.patch.object(self_check, "find_refusal", return_value=""))  # it has its own test
+    return meter
+
+
 @contextmanager
-def counted_stages(meter: Meter) -> Iterator[list[None]]:
-    """Uses the loop's stages as those of the meter, from the first batch on; the list gets an entry for each batch."""
+def counted_stages(meter: Meter, *, first: str = "images") -> Iterator[list[None]]:
+    """The loop's own stages become the meter's, from the first batch on; the list gets an entry a batch.
+
+    `first`: what the meter calls the stage in which the loop waits for images.
+    """
     batches: list[None] = []
     enter = Stages.__call__
 
@@ -67,7 +128,7 @@ def counted_stages(meter: Meter) -> Iterator[list[None]]:
             meter.reset()
         if stage == "images":
             batches.append(None)
-        with enter(self, stage), meter.within(stage):
+        with enter(self, stage), meter.within(first if stage == "images" else stage):
             yield
 
     with mock.patch.object(Stages, "__call__", staged):

@@ -109,6 +109,9 @@ class OnDevice(Tensor):
     def __getitem__(self, index: Any) -> Tensor:
         return Tensor.__getitem__(self, _as_tensors(index))
 
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
+
     def __setitem__(self, index: Any, value: Any) -> None:
         Tensor.__setitem__(self, _as_tensors(index), value)
 

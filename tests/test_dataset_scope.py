@@ -4,13 +4,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import xarray
 from PIL import Image
 from sklearn.metrics import adjusted_rand_score
 
 import batchjob as package
+from batchjob.codebook.processes import ALONE
+from batchjob.codebook.rows import RowKind, draw_sample
+from batchjob.config import Options
 from batchjob.job import fit
+from batchjob.job.sampled_rows import SampledRows
+from batchjob.job.upload import DeviceBatch
+from batchjob.model.attention import LayerMaps, renormalise
 from tests.conftest import Command
+from tests.runs import made_up_plan
 from tests.striped import IMAGES, PLANNED, PX, SCOPE, labels_of, planted
 
 
@@ -104,6 +112,25 @@ def test_the_sample_is_the_one_asked_for(
     found = package.open(run)
     assert (found["centroids"].attrs["rows"], found["centroids"].attrs["asked_rows"]) == (300, 300)
     assert (found["centroid_rows"].values.sum(-1) == 300).all()
+
+
+@pytest.mark.parametrize("overflowed", [(0, 1), (2, 5), (0, 2, 4, 5), (0, 1, 2, 3, 4, 5)])
+def test_images_that_overflow_give_no_rows_whichever_batch_they_are_in(overflowed: tuple[int, ...]) -> None:
+    plan = made_up_plan(options=Options(scope="dataset", k="2"), layers=(0,), heads=(0,), row_count=6)
+    kind = RowKind("rows", "absolute", (2, 2))
+    rows = SampledRows(plan, kind, draw_sample(24, 24, 0), [(0, 6)], torch.device("cpu"))
+    attention = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    for start in (0, 2, 4):
+        part = slice(start, start + 2)
+        finite = torch.tensor([image not in overflowed for image in (start, start + 1)])
+        one = np.zeros(2, np.uint8)
+        batch = DeviceBatch(np.arange(start, start + 2), torch.empty(0), one, one, one, [])
+        rows.add(batch, [LayerMaps(0, attention[part], attention[part][:, :, 0], torch.zeros(2, 1), finite)])
+    rows.settle()
+    kept = [image for image in range(6) if image not in overflowed]
+    problem = rows.problem(0, 0, ALONE)
+    assert problem.numbers.tolist() == [4 * image + place for image in kept for place in range(4)]
+    torch.testing.assert_close(problem.x, renormalise(attention)[kept, 0].flatten(0, 1))
 
 
 def test_failed_images_and_padding_give_no_rows_and_no_labels(

@@ -294,7 +294,7 @@ images, heads, budget = 1000, 4, int(sys.argv[1])
 options = Options(scope="dataset", k="8", n_init="1")
 plan = SimpleNamespace(options=options, model=SimpleNamespace(grid=(14, 14)), row_count=images, layers=(0,),
                        heads=tuple(range(heads)), vector_size=0)
-batch = SimpleNamespace(rows=np.arange(8), status=np.zeros(8, np.uint8), mask=None)
+batch = SimpleNamespace(rows=np.arange(8), status=np.zeros(8, np.uint8), mask=None, host_mask=None)
 
 def maps(i):
     rows = torch.rand(8, heads, 196, 196, generator=torch.Generator().manual_seed(i))
@@ -307,7 +307,8 @@ dataset.fit(warm.problem(0, 0, ALONE), dataset.TorchRefiner(), start=None, keep=
 before = peak()
 held = fit.SampledRows(plan, kind, sample, [(0, images)], torch.device("cpu"))
 for i in range(0, images, 8):
-    held.add(SimpleNamespace(rows=np.arange(i, i + 8), status=batch.status, mask=None), maps(i))
+    held.add(SimpleNamespace(rows=np.arange(i, i + 8), status=batch.status, mask=None, host_mask=None), maps(i))
+held.settle()
 dataset.fit(held.problem(0, 0, ALONE), dataset.TorchRefiner(), start=None, keep=lambda s: None)
 print(peak() - before, len(held), said)
 """

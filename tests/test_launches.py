@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from batchjob.clustering import triton_engine
+from batchjob.codebook import kmeans
 from batchjob.config import Options, Runtime
-from tests.counted import count_run, problems
+from tests.counted import count_fit, count_run, problems
 from tests.pretended import OnDevice, pretended
 from tests.stand_ins import counted_kernels
 
@@ -84,6 +85,8 @@ def test_clustering_a_layer_moves_less_than_six_gib_beside_reads_of_the_gram_mat
 
 def check_waits(more):
     counted = count_run(Options(**(MODEL | {"k": "3", "n_init": "2"} | more)), RUNTIME)
+    assert counted.batches == 2
+    assert counted.meter.stages["clustering"].kernels > 0
     waits = {name: dict(count.waits) for name, count in counted.meter.stages.items()}
     assert counted.meter.total.syncs <= 2 * counted.batches, waits
 
@@ -100,7 +103,7 @@ def test_scores_padding_and_kept_maps_cost_no_wait(more):
         {"scores": "attention,pairs", "resize": "pad"},
         {"cluster_on": "key"},
         {"cluster_on": "token"},
-        {"heads": "0,3"},
+        {"heads": "0,3,7", "layers": "0,1,2,3"},
         {"repeats": 2},
         {"distance": "cosine"},
         {"model": "resnet18"},
@@ -111,3 +114,66 @@ def test_scores_padding_and_kept_maps_cost_no_wait(more):
 )
 def test_no_option_of_image_scope_makes_the_host_wait_more_than_twice_a_batch(more):
     check_waits(more)
+
+
+DATASET = {"scope": "dataset", "k": "5", "layers": "3", "heads": "0,3", "n_init": "2"}
+
+
+def check_dataset_waits(more):
+    options = Options(**(MODEL | DATASET | more))
+    counted = count_fit(options, RUNTIME)
+    stages = counted.meter.stages
+    waits = {name: dict(count.waits) for name, count in stages.items()}
+    starts = int(options.n_init)
+    assert counted.batches == 2
+    assert counted.descents == counted.fits * (starts + 1) >= 3
+    assert counted.iterations >= counted.descents
+    assert min(stages[name].kernels for name in ("read", "fit", "lloyd")) > 0
+    assert stages["read"].syncs <= counted.batches, waits
+    assert stages["lloyd"].syncs <= 2 * counted.iterations + 2 * counted.descents, waits
+    assert stages["fit"].syncs <= counted.fits * (5 + 2 * starts), waits
+    labelled = count_run(options, RUNTIME)
+    waits = {name: dict(count.waits) for name, count in labelled.meter.stages.items()}
+    assert labelled.batches == 2
+    assert labelled.meter.stages["clustering"].kernels > 0
+    assert labelled.meter.total.syncs <= labelled.batches, waits
+
+
+def test_a_fit_waits_once_a_batch_and_twice_an_iteration_and_its_labels_once_a_batch():
+    check_dataset_waits({})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"resize": "pad"},
+        {"queries": "cls"},
+        {"features": "relative"},
+        {"distance": "cosine"},
+        {"cluster_on": "key"},
+        {"cluster_on": "token", "heads": "all"},
+        {"model": "resnet18", "layers": "-1", "heads": "all"},
+        {"model": "vit_base_patch16_siglip_gap_224"},
+        {"model": "eva02_tiny_patch14_224", "image_size": "56", "heads": "all"},
+    ],
+    ids=str,
+)
+def test_no_option_of_dataset_scope_makes_the_host_wait_more_often(more):
+    check_dataset_waits(more)
+
+
+def test_an_iteration_moves_any_number_of_empty_clusters_with_three_waits():
+    with pretended() as meter:
+        x = torch.rand(1000, 8)
+        far = 100 + torch.arange(5.0)[:, None].expand(5, 8)
+        start = torch.cat([x[:3], far])
+        problem = kmeans.Problem(x.to(GPU), torch.arange(1000).to(GPU), 8, 0, 1)
+        on_device = start.to(GPU)
+        meter.reset()
+        moved, _ = kmeans.TorchRefiner().advance(problem, on_device)
+        assert 0 < meter.total.syncs <= 3, dict(meter.stages)
+        on_host = kmeans.Problem(x, torch.arange(1000), 8, 0, 1)
+        expected, _ = kmeans.TorchRefiner().advance(on_host, start)
+        torch.testing.assert_close(moved.cpu(), expected)
+    assert expected.max() < 2

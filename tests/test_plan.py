@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import re
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from batchjob import plan as plans
 from batchjob.config import Options, Runtime
 from batchjob.errors import UserError
 from tests.conftest import ROOT, TINY, Command
+from tests.runs import made_up_plan
 from tests.test_job import make_photos
 
 
@@ -24,6 +26,19 @@ def test_partitions_cover_every_row_once_in_order(rows: int, size: int) -> None:
     assert [row for start, stop in bounds for row in range(start, stop)] == list(range(rows))
     assert all(stop - start == size for start, stop in bounds[:-1])
     assert len(bounds) == -(-rows // size)
+
+
+def test_the_partitions_of_a_billion_rows_are_never_listed() -> None:
+    plan = made_up_plan(row_count=10**9, rows_per_partition=4096)
+    tracemalloc.start()
+    try:
+        for _ in range(100):
+            assert plan.partition_count == len(plan.partitions) == 244_141
+            assert plan.rows_of(244_140) == plan.partitions[-1] == (244_140 * 4096, 10**9)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 0 < peak_bytes < 20_000  # a list of them takes 30 MB
 
 
 def test_a_plan_is_read_back_equal(tmp_path: Path, batchjob: Command) -> None:

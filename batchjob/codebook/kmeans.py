@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from batchjob.codebook.nearest import assign, chunks, cluster_sums, greedy_starts
+from batchjob.codebook.nearest import assign, chunks, cluster_sums, count_labels, greedy_starts
 from batchjob.codebook.processes import ALONE, Group
 from batchjob.codebook.rows import hash_numbers
 from batchjob.errors import UserError, nearest
@@ -45,6 +45,7 @@ class State:
     centroids: Tensor  # [K, D] float32
     iterations: int
     done: bool = False  # the centroids stand still
+    on_host: Tensor | None = None  # `centroids` on the CPU, where they have been copied there
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +121,13 @@ def fit(problem: Problem, refiner: Refiner, *, start: State | None, keep: Callab
 
 
 def _descend(problem: Problem, refiner: Refiner, state: State, keep: Callable[[State], None]) -> State:
+    before = state.centroids.cpu()
     while not state.done and state.iterations < MAX_ITERATIONS:
         centroids, steps = refiner.advance(problem, state.centroids)
-        shift = float((centroids.double() - state.centroids.double()).square().sum())
-        state = State(centroids, state.iterations + steps, done=shift <= problem.tolerance)
+        now = centroids.cpu()  # the only wait here: `keep` needs it too
+        shift = float((now.double() - before.double()).square().sum())
+        state = State(centroids, state.iterations + steps, done=shift <= problem.tolerance, on_host=now)
+        before = now
         keep(state)
     return state
 
@@ -131,7 +135,7 @@ def _descend(problem: Problem, refiner: Refiner, state: State, keep: Callable[[S
 def _size_and_variance(problem: Problem) -> tuple[int, float]:
     """(number of rows of all processes, mean over features of their variance), by two passes in float64."""
     x, group = problem.x, problem.group
-    n = int(group.sum(torch.tensor(float(len(x)), dtype=torch.float64, device=x.device)))
+    n = int(sum(group.all(float(len(x)))))
     if n == 0:
         return 0, 0.0
     zero = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
@@ -146,7 +150,7 @@ def _measure(problem: Problem, centroids: Tensor) -> tuple[Tensor, float]:
     total = torch.zeros(k + 1, dtype=torch.float64, device=x.device)
     for part in chunks(x):
         labels, squares = assign(part, centroids)
-        total[:k] += torch.bincount(labels, minlength=k)
+        total[:k] += count_labels(labels, k)
         total[k] += squares.sum(dtype=torch.float64)
     problem.group.sum(total)
     return total[:k].long(), float(total[k])
@@ -172,32 +176,31 @@ class TorchRefiner:
         sums, counts = cluster_sums(problem.x, centroids)
         packed = problem.group.sum(torch.cat([sums, counts[:, None]], 1))
         sums, counts = packed[:, :-1], packed[:, -1]
-        empty = torch.nonzero(counts == 0)[:, 0]
-        if len(empty):
-            sums, counts = _relocate(problem, centroids, sums, counts, empty)
+        on_host = counts.tolist()  # the only wait of an iteration without empty clusters
+        if not all(on_host):
+            sums, counts = _relocate(problem, centroids, sums, on_host)
         moved = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centroids.double())
         return moved.float(), 1
 
 
-def _relocate(
-    problem: Problem, centroids: Tensor, sums: Tensor, counts: Tensor, empty: Tensor
-) -> tuple[Tensor, Tensor]:
+def _relocate(problem: Problem, centroids: Tensor, sums: Tensor, counts: list[float]) -> tuple[Tensor, Tensor]:
     """Gives each empty cluster one of the farthest rows, which leaves its own cluster; returns the sums and counts."""
+    empty = [cluster for cluster, count in enumerate(counts) if count == 0]
     parts = [assign(part, centroids) for part in chunks(problem.x)] or [assign(problem.x, centroids)]
     labels, squares = torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
     best = squares.topk(min(len(empty), len(squares))).indices
     columns = (squares[best, None], labels[best, None], problem.numbers[best, None], problem.x[best])
     gathered = problem.group.gather(torch.cat([column.double() for column in columns], 1))
-    order = np.lexsort((gathered[:, 2].cpu().numpy(), -gathered[:, 0].cpu().numpy()))
-    for cluster, place in zip(empty.tolist(), order.tolist(), strict=False):
-        row = gathered[place]
-        donor = int(row[1])
-        if row[0] == 0 or counts[donor] <= 1:
+    squares_of, donors, numbers = gathered[:, :3].cpu().numpy().T
+    order = np.lexsort((numbers, -squares_of))
+    for cluster, place in zip(empty, order.tolist(), strict=False):
+        donor = int(donors[place])
+        if squares_of[place] == 0 or counts[donor] <= 1:
             continue  # there are fewer distinct rows than clusters: the cluster stays empty, and its count says so
-        sums[donor] -= row[3:]
+        sums[donor] -= gathered[place, 3:]
         counts[donor] -= 1
-        sums[cluster], counts[cluster] = row[3:], 1
-    return sums, counts
+        sums[cluster], counts[cluster] = gathered[place, 3:], 1
+    return sums, torch.tensor(counts, dtype=torch.float64, device=sums.device)
 
 
 class SklearnRefiner:
@@ -264,7 +267,8 @@ def _first_centroids(problem: Problem, total: int) -> Tensor:
     """
     wanted = max(START_ROWS, START_ROWS_A_CLUSTER * problem.k)
     bound = np.uint64(min(2**64 - 1, int(wanted / total * 2**64)))
-    mine = torch.from_numpy(hash_numbers(problem.numbers.cpu().numpy(), problem.seed + 1) <= bound).to(problem.x.device)
+    hashes = hash_numbers(problem.numbers.cpu().numpy(), problem.seed + 1)
+    mine = torch.from_numpy(np.flatnonzero(hashes <= bound)).to(problem.x.device)
     rows = problem.group.gather(problem.x[mine])
     order = torch.argsort(problem.group.gather(problem.numbers[mine]))
     rows = rows[order]

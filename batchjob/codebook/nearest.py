@@ -55,12 +55,19 @@ def cluster_sums(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
     half = centroids.square().sum(1) / 2
     for part in chunks(x):
         labels = _nearest(part, centroids, half)
-        counts += torch.bincount(labels, minlength=k)
+        counts += count_labels(labels, k)
         if x.device.type == "cpu":
             sums.index_add_(0, labels, part.double())
         else:
             sums += _block_sums(part, labels, k)
     return sums, counts
+
+
+def count_labels(labels: Tensor, k: int) -> Tensor:
+    """int64 [K]: how many of the labels int64 [n] are 0, 1, …, k − 1. The host does not wait for a GPU."""
+    if labels.device.type == "cpu":
+        return torch.bincount(labels, minlength=k)  # a GPU would be waited for: it looks for the largest label
+    return (labels[:, None] == torch.arange(k, device=labels.device)).sum(0)
 
 
 def _block_sums(x: Tensor, labels: Tensor, k: int) -> Tensor:
@@ -113,16 +120,17 @@ def greedy_starts(rows: Tensor, k: int, generator: torch.Generator) -> Tensor:
     trials = 2 + int(math.log(k))
     norms = rows.square().sum(1)
     first = int(torch.rand((), generator=generator, dtype=torch.float64) * len(rows))
-    chosen = [first]
-    nearest = (rows - rows[first]).square().sum(1)
-    for _ in range(1, k):
+    uniform = torch.rand(k - 1, trials, generator=generator, dtype=torch.float64)
+    uniform = uniform.to(rows.device)  # all at once: from here on the host does not wait for a GPU
+    chosen = [rows[first : first + 1]]
+    nearest = (rows - chosen[0]).square().sum(1)
+    for draws in uniform:
         cumulated = nearest.double().cumsum(0)
-        draws = torch.rand(trials, generator=generator, dtype=torch.float64).to(rows.device) * cumulated[-1]
-        candidates = torch.searchsorted(cumulated, draws, right=True).clamp(max=len(rows) - 1)
+        candidates = torch.searchsorted(cumulated, draws * cumulated[-1], right=True).clamp(max=len(rows) - 1)
         squares = torch.addmm(norms[:, None] + norms[candidates], rows, rows[candidates].T, alpha=-2)
-        squares[squares < 1e-6 * norms[:, None]] = 0  # a copy of a candidate, but for rounding
+        squares.masked_fill_(squares < 1e-6 * norms[:, None], 0)  # a copy of a candidate, but for rounding
         squares = torch.minimum(squares, nearest[:, None])  # [n, trials]
-        best = int(squares.sum(0, dtype=torch.float64).argmin())
-        chosen.append(int(candidates[best]))
-        nearest = squares[:, best]
-    return rows[chosen].clone()
+        best = squares.sum(0, dtype=torch.float64).argmin(keepdim=True)  # [1]
+        chosen.append(rows[candidates[best]])
+        nearest = squares.index_select(1, best)[:, 0]
+    return torch.cat(chosen)

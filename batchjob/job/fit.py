@@ -159,6 +159,7 @@ def _read(job: Job, share: Range, rows: SampledRows, whole: int) -> None:
     rows.drop_after(whole)
     for batch in job.batches(share):
         rows.add(batch, job.extract(batch.pixels))
+    rows.settle()
 
 
 def sample_budget(device: torch.device, world: int) -> int:
@@ -244,7 +245,7 @@ def _fit_all(
 
         def keep(state: dataset.State, layer: int = layer, head: int = head) -> None:
             if group.rank == 0:
-                current = state.centroids.cpu().numpy()
+                current = (state.centroids if state.on_host is None else state.on_host).cpu().numpy()
                 stored.save(run, Checkpoint(found, layer, head, current, state.iterations, state.done))
             if group.largest(float(context.should_stop())):
                 raise WorkLeft(f"stopped in the fit of {run}; go on with: batchjob run {plan.data} {run}")

@@ -1,8 +1,11 @@
 """Holds on the device the rows of a process's images that a fit sees."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from batchjob.clustering.base import problem_seeds
@@ -11,11 +14,20 @@ from batchjob.codebook.features import features
 from batchjob.codebook.processes import Group
 from batchjob.codebook.rows import RowKind, Sample, row_numbers
 from batchjob.job.read_rows import ReadRows
-from batchjob.loader.loader import Batch
+from batchjob.job.upload import DeviceBatch, Download, pinned
 from batchjob.model.attention import LayerMaps, renormalise
 from batchjob.plan import Plan
 
 _AUTO_STARTS = 4  # starts of a dataset-wide k-means for --n-init auto
+
+
+@dataclass(frozen=True, slots=True)
+class _Unsettled:
+    """The rows of the last batch, of which it is not known yet whether all are finite."""
+
+    rows: int
+    image: NDArray[np.int64]  # [rows]: which image of the batch each of them is of
+    finite: Download  # bool [B]
 
 
 class SampledRows:
@@ -44,6 +56,7 @@ class SampledRows:
         self._x = torch.empty(len(plan.layers), len(plan.heads), most, kind.width, device=device)
         self._numbers = torch.empty(most, dtype=torch.int64, device=device)
         self._filled = 0
+        self._unsettled: _Unsettled | None = None
 
     def __len__(self) -> int:
         return self._filled
@@ -54,11 +67,14 @@ class SampledRows:
         return self._x.nbytes + self._numbers.nbytes
 
     def drop_after(self, count: int) -> None:
-        """Drops all rows except the first `count`."""
-        self._filled = count
+        """Drops all rows except the first `count`, which must be settled."""
+        self._filled, self._unsettled = count, None
 
-    def add(self, batch: Batch, layers: Iterable[LayerMaps]) -> None:
+    def add(self, batch: DeviceBatch, layers: Iterable[LayerMaps]) -> None:
         """Takes the chosen rows of a batch. An image that failed, or overflowed in any layer, gives none.
+
+        Which images overflowed is asked when the next batch is under way, so that a GPU need not stand idle: `settle`
+        asks it of the last one.
 
         Parameters
         ----------
@@ -68,11 +84,14 @@ class SampledRows:
             The batch's maps, layer by layer.
         """
         numbers = row_numbers(batch.rows, self._kind)
-        wanted = torch.from_numpy(self._sample.chosen(numbers) & (batch.status == 0)[:, None]).to(self._x.device)
-        if batch.mask is not None and self._kind.queries == "rows":
-            wanted = wanted & batch.mask
-        chosen = wanted.flatten().nonzero()[: len(self._numbers) - self._filled, 0]
-        source, place = chosen // self._kind.per_image, chosen % self._kind.per_image
+        wanted = self._sample.chosen(numbers) & (batch.status == 0)[:, None]
+        if batch.host_mask is not None and self._kind.queries == "rows":
+            wanted &= batch.host_mask.numpy()
+        chosen = np.flatnonzero(wanted)[: len(self._numbers) - self._filled]
+        image = chosen // self._kind.per_image
+        source, place, own_numbers = self._upload(
+            np.stack([image, chosen % self._kind.per_image, numbers.flat[chosen]])
+        )
         finite = torch.ones(len(batch.rows), dtype=torch.bool, device=self._x.device)
         end = self._filled + len(chosen)
         for layer, maps in enumerate(layers):
@@ -80,14 +99,33 @@ class SampledRows:
             x = features(own, place, self._kind, distance=self._plan.options.distance)
             self._x[layer, :, self._filled : end] = x.transpose(0, 1)
             finite &= maps.finite
-        self._numbers[self._filled : end] = torch.from_numpy(numbers).to(self._x.device).flatten()[chosen]
-        good = finite[source]
-        if not bool(good.all()):
-            kept = self._filled + good.nonzero()[:, 0]
-            end = self._filled + len(kept)
-            self._x[:, :, self._filled : end] = self._x[:, :, kept]
-            self._numbers[self._filled : end] = self._numbers[kept]
+        self._numbers[self._filled : end] = own_numbers
+        following = _Unsettled(len(chosen), image, Download([finite]))
         self._filled = end
+        self._drop_overflowed(behind=len(chosen))
+        self._unsettled = following
+
+    def settle(self) -> None:
+        """Drops the rows of images of the last batch that overflowed; waits for the device."""
+        self._drop_overflowed(behind=0)
+
+    def _drop_overflowed(self, *, behind: int) -> None:
+        """Drops such rows of the batch that is not settled yet; the last `behind` rows are of another and stay."""
+        unsettled, self._unsettled = self._unsettled, None
+        if unsettled is None:
+            return
+        (finite,) = unsettled.finite.arrays()
+        if finite[unsettled.image].all():
+            return
+        start = self._filled - behind - unsettled.rows
+        good = np.flatnonzero(np.append(finite[unsettled.image], np.ones(behind, bool)))
+        kept = self._upload(start + good)
+        self._filled = start + len(good)
+        self._x[:, :, start : self._filled] = self._x[:, :, kept]
+        self._numbers[start : self._filled] = self._numbers[kept]
+
+    def _upload(self, values: NDArray[np.int64]) -> Tensor:
+        return pinned(torch.from_numpy(values), self._x.device).to(self._x.device, non_blocking=True)
 
     def _own_rows(self, maps: LayerMaps, source: Tensor, place: Tensor, mask: Tensor | None) -> Tensor:
         """[n, H, D]: the rows of the images `source` at the patches `place`; attention rows are renormalised."""

@@ -84,8 +84,8 @@ class Extractor:
         """
         self.model, self.cluster_on = model, cluster_on
         self.layers = tuple(sorted(layers))
-        self.heads = list(heads)
-        self._all_heads = self.heads == list(range(model.spec.num_heads))
+        self._all_heads = tuple(heads) == tuple(range(model.spec.num_heads))
+        self._heads = torch.tensor(heads, device=model.device)  # a list would be copied there for every layer
         self._projection: HeadProjection | None = None
         if short_cut and model.spec.kind == "vit" and cluster_on != "token":
             attention = getattr(model.blocks[self.layers[-1]], "attn", None)
@@ -187,8 +187,9 @@ class Extractor:
         value = call.value if self.cluster_on == "value" else None
         if self._all_heads:
             return replace(call, value=value)
-        value, bias = None if value is None else value[:, self.heads], select_heads(call.bias, self.heads)
-        return replace(call, query=call.query[:, self.heads], key=call.key[:, self.heads], value=value, bias=bias)
+        query, key = call.query.index_select(1, self._heads), call.key.index_select(1, self._heads)
+        value = None if value is None else value.index_select(1, self._heads)
+        return replace(call, query=query, key=key, value=value, bias=select_heads(call.bias, self._heads))
 
     def _token_maps(self, layer: int, tokens: Tensor) -> LayerMaps:
         height, width = self.model.spec.grid

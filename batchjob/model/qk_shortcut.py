@@ -36,10 +36,9 @@ class HeadProjection:
             2 for queries and keys, 3 for values too.
         """
         self.attention, self.parts = attention, parts
-        self.heads = list(heads)
-        self.all_heads = len(heads) == attention.num_heads
-        weight, bias = _rows(attention, self.heads, parts)
+        weight, bias = _rows(attention, list(heads), parts)
         self.weight, self.bias = weight.contiguous(), None if bias is None else bias.contiguous()
+        self.heads = torch.tensor(heads, device=weight.device)  # a list would be copied there for every batch
 
     @classmethod
     def of(cls, attention: nn.Module, heads: tuple[int, ...], parts: int = 2) -> "HeadProjection | None":
@@ -80,7 +79,7 @@ class HeadProjection:
         """Turns the patch tokens by their positions and leaves the prefix tokens; `rope` may differ between heads."""
         prefix = self.attention.num_prefix_tokens
         if rope.dim() >= 3 and rope.shape[-3] == self.attention.num_heads:
-            rope = rope[..., self.heads, :, :]
+            rope = rope.index_select(-3, self.heads)
         half = getattr(self.attention, "rotate_half", False)
         turned = apply_rot_embed_cat(x[:, :, prefix:], rope, half=half)
         return torch.cat([x[:, :, :prefix], turned], dim=2).to(x.dtype)
@@ -98,7 +97,7 @@ class HeadProjection:
         return select_heads(bias, self.heads)
 
 
-def select_heads(bias: Tensor | None, heads: list[int]) -> Tensor | None:
+def select_heads(bias: Tensor | None, heads: Tensor) -> Tensor | None:
     """Takes the wanted heads of a bias.
 
     Parameters
@@ -106,7 +105,7 @@ def select_heads(bias: Tensor | None, heads: list[int]) -> Tensor | None:
     bias
         Broadcasts to [B, H, T, T]; None for no bias.
     heads
-        The h wanted ones, counted from 0.
+        int64 [h], on the device of the bias: the wanted ones, counted from 0.
 
     Returns
     -------
@@ -114,7 +113,7 @@ def select_heads(bias: Tensor | None, heads: list[int]) -> Tensor | None:
     """
     if bias is None or bias.dim() < 3 or bias.shape[-3] == 1:
         return bias
-    return bias[..., heads, :, :]
+    return bias.index_select(-3, heads)
 
 
 def _rows(attention: Any, heads: list[int], parts: int) -> tuple[Tensor, Tensor | None]:

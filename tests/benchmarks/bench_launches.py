@@ -20,7 +20,7 @@ from tests.stand_ins import counted_kernels
 GPU = torch.device("cuda", 0)
 LAYER = 256 * 12
 LLOYD_STEPS = 8  # on average, to a fixed point
-CACHE_BYTES_A_S, FLOPS, FORWARD_S = 5.5e12, 0.5 * 989e12, 55e-3  # assumed for an H100, not measured
+CACHE_BYTES_A_S, FLOPS, FORWARD_S = 5.5e12, 0.5 * 989e12, 55e-3  # assumed for an H100 at P = 196, not measured
 
 
 def lines(*, smoke: bool) -> Iterator[str]:
@@ -62,6 +62,21 @@ def count(engine: type[TritonEngine] | type[BatchedEngine], p: int, k: torch.Ten
     return f"{total.kernels} kernels, {total.syncs} waits, {total.bytes / 2**30:.1f} GiB ({tile})"
 
 
+def forward_flop(p: int) -> int:
+    """Operations of ViT-B's forward pass of one image with `p` patches of 16 × 16 pixels and CLS, products alone.
+
+    A multiplication and an addition count as two. A block multiplies its T tokens with 12 · D² weights (queries, keys,
+    values and output 4 · D², the MLP 8 · D²), and twice [T, T] with [T, D] over all heads.
+    """
+    blocks, width, t = 12, 768, p + 1
+    return blocks * (24 * t * width**2 + 4 * t**2 * width) + 2 * p * (3 * 16 * 16) * width
+
+
+def forward_s(p: int) -> float:
+    """Seconds that 256 images of `p` patches are assumed to take: `FORWARD_S` at P = 196, else by operations."""
+    return FORWARD_S * forward_flop(p) / forward_flop(196)
+
+
 def search_of_auto(p: int) -> str:
     """Says how often `--n-init auto` reads the Gram matrix at most, and computes the time of that and the products."""
     shape = triton_engine._shape_of(p, AUTO_STARTS)
@@ -73,6 +88,6 @@ def search_of_auto(p: int) -> str:
         f"clustering, triton, P = {p}, n_init auto, k to {COLUMNS // shape.starts}: {AUTO_STARTS} starts, "
         f"{AUTO_ROUNDS} exchanges each: at most {reads} reads of G ({reads * size / 1e9:.0f} GB) and "
         f"{work / 1e12:.1f} TFLOP a layer; at {CACHE_BYTES_A_S / 1e12} TB/s and {FLOPS / 1e12:.0f} TFLOPS "
-        f"{1e3 * seconds:.1f} ms, {seconds / FORWARD_S:.0%} of a forward pass of {1e3 * FORWARD_S:.0f} ms "
-        "(computed, nothing was timed)"
+        f"{1e3 * seconds:.1f} ms, {seconds / forward_s(p):.1%} of a forward pass of ViT-B/16 on {p + 1} tokens, "
+        f"{1e3 * forward_s(p):.0f} ms (computed, nothing was timed)"
     )
