@@ -1,12 +1,15 @@
 """The search for the best k-means partition, against brute force, scikit-learn and known answers, without torch."""
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn.cluster import KMeans
 
+from batchjob.clustering import jit, moves
 from batchjob.clustering.search import AUTO, NotFiniteError, best_partition, best_partitions
 from batchjob.codes import NO_LABEL
 from tests.conftest import ROOT
@@ -138,3 +141,18 @@ def test_a_grids_many_equal_partitions_do_not_keep_the_search_going() -> None:
     found = best_partitions(rows, np.full(20, 7), np.arange(20))
     assert found.inertia.max() <= 1.02 * found.inertia.min()
     assert (np.diff(found.labels.astype(int).max(axis=1)) == 0).all()
+
+
+def test_code_that_was_compiled_before_any_of_its_files_changed_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = jit._digest()
+    assert f"batchjob-{now}" in moves.search.stats.cache_path
+    shutil.copytree(Path(jit.__file__).parent, tmp_path / "clustering")
+    monkeypatch.setattr(jit, "__file__", str(tmp_path / "clustering" / "jit.py"))
+    for name, is_compiled in (("engines.py", False), ("draws.py", True)):
+        with (tmp_path / "clustering" / name).open("a") as file:
+            file.write("# changed\n")
+        jit._digest.cache_clear()
+        assert (jit._digest() != now) is is_compiled, name
+    jit._digest.cache_clear()

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from batchjob.codes import NO_LABEL
 from batchjob.config import MAX_K
 
-AUTO = 0  # as n_init: search until an independent start finds the lowest inertia again
+AUTO = 0  # as n_init: search until two further starts find the lowest inertia, too
 MAX_STARTS = 8  # of `AUTO`
 CHUNK = 8  # problems that a thread takes at a time
 CANCELLED = 1e-3  # an inertia below this share of the total has lost its digits in float32
@@ -69,8 +69,8 @@ def best_partition(
     seed
         Equal seeds and rows give equal bits.
     n_init
-        `AUTO` searches until an independent start finds the lowest inertia again. Else the number of k-means++ starts,
-        each improved by moving single rows.
+        `AUTO` searches until two further independent starts find the lowest inertia, too. Else the number of k-means++
+        starts, each improved by moving single rows.
     mask
         bool [P]: rows where it is False take no part and get the label 255. None: all take part.
 
