@@ -16,7 +16,7 @@ from batchjob.clustering.jit import compiled, inner
 CANDIDATES = 4  # rows that are drawn for a swap, of which the best is tried
 PASSES = 6  # over all rows after a swap: most swaps that are worth keeping show it by then
 MAX_PASSES = 100  # over all rows otherwise
-PATIENCE = 100  # a start ends after so many swaps in a row without success
+PATIENCE = 60  # a start ends after so many swaps in a row without success
 FOUND_AGAIN = 3  # the search ends when so many starts found the lowest inertia
 SAME = 1e-6  # inertias with a smaller relative difference belong to one optimum
 

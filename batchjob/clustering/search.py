@@ -16,7 +16,7 @@ from batchjob.codes import NO_LABEL
 from batchjob.config import MAX_K
 
 AUTO = 0  # as n_init: search until two further starts find the lowest inertia, too
-MAX_STARTS = 8  # of `AUTO`
+MAX_STARTS = 12  # of `AUTO`
 CHUNK = 8  # problems that a thread takes at a time
 CANCELLED = 1e-3  # an inertia below this share of the total has lost its digits in float32
 
