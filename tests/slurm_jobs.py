@@ -77,6 +77,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         if starter.ident:
             starter.join()
         sh(CLUSTER, "down", folder)
+        assert str(folder) not in Path("/etc/hosts").read_text(), "`down` takes back what `up` wrote"
         del os.environ["SLURM_CONF"], os.environ["SLURM_TEST_PORT"]
 
 
@@ -131,13 +132,13 @@ class Job:
     def done(self) -> int:
         return len(list((self.run / "done").glob("[0-9]*.json")))
 
-    def processes(self, verb: str = "label", **variables: str) -> list[int]:
+    def processes(self, verb: str = "label", *, command: str = "batchjob", **variables: str) -> list[int]:
         """Returns the process ids of the label (or another) command of this run that have the given environment."""
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                command = (folder / "cmdline").read_bytes().split(b"\0")
-                if verb.encode() not in command or str(self.run).encode() not in command or b"batchjob" not in command:
+                line = (folder / "cmdline").read_bytes()
+                if command.encode() not in line or not {verb, str(self.run)} <= set(os.fsdecode(line).split("\0")):
                     continue
                 if Path(os.readlink(folder / "exe")).name.startswith("python"):
                     given = (folder / "environ").read_bytes().split(b"\0")

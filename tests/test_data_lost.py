@@ -5,6 +5,7 @@ import shutil
 import signal
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 from batchjob import plan as plans
 from batchjob.data.index import ImageIndex
 from batchjob.data.reading import ReadFailure
+from batchjob.job import label
 from batchjob.job.presence import is_a_loss_of_data
 from batchjob.job.read_rows import ReadRows
 from batchjob.job.sampled_rows import SampledRows
@@ -66,6 +68,31 @@ def test_a_partition_that_lost_its_photos_is_not_published_and_comes_with_the_ne
         shutil.move(away / name, photos / name)
     assert batchjob("run", photos, run, *TINY, "--rows-per-partition", "6", *RUNTIME).code == 0
     assert contents(run) == contents(calm)
+
+
+def test_a_partition_of_two_images_is_not_published_either_where_data_is_gone(
+    tmp_path: Path, photos: Path, batchjob: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, away = tmp_path / "run", tmp_path / "away"
+    options = [*TINY, "--rows-per-partition", "2"]
+    assert batchjob("plan", photos, run, *options).code == 0
+    real, seen = label._compute, []
+
+    def compute(job: Any, partition: int, *others: Any) -> Any:
+        seen.append(partition)
+        if len(seen) == 3:
+            photos.rename(away)
+        return real(job, partition, *others)
+
+    monkeypatch.setattr(label, "_compute", compute)
+    ended = batchjob("label", run, *RUNTIME)
+    assert ended.code == 75
+    assert f"DATA {photos} was planned and can't be seen" in ended.err
+    assert len(seen) < 6, "stopped at the first partition that lost an image"
+    away.rename(photos)
+    assert batchjob("run", photos, run, *options, *RUNTIME).code == 0
+    assert batchjob("run", photos, tmp_path / "calm", *options, *RUNTIME).code == 0
+    assert contents(run) == contents(tmp_path / "calm")
 
 
 def test_photos_that_come_back_are_labelled_on_request_and_on_request_only(

@@ -1,15 +1,18 @@
 """Faults of a cluster's nodes and settings on a real Slurm: the final state of a job, and its log."""
 
 import re
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.slurm_jobs import ROOT, Job, on_slurm, sh, wait_until
+from batchjob.store import lifecycle as store
+from tests.slurm_jobs import PARTITIONS, ROOT, Job, on_slurm, sh, wait_until
 
 pytestmark = on_slurm
 
@@ -88,6 +91,68 @@ def test_a_preempted_report_is_requeued_and_completes(submit: Callable[..., Job]
     assert "(attempt 1): done: " in job.log("report")
 
 
+# Python that stops itself once it has put the second file in its place
+HELD = """
+import os, signal, sys
+seen = []
+def look(event, arguments):
+    if event == "os.rename":
+        seen.append(arguments)
+        if len(seen) == 3:
+            os.kill(os.getpid(), signal.SIGSTOP)
+sys.addaudithook(look)
+from batchjob.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_report_that_is_requeued_in_the_middle_of_finish_completes(
+    submit: Callable[..., Job], calm: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "held.py").write_text(HELD)
+    arguments = f'exec {sys.executable} {tmp_path}/held.py "${{@:3}}"'
+    held = python_with(tmp_path / "bin", f'[ "$3 ${{SLURM_RESTART_COUNT:-0}}" != "finish 0" ] || {arguments}')
+    job = submit(BATCHJOB_PYTHON=held)
+    assert job.wait() == "COMPLETED", job.log()
+    wait_until("a held finish", lambda: any(is_stopped(p) for p in job.processes("finish", command="held.py")))
+    sh("scontrol", "requeue", job.report)
+    job.check_equal(calm)
+    assert job.facts(job.report)["Restarts"] == "1"
+
+
+def is_stopped(process: int) -> bool:
+    return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2].startswith("T")
+
+
+@pytest.mark.slow
+def test_data_that_is_gone_for_a_while_is_labelled_once_it_is_back(
+    cluster: Path, slurm_photos: Path, calm: Path, tmp_path: Path
+) -> None:
+    photos, away = tmp_path / "photos", tmp_path / "away"
+    shutil.copytree(slurm_photos, photos)
+    job = Job(photos, tmp_path / "run")
+    job.hold()
+    photos.rename(away)
+    job.send(signal.SIGCONT)
+    assert job.wait() == "FAILED", job.log()
+    assert job.facts()["ExitCode"] == "75:0"
+    assert f"DATA {photos} was planned and can't be seen on node" in job.log()
+    assert job.done() < PARTITIONS
+    away.rename(photos)
+    Job(photos, tmp_path / "run").check_complete()
+    assert store.verify(tmp_path / "run") == []
+    for name in ("labels", "status"):
+        np.testing.assert_array_equal(*(store.open_labels(run)[name].values for run in (tmp_path / "run", calm)))
+
+
+@pytest.mark.slow
+def test_two_submits_of_one_run_both_complete_and_give_the_store_of_one(submit: Callable[..., Job], calm: Path) -> None:
+    first, second = submit(), submit()
+    first.check_equal(calm)
+    second.check_equal(calm)
+
+
 LONG_FIT = ["--scope", "dataset", "--layers", "all", "--k", "8", "--n-init", "8"]
 
 
@@ -134,6 +199,21 @@ def test_a_requeued_fit_goes_on_where_it_was(submit: Callable[..., Job], calm_fi
     assert "attempt 1): fit" in job.log("fit")
     assert "going on after 6 of 6 partitions of the first process, read by an earlier attempt" in job.log("fit")
     job.check_equal(calm_fit)
+
+
+@pytest.mark.slow
+def test_a_fit_that_is_cancelled_takes_its_label_along_and_goes_on_when_submitted_again(
+    submit: Callable[..., Job], calm_fit: Path
+) -> None:
+    job = held_fit(submit)
+    sh("scancel", job.ids["fit"])
+    job.send(signal.SIGCONT, "fit")
+    assert job.ended(job.ids["fit"]) == "CANCELLED"
+    assert job.wait() == "CANCELLED", "its dependency can't be met any more"
+    assert "told to end: cancelled (submit again to go on)" in job.log("fit")
+    again = submit(options=LONG_FIT)
+    again.check_equal(calm_fit)
+    assert "going on after 6 of 6 partitions of the first process, read by an earlier attempt" in again.log("fit")
 
 
 @pytest.mark.slow

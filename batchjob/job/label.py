@@ -70,13 +70,14 @@ def label(
         for partition in claimed(writer, partitions, should_stop):
             try:
                 arrays, failures = job.guard.run(lambda: _compute(job, partition, cluster, score))  # noqa: B023
+                if may_pass(failures):  # a few photos may be gone, but not DATA itself
+                    raise_for_absence(job.index)
             except WorkLeft:
                 writer.release(partition)
                 raise
             start, stop = plan.rows_of(partition)
             if is_a_loss_of_data(failures, stop - start, runtime.max_failures):
                 writer.release(partition)
-                raise_for_absence(job.index)
                 lost[partition] = f"{may_pass(failures)} of {stop - start} images of partition {partition}"
                 continue
             failed.update(cause for _, cause, _ in failures)
