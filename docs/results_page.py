@@ -1,6 +1,7 @@
 """Writes docs/results.md and its pictures from the tables that docs/results.py gathered."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from batchjob.metrics.catalogue import QUESTION
-from batchjob.metrics.uncertainty import FEWEST_IMAGES
+from batchjob.metrics.uncertainty import FEWEST_IMAGES, holm
 from batchjob.stats.numbers import gain, gain_interval, number, p_value
 from batchjob.stats.summary import SURE
 from docs import results_pictures
@@ -17,6 +18,7 @@ from docs import results_pictures
 NAMES = {"vits14": "DINOv2 ViT-S/14", "vitb16": "supervised ViT-B/16", "resnet18": "ResNet-18"}
 SIZES = (224, 448)
 REFERENCES = ("query", "key", "value", "token")
+PLURALS = {"query": "queries", "key": "keys", "value": "values", "token": "tokens"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,7 @@ def write(tables: Path, docs: Path, wanted: Sequence[str]) -> None:
     for name, part in {
         "images": f"{counts['images']:,}",
         "missing": missing(found, wanted),
+        "verdict": verdict(found),
         "answer": answer(found),
         "question": _question_table(found),
         "counts": _count_table(found),
@@ -144,6 +147,47 @@ def missing(found: Sequence[Tables], wanted: Sequence[str]) -> str:
     there = {run.name for t in found for run in t.folder.iterdir()}
     names = [f"`{name}`" for name in wanted if name not in there]
     return f"Of the runs that the script asks for, these were not made: {', '.join(names)}." if names else ""
+
+
+def verdict(found: Sequence[Tables]) -> str:
+    """Answers the page's two questions in a paragraph: do heads separate objects, and is it attention?
+
+    Heads are counted with p-values that are corrected over the heads of their run. The mean over heads of attention
+    minus a reference is one test for each model, size and reference; these are corrected together.
+    """
+    networks = [t for t in found if t.has("key")]
+    over, position = ([t.heads("attention", null) for t in networks] for null in ("swap", "position"))
+    pairs = [
+        (other, t.compared(other, "mean of heads").iloc[0]) for t in networks for other in REFERENCES if t.has(other)
+    ]
+    corrected = holm(np.array([row.p for _, row in pairs]))
+    higher, lower = (
+        Counter(
+            other for (other, row), p in zip(pairs, corrected, strict=True) if p < SURE and sign * row.difference > 0
+        )
+        for sign in (1, -1)
+    )
+    of_each = Counter(other for other, _ in pairs)
+    ways = ("query", "key")  # what attention is made of
+    is_higher, is_lower = (any(side[other] for other in ways) for side in (higher, lower))
+    said = {
+        (False, True): "These photos show no sign of that",
+        (True, False): "On these photos, yes",
+        (True, True): "That depends on the model and the size",
+    }.get((is_higher, is_lower), "These photos do not decide it")
+    told = "; ".join(
+        f"{PLURALS[other]}: attention lower in {lower[other]}, higher in {higher[other]} of {of_each[other]}"
+        for other in REFERENCES
+        if of_each[other]
+    )
+    return (
+        f"**Do heads separate objects of one class?** Of the {sum(map(len, over))} heads of all models and sizes, "
+        f"{sum(map(_better, over))} do so better than they separate other photos' objects, and "
+        f"{sum(map(_better, position))} better than position alone does. **Is it attention itself, rather than the "
+        f"queries and keys that it is made of?** {said}. The mean over heads of attention rows was compared with that "
+        f"of the same heads' {told}. (A model at one size is one "
+        f"comparison; p < 0.05 after Holm's correction over all {len(pairs)}.)"
+    )
 
 
 def answer(found: Sequence[Tables]) -> str:

@@ -48,6 +48,10 @@ def test_the_page_says_what_the_tables_say(tmp_path: Path) -> None:
     page = (tmp_path / "docs" / "results.md").read_text()
     assert f"**DINOv2 ViT-S/14, 224 px**: {better['swap']} of 4 heads separate objects" in page
     assert f"and {better['position']} better than position alone" in page
+    assert f"Of the 4 heads of all models and sizes, {better['swap']} do so better than" in page
+    mean = pd.read_parquet(runs[0] / "stats" / "comparison.parquet").query("of == 'mean of heads'").iloc[0]
+    lower, higher = (int(mean.p < 0.05 and sign * mean.difference > 0) for sign in (-1, 1))
+    assert f"keys: attention lower in {lower}, higher in {higher} of 1." in page
     for _, row in over["swap"].iterrows():
         assert f"| {row['head']} | {number(row['mean'])} [" in page
     assert "not made: `vits14-224-seed1`." in page
