@@ -10,16 +10,18 @@ from tests.conftest import Command
 
 # score, null, column -> by head. Computed once; another preprocessing, token order or definition changes them.
 # In none of the 48 problems does the best of 30 starts of scikit-learn have a lower inertia; its mean is 0.6 % higher.
+# The best of 16 further searches with other seeds is 0.04 % lower on average. With its clusters the first row would be
+# 0.151, 0.402, 0.043, 0.248, 0.219, 0.241: only head 0 moves, by one photo that has two good partitions.
 GOLDEN: dict[tuple[str, str, str], list[float]] = {
-    ("instance_ari", "position", "mean"): [0.127, 0.391, 0.038, 0.248, 0.219, 0.241],
-    ("instance_ari", "position", "gain"): [-0.174, 0.09, -0.263, -0.054, -0.082, -0.06],
-    ("instance_ari", "position", "gain_low"): [-0.309, -0.135, -0.341, -0.207, -0.235, -0.231],
-    ("instance_ami", "position", "mean"): [0.158, 0.479, 0.103, 0.329, 0.268, 0.323],
-    ("image_ari", "position", "mean"): [0.099, 0.099, 0.06, 0.133, 0.089, 0.077],
-    ("pair_ari", "position", "mean"): [0.115, 0.49, 0.024, 0.38, 0.216, 0.342],
+    ("instance_ari", "position", "mean"): [0.099, 0.401, 0.044, 0.248, 0.219, 0.241],
+    ("instance_ari", "position", "gain"): [-0.199, 0.103, -0.254, -0.05, -0.079, -0.057],
+    ("instance_ari", "position", "gain_low"): [-0.3, -0.114, -0.317, -0.195, -0.221, -0.214],
+    ("instance_ami", "position", "mean"): [0.151, 0.489, 0.12, 0.329, 0.268, 0.323],
+    ("image_ari", "position", "mean"): [0.088, 0.099, 0.052, 0.133, 0.089, 0.077],
+    ("pair_ari", "position", "mean"): [0.174, 0.514, 0.042, 0.381, 0.216, 0.342],
     ("jaccard_60", "swap", "mean"): [0.046, 0.053, 0.057, 0.036, 0.06, 0.054],
     ("corloc", "swap", "mean"): [0.143, 0.143, 0.286, 0.143, 0.0, 0.286],
-    ("coherence", "", "mean"): [0.727, 0.845, 0.803, 0.751, 0.537, 0.613],
+    ("coherence", "", "mean"): [0.73, 0.847, 0.807, 0.751, 0.537, 0.613],
     ("prefix_mass", "", "mean"): [0.023, 0.02, 0.012, 0.01, 0.075, 0.023],
 }
 
