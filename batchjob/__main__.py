@@ -4,12 +4,13 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from batchjob import help
 from batchjob.codes import VERSION
 from batchjob.config import Options, Runtime
+from batchjob.errors import guess, nearest, printable
 from batchjob.launch import ends, signals
 
 VERBS = {
@@ -30,16 +31,26 @@ class _Parser(argparse.ArgumentParser):
     """A parser that ends with code 2 and one line on stderr where the arguments are wrong, as for every wrong input."""
 
     page = ""  # the help, where it is not argparse's own
+    help_option = "--help"  # that lists every option
+    verbs: Mapping[str, "_Parser"] = {}
 
     def format_help(self) -> str:
         return self.page or super().format_help()
 
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
+        end = " " if message.endswith("?") else "; "
+        print(printable(f"{self.prog}: {message}{end}see {self.prog} {self.help_option}"), file=sys.stderr)
         raise SystemExit(2)
 
+    def error_of_unknown(self, words: Sequence[str]) -> NoReturn:
+        """Ends with the words that no argument takes, and the options that were probably meant."""
+        known = [option for option in self._option_string_actions if option.startswith("--")]
+        guesses = [guess(word.partition("=")[0], known) for word in words if word.startswith("-")]
+        said = f"unrecognized arguments: {' '.join(words)}"
+        self.error("; ".join(filter(None, [said, " ".join(filter(None, guesses))])))
 
-def make_parser(*, shows_all: bool = False) -> argparse.ArgumentParser:
+
+def make_parser(*, shows_all: bool = False) -> _Parser:
     """Makes the parser of all verbs; its options come from the dataclasses `Options` and `Runtime`.
 
     The parser knows every option. The help of `run` and `plan` lists the common ones; with `shows_all`, all of them.
@@ -48,12 +59,13 @@ def make_parser(*, shows_all: bool = False) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"batchjob {VERSION}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_Parser)
     made = {name: verbs.add_parser(name, description=text, allow_abbrev=False) for name, text in VERBS.items()}
-    parser.page = help.of_all_verbs(VERBS)
+    parser.page, parser.verbs = help.of_all_verbs(VERBS), made
     for name, verb in made.items():
         verb.epilog, verb.formatter_class = help.examples(name), argparse.RawDescriptionHelpFormatter
     shown = None if shows_all else help.COMMON
     for name in ("run", "plan"):
         made[name].add_argument("--help-all", action="help", help="all options, these are the most used")
+        made[name].help_option = "--help-all"
         made[name].add_argument(
             "data", metavar="DATA", help="folder, COCO root, .tar or .parquet, shard-{000..041}.tar, list"
         )
@@ -92,7 +104,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # 9.6 and 25 s (two pairs of runs, two busy cores). OpenMP reads this when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     given = list(sys.argv[1:] if arguments is None else arguments)
-    args = make_parser(shows_all="--help-all" in given).parse_args(given)
+    parser = make_parser(shows_all="--help-all" in given)
+    if given and not given[0].startswith("-") and given[0] not in VERBS:
+        parser.error(f"verb {given[0]!r} is unknown; {nearest(given[0], list(VERBS))}")
+    args, unknown = parser.parse_known_args(given)
+    if unknown:
+        parser.verbs[args.verb].error_of_unknown(unknown)
 
     def work() -> int:
         from batchjob import commands as verbs

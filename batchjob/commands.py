@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from batchjob.config import Options, Runtime
+from batchjob.config import Options, Runtime, to_json
 from batchjob.errors import UserError, printable, tell
 
 Kind = TypeVar("Kind", Options, Runtime)
@@ -24,12 +24,11 @@ def run(args: Namespace) -> int:
     from batchjob import plan as plans
     from batchjob.data.index import ImageIndex
     from batchjob.job import dispatch
-    from batchjob.job.prepare import check_input
+    from batchjob.job.checks import check_input
     from batchjob.store import lifecycle as store
 
     folder, runtime = _folder(args), _pick(Runtime, args)
-    if not (folder / "plan.json").exists():
-        check_input(args.data, _pick(Options, args))  # before the workers' imports, which take seconds
+    check_input(args.data, folder, _pick(Options, args))  # before the workers' imports, which take seconds
     _start_workers(runtime)
     _plan_run(args, folder)
     planned = plans.load(folder)
@@ -183,11 +182,11 @@ def _plan_run(args: Namespace, folder: Path) -> None:
 
     prepare(args.data, folder, _pick(Options, args), say=tell)
     if args.retry_failed:
-        from batchjob.job.presence import MAY_PASS
+        from batchjob.retries import COUNT, MAY_PASS
         from batchjob.store import lifecycle as store
 
         count = store.forget_failures(folder, MAY_PASS)
-        tell(f"--retry-failed: {count} images that were {' or '.join(MAY_PASS)} are tried again")
+        tell(f"--retry-failed: {count} images that were {COUNT} are tried again")
 
 
 def _start_workers(runtime: Runtime) -> None:
@@ -237,11 +236,11 @@ def _changed(folder: Path, plan: Any, *, everything: bool) -> list[str]:
 def _tell_retry(folder: Path, causes: Mapping[str, int]) -> None:
     """Says how the images are tried again whose cause of failure may pass; `causes` counts failed images by cause."""
     from batchjob import plan as plans
-    from batchjob.job.presence import MAY_PASS
+    from batchjob import retries
 
-    if again := sum(causes.get(cause, 0) for cause in MAY_PASS):
-        data = plans.load(folder).data
-        tell(f"{again} images were {' or '.join(MAY_PASS)}; try again: batchjob run {data} {folder} --retry-failed")
+    if count := retries.count_of(causes):
+        planned = plans.load(folder, checks_index=False)
+        tell(retries.sentence(count, planned.data, folder, to_json(planned.options)))
 
 
 def _clipped(folder: Path, plan: Any, missing: set[int]) -> int:

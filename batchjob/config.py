@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -75,6 +76,7 @@ class Options:
                     raise UserError(f"--{name} {value!r} is unknown; {nearest(value, list(known))}")
             if len(set(values)) != len(values):
                 raise UserError(f"--{name} {getattr(self, name)} names one twice; give each once")
+        self._check_numbers()
         if self.n_init != "auto" and not (self.n_init.isdigit() and int(self.n_init) > 0):
             raise UserError(f"--n-init {self.n_init} is not a number of starts; give auto, or 1 or more")
         if not 1 <= self.repeats <= _MOST_REPEATS:
@@ -95,6 +97,15 @@ class Options:
             if self.scope != "dataset" and (value := getattr(self, name)) != default:
                 flag = f"--{name.replace('_', '-')} {value}"
                 raise UserError(f"{flag} is of dataset-wide clusters; give --scope dataset too")
+
+    def _check_numbers(self) -> None:
+        """Raises UserError for layers, heads, a stage or an image size that are not numbers, whatever the model."""
+        numbers_of("layers", self.layers)
+        numbers_of("heads", self.heads)
+        if self.stage and not re.fullmatch(r"-?\d{1,3}", self.stage):
+            raise UserError(f"--stage {self.stage!r} is not a number; give that of a feature stage, e.g. 3 or -1")
+        if self.image_size:
+            size_of(self.image_size)
 
     def _check_vectors(self) -> None:
         """Raises UserError for options that have a meaning for attention rows only."""
@@ -159,6 +170,41 @@ class Runtime:
 def split_list(text: str) -> list[str]:
     """The items of a comma-separated option, stripped, in order."""
     return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def numbers_of(option: str, text: str) -> list[int] | None:
+    """Reads a list of layers or heads, without knowing how many there are.
+
+    Parameters
+    ----------
+    option
+        `layers` or `heads`, for messages.
+    text
+        Numbers joined by commas, negative ones counted from the end, or `all`.
+
+    Returns
+    -------
+    The numbers as they were given; None for `all`.
+
+    Raises
+    ------
+    UserError
+        The text is not such a list.
+    """
+    items = split_list(text)
+    if items == ["all"]:
+        return None
+    if not items or not all(re.fullmatch(r"-?\d{1,4}", item) for item in items):
+        raise UserError(f"--{option} {text!r} is not a list of numbers; give e.g. -1, or 0,2, or all")
+    return [int(item) for item in items]
+
+
+def size_of(text: str) -> tuple[int, int]:
+    """Reads `S` or `HxW` as (height, width) in pixels. Raises UserError where the text is not a size."""
+    match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text.strip().lower())
+    if not match:
+        raise UserError(f"--image-size {text!r} is not a size in pixels; give S or HxW, e.g. 224 or 336x448")
+    return int(match[1]), int(match[2] or match[1])
 
 
 def to_json(options: Options | Runtime) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The two errors with which a command ends without a defect of the program, and text that is safe to show."""
 
 import sys
+from collections.abc import Sequence
 
 
 class UserError(Exception):
@@ -50,8 +51,17 @@ def nearest(name: str, known: list[str]) -> str:
     The end of a sentence, such as `did you mean 'kmeans'? known: kmeans, spectral`. There is no guess where no name is
     much like it.
     """
+    hint = guess(name, known)
+    return f"{hint}{' ' if hint else ''}known: {', '.join(known)}"
+
+
+def guess(name: str, known: Sequence[str]) -> str:
+    """Asks whether the most similar known name was meant: `did you mean 'kmeans'?`; empty where none is much like it.
+
+    Dashes in front count for nothing, so that options are as alike as their words.
+    """
     import difflib
 
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}known: {', '.join(known)}"
+    of_words = {one.lstrip("-"): one for one in known}
+    close = difflib.get_close_matches(name.lstrip("-"), of_words, n=1, cutoff=0.5)
+    return f"did you mean {of_words[close[0]]!r}?" if close else ""

@@ -10,7 +10,8 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from batchjob.model.attention import Extractor, LayerMaps, renormalise, softmax_rows
-from batchjob.model.describe import Model, resolve_heads, resolve_layers
+from batchjob.model.choices import resolve_heads, resolve_layers
+from batchjob.model.describe import Model
 from tests.networks import make_model, make_pixels, unfused
 
 # (name, image size): every family, made small below, at sizes of a few patches, square or not

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from batchjob.config import Options
 from batchjob.model.attention import Extractor
 from batchjob.model.checkpoints import read_checkpoint
-from batchjob.model.describe import Model, describe, load_model, resolve_heads, resolve_layers
+from batchjob.model.choices import resolve_heads, resolve_layers
+from batchjob.model.describe import Model, describe, load_model
 from tests.networks import make_pixels
 
 DEPTH, WIDTH, HEADS = 3, 192, 3

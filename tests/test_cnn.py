@@ -10,7 +10,8 @@ from sklearn.decomposition import PCA
 from batchjob.config import Options
 from batchjob.model import self_similarity as cnn
 from batchjob.model.attention import Extractor
-from batchjob.model.describe import describe, resolve_heads, resolve_layers
+from batchjob.model.choices import resolve_heads, resolve_layers
+from batchjob.model.describe import describe
 from tests.networks import make_model, make_pixels
 
 

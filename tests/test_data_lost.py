@@ -106,13 +106,14 @@ def test_photos_that_come_back_are_labelled_on_request_and_on_request_only(
     one.rename(tmp_path / "away")
     ended = batchjob("run", photos, run, *options)
     assert ended.code == 1  # 1 of 12 is more than --max-failures
-    hint = f"batchjob run {photos} {run} --retry-failed"
+    hint = f"batchjob run {photos} {run} {' '.join([*TINY, '--rows-per-partition', '4'])} --retry-failed"
     assert (
         f"1 of 12 images failed: 1 missing; the 1 that are missing or unreadable are tried again by: {hint}"
         in ended.err
     )
     (tmp_path / "away").rename(one)
-    assert f"try again: {hint}" in batchjob("show", run).err
+    assert f"tried again by: {hint} (with make: RETRY_FAILED=1)" in batchjob("show", run).err
+    assert f"tried again by: {hint} (with make: RETRY_FAILED=1)" in batchjob("finish", run).err
     assert "nothing is missing" in batchjob("run", photos, run, *options).err
     before = {path.name: path.stat().st_mtime_ns for path in (run / "done").glob("[0-9]*.json")}
     ended = batchjob("run", photos, run, *options, "--retry-failed")

@@ -60,3 +60,27 @@ def test_one_cluster_is_refused_in_a_line_before_anything_heavy_is_imported() ->
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "2 set()"
     assert done.stderr == "batchjob: --k 1 is out of range; one cluster tells nothing apart: give 2 to 254\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "photos", "--layres", "5"], "--layres 5; did you mean '--layers'? see batchjob run --help-all"),
+        (["plan", "photos", "--heds=3"], "--heds=3; did you mean '--heads'? see batchjob plan --help-all"),
+        (["run", "photos", "-k", "3"], "-k 3; did you mean '--k'? see batchjob run --help-all"),
+        (["stats", "runs/x", "--verbos"], "--verbos; did you mean '--verbose'? see batchjob stats --help"),
+        (["label", "runs/x", "--partiton=3"], "--partiton=3; did you mean '--partition'? see batchjob label --help"),
+        (["run", "photos", "runs/x", "--zzz"], "unrecognized arguments: --zzz; see batchjob run --help-all"),
+        (["run", "photos", "--seed", "x"], "argument --seed: invalid int value: 'x'; see batchjob run --help-all"),
+        (["stat", "runs/x"], "batchjob: verb 'stat' is unknown; did you mean 'stats'? known: run, plan, fit"),
+        (["run", "\x1b[31m", "b", "c"], "batchjob run: unrecognized arguments: c; see batchjob run --help-all"),
+        (["run", "a", "b", "\x1b[31m"], r"unrecognized arguments: \x1b[31m; see"),
+    ],
+)
+def test_an_unknown_option_or_verb_names_the_nearest_and_the_help_that_lists_all(
+    batchjob: Command, words: list[str], said: str
+) -> None:
+    ended = batchjob(*words)
+    assert ended.code == 2
+    assert said in ended.err
+    assert ended.err.count("\n") == 1

@@ -14,7 +14,8 @@ from batchjob.config import Options
 from batchjob.errors import UserError
 from batchjob.model import network
 from batchjob.model.attention import Extractor
-from batchjob.model.describe import Model, ModelSpec, describe, load_model, resolve_heads, resolve_layers
+from batchjob.model.choices import resolve_heads, resolve_layers
+from batchjob.model.describe import Model, ModelSpec, describe, load_model
 from tests.networks import make_model, make_pixels
 
 TINY = "vit_tiny_patch16_224"
@@ -95,6 +96,13 @@ def test_a_spec_read_back_from_json_is_equal() -> None:
 def test_attention_without_a_global_patch_to_patch_map_is_refused_with_a_sentence(name: str) -> None:
     with pytest.raises(UserError, match=f"model {name} has no patch-to-patch map: it attends inside windows"):
         describe(Options(model=name))
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "xcit_nano_12_p16_224"])
+def test_the_tokens_of_such_a_model_are_refused_in_a_sentence_about_tokens(name: str) -> None:
+    with pytest.raises(UserError, match=f"model {name} has no tokens for --cluster-on token, which takes") as caught:
+        describe(Options(model=name, cluster_on="token"))
+    assert "patch-to-patch" not in str(caught.value)
 
 
 def test_differential_attention_is_refused_since_its_map_is_a_difference_of_two() -> None:

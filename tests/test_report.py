@@ -67,6 +67,21 @@ def test_a_failed_image_is_listed_with_its_cause(page: Path) -> None:
     assert "truncated" in text
 
 
+def test_failures_that_may_pass_are_reported_with_the_command_that_retries_them(
+    runs: list[Path], page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report_page, "pictures", lambda runs: [])
+    assert "--retry-failed" not in page.read_text()
+    shutil.copytree(runs[0], tmp_path / "run")
+    with (tmp_path / "run" / "failures.csv").open("a") as file:
+        file.write("val2017/gone.jpg,missing,No such file\n")
+    text = report_page.render([Run(tmp_path / "run")])
+    section = text.split('<section id="failures">')[1].split("</section>")[0]
+    assert "The 1 that are missing or unreadable are tried again by: batchjob run " in section
+    assert f"{runs[0].parent / 'data'} {tmp_path / 'run'} --model vit_tiny_patch16_224" in section
+    assert "--retry-failed (with make: RETRY_FAILED=1)" in section
+
+
 def test_a_page_of_very_many_images_carries_a_sample_and_says_so(
     runs: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray
+import zarr
 
+from batchjob.codes import STATUS
 from batchjob.errors import UserError
 from batchjob.metrics import catalogue
 from batchjob.metrics.catalogue import Score
@@ -258,6 +260,21 @@ def test_a_block_of_failed_images_is_skipped(tmp_path: Path, monkeypatch: pytest
 def test_images_that_are_not_labelled_yet_are_not_said_to_have_failed(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", 4, failed=(1,), pending=(2, 3))
     assert "4 images, 1 of them failed, 2 not labelled yet" in run_stats([run])
+
+
+def test_failures_that_may_pass_are_reported_with_the_command_that_retries_them(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", 6, failed=(1, 2, 3))
+    status = zarr.open_group(str(run / "labels.zarr"))["status"]
+    assert "--retry-failed" not in "\n".join([*run_stats([run]), *run_stats([run], verbose=False)])
+    status[1:3] = [STATUS["missing"], STATUS["unreadable"]]  # type: ignore[index]
+    for verbose in (True, False):
+        lines = run_stats([run], verbose=verbose)
+        at = next(i for i, line in enumerate(lines) if "3 of them failed" in line or "3 failed" in line)
+        assert lines[at + 1].startswith(
+            f"the 2 that are missing or unreadable are tried again by: batchjob run DATA {run}"
+        )
+        assert lines[at + 1].endswith(" --retry-failed (with make: RETRY_FAILED=1)")
+    assert json.loads((run / "stats" / "counts.json").read_text())["missing or unreadable"] == 2
 
 
 def test_a_view_describes_its_run(tmp_path: Path) -> None:

@@ -119,8 +119,11 @@ def test_packages_that_read_results_bring_no_torch(module: str) -> None:
         (["run", "NOWHERE"], "is not a file or a folder"),
         (["run", ".", "--model", "vit_basee_patch16_224"], "did you mean vit_base_patch16_224,"),
         (["run", ".", "--k", "seven"], "is not a number, a rule"),
-        (["run", ".", "--kk", "7"], "unrecognized arguments: --kk"),
-        (["run", ".", "--mod", "resnet18"], "unrecognized arguments: --mod"),
+        (["run", ".", "--weights", "nofile.pth"], "is not a file"),
+        (["run", ".", "--layers", "lal"], "is not a list of numbers"),
+        (["run", ".", "--kk", "7"], "unrecognized arguments: --kk 7; did you mean '--k'?"),
+        (["run", ".", "--mod", "resnet18"], "unrecognized arguments: --mod resnet18; did you mean '--model'?"),
+        (["stat", "."], "did you mean 'stats'?"),
         (["show", "NOWHERE"], "no plan.json"),
     ],
 )

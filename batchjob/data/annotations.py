@@ -206,7 +206,7 @@ def open_annotations(path: str | os.PathLike[str]) -> AnnotationFiles:
     Raises UserError where nothing is annotated, or a file can't be read as annotations.
     """
     text = os.fspath(path)
-    paths = [text] if os.path.exists(text) else [p for p in text.split(",") if p]
+    paths = _paths_of(text)
     if len(paths) == 1 and os.path.isdir(paths[0]):
         root = voc.find_root(Path(paths[0]))
         if root is not None:
@@ -231,6 +231,17 @@ def open_annotations(path: str | os.PathLike[str]) -> AnnotationFiles:
     if not len(files_of):
         raise UserError(f"{text} annotates no image; give a file with `images` and `annotations`")
     return files_of
+
+
+def raise_for_missing(text: str) -> None:
+    """Raises UserError where a path of `--annotations` (several are joined by commas) is not there."""
+    for path in _paths_of(text):
+        if not os.path.exists(path):
+            raise UserError(f"--annotations {path} is not a file or a folder; give a COCO JSON or a VOC folder")
+
+
+def _paths_of(text: str) -> list[str]:
+    return [text] if os.path.exists(text) else [path for path in text.split(",") if path]
 
 
 def _split_of(path: str) -> str:

@@ -48,8 +48,7 @@ def index_images(data: str, *, split: str = "", limit: int = 0, progress: bool =
     if not os.path.lexists(data):
         named = expand(data) if "{" in data else sorted(glob.glob(data, recursive=True))
         return _index_shards(data, named, limit=limit, progress=progress)
-    if split:
-        raise UserError(f"--split {split} is of a folder, and {data!r} is a file; leave it out")
+    raise_for_split(data, split)
     suffix = os.path.splitext(data)[1].lower()
     if suffix in (".tar", ".parquet"):
         return _index_shards(data, [data], limit=limit, progress=progress)
@@ -73,6 +72,16 @@ def raise_for_missing(data: str) -> None:
         raise UserError(
             f"DATA {data!r} is not a file or a folder; give a folder, a COCO root, a .tar, a .parquet or a list"
         )
+
+
+def raise_for_split(data: str, split: str) -> None:
+    """Raises UserError where DATA is a file, or a folder that has neither a folder nor Parquet files of the split."""
+    if split and os.path.isfile(data):
+        raise UserError(f"--split {split} is of a folder, and {data!r} is a file; leave it out")
+    if split and os.path.isdir(data):
+        root = os.fsencode(os.path.abspath(data))
+        if not _parquet_files(root, split):
+            split_folder(root, split)
 
 
 def _index_folder(root: bytes, *, split: str, limit: int, progress: bool) -> ImageIndex:

@@ -10,7 +10,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from batchjob import plan as plans
-from batchjob.config import Runtime
+from batchjob import retries
+from batchjob.config import Runtime, to_json
 from batchjob.errors import WorkLeft, tell
 from batchjob.job.buffers import Buffers
 from batchjob.job.clusters import FindClusters, find_engine, forecast, open_clusterer, prepare_problems
@@ -94,7 +95,8 @@ def label(
         start_s=job.start_s,
     )
     if failed:
-        say(describe_failures(failed, job.stages.images, retry=f"batchjob run {plan.data} {run} --retry-failed"))
+        retry = retries.sentence(retries.count_of(failed), plan.data, run, to_json(plan.options))
+        say(describe_failures(failed, job.stages.images, retry=retry))
     if lost:
         raise WorkLeft(
             f"not published: {'; '.join(list(lost.values())[:3])} can't be read now ({len(lost)} partitions); bring "

@@ -18,7 +18,8 @@ from batchjob.errors import UserError
 from batchjob.machine import choose_device
 from batchjob.model import weights
 from batchjob.model.attention import Extractor, LayerMaps, renormalise
-from batchjob.model.describe import Model, describe, load_model, resolve_heads, resolve_layers
+from batchjob.model.choices import resolve_heads, resolve_layers
+from batchjob.model.describe import Model, describe, load_model
 from batchjob.plan import geometry_of
 
 if TYPE_CHECKING:

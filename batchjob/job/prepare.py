@@ -21,7 +21,8 @@ from batchjob.data.reading import escape
 from batchjob.errors import UserError
 from batchjob.files import LOCK, clear_disk_errors, new_scratch, only_one
 from batchjob.geometry import Geometry
-from batchjob.model import names
+from batchjob.job.checks import check_input, choose_heads, raise_for_large_k
+from batchjob.model import weights
 from batchjob.plan import Plan
 
 if TYPE_CHECKING:
@@ -58,21 +59,13 @@ def prepare(data: str, run: Path, options: Options, *, say: Callable[[str], None
     """
     if found := _planned(data, run, options, say):
         return found
-    check_input(data, options)
     _check_folder(run)
     from batchjob.model import describe as model
-    from batchjob.model import weights
     from batchjob.model.precision import choose_half
     from batchjob.store import lifecycle as store
 
     spec = model.describe(options)
-    layers, heads = model.resolve_layers(options.layers, spec), model.resolve_heads(options.heads, spec)
-    if options.cluster_on == "token":
-        heads = (0,)
-    elif spec.kind == "cnn" and options.cluster_on != "attention":
-        raise UserError(
-            f"--cluster-on {options.cluster_on}: {spec.name} computes no attention; give token for its features"
-        )
+    layers, heads = choose_heads(options, spec)
     located = weights.locate(options.model, options.weights, say=say)
     trial = model.load_model(
         spec, weights.state_dict(located, say=say), precision="fp32", device="cpu"
@@ -121,44 +114,13 @@ def prepare(data: str, run: Path, options: Options, *, say: Callable[[str], None
         return plan
 
 
-def check_input(data: str, options: Options) -> None:
-    """Checks that DATA and the model exist and that k has a meaning. Takes a tenth of a second.
-
-    Parameters
-    ----------
-    data
-        DATA as the user gave it.
-    options
-        The result options.
-
-    Raises
-    ------
-    UserError
-        DATA is not there, no model has this name, or k is not a number, a rule or a file.
-    """
-    sources.raise_for_missing(data)
-    names.raise_for_unknown(options.model)
-    if not options.k.lstrip("+-").isdigit() and options.k not in K_RULES and not Path(options.k).is_file():
-        raise UserError(
-            f"--k {options.k!r} is not a number, a rule ({', '.join(K_RULES)}) or a CSV file; give one of them"
-        )
-
-
 def _planned(data: str, run: Path, options: Options, say: Callable[[str], None]) -> Plan | None:
     """The plan that is there, checked to be what is asked for; None where there is none, or it is damaged.
 
     Makes a damaged index again, where the data have not changed.
     """
-    if not (run / "plan.json").exists():
-        return None
-    try:
-        plan = plans.load(run, checks_index=False)
-    except plans.DamagedPlan:
-        return None
-    if options != plan.options or os.path.abspath(data) != plan.data:
-        check_input(data, options)  # an unknown name is an error of its own, not a different plan
-    plans.check_same(plan, run, data, options)
-    if damaged := inputs.differences(run, plan.inputs):
+    plan = check_input(data, run, options)
+    if plan is not None and (damaged := inputs.differences(run, plan.inputs)):
         index = sources.index_images(plan.data, split=options.split, limit=options.limit)
         k, instances, _ = _known(data, options, index, plan.annotations, plan.geometry, say=lambda line: None)
         with (
@@ -294,8 +256,6 @@ def kept_rows(asked: str, index: "ImageIndex") -> tuple[int, ...]:
         count = min(int(asked), len(index))
         return tuple(sorted({int(row) for row in np.linspace(0, len(index) - 1, count)})) if count else ()
     path = Path(asked)
-    if not path.is_file():
-        raise UserError(f"--keep-maps {asked} is neither a number nor a file; give N, or a file of image ids")
     try:
         wanted = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
@@ -317,8 +277,8 @@ def _read_k(
     """
     patches = geometry.grid[0] * geometry.grid[1]
     if options.k.lstrip("+-").isdigit():
-        if int(options.k) > patches and options.scope == "image":
-            raise UserError(f"--k {options.k} is more than the {patches} patches of an image; give 1 to {patches}")
+        if options.scope == "image":
+            raise_for_large_k(options.k, patches)
         return np.full(len(index), int(options.k), np.uint8)
     if options.k == "instances":
         from batchjob.data.annotations import k_instances

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from batchjob.data.index import ImageIndex
 from batchjob.data.reading import escape
 from batchjob.errors import WorkLeft
+from batchjob.retries import MAY_PASS
 from batchjob.store.writer import Failure
 
-MAY_PASS = ("missing", "unreadable")  # causes that may be gone at the next attempt
 _FEW_IMAGES = 3  # of a partition may be missing, whatever their share: photos do get deleted
 _SMALL_SHARE = 0.05  # of a partition may be missing, or more where --max-failures allows more
 _LOOKED_AT = 16
@@ -62,13 +62,11 @@ def describe_failures(causes: Mapping[str, int], count: int, *, retry: str) -> s
     count
         How many images were labelled.
     retry
-        The command that tries images again; named where a cause may be gone by then.
+        How images are tried again, as `retries.sentence` says it; empty where that is of no use.
 
     Returns
     -------
     A sentence.
     """
     told = ", ".join(f"{number} {cause}" for cause, number in sorted(causes.items(), key=lambda item: -item[1]))
-    again = sum(causes.get(cause, 0) for cause in MAY_PASS)
-    hint = f"; the {again} that are {' or '.join(MAY_PASS)} are tried again by: {retry}" if again else ""
-    return f"{sum(causes.values())} of {count} images failed: {told}{hint}"
+    return f"{sum(causes.values())} of {count} images failed: {told}{'; ' if retry else ''}{retry}"

@@ -1,6 +1,5 @@
 """Describes a timm model: `describe` finds its input, tokens and heads; `load_model` makes a `Model` with weights."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,12 +8,12 @@ import timm.data
 import torch
 from torch import Tensor, nn
 
-from batchjob.config import Options, split_list
+from batchjob.config import Options
 from batchjob.errors import UserError, nearest
 from batchjob.model import names, network, probe
+from batchjob.model.choices import DEFAULT_PX, choose_input_px
 from batchjob.plan import ModelSpec
 
-DEFAULT_PX = 224
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 CNN_STRIDE_PX = 16
 _DOES_NOT_RUN = (RuntimeError, ValueError, AssertionError, AttributeError)  # timm raises these for an unsuited size
@@ -92,7 +91,8 @@ def describe(options: Options) -> ModelSpec:
     data: dict[str, Any] = timm.data.resolve_model_data_config(net)  # type: ignore[attr-defined, no-untyped-call]
     own_px = (int(data["input_size"][1]), int(data["input_size"][2]))
     preprocessing = {"mean": tuple(data["mean"]), "std": tuple(data["std"]), "interpolation": data["interpolation"]}
-    shape = probe.probe_vit(name, net, own_px)
+    refusal = probe.NO_TOKENS if options.cluster_on == "token" else probe.NO_MAP
+    shape = probe.probe_vit(name, net, own_px, refusal=refusal)
     if shape is None:
         return _describe_cnn(options, own_px, preprocessing)
     if options.stage:
@@ -102,7 +102,7 @@ def describe(options: Options) -> ModelSpec:
     if input_px != own_px:
         try:
             network.resize(net, input_px)
-            resized = probe.probe_vit(name, net, input_px)
+            resized = probe.probe_vit(name, net, input_px, refusal=refusal)
             assert resized is not None
             shape = resized
         except _DOES_NOT_RUN as error:
@@ -206,7 +206,7 @@ def _choose_stage(options: Options, stages: tuple[probe.Stage, ...]) -> probe.St
         if not at_stride:
             raise UserError(f"model {options.model} has no stage at stride {CNN_STRIDE_PX}; give --stage ({strides})")
         return at_stride[-1]
-    if not re.fullmatch(r"-?\d{1,3}", options.stage) or not -len(stages) <= int(options.stage) < len(stages):
+    if not -len(stages) <= int(options.stage) < len(stages):
         raise UserError(
             f"--stage {options.stage} is not a stage of {options.model}; give one of 0 to {len(stages) - 1} ({strides})"
         )
@@ -220,91 +220,6 @@ def raise_for_unknown(name: str) -> None:
     tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{base}.*")]
     if tag and tag not in tags:
         raise UserError(f"model {name!r}: timm knows no weights {tag!r} of {base}; {nearest(tag, tags)}")
-
-
-def choose_input_px(text: str, own_px: tuple[int, int], *, patch_px: tuple[int, int]) -> tuple[int, int]:
-    """Chooses the size of the model's input.
-
-    Parameters
-    ----------
-    text
-        What `--image-size` says, `S` or `HxW`. If it is empty, 224 is taken, or the model's own size where 224 is not a
-        multiple of its patches.
-    own_px
-        (height, width) of the model's own input in pixels.
-    patch_px
-        (height, width) of a patch in pixels.
-
-    Returns
-    -------
-    (height, width) in pixels.
-
-    Raises
-    ------
-    UserError
-        The text is not a size, or the size is not a multiple of the patches.
-    """
-    if not text:
-        divides = all(DEFAULT_PX % patch == 0 for patch in patch_px)
-        return (DEFAULT_PX, DEFAULT_PX) if divides else own_px
-    match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text.strip().lower())
-    if not match:
-        raise UserError(f"--image-size {text!r} is not a size in pixels; give S or HxW, e.g. 224 or 336x448")
-    asked = (int(match[1]), int(match[2] or match[1]))
-    fitting = tuple(max(1, round(px / patch)) * patch for px, patch in zip(asked, patch_px, strict=True))
-    if fitting != asked:
-        size = "{}x{}".format(*patch_px)
-        raise UserError(
-            f"--image-size {text} is not a multiple of the model's {size} patches; try {fitting[0]}x{fitting[1]}"
-        )
-    return asked
-
-
-def resolve_layers(text: str, spec: ModelSpec) -> tuple[int, ...]:
-    """Returns the layers that `--layers` names, counted from 0, ascending.
-
-    Parameters
-    ----------
-    text
-        Numbers joined by commas, negative ones counted from the end (`-1`, `0,5,11`), or `all`.
-    spec
-        Describes the model.
-
-    Raises
-    ------
-    UserError
-        The text is not such a list, or a number is out of range.
-    """
-    return _resolve("layers", text, spec.num_layers, spec.name)
-
-
-def resolve_heads(text: str, spec: ModelSpec) -> tuple[int, ...]:
-    """Returns the heads that `--heads` names, counted from 0, ascending.
-
-    Parameters
-    ----------
-    text, spec
-        As `resolve_layers`.
-
-    Raises
-    ------
-    UserError
-        As `resolve_layers`.
-    """
-    return _resolve("heads", text, spec.num_heads, spec.name)
-
-
-def _resolve(option: str, text: str, count: int, model: str) -> tuple[int, ...]:
-    items = split_list(text)
-    if items == ["all"]:
-        return tuple(range(count))
-    if not items or not all(re.fullmatch(r"-?\d{1,4}", item) for item in items):
-        raise UserError(f"--{option} {text!r} is not a list of numbers; give e.g. -1, or 0,{count - 1}, or all")
-    outside = [item for item in items if not -count <= int(item) < count]
-    if outside:
-        have, give = (f"{count} {option}", f"0 to {count - 1}, or -1") if count > 1 else (f"1 {option[:-1]}", "0")
-        raise UserError(f"--{option} {', '.join(outside)} out of range: {model} has {have}; give {give}")
-    return tuple(sorted({int(item) % count for item in items}))
 
 
 def load_model(

@@ -13,7 +13,8 @@ from batchjob.errors import UserError
 from batchjob.inputs import sha256_of
 from batchjob.model import network, probe, weights
 from batchjob.model import sdpa_tap as taps
-from batchjob.model.describe import DEFAULT_PX, Model, choose_input_px, vit_spec
+from batchjob.model.choices import DEFAULT_PX, choose_input_px
+from batchjob.model.describe import Model, vit_spec
 
 _IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bicubic"}
 

@@ -18,6 +18,12 @@ NO_MAP = (
     "vit_small_patch14_dinov2.lvd142m, or a CNN such as resnet50"
 )
 
+NO_TOKENS = (
+    "has no tokens for --cluster-on token, which takes those of transformers that keep one grid of patches and compute "
+    "one softmax(QK) over all of it in every block, and the features of CNNs; give e.g. "
+    "vit_small_patch14_dinov2.lvd142m or resnet50"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class VitShape:
@@ -45,7 +51,7 @@ class Stage:
     activation_numbers: int  # of one image, alive at once
 
 
-def probe_vit(name: str, net: Any, input_px: tuple[int, int]) -> VitShape | None:
+def probe_vit(name: str, net: Any, input_px: tuple[int, int], *, refusal: str = NO_MAP) -> VitShape | None:
     """Finds the tokens, heads and layers of a network.
 
     Parameters
@@ -56,6 +62,8 @@ def probe_vit(name: str, net: Any, input_px: tuple[int, int]) -> VitShape | None
         On the meta device, as `network.build` makes it.
     input_px
         (height, width) of the input in pixels, for which the network is built.
+    refusal
+        What the error says of the model.
 
     Returns
     -------
@@ -75,12 +83,12 @@ def probe_vit(name: str, net: Any, input_px: tuple[int, int]) -> VitShape | None
     grid, prefix = _grid(net, input_px), int(getattr(net, "num_prefix_tokens", 0))
     blocks = len(getattr(net, "blocks", ()))
     if grid is None or not calls or len(calls) != blocks:
-        raise UserError(f"model {name} {NO_MAP}")
+        raise UserError(f"model {name} {refusal}")
     tokens = prefix + grid[0] * grid[1]
     heads, head_dim = calls[0].query.shape[1], calls[0].query.shape[-1]
     expected = torch.Size((1, heads, tokens))
     if any(c.query.shape[:3] != expected or c.key.shape[:3] != expected or c.is_causal for c in calls):
-        raise UserError(f"model {name} {NO_MAP}")
+        raise UserError(f"model {name} {refusal}")
     parts = (net, getattr(net, "embeds", None))
     return VitShape(
         grid=grid,

@@ -76,15 +76,20 @@ def locate(model: str, weights: str, *, say: Callable[[str], None] = lambda line
     if weights == "random":
         return Weights(model, "random", "", "")
     if weights:
+        raise_for_missing(weights)
         path = Path(weights).expanduser().resolve()
-        if not path.is_file():
-            raise UserError(f"--weights {weights} is not a file; give a safetensors or pth file, or 'random'")
         return Weights(model, "file", str(path), sha256_of_weights(path))
     tagged = _with_tag(model)
     cached = cache_folder() / f"{tagged.replace('/', '_')}.safetensors"
     if not cached.exists():
         _fill_cache(tagged, cached, say)
     return Weights(model, "cache", str(cached), sha256_of(cached), _origin(cached))
+
+
+def raise_for_missing(weights: str) -> None:
+    """Raises UserError where what `--weights` says is neither a file that is there nor `random`."""
+    if weights != "random" and not Path(weights).expanduser().is_file():
+        raise UserError(f"--weights {weights} is not a file; give a safetensors or pth file, or 'random'")
 
 
 def fetch_from_registry(model: str) -> Path:

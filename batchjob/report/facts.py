@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from batchjob import retries
 from batchjob.config import Options, as_arguments
 from batchjob.figures.pictures import model_name
 from batchjob.stats.text import left_out
@@ -58,6 +59,7 @@ class Facts:
     pending: int  # images that were not tried yet
     causes: list[tuple[str, int]]  # of failures, with how many images failed by each
     failures: list[Failure]  # the first few
+    retry: str  # how images are tried again whose cause of failure may pass; empty where there are none
     timing: Timing | None  # None where no times were logged
     command: str  # that makes the run again
     rows: list[tuple[str, str]]  # what was run: name and value
@@ -80,6 +82,7 @@ def gather(run: Run) -> Facts:
         pending=int((run.data["status"].values == 255).sum()),
         causes=causes,
         failures=failures,
+        retry=retries.sentence(retries.count_of(dict(causes)), run.data_asked, run.folder, run.options),
         timing=_timing(run.folder / "logs"),
         command=_command(plan, run.folder),
         rows=_rows(run),

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from batchjob.codes import OK, PENDING
+from batchjob import retries
+from batchjob.codes import OK, PENDING, STATUS
 from batchjob.metrics import catalogue
 from batchjob.metrics.clusters import agreement
 from batchjob.metrics.saliency import normalise
@@ -16,6 +17,8 @@ from batchjob.stats.image import PairTable, Scene, pair_table, score_labels, sco
 from batchjob.stats.pool import Pool, blocks
 from batchjob.stats.truth import Truth
 from batchjob.store.run import Part, Run
+
+_MAY_PASS = [STATUS[cause] for cause in retries.MAY_PASS]
 
 
 @dataclass(slots=True)
@@ -28,7 +31,7 @@ class Scored:
     pairs: list[tuple[int, PairTable]] = field(default_factory=list)  # (row, its pairs)
     # `heads` [3, M, L, H, H] and `algorithms` [3, L, H, M, M]: how many images, sum and sum of squares of the indices
     agreement: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    counts: Counter[str] = field(default_factory=Counter)  # images, pending, failed
+    counts: Counter[str] = field(default_factory=Counter)  # images, pending, failed, and of these retries.COUNT
 
 
 def score_run(run: Run, truth: Truth | None, pool: Pool) -> Iterator[Scored]:
@@ -59,6 +62,8 @@ def _score_block(run: Run, truth: Truth | None, rows: tuple[int, int]) -> Scored
         result.counts["images"] += 1
         if part.status[i] != OK:
             result.counts["pending" if part.status[i] == PENDING else "failed"] += 1
+            if part.status[i] in _MAY_PASS:
+                result.counts[retries.COUNT] += 1
             continue
         for name, found in _score_image(run, part, i, _scene(run, part, i, truth), result).items():
             if name not in result.arrays:

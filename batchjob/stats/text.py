@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from batchjob import retries
 from batchjob.config import as_arguments
 from batchjob.metrics import catalogue
 from batchjob.stats import sentences
@@ -84,6 +85,7 @@ def describe(run: Run, counts: Mapping[str, int], summary: pd.DataFrame, selecti
         )
     pending = f", {counts['pending']:,} not labelled yet" if counts.get("pending") else ""
     lines.append(f"{counts.get('images', 0):,} images, {counts.get('failed', 0):,} of them failed{pending}")
+    lines += _retry(run, counts)
     if counts.get("annotated"):
         total, kept = counts.get("instances", 0), counts.get("instances kept", 0)
         share = f" ({kept / total:.0%}; the grid is too coarse for the rest)" if total else ""
@@ -124,13 +126,18 @@ def fold(run: Run, counts: Mapping[str, int], answer: Mapping[str, Any], hints: 
     lines = [
         f"{run.name}: {run.model}{untrained}, {counts.get('images', 0):,} images, {counts.get('failed', 0):,} failed"
     ]
-    lines += left_out(counts)
+    lines += _retry(run, counts) + left_out(counts)
     if answer["lines"]:
         lines += ["", answer["question"], *answer["lines"]]
     else:
         lines += hints[:1]
     folder = run.folder / "stats"
     return [*lines, "", f"tables: {folder}", f"heads, other scores and nulls: batchjob stats {run.folder} --verbose"]
+
+
+def _retry(run: Run, counts: Mapping[str, int]) -> list[str]:
+    said = retries.sentence(counts.get(retries.COUNT, 0), run.data_asked, run.folder, run.options)
+    return [said] if said else []
 
 
 def left_out(counts: Mapping[str, int]) -> list[str]:

@@ -92,6 +92,11 @@ class Run:
         return str(self.plan.get("annotations", "")) if (self.folder / "plan.json").exists() else ""
 
     @property
+    def data_asked(self) -> str:
+        """DATA as an absolute path; the word `DATA` where plan.json is not there."""
+        return str(self.plan["data"]) if (self.folder / "plan.json").exists() else "DATA"
+
+    @property
     def annotations_scored(self) -> dict[str, str]:
         """Absolute path -> sha256 of the annotations that `stats --annotations` was given; empty where it had none."""
         path = self.folder / ANNOTATIONS_SCORED

@@ -1,0 +1,39 @@
+"""The failures whose cause may be gone at the next attempt, and the command that tries these images again."""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from batchjob.config import as_arguments
+
+MAY_PASS = ("missing", "unreadable")
+COUNT = " or ".join(MAY_PASS)  # what stats/counts.json calls the number of these images
+
+
+def count_of(causes: Mapping[str, int]) -> int:
+    """Counts the images whose cause of failure may be gone; `causes` counts all failed images by cause."""
+    return sum(causes.get(cause, 0) for cause in MAY_PASS)
+
+
+def sentence(count: int, data: str, run: Path, options: Mapping[str, Any]) -> str:
+    """Says how images are tried again whose cause of failure may be gone.
+
+    Parameters
+    ----------
+    count
+        How many images there are.
+    data, run
+        DATA as it was planned, and the folder of the run.
+    options
+        The result options of the run by name, without which the command would be refused.
+
+    Returns
+    -------
+    A sentence without its full stop; empty where `count` is 0.
+    """
+    if not count:
+        return ""
+    words = ["batchjob", "run", data, str(run), *as_arguments(options), "--retry-failed"]
+    which = f"the {count:,} that are {COUNT} are"
+    return f"{which} tried again by: {shlex.join(words)} (with make: RETRY_FAILED=1)"
