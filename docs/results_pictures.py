@@ -6,14 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize, to_rgba
 from matplotlib.figure import Figure
 
 from batchjob.figures import canvas
+from batchjob.figures.statistics import LAYERS
 from batchjob.stats.summary import SURE
 
 if TYPE_CHECKING:
     from docs.results_page import Tables
 
+_WIDTH = 7.1  # inches, 180 mm: as wide as a page, where a picture's letters have the size that they say
 # Colours that colour-blind eyes can tell apart (Okabe and Ito).
 _COLOURS = {
     "attention": "#0072b2",
@@ -53,16 +57,17 @@ def _map(found: "Sequence[Tables]") -> Figure:
     """Draws the gain over other photos' objects by layer and head, trained and untrained side by side on one scale."""
     panels = [(t, run) for t in found for run in ("attention", "random0") if t.has(run)]
     tables = [t.heads(run, "swap") for t, run in panels]
-    cell = 0.165
-    widths = [table["head"].nunique() * cell for table in tables]
+    heads = [int(table["head"].nunique()) for table in tables]
+    cell = min(0.165, (_WIDTH - 0.95 - 0.45 * len(tables)) / sum(heads))
+    widths = [count * cell for count in heads]
     height = max(table.layer.nunique() for table in tables) * cell
     figure = canvas.sheet(0.5 + sum(w + 0.45 for w in widths) + 0.45, height + 1.0)
     limit = max(float(np.nanmax(np.abs(table.gain))) for table in tables)
     left = 0.5
     for (t, run), table, width in zip(panels, tables, widths, strict=True):
         axes = _panel(figure, left, 0.5, width, height)
-        values = table.pivot(index="layer", columns="head", values="gain").sort_index(ascending=False)
-        sure = table.pivot(index="layer", columns="head", values="p_holm").sort_index(ascending=False) < SURE
+        values = table.pivot(index="layer", columns="head", values="gain").sort_index()
+        sure = table.pivot(index="layer", columns="head", values="p_holm").sort_index() < SURE
         image = axes.imshow(values, cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto")
         for i, j in zip(*np.nonzero(sure.to_numpy()), strict=True):
             axes.plot(j, i, "o", color="#111111", markersize=2)
@@ -74,19 +79,19 @@ def _map(found: "Sequence[Tables]") -> Figure:
         if left < 1:
             axes.set_ylabel("layer")
         name = t.title.split(",")[0] if run == "attention" else "the same, untrained"
-        canvas.write(figure, left, 0.28, name, size=6.5)
+        canvas.write(figure, left, 0.28, name, size=7)
         left += width + 0.45
     bar = _panel(figure, left - 0.2, 0.5, 0.08, height)
     figure.colorbar(image, cax=bar)
     bar.tick_params(length=2)
-    figure.axes[-1].set_ylabel("ARI: gain over other photos' objects", size=6.5)
-    canvas.write(figure, 0.14, height + 0.86, "● p < 0.05 after Holm", size=6, color=canvas.QUIET)
+    figure.axes[-1].set_ylabel("ARI: gain over other photos' objects", size=7)
+    canvas.write(figure, 0.14, height + 0.86, "● p < 0.05 after Holm", size=7, color=canvas.QUIET)
     return figure
 
 
 def _layers(found: "Sequence[Tables]") -> Figure:
     """Draws the mean score of the heads by layer: a line for each kind of vector clustered, and one for position."""
-    width, height = 2.5, 1.9
+    width, height = min(2.5, (_WIDTH - 1.6) / len(found) - 0.35), 1.9
     figure = canvas.sheet(0.6 + len(found) * (width + 0.35) + 1.0, height + 0.95)
     lines: dict[str, Any] = {}
     for i, t in enumerate(found):
@@ -115,39 +120,29 @@ def _layers(found: "Sequence[Tables]") -> Figure:
 
 
 def _paired(found: "Sequence[Tables]") -> Figure:
-    """Draws a dot a head, its keys' score across and its attention's up; with a ring if the difference is sure."""
-    side = 1.65
+    """Draws a dot a head, its keys' score across and its attention's up; filled if the difference is sure."""
+    side = min(1.65, (_WIDTH - 1.2) / len(found) - 0.3)
+    shades = ScalarMappable(Normalize(0, 11), LAYERS)
     figure = canvas.sheet(0.6 + len(found) * (side + 0.3) + 0.6, side + 0.95)
     for i, t in enumerate(found):
         axes = _panel(figure, 0.6 + i * (side + 0.3), 0.4, side, side)
         heads = t.compared("key", "head")
         axes.plot([0, 0.7], [0, 0.7], color=canvas.RULE, linewidth=0.8, zorder=0)
-        sure = heads.p_holm < SURE
-        colours = np.asarray(heads.layer_a, dtype=float)
-        for some, filled in ((heads[~sure], False), (heads[sure], True)):
-            shown = axes.scatter(
-                some.mean_b,
-                some.mean_a,
-                s=14 if filled else 9,
-                c=colours[sure] if filled else colours[~sure],
-                cmap="viridis_r",
-                vmin=0,
-                vmax=11,
-                edgecolors=canvas.INK if filled else "none",
-                linewidths=0.6,
-            )
+        inks = shades.to_rgba(heads.layer_a.to_numpy(dtype=float))
+        fills = np.where((heads.p_holm < SURE).to_numpy()[:, None], inks, to_rgba("white"))
+        axes.scatter(heads.mean_b, heads.mean_a, s=13, ec=inks, fc=fills, linewidths=0.8)
         axes.set_xlim(-0.03, 0.7)
         axes.set_ylim(-0.03, 0.7)
         axes.set_xlabel("its keys: ARI")
-        canvas.write(figure, 0.6 + i * (side + 0.3), 0.2, t.title, size=6.5)
+        canvas.write(figure, 0.6 + i * (side + 0.3), 0.2, t.title, size=7)
         if i == 0:
             axes.set_ylabel("its attention: ARI")
         else:
             axes.set_yticklabels([])
     bar = _panel(figure, 0.6 + len(found) * (side + 0.3), 0.4, 0.07, side)
-    figure.colorbar(shown, cax=bar).set_label("layer", size=6.5)
+    figure.colorbar(shades, cax=bar).set_label("layer", size=7)
+    bar.invert_yaxis()  # the first layer on top, as in the figures of a run
     bar.tick_params(length=2)
-    canvas.write(
-        figure, 0.14, side + 0.82, "a ring: the difference has p < 0.05 after Holm", size=6, color=canvas.QUIET
-    )
+    told = "filled: the difference has p < 0.05 after Holm; open: it has not"
+    canvas.write(figure, 0.14, side + 0.8, told, size=7, color=canvas.QUIET)
     return figure

@@ -152,6 +152,21 @@ EYES = {
 
 
 @pytest.mark.parametrize("eye", EYES)
+def test_the_first_colours_of_objects_stay_apart_for_colour_blind_eyes(eye: str) -> None:
+    rgb = np.array([[int(text[i : i + 2], 16) / 255 for i in (1, 3, 5)] for text in palette.OBJECT_COLOURS[:8]])
+    seen = lab(np.clip(rgb**2.2 @ np.array(EYES[eye]).T, 0, 1))
+    gaps = np.linalg.norm(seen[:, None] - seen[None], axis=-1)
+    assert gaps[~np.eye(8, dtype=bool)].min() > 25
+
+
+def test_the_colours_of_objects_are_many_and_no_two_are_the_same() -> None:
+    likeness = palette.object_likeness()
+    assert len(likeness) >= 12
+    assert np.allclose(np.diag(likeness), 1)
+    assert likeness[~np.eye(len(likeness), dtype=bool)].max() < 0.45
+
+
+@pytest.mark.parametrize("eye", EYES)
 def test_the_first_clusters_colours_stay_apart_for_colour_blind_eyes(eye: str) -> None:
     linear = palette.cluster_colours(7) ** 2.2 @ np.array(EYES[eye]).T
     seen = lab(np.clip(linear, 0, 1))
@@ -215,9 +230,34 @@ def test_heads_are_placed_by_their_gains_over_two_nulls_and_their_names_never_ov
     figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in axes.texts]
     assert len(boxes) >= min(layers * heads, 4)
+    zeros = axes.transData.transform((0, 0))
+    corners = [t.get_window_extent() for t in axes.texts if t.get_style() == "italic"]
+    assert not any(box.x0 < zeros[0] < box.x1 or box.y0 < zeros[1] < box.y1 for box in corners)
+    named = len(axes.texts) - len(corners)
+    told = " ".join(figure.texts[-1].get_text().split())
+    if layers * heads > 8:
+        assert ("the 8 best" in told) if named == 8 else (f"{named} of the 8 best" in told)
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
     spread = np.ptp(points[:, 0]) / np.ptp(axes.get_xlim())
     assert spread > 0.5  # the picture is well filled
+
+
+def test_a_head_has_a_filled_point_only_if_both_of_its_gains_are_sure() -> None:
+    summary = summary_of(1, 4)
+    summary.loc[(summary["head"] == 3) & (summary["null"] == "swap"), "p_holm"] = 1.0
+    points = statistics.against_nulls(summary, score="instance_ari", heading="model").axes[0].collections[-1]
+    white = (np.asarray(points.get_facecolor())[:, :3] == 1).all(axis=1)
+    assert white.tolist() == [True, True, False, True]  # gains 0.0, 0.1, 0.2 and 0.3
+
+
+def test_names_that_find_no_place_are_counted_in_the_caption() -> None:
+    summary = summary_of(2, 4).assign(gain=0.5)  # all points in one place
+    summary["layer"] *= 10**15  # and names so long that few have room around it
+    figure = statistics.against_nulls(summary, score="instance_ari", heading="model")
+    told = " ".join(figure.texts[-1].get_text().split())
+    named = sum("/" in text.get_text() for text in figure.axes[0].texts)
+    assert 0 < named < 8
+    assert f"{named} of the 8 best, where there is room," in told
 
 
 def test_an_svg_in_a_page_has_ids_of_its_own_and_the_pages_colours() -> None:

@@ -2,17 +2,21 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from batchjob.errors import UserError
-from batchjob.figures import Look, objects, write_figures
-from batchjob.figures.outlines import Outline, colours_of, count_words
+from batchjob.figures import Look, canvas, objects, write, write_figures
+from batchjob.figures.outlines import Outline, choose_colours, count_words, key_entries, sharing
 from batchjob.figures.overview import overview
+from batchjob.figures.palette import OBJECT_COLOURS, object_likeness
 from batchjob.figures.photos import open_run, photo_of
 from batchjob.figures.pictures import extremes, grids
+from batchjob.report.browser import pack
 from batchjob.stats.run import run_stats
 from batchjob.store.run import Run
 from tests.runs import plan_what_is_there
@@ -116,14 +120,74 @@ def test_a_masks_outline_runs_along_its_edge_and_round_its_holes() -> None:
     assert (*hole.min(0), *hole.max(0)) == pytest.approx((30, 20, 40, 30), abs=0.6)
 
 
-def test_a_category_has_one_colour_in_a_picture_and_the_key_counts_what_is_scored_first() -> None:
-    line = (np.zeros((2, 2)),)
-    one = [Outline("cat", "instance", line), Outline("cat", "instance", line), Outline("dog", "instance", line)]
-    other = [Outline("dog", "small", line), Outline("bird", "crowd", line)]
-    colours = colours_of([one, other])
-    assert list(colours) == ["cat", "dog", "bird"]
-    assert len(set(colours.values())) == 3
+LINE = (np.zeros((2, 2)),)
+
+
+def test_the_key_counts_what_is_scored_first() -> None:
+    one = [Outline("cat", "instance", LINE), Outline("cat", "instance", LINE), Outline("dog", "instance", LINE)]
+    other = [Outline("dog", "small", LINE), Outline("bird", "crowd", LINE)]
     assert count_words(one + other) == ([("cat", 2), ("dog", 1)], "+ 1 small, 1 crowd")
+
+
+def test_categories_have_colours_of_their_own_while_there_are_colours() -> None:
+    names = [f"kind {n}" for n in range(len(OBJECT_COLOURS))]
+    colours = choose_colours([names[:3], names[2:5]], names)
+    assert sorted(colours.values()) == sorted(OBJECT_COLOURS)
+    assert colours == choose_colours([names[2:5], names[:3]], reversed(names))
+    assert choose_colours([["rare"], ["common"], ["common"]])["common"] == OBJECT_COLOURS[0]
+
+
+def test_of_more_categories_than_colours_those_of_one_photo_stay_apart() -> None:
+    names = [f"kind {n}" for n in range(3 * len(OBJECT_COLOURS))]
+    photos = [names[start : start + 12] for start in range(0, len(names), 12)]
+    colours = choose_colours(photos)
+    assert all(len({colours[name] for name in photo}) == 12 for photo in photos)
+
+
+def test_categories_of_one_photo_are_not_given_colours_that_are_alike() -> None:
+    names = [f"kind {n}" for n in range(12)]
+    colours = choose_colours([names[:11], [names[0], names[11]]])
+    places = [OBJECT_COLOURS.index(colours[names[n]]) for n in (0, 11)]
+    assert object_likeness()[places[0], places[1]] < 0.1
+
+
+def test_the_key_says_which_categories_share_a_colour() -> None:
+    outlines = [Outline(name, "instance", LINE, "#aa55ff") for name in ("cup", "cup", "fork")]
+    outlines += [Outline("spoon", "small", LINE, "#aa55ff"), Outline("person", "instance", LINE, "#ffcc00")]
+    assert sharing(outlines) == {"#aa55ff": ["cup", "fork", "spoon"]}
+    assert [entry.text for entry in key_entries(outlines)] == ["cup 2, fork 1, spoon (one colour)", "person 1"]
+
+
+def words_of_key(room: float, lines: int = 1) -> list[str]:
+    figure = canvas.sheet(6, 1)
+    outlines = [Outline(f"category {n}", "instance", LINE) for n in range(5) for _ in range(5 - n)]
+    outlines = [replace(o, colour=OBJECT_COLOURS[int(o.category[-1])]) for o in outlines]
+    canvas.key(figure, 0.1, 0.1, room, [*outlines, Outline("dot", "small", LINE, OBJECT_COLOURS[5])], lines=lines)
+    return [text.get_text() for text in figure.texts if text.get_text() not in ("", "■")]
+
+
+def test_a_key_without_room_ends_with_how_many_objects_it_leaves_out() -> None:
+    assert words_of_key(5.8)[-1] == "+ 1 small"
+    assert words_of_key(2.5) == ["category 0 5", "category 1 4", "+ 7 more"]
+    assert words_of_key(2.5, lines=2)[-2:] == ["category 4 1", "+ 1 small"]
+    assert words_of_key(1.9, lines=2) == ["category 0 5", "category 1 4", "category 2 3", "+ 4 more"]
+    assert words_of_key(0.1) == ["16 objects"]
+
+
+def test_a_category_has_one_colour_in_all_photos_of_a_run_and_in_the_report(runs: list[Path]) -> None:
+    run = open_run(runs[0])
+    found = {(o.category, o.colour) for row in range(len(run.ids)) for o in objects.objects_of(run, row)}
+    assert found
+    assert len(found) == len({category for category, _ in found})
+    packed = pack([run], run.ok_rows.tolist(), [None], [(0, 0)]).json["categories"]
+    assert set(packed.items()) <= found
+
+
+def test_no_heading_is_cut(runs: list[Path]) -> None:
+    for name, figure in write._pictures([open_run(folder) for folder in runs], Look(count=2)):
+        assert "…" not in figure.texts[0].get_text(), name
+        if name.startswith("stats"):
+            assert "…" not in figure.texts[1].get_text(), name
 
 
 def test_objects_are_drawn_unless_they_are_switched_off(runs: list[Path]) -> None:
@@ -156,7 +220,21 @@ def test_the_overview_asks_the_question_shows_three_photos_and_answers(runs: lis
     assert figure is not None
     words = " ".join(text.get_text() for text in figure.texts)
     assert "Do clusters of self-attention separate objects of the same class?" in words
-    for word in ("best: ", "median: ", "worst: ", "An example"):
+    for word in ("best ", "median ", "worst ", "An example", "(n = ", "The head was chosen on "):
         assert word in words
     assert len(figure.axes) == 2 * 3 + 1  # photos, their clusters, the forest
     assert len(figure.axes[-1].get_yticklabels()) == 6
+    assert [text.get_text() for text in figure.axes[-1].texts] == ["mean"]
+    assert min(text.get_fontsize() for text in figure.findobj(Text) if text.get_text()) >= 7
+
+
+def test_the_score_stands_over_the_clusters_that_it_belongs_to(runs: list[Path]) -> None:
+    run = open_run(runs[0])
+    (_, figure), *_ = grids(run, run.ok_rows[:1].tolist(), 11, Look())
+    height, heads = figure.get_size_inches()[1], len(run.heads)
+    attention, clusters = (figure.axes[1 + n].get_position() for n in (0, heads))
+    numbers = [t for t in figure.texts if t.get_text() == "–" or t.get_text().lstrip("−").startswith(("0.", "1."))]
+    assert len(numbers) == heads
+    for text in numbers:
+        assert clusters.y1 < text.get_position()[1] < attention.y0
+        assert attention.y0 - text.get_position()[1] > 0.09 / height, "there is room for the digits"

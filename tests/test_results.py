@@ -3,12 +3,13 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from batchjob.stats.numbers import number
 from batchjob.stats.run import run_stats
-from docs import results, results_page
+from docs import results, results_page, results_pictures
 from tests.made_up_runs import write_annotations, write_run
 
 IMAGES = 24
@@ -57,3 +58,39 @@ def test_the_page_says_what_the_tables_say(tmp_path: Path) -> None:
     assert "not made: `vits14-224-seed1`." in page
     assert "{" not in page.split("## The commands")[0]
     assert (tmp_path / "docs" / "results_paired.png").stat().st_size > 5_000
+
+
+class MadeUp:
+    """Tables of a model of three layers and four heads, each of whose heads scores more in later layers."""
+
+    title = "a model, 224 px"
+
+    def has(self, run: str) -> bool:
+        return run in ("attention", "key")
+
+    def heads(self, run: str, null: str) -> pd.DataFrame:
+        rows = [{"layer": x, "head": h, "gain": 0.1 * x, "mean": 0.1 * x} for x in range(3) for h in range(4)]
+        return pd.DataFrame(rows).assign(p_holm=1.0, null_mean=0.3)
+
+    def compared(self, run: str, kind: str) -> pd.DataFrame:
+        rows = [{"layer_a": x, "mean_a": 0.1 * x, "mean_b": 0.2, "p_holm": 0.01 if x == 1 else 1.0} for x in range(3)]
+        return pd.DataFrame(rows)
+
+
+def test_the_first_layer_is_on_top_in_the_pictures_of_the_results_too() -> None:
+    image = results_pictures._map([MadeUp()]).axes[0].images[0]  # type: ignore[list-item]
+    assert np.asarray(image.get_array())[:, 0].tolist() == pytest.approx([0.0, 0.1, 0.2])
+    low, high = image.axes.get_ylim()
+    assert low > high, "the first row is on top"
+
+
+def test_heads_whose_difference_is_not_sure_are_open_in_the_pictures_of_the_results() -> None:
+    points = results_pictures._paired([MadeUp()]).axes[0].collections[0]  # type: ignore[list-item]
+    white = (np.asarray(points.get_facecolor())[:, :3] == 1).all(axis=1)
+    assert white.tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_pictures_of_the_results_fit_a_page(count: int) -> None:
+    for draw in (results_pictures._map, results_pictures._layers, results_pictures._paired):
+        assert draw([MadeUp()] * count).get_size_inches()[0] <= 7.5  # type: ignore[list-item]

@@ -2,7 +2,7 @@
 
 import functools
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,9 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from numpy.typing import NDArray
 
-from batchjob.figures.outlines import Outline, count_words
+from batchjob.figures.outlines import KeyEntry, Outline, count_words, key_entries
 from batchjob.figures.palette import MAP_COLOURS, label_colours
 
 T = TypeVar("T", bound=np.generic)
@@ -36,14 +37,15 @@ _STYLE: Any = {
     "ytick.color": QUIET,
     "xtick.major.width": 0.5,
     "ytick.major.width": 0.5,
-    "xtick.labelsize": 6.5,
-    "ytick.labelsize": 6.5,
+    "xtick.labelsize": 7.0,
+    "ytick.labelsize": 7.0,
     "legend.frameon": False,
-    "legend.fontsize": 6.5,
+    "legend.fontsize": 7.0,
     "pdf.fonttype": 42,
     "svg.fonttype": "none",
     "svg.hashsalt": "batchjob",
 }
+KEY_SIZE, KEY_LINE = 7.0, 0.12  # points of the key under a photo, and inches from line to line
 OBJECTS_NOTE = "Outlines: annotated objects; dotted, too small for the patch grid; dashed, crowds. Neither is scored."
 PHOTO_SHARE = 0.36  # of the photo's grey in a pixel with a cluster's colour: objects stay visible, the colour dominates
 
@@ -190,7 +192,7 @@ def heat_note(figure: Figure, left: float, top: float, text: str) -> None:
     """
     bar = place(figure, left + 0.1, top, 0.5, 0.085)
     bar.imshow(np.linspace(0, 1, 128)[None], cmap=MAP_COLOURS, aspect="auto")
-    write(figure, left, top - 0.01, "0", size=6.5, color=QUIET)
+    write(figure, left, top - 0.01, "0", size=7, color=QUIET)
     note(figure, left + 0.66, top - 0.01, f"each map's own 99th percentile and more. {text}".rstrip())
 
 
@@ -204,8 +206,8 @@ def note(figure: Figure, left: float, top: float, text: str) -> None:
     text
         The small print.
     """
-    room = int((figure.get_size_inches()[0] - left - 0.1) / 0.054)  # a character of 6.5 points
-    write(figure, left, top, "\n".join(textwrap.wrap(text, max(room, 20))), size=6.5, color=QUIET, linespacing=1.35)
+    room = int((figure.get_size_inches()[0] - left - 0.1) / 0.058)  # a character of 7 points
+    write(figure, left, top, "\n".join(textwrap.wrap(text, max(room, 20))), size=7, color=QUIET, linespacing=1.35)
 
 
 def show_photo(axes: Axes, photo: NDArray[np.uint8]) -> None:
@@ -300,9 +302,7 @@ def show_labels(
     show_lines(axes, borders(labels), labels.shape, span, colors="white", linewidths=hairline(axes, labels.shape))
 
 
-def show_objects(
-    axes: Axes, outlines: Sequence[Outline], colours: Mapping[str, str] | None = None, *, width: float = 1.0
-) -> None:
+def show_objects(axes: Axes, outlines: Sequence[Outline], *, is_white: bool = False, width: float = 1.0) -> None:
     """Draws the outlines of objects: dashed for crowds, dotted and thin for objects too small for the patch grid.
 
     Parameters
@@ -311,52 +311,74 @@ def show_objects(
         As `show_photo` leaves them.
     outlines
         The objects.
-    colours
-        The colour of each category; None draws all in white.
+    is_white
+        Whether to draw all in white, and not in the colours of their categories.
     width
         Of a line, in points.
     """
     for kind, dashes, share in (("small", (0, (1, 1.2)), 0.6), ("crowd", (0, (4, 2)), 0.8), ("instance", "-", 1.0)):
         mine = [o for o in outlines if o.kind == kind]
         lines = [line for o in mine for line in o.lines]
-        inks = [colours[o.category] if colours else "#ffffff" for o in mine for _ in o.lines]
+        inks = ["#ffffff" if is_white else o.colour for o in mine for _ in o.lines]
         how: dict[str, Any] = {"capstyle": "butt", "zorder": 4}
         if lines:
             axes.add_collection(LineCollection(lines, colors="#000000", linewidths=share * width + 0.7, **how))
             axes.add_collection(LineCollection(lines, colors=inks, linewidths=share * width, linestyles=dashes, **how))
 
 
-def key(figure: Figure, left: float, top: float, room: float, outlines: Sequence[Outline], colours: Any) -> None:
-    """Writes one line that names the categories in the colours of their outlines, with their counts.
+def key(figure: Figure, left: float, top: float, room: float, outlines: Sequence[Outline], *, lines: int = 1) -> None:
+    """Writes a line that names the categories beside the colours of their outlines, with their counts.
+
+    Where not all fits, it ends with `+ n more` objects.
 
     Parameters
     ----------
     figure, left, top
         As `place`.
     room
-        The length of the line in inches. Categories that do not fit are left out.
+        The length of the line in inches.
     outlines
         The objects of one photo.
-    colours
-        The colour of each category.
+    lines
+        The most lines.
     """
-    counts, rest = count_words(outlines)
     renderer, dpi = FigureCanvasAgg(figure).get_renderer(), figure.dpi  # type: ignore[no-untyped-call]
     size = figure.get_size_inches()
 
-    def put(text: str, at: float, colour: str) -> tuple[Any, float]:
-        drawn = figure.text(at / size[0], 1 - top / size[1], text, size=6, color=colour, ha="left", va="top")
+    def put(text: str, at: float, line: int, colour: str) -> tuple[Text, float]:
+        y = 1 - (top + line * KEY_LINE) / size[1]
+        how: dict[str, Any] = {"size": KEY_SIZE, "ha": "left", "va": "top", "parse_math": False}
+        drawn = figure.text(at / size[0], y, text, color=colour, **how)
         return drawn, at + float(drawn.get_window_extent(renderer).width) / dpi
 
-    at, names = left, [(f"{name} {n}", colours[name]) for name, n in counts] + [(rest, "")] * bool(rest)
-    for text, colour in names:
-        swatch, start = put("■" if colour else "", at, colour or QUIET)
-        label, at = put(text, start + 0.02 * bool(colour), QUIET)
-        if at > left + room:
-            swatch.remove()
-            label.remove()
+    for entries, rest in _keys(outlines):
+        drawn: list[Text] = []
+        at, line, is_cut = left, 0, False
+        for entry in [*entries, *[KeyEntry(rest, "", 0)] * bool(rest)]:
+            for _ in range(2):  # on this line, else on the next
+                swatch, start = put("■" if entry.colour else "", at, line, entry.colour or QUIET)
+                label, end = put(entry.text, start + 0.02 * bool(entry.colour), line, QUIET)
+                if end <= left + room or at == left:
+                    break
+                swatch.remove()
+                label.remove()
+                at, line = left, line + 1
+            drawn += [swatch, label]
+            at, is_cut = end + 0.07, is_cut or end > left + room or line >= lines
+        if not is_cut or not entries:
             break
-        at += 0.07
+        for text in drawn:
+            text.remove()
+
+
+def _keys(outlines: Sequence[Outline]) -> Iterator[tuple[list[KeyEntry], str]]:
+    """Yields the entries of a photo's key and the words behind them, first all, then ever fewer."""
+    entries, rest = key_entries(outlines), count_words(outlines)[1]
+    yield entries, rest
+    for count in reversed(range(len(entries) + 1)):
+        more = len(outlines) - sum(entry.objects for entry in entries[:count])
+        if more:
+            yield entries[:count], f"+ {more} more" if count else f"{more} object{'s' * (more > 1)}"
 
 
 def hairline(axes: Axes, grid: tuple[int, ...], *, share: float = 0.11) -> float:

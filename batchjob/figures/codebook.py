@@ -75,7 +75,7 @@ def codebook(entries: Sequence[Entry], *, heading: str = "", note: str = "", is_
 
 def _entry(figure: Figure, entry: Entry, left: float, top: float, is_relative: bool) -> None:
     caption = f"{entry.number}   {entry.share:.1%}" if entry.share >= 0.001 else f"{entry.number}   {entry.share:.2%}"
-    canvas.write(figure, left, top + _CAPTION - 0.04, caption, va="bottom", size=6.8)
+    canvas.write(figure, left, top + _CAPTION - 0.04, caption, va="bottom", size=7)
     if entry.centroid is not None:
         values = entry.centroid.astype(np.float64)
         axes = canvas.place(figure, left, top + _CAPTION, _CELL, _CELL)

@@ -1,6 +1,6 @@
 """Draws the study's figure: images × heads, with raw CLS attention above and a row of clusters for each algorithm."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,18 +10,19 @@ from numpy.typing import NDArray
 
 from batchjob.codes import NOISE
 from batchjob.figures import canvas
-from batchjob.figures.outlines import Outline, colours_of
+from batchjob.figures.outlines import Outline
 from batchjob.figures.palette import match_colours
 
 _SHEET = 12.0  # inches that the cells of the heads share; fewer heads get larger cells
 _GAP, _BETWEEN = 0.045, 0.32  # inches between cells, and between images
-_KEY = 0.12  # inches of the line that says what is outlined
+_NUMBERS = 0.12  # inches of the line with the scores
+_KEY = 0.13  # inches of the line that says what is outlined
 _MARGIN, _TITLES = canvas.MARGIN, 0.32  # inches around the sheet, and for the titles of the rows
 
 
 @dataclass(frozen=True)
 class Scored:
-    """The numbers that the study's figure writes over the maps of each image and head."""
+    """The numbers that the study's figure writes over the first clusters of each image and head."""
 
     name: str  # of the score, in words
     values: NDArray[np.floating[Any]]  # [n, H], NaN where an image has no score
@@ -74,33 +75,34 @@ def study_grid(
     objects
         For each photo the objects that are outlined on it and on its clusters.
     scored
-        What is written over the maps of each head.
+        What is written over the first clusters of each head.
 
     Returns
     -------
     A figure that pyplot does not manage.
     """
-    colours = colours_of(objects or [])
+    is_outlined = any(objects or ())
     heads = list(range(labels.shape[2])) if heads is None else list(heads)
     spans = spans or [(1.0, 1.0)] * len(photos)
     rows = 1 + len(algorithms)
     wide = float(np.clip(_SHEET / (len(heads) + 1.5), 0.86, 1.45))  # a cell's width
     cells = [wide * float(np.clip(p.shape[0] / p.shape[1], 0.4, 1.8)) for p in photos]
-    blocks = [rows * cell + (rows - 1) * _GAP for cell in cells]
+    apart = _GAP + (_NUMBERS if scored else 0)  # between the attention and the clusters
+    blocks = [rows * cell + (rows - 2) * _GAP + apart for cell in cells] if len(algorithms) else cells
     photo_width = max(min(wide * 2.2, block / (cell / wide)) for block, cell in zip(blocks, cells, strict=True))
     left = _MARGIN + photo_width + _TITLES + _GAP
-    between = _BETWEEN + (_KEY if colours else 0)
-    top = _MARGIN + (0.48 if heading else 0.0) + 0.20 + (0.1 if scored else 0)
+    between = _BETWEEN + (2 * _KEY if is_outlined else 0)
+    lifted = _NUMBERS if scored and not len(algorithms) else 0.0  # the titles of the heads, over the numbers
+    top = _MARGIN + (0.48 if heading else 0.0) + 0.20 + lifted
     width = left + len(heads) * (wide + _GAP) - _GAP + _MARGIN
-    height = top + sum(blocks) + (len(blocks) - 1) * between + 0.62 + (0.1 if colours else 0)
+    height = top + sum(blocks) + (len(blocks) - 1) * between + 0.62 + (0.1 + _KEY if is_outlined else 0)
     with canvas.style():
         figure = canvas.sheet(width, height)
         if heading:
             canvas.heading(figure, heading)
         for column, head in enumerate(heads):
             centre = left + column * (wide + _GAP) + wide / 2
-            y = top - 0.05 - (0.11 if scored else 0)
-            canvas.write(figure, centre, y, f"head {head}", ha="center", va="bottom", size=7.5)
+            canvas.write(figure, centre, top - 0.05 - lifted, f"head {head}", ha="center", va="bottom", size=7.5)
         for i, photo in enumerate(photos):
             maps = (
                 match_colours(labels[i].reshape(-1, *labels.shape[-2:])).reshape(labels[i].shape)
@@ -111,25 +113,25 @@ def study_grid(
                 figure,
                 photo,
                 (cls_attention[i], maps),
-                at=(left, top, cells[i], photo_width, wide),
+                at=(left, top, cells[i], photo_width, wide, apart),
                 title=titles[i],
                 row_titles=[attention_name, *(_row_title(m, labels[i, r]) for r, m in enumerate(algorithms))],
                 span=spans[i],
                 smooth=smooth,
-                objects=(objects[i], colours) if objects else ((), {}),
+                objects=objects[i] if objects else (),
                 scores=scored.values[i] if scored else None,
             )
             top += blocks[i] + between
-        top += 0.14 - between + (_KEY if colours else 0)
+        top += 0.14 - between + (2 * _KEY if is_outlined else 0)
         canvas.heat_note(figure, _MARGIN, top, f"({attention_name})")
-        canvas.note(figure, _MARGIN, top + 0.13, _explain(match, colours, scored))
+        canvas.note(figure, _MARGIN, top + 0.13, _explain(match, is_outlined, scored))
     return figure
 
 
-def _explain(match: bool, colours: Mapping[str, str], scored: Scored | None) -> str:
+def _explain(match: bool, is_outlined: bool, scored: Scored | None) -> str:
     parts = ["Clusters: colours matched within an image; they mean nothing across images."] if match else []
     parts += [f"Numbers over the maps: {scored.name}; – where it is not defined."] if scored else []
-    return " ".join(parts + [canvas.OBJECTS_NOTE] * bool(colours))
+    return " ".join(parts + [canvas.OBJECTS_NOTE] * is_outlined)
 
 
 def _block(
@@ -137,40 +139,39 @@ def _block(
     photo: NDArray[np.uint8],
     maps: tuple[NDArray[np.floating[Any]], NDArray[np.uint8]],
     *,
-    at: tuple[float, float, float, float, float],
+    at: tuple[float, float, float, float, float, float],
     title: str,
     row_titles: Sequence[str],
     span: tuple[float, float],
     smooth: bool,
-    objects: tuple[Sequence[Outline], Mapping[str, str]],
+    objects: Sequence[Outline],
     scores: NDArray[np.floating[Any]] | None,
 ) -> None:
     attention, labels = maps
-    left, top, cell, photo_width, wide = at
-    rows = 1 + len(labels)
+    left, top, cell, photo_width, wide, apart = at
     ratio = cell / wide
-    shown = min(photo_width, (rows * cell + (rows - 1) * _GAP) / ratio)
+    tops = [top, *(top + cell + apart + row * (cell + _GAP) for row in range(len(labels)))]
+    shown = min(photo_width, (tops[-1] + cell - top) / ratio)
     photo_axes = canvas.place(figure, _MARGIN, top, shown, shown * ratio)
     canvas.show_photo(photo_axes, photo)
-    canvas.show_objects(photo_axes, *objects)
-    canvas.key(figure, _MARGIN, top + shown * ratio + 0.03, photo_width, *objects)
+    canvas.show_objects(photo_axes, objects)
+    canvas.key(figure, _MARGIN, top + shown * ratio + 0.03, photo_width, objects, lines=2)
     canvas.write(figure, _MARGIN, top - 0.05, canvas.short_id(title, int(photo_width * 15)), va="bottom", size=7)
-    for row, text in enumerate(row_titles):
-        y = top + row * (cell + _GAP)
+    for row, (y, text) in enumerate(zip(tops, row_titles, strict=True)):
         canvas.write(
-            figure, left - 0.07, y + cell / 2, text, rotation=90, ha="right", va="center", size=6.2, color=canvas.QUIET
+            figure, left - 0.07, y + cell / 2, text, rotation=90, ha="right", va="center", size=7, color=canvas.QUIET
         )
         for head in range(labels.shape[1]):
             axes = canvas.place(figure, left + head * (wide + _GAP), y, wide, cell)
             if row:
                 canvas.show_labels(axes, photo, labels[row - 1, head], span=span)
-                canvas.show_objects(axes, objects[0], width=0.5)
+                canvas.show_objects(axes, objects, is_white=True, width=0.5)
             else:
                 canvas.show_heat(axes, attention[head], span=span, smooth=smooth)
-
+    over = tops[1] if len(labels) else top  # the score is of the first clusters
     for head, value in enumerate(() if scores is None else scores):
-        how: dict[str, Any] = {"ha": "center", "va": "bottom", "size": 6.2, "color": canvas.QUIET}
-        canvas.write(figure, left + head * (wide + _GAP) + wide / 2, top - 0.03, canvas.decimals(value), **how)
+        how: dict[str, Any] = {"ha": "center", "va": "bottom", "size": 7, "color": canvas.QUIET}
+        canvas.write(figure, left + head * (wide + _GAP) + wide / 2, over - 0.02, canvas.decimals(value), **how)
 
 
 def _row_title(algorithm: str, labels: NDArray[np.uint8]) -> str:

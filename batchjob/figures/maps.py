@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from batchjob.figures import canvas
-from batchjob.figures.outlines import Outline, colours_of
+from batchjob.figures.outlines import Outline
 
 Floats = NDArray[np.floating[Any]]
 _MARGIN, _GAP = canvas.MARGIN, 0.05
@@ -91,8 +91,8 @@ def _columns(
 ) -> Figure:
     row_height, titles = 1.02, 0.95 if models[0] else 0.30
     photos = [panels for group in groups.values() for panels in group]
-    colours = colours_of(panels[0].objects for panels in photos)
-    key = _KEY if colours else 0.0
+    is_outlined = any(panels[0].objects for panels in photos)
+    key = 2 * _KEY if is_outlined else 0.0  # two lines
     widths = [row_height * float(np.clip(p[0].photo.shape[1] / p[0].photo.shape[0], 0.4, 2.2)) for p in photos]
     strips = _strips(groups, widths, _SHEET - 2 * _MARGIN - titles)
     has_labels = any(panel.labels is not None for panels in photos for panel in panels)
@@ -104,7 +104,7 @@ def _columns(
     top = _MARGIN + 0.62
     height = top + len(strips) * block + named * sum(bool(name) for name, _ in strips) + 0.3
     with canvas.style():
-        figure = canvas.sheet(width, height + (0.12 if colours else 0))
+        figure = canvas.sheet(width, height + (0.12 if is_outlined else 0))
         canvas.heading(figure, heading)
         for name, strip in strips:
             if name:
@@ -113,11 +113,11 @@ def _columns(
             _row_names(figure, top + key, row_height, models, attention_name, has_labels)
             left = _MARGIN + titles
             for i in strip:
-                _column(figure, photos[i], (left, top, widths[i], row_height), smooth, colours)
+                _column(figure, photos[i], (left, top, widths[i], row_height), smooth, key)
                 left += widths[i] + _GAP
             top += block
         canvas.heat_note(figure, _MARGIN, top - 0.12, f"({attention_name})")
-        told = [remark] * bool(remark) + [canvas.OBJECTS_NOTE] * bool(colours)
+        told = [remark] * bool(remark) + [canvas.OBJECTS_NOTE] * is_outlined
         canvas.note(figure, _MARGIN, top + 0.01, " ".join(told))
     return figure
 
@@ -137,18 +137,18 @@ def _column(
     panels: Sequence[Panel],
     at: tuple[float, float, float, float],
     smooth: bool,
-    colours: Mapping[str, str],
+    key: float,
 ) -> None:
     left, top, width, height = at
     first = panels[0]
-    room = max(8, int(width * 17) - len(first.score))
+    room = max(8, int(width * 15) - len(first.score))
     title = f"{first.score}  {canvas.short_id(first.title, room)}".strip()
-    canvas.write(figure, left, top - 0.03, title, va="bottom", size=6.2, color=canvas.QUIET)
+    canvas.write(figure, left, top - 0.03, title, va="bottom", size=7, color=canvas.QUIET)
     axes = canvas.place(figure, left, top, width, height)
     canvas.show_photo(axes, first.photo)
-    canvas.show_objects(axes, first.objects, colours, width=0.8)
-    canvas.key(figure, left, top + height + 0.025, width, first.objects, colours)
-    y = top + height + _GAP + (_KEY if colours else 0)
+    canvas.show_objects(axes, first.objects, width=0.8)
+    canvas.key(figure, left, top + height + 0.025, width, first.objects, lines=2)
+    y = top + height + _GAP + key
     for panel in panels:
         axes = canvas.place(figure, left, y, width, height)
         canvas.show_heat(axes, panel.attention, span=panel.span, smooth=smooth)
@@ -156,19 +156,19 @@ def _column(
         if panel.labels is not None:
             axes = canvas.place(figure, left, y, width, height)
             canvas.show_labels(axes, panel.photo, panel.labels, span=panel.span)
-            canvas.show_objects(axes, panel.objects, width=0.5)
+            canvas.show_objects(axes, panel.objects, is_white=True, width=0.5)
             y += height + _GAP
         y += 0.08
 
 
 def _row_names(figure: Figure, top: float, height: float, models: Sequence[str], name: str, has_labels: bool) -> None:
     y = top + height + _GAP
-    quiet: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "center", "size": 6.2, "color": canvas.QUIET}
+    quiet: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "center", "size": 7, "color": canvas.QUIET}
     for model in models:
         if model:
             lines = "\n".join(canvas.shorten(part, 24) for part in model.split("\n"))
             middle = y + height + _GAP / 2
-            canvas.write(figure, _MARGIN, middle, lines, rotation=90, ha="left", va="center", size=6.8)
+            canvas.write(figure, _MARGIN, middle, lines, rotation=90, ha="left", va="center", size=7)
         x = _MARGIN + (0.72 if model else 0.12)
         canvas.write(figure, x, y + height / 2, name, **quiet)
         if has_labels:
@@ -222,9 +222,8 @@ def layer_grid(
         canvas.heading(figure, heading)
         axes = canvas.place(figure, _MARGIN, head, photo_width, photo_width * ratio)
         canvas.show_photo(axes, photo)
-        colours = colours_of([objects])
-        canvas.show_objects(axes, objects, colours)
-        canvas.key(figure, _MARGIN, head + photo_width * ratio + 0.03, photo_width + 0.5, objects, colours)
+        canvas.show_objects(axes, objects)
+        canvas.key(figure, _MARGIN, head + photo_width * ratio + 0.03, photo_width + 0.5, objects, lines=2)
         _mark(axes, query, maps.shape[-2:], span, 6)
         for column, number in enumerate(heads):
             x = left + column * (cell + _GAP) + cell / 2
@@ -269,8 +268,8 @@ def mask_grid(
     ----------
     Caron et al. 2021 (DINO), figure 1 and appendix.
     """
-    colours = colours_of(objects or [])
-    apart = 0.26 + (_KEY if colours else 0)  # inches between photos
+    is_outlined = any(objects or ())
+    apart = 0.26 + (_KEY if is_outlined else 0)  # inches between photos
     cell, top = float(np.clip(11.0 / (len(heads) + 1), 0.86, 1.45)), _MARGIN + 0.68
     ratios = [float(np.clip(p.shape[0] / p.shape[1], 0.4, 1.8)) for p in photos]
     width = 2 * _MARGIN + (len(heads) + 1) * (cell + _GAP)
@@ -287,18 +286,18 @@ def mask_grid(
         ):
             axes = canvas.place(figure, _MARGIN, top, cell, cell * ratio)
             canvas.show_photo(axes, photo)
-            canvas.show_objects(axes, own, colours, width=0.8)
-            canvas.key(figure, _MARGIN, top + cell * ratio + 0.025, 3 * cell, own, colours)
+            canvas.show_objects(axes, own, width=0.8)
+            canvas.key(figure, _MARGIN, top + cell * ratio + 0.025, 3 * cell, own)
             canvas.write(
-                figure, _MARGIN, top - 0.04, canvas.short_id(title, 22), va="bottom", size=6.2, color=canvas.QUIET
+                figure, _MARGIN, top - 0.04, canvas.short_id(title, 20), va="bottom", size=7, color=canvas.QUIET
             )
             for column, values in enumerate(maps):
                 axes = canvas.place(figure, _MARGIN + (column + 1) * (cell + _GAP), top, cell, cell * ratio)
                 _outline(axes, photo, attended(values, mass), span)
-                canvas.show_objects(axes, own, width=0.45)
+                canvas.show_objects(axes, own, is_white=True, width=0.45)
             top += cell * ratio + apart
         note = f"Bright, in orange: the fewest patches that hold {mass:.0%} of the {attention_name}."
-        canvas.note(figure, _MARGIN, height - 0.36, note + f" {canvas.OBJECTS_NOTE}" * bool(colours))
+        canvas.note(figure, _MARGIN, height - 0.36, note + f" {canvas.OBJECTS_NOTE}" * is_outlined)
     return figure
 
 

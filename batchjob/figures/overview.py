@@ -1,6 +1,7 @@
 """Draws one figure that sums a run up: the question, three photos, the heads with their nulls, and the answer."""
 
 import textwrap
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -8,7 +9,6 @@ from matplotlib.figure import Figure
 from batchjob.figures import canvas, statistics
 from batchjob.figures.look import Look, scores_of_head
 from batchjob.figures.maps import Panel
-from batchjob.figures.outlines import colours_of
 from batchjob.figures.palette import match_colours
 from batchjob.figures.pictures import headline, panel
 from batchjob.metrics import catalogue
@@ -16,8 +16,8 @@ from batchjob.store.run import Run
 
 _WIDTH = 7.2  # inches: two columns of a journal
 _HEADS = 10  # that are shown, those with the largest gains
-_CELL, _GAP = 1.36, 0.06
-_FOREST = 1.0  # inches for the names of the heads
+_CELL, _GAP, _KEY = 1.36, 0.06, 0.29
+_FOREST = 1.05  # inches for the names of the heads
 
 
 def overview(run: Run, look: Look) -> Figure | None:
@@ -39,23 +39,46 @@ def overview(run: Run, look: Look) -> Figure | None:
         return None
     found = statistics.of_score(summary, catalogue.QUESTION)
     layer, head = run.best
-    shown = _three(run, layer, head, look)
+    shown, count = _three(run, layer, head, look)
     heads = statistics.best_first(found)
-    lines = [text for sentence in said[:2] for text in textwrap.wrap(sentence, 78)]
-    left, top = canvas.MARGIN + 3 * (_CELL + _GAP) + 0.1 + _FOREST, canvas.MARGIN + 0.64
-    tall = max(max(2 * _size(p)[1] for p in shown) + 0.17, 0.2 * min(len(heads), _HEADS) + 0.3)
-    below = top + tall + max(0.16 + 0.142 * len(lines), 0.75)
+    wrapped = textwrap.wrap(_answer(run, said[:2]), 76)
+    left, top = canvas.MARGIN + 3 * (_CELL + _GAP) + 0.1 + _FOREST, canvas.MARGIN + 0.86
+    tall = max(max(2 * _size(p)[1] for p in shown) + _KEY, 0.2 * min(len(heads), _HEADS) + 0.3)
+    below = top + tall + max(0.16 + 0.142 * len(wrapped), 0.75)
     with canvas.style():
-        figure = canvas.sheet(_WIDTH, below + 0.56)
+        figure = canvas.sheet(_WIDTH, below + 0.62)
         canvas.heading(figure, f"{question}\n{headline(run, layer)}, k = {run.options['k']}")
+        name = statistics.score_name(catalogue.QUESTION)
+        _title(figure, canvas.MARGIN, top - 0.24, "a", f"Head {head} on single photos (n = {count:,}): {name}")
         _photos(figure, shown, top)
-        axes = figure.add_axes(statistics.fraction(figure, left, top - 0.06, _WIDTH - left - 0.12, tall + 0.06))
+        axes = figure.add_axes(statistics.fraction(figure, left, top, _WIDTH - left - 0.12, tall))
         statistics.forest_on(axes, found, heads.head(_HEADS), catalogue.QUESTION)
-        axes.set_xlabel(f"{statistics.score_name(catalogue.QUESTION)}: gain")
+        axes.set_xlabel(f"{name}: gain")
+        photos = statistics.count_words(heads["n"])
+        _title(figure, left - _FOREST + 0.1, top - 0.24, "b", f"Each head's mean and gains (n = {photos} photos)")
         statistics.legend(figure, axes, left - _FOREST + 0.1, top + tall + 0.38, columns=1)
-        canvas.write(figure, canvas.MARGIN, top + tall + 0.16, "\n".join(lines), size=7, linespacing=1.35)
-        canvas.note(figure, canvas.MARGIN, below, _explain(run, layer, head, len(heads)))
+        canvas.write(figure, canvas.MARGIN, top + tall + 0.16, "\n".join(wrapped), size=7, linespacing=1.35)
+        canvas.note(figure, canvas.MARGIN, below, _explain(head, layer, len(heads)))
     return figure
+
+
+def _title(figure: Figure, left: float, top: float, letter: str, text: str) -> None:
+    canvas.write(figure, left, top, letter, va="bottom", size=8, weight="bold")
+    canvas.write(figure, left + 0.13, top, text, va="bottom", size=7)
+
+
+def _answer(run: Run, said: Sequence[str]) -> str:
+    """Writes the answer, and which photos it is on, since its score is not that of the photos shown."""
+    selection = run.table("selection")
+    chosen = [] if selection is None else selection[selection["score"] == catalogue.QUESTION].to_dict("records")
+    if not chosen:
+        return " ".join(said)
+    tried, used = int(chosen[0]["chosen_n"]), int(chosen[0]["n"])
+    halves = (
+        f"The head was chosen on {tried:,} photo{'s' * (tried != 1)}, and the answer is on {used:,} "
+        f"other{'s' * (used != 1)} alone; a and b show all."
+    )
+    return " ".join([*said, halves])
 
 
 def _size(one: Panel) -> tuple[float, float]:
@@ -64,38 +87,40 @@ def _size(one: Panel) -> tuple[float, float]:
     return (_CELL, _CELL * ratio) if ratio <= 1 else (_CELL / ratio, _CELL)
 
 
-def _three(run: Run, layer: int, head: int, look: Look) -> list[Panel]:
-    """Chooses the images with the highest, the median and the lowest score of the head, or fewer if fewer have one."""
+def _three(run: Run, layer: int, head: int, look: Look) -> tuple[list[Panel], int]:
+    """Chooses the images with the highest, the median and the lowest score of the head, or fewer if fewer have one.
+
+    The second value is how many images have a score.
+    """
     scores = scores_of_head(run, layer, head)
     assert scores is not None
     known = run.ok_rows[np.isfinite(scores[run.ok_rows])]
     order = known[np.argsort(-scores[known], kind="stable")]
     places = dict.fromkeys([0, len(order) // 2, len(order) - 1])
-    return [panel(run, int(order[i]), layer, head, look) for i in places if i < len(order)]
+    return [panel(run, int(order[i]), layer, head, look) for i in places if i < len(order)], len(known)
 
 
 def _photos(figure: Figure, shown: list[Panel], top: float) -> None:
-    colours = colours_of(p.objects for p in shown)
     for column, one in enumerate(shown):
         wide, high = _size(one)
         left = canvas.MARGIN + column * (_CELL + _GAP)
         names = ("best", "median", "worst") if len(shown) == 3 else ("best", "worst")
-        canvas.write(figure, left, top - 0.03, f"{names[column]}: {one.score}", va="bottom", size=7)
+        canvas.write(figure, left, top - 0.03, f"{names[column]} {one.score}", va="bottom", size=7)
         axes = canvas.place(figure, left, top, wide, high)
         canvas.show_photo(axes, one.photo)
-        canvas.show_objects(axes, one.objects, colours, width=0.8)
-        canvas.key(figure, left, top + high + 0.025, _CELL, one.objects, colours)
+        canvas.show_objects(axes, one.objects, width=0.8)
+        canvas.key(figure, left, top + high + 0.025, _CELL, one.objects, lines=2)
         if one.labels is not None:
             labels = match_colours(one.labels[None])[0]
-            axes = canvas.place(figure, left, top + high + 0.17, wide, high)
+            axes = canvas.place(figure, left, top + high + _KEY, wide, high)
             canvas.show_labels(axes, one.photo, labels, span=one.span)
-            canvas.show_objects(axes, one.objects, width=0.5)
+            canvas.show_objects(axes, one.objects, is_white=True, width=0.5)
 
 
-def _explain(run: Run, layer: int, head: int, count: int) -> str:
+def _explain(head: int, layer: int, count: int) -> str:
     best = f"the {_HEADS} of {count} heads with the largest gain" if count > _HEADS else "all heads"
     return (
-        f"Left: annotated objects, and below them the clusters of head {head} of layer {layer}, for the images where "
-        f"it scores highest, median and lowest. Right: {best}, over all images, with 95 % intervals; the answer "
-        "is on the images that did not choose the head."
+        f"a: annotated objects, and below them the clusters of head {head} of layer {layer}, for the photos where it "
+        f"scores highest, median and lowest. b: {best}; the mean score, and its gains over the null models with 95 % "
+        f"intervals. {statistics.OPEN}"
     )

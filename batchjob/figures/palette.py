@@ -17,8 +17,15 @@ _BASE = (
     "#ddcc77", "#882255", "#44aa99", "#aa4499", "#999933", "#117733", "#88ccee", "#cc6677",
 )
 # fmt: on
-# Of the outlines of objects, by category. They are bright because they are drawn on photos, with a dark rim.
-OBJECT_COLOURS = ("#ffd400", "#00e0ff", "#ff4fa3", "#7dff5a", "#ff8a1f", "#c79bff")
+# Of the outlines of objects, by category. They are bright because they are drawn on photos, with a dark rim. Found by a
+# search for colours far apart in CIELAB: the first eight for protan and deutan eyes too, the others for most eyes.
+# fmt: off
+OBJECT_COLOURS = (
+    "#ffcc00", "#aa55ff", "#00ffff", "#dd8877", "#ff2211", "#99aaff", "#aaff88", "#ee3399", "#00ff00", "#778844",
+    "#ff8822", "#00ffbb", "#22aacc", "#009900", "#ffaadd", "#ffdd99", "#bbff00", "#ee4455", "#ff00dd", "#009977",
+)
+# fmt: on
+_UNLIKE = 60.0  # a difference of colours, in units of CIELAB, at which thin lines are not taken for each other
 _NOISE_COLOUR = (0.30, 0.30, 0.30)
 MAP_COLOURS = "magma"  # perceptually uniform and monotone in lightness, so that it works in black and white too
 _GOLDEN = 0.6180339887498949
@@ -30,6 +37,17 @@ def cluster_colours(count: int) -> NDArray[np.float64]:
     for extra in range(len(colours), count):
         colours.append(colorsys.hls_to_rgb((extra * _GOLDEN) % 1.0, (0.38, 0.56, 0.74)[extra % 3], 0.55))
     return np.array(colours, dtype=np.float64).reshape(count, 3)
+
+
+@functools.cache
+def object_likeness() -> NDArray[np.float64]:
+    """Returns how alike two colours of objects are, [n, n]: 1 for the same, 0 for those that are clearly different."""
+    rgb = np.array([[int(text[i : i + 2], 16) / 255 for i in (1, 3, 5)] for text in OBJECT_COLOURS])
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])  # sRGB, D65
+    x, y, z = np.cbrt(rgb**2.2 @ to_xyz.T / to_xyz.sum(axis=1)).T
+    lab = np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=1)
+    apart = np.linalg.norm(lab[:, None] - lab[None], axis=2)
+    return np.asarray(np.clip(1 - apart / _UNLIKE, 0, 1))
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """Draws the tables that `stats` writes: gains by layer and head, forests, heads against nulls, distances."""
 
 import re
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,8 +10,11 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import ListedColormap
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize, to_rgba
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
@@ -19,7 +23,7 @@ from batchjob.metrics import catalogue
 
 BLUE, RED = "#0072b2", "#d55e00"
 # viridis without its ends, which can't be seen on a dark or on a white background
-_LAYERS = ListedColormap(colormaps["viridis"](np.linspace(0.25, 0.88, 128)))
+LAYERS = ListedColormap(colormaps["viridis"](np.linspace(0.25, 0.88, 128)))
 NULLS = {  # marker and words of each null model
     "swap": ("o", "other photos' objects"),
     "position": ("D", "position alone"),
@@ -27,7 +31,18 @@ NULLS = {  # marker and words of each null model
     "random": ("^", "untrained"),
 }
 _SURE = 0.05  # a gain is sure if its p-value by Holm is at most this
+OPEN = f"Open marks: p > {_SURE} after Holm's correction."
 _MOST_NAMES = 8  # the most points of a scatter that are named
+# Where the name of a point may stand, in points from it, the nearest first.
+_PLACES = sorted(
+    (
+        (dx, dy)
+        for dx in (-15, -10, -5, 0, 5, 10, 15)
+        for dy in (-15, -10, -5, 0, 5, 10, 15)
+        if max(abs(dx), abs(dy)) > 4
+    ),
+    key=lambda at: (np.hypot(*at), -at[0], -at[1]),
+)
 _MOST_HEADS = 30  # the most heads of a forest: of more, it shows the best and the worst
 
 
@@ -94,7 +109,7 @@ def gain_map(rows: pd.DataFrame, *, heading: str, null: str = "swap") -> Figure:
             for j, head in enumerate(table.columns):
                 _gain_cell(axes, (j, i), place.get((int(layer), int(head))), limit, cell)
         bar = figure.add_axes(fraction(figure, 0.75 + size[0] + 0.15, 0.65, 0.1, size[1]))
-        figure.colorbar(image, cax=bar).set_label(f"gain over {NULLS[null][1]}", size=6.5)
+        figure.colorbar(image, cax=bar).set_label(f"{score_name(str(rows['score'].iloc[0]))}: gain", size=7)
         bar.tick_params(length=2)
         canvas.note(figure, 0.14, size[1] + 1.1, f"● p ≤ {_SURE} after Holm's correction over all heads")
     return figure
@@ -102,14 +117,14 @@ def gain_map(rows: pd.DataFrame, *, heading: str, null: str = "swap") -> Figure:
 
 def _gain_cell(axes: Axes, at: tuple[int, int], row: Any, limit: float, cell: float) -> None:
     if row is None or not np.isfinite(row["gain"]):
-        axes.text(*at, "–", ha="center", va="center", size=6, color=canvas.QUIET)
+        axes.text(*at, "–", ha="center", va="center", size=7, color=canvas.QUIET)
         return
     ink = "#fefefe" if abs(row["gain"]) > 0.62 * limit else "#111111"
-    if cell >= 0.36:
+    if cell >= 0.42:
         axes.text(
-            *at, f"{round(row['gain'], 2) + 0.0:+.2f}".replace("-", "−"), ha="center", va="center", size=5.6, color=ink
+            *at, f"{round(row['gain'], 2) + 0.0:+.2f}".replace("-", "−"), ha="center", va="center", size=7, color=ink
         )
-        at = (at[0], at[1] + 0.33)  # type: ignore[assignment]
+        at = (at[0], at[1] + 0.36)  # type: ignore[assignment]
     if row["p_holm"] <= _SURE:
         axes.plot(*at, "o", ms=2.0, color=ink)
 
@@ -129,17 +144,21 @@ def forest(summary: pd.DataFrame, *, score: str, heading: str, algorithm: str = 
     found = of_score(summary, score, algorithm=algorithm)
     heads = best_first(found)
     count, cut = len(heads), len(heads) > _MOST_HEADS
+    half = _MOST_HEADS // 2
     if cut:
-        heads = pd.concat([heads.head(_MOST_HEADS // 2), heads.tail(_MOST_HEADS // 2)])
+        heads = pd.concat([heads.head(half), heads.tail(half)])
     height = 0.24 * len(heads) + 0.1
     with canvas.style():
-        figure, axes = _chart((6.2, height + 1.5 + 0.12 * cut), heading, (1.45, 0.65, 4.5, height))
+        figure, axes = _chart((6.2, height + 1.62), heading, (1.45, 0.65, 4.5, height))
         forest_on(axes, found, heads, score)
         if cut:
-            axes.axhline(_MOST_HEADS // 2 - 0.5, color=canvas.RULE, lw=0.8, ls=(0, (4, 3)))
-            half = _MOST_HEADS // 2
-            told = f"Shown: the {half} heads of {count} with the largest and the {half} with the smallest gain."
-            canvas.note(figure, 0.14, height + 1.36, told)
+            axes.axhline(half - 0.5, color=canvas.RULE, lw=0.8, ls=(0, (4, 3)))
+        shown = (
+            f"Shown: the {half} heads of {count} with the largest and the {half} with the smallest gain. "
+            if cut
+            else ""
+        )
+        canvas.note(figure, 0.14, height + 1.36, f"{shown}{OPEN}" if found["null"].isin(list(NULLS)).any() else shown)
         legend(figure, axes, 0.14, height + 1.15)
     return figure
 
@@ -181,7 +200,10 @@ def forest_on(axes: Axes, found: pd.DataFrame, heads: pd.DataFrame, score: str) 
     axes.set_ylim(len(heads) - 0.4, -0.6)
     axes.axvline(0, color=canvas.QUIET, lw=0.8, zorder=0)
     what = f"{score_name(score)}: {'gain' if nulls else 'mean'}"
-    axes.set_xlabel(f"{what}, over {_count(heads['n'])} images" + (" (left: the mean score)" if nulls else ""))
+    axes.set_xlabel(f"{what}, over {count_words(heads['n'])} images")
+    if nulls:
+        how: dict[str, Any] = {"ha": "right", "va": "bottom", "textcoords": "offset points", "color": canvas.QUIET}
+        axes.annotate("mean", (0, 1), (-7, 2), xycoords="axes fraction", **how)
 
 
 def _gains(axes: Axes, rows: pd.DataFrame, y: Any, null: str, colour: str) -> None:
@@ -192,13 +214,14 @@ def _gains(axes: Axes, rows: pd.DataFrame, y: Any, null: str, colour: str) -> No
     marks: dict[str, Any] = {"ms": 4, "mec": colour, "mew": 0.9, "ls": "none"}
     axes.plot(rows["gain"][~sure], y[~sure], marker, mfc="white", **marks)
     axes.plot(rows["gain"][sure], y[sure], marker, mfc=colour, **marks)
-    axes.plot([], [], marker, mfc=colour, label=f"over {name} (open: p > {_SURE})", **marks)
+    axes.plot([], [], marker, mfc=colour, label=f"over {name}", **marks)
 
 
 def against_nulls(summary: pd.DataFrame, *, score: str, heading: str, algorithm: str = "") -> Figure:
     """Draws each head's gain over other photos' objects against its gain over position, with both 95 % intervals.
 
-    Only a head in the upper right does better than both null models.
+    Only a head in the upper right does better than both null models. A point is filled if both gains are sure after
+    Holm's correction.
 
     Parameters
     ----------
@@ -213,62 +236,143 @@ def against_nulls(summary: pd.DataFrame, *, score: str, heading: str, algorithm:
     several = len(set(layers)) > 1
     x, y = both["gain_x"].to_numpy(float), both["gain_y"].to_numpy(float)
     with canvas.style():
-        figure, axes = _chart((5.2, 5.08), heading, (0.75, 0.7, 3.7 if several else 4.2, 3.55))
+        figure, axes = _chart((5.2, 5.22), heading, (0.75, 0.7, 3.7 if several else 4.2, 3.55))
         for line in (axes.axhline, axes.axvline):
             line(0, color=canvas.QUIET, lw=0.7, zorder=1)
         wide: dict[str, Any] = {"color": canvas.RULE, "lw": 0.9, "zorder": 2}
         axes.hlines(y, both["gain_low_x"], both["gain_high_x"], **wide)
         axes.vlines(x, both["gain_low_y"], both["gain_high_y"], **wide)
-        shades: dict[str, Any] = {"c": layers, "cmap": _LAYERS} if several else {"color": BLUE}
-        points = axes.scatter(x, y, s=26, lw=0.5, ec="white", zorder=4, **shades)
+        shades = ScalarMappable(Normalize(layers.min(), layers.max()), LAYERS)
+        inks = shades.to_rgba(layers) if several else np.tile(to_rgba(BLUE), (len(x), 1))
+        sure = (both["p_holm_x"].to_numpy(float) <= _SURE) & (both["p_holm_y"].to_numpy(float) <= _SURE)
+        fills = np.where(sure[:, None], inks, to_rgba("white"))
+        axes.scatter(x, y, s=20, lw=0.9, ec=inks, fc=fills, zorder=4)
         axes.margins(0.06)
-        _name_corners(axes)
         axes.set_xlabel(f"{score_name(score)}: gain over position alone")
         axes.set_ylabel("gain over other photos' objects")
         if several:
             bar = figure.add_axes(fraction(figure, 4.6, 0.7, 0.1, 3.55))
-            figure.colorbar(points, cax=bar, ticks=sorted(set(layers))).set_label("layer", size=6.5)
+            figure.colorbar(shades, cax=bar, ticks=sorted(set(layers))).set_label("layer", size=7)
+            bar.invert_yaxis()  # the first layer on top, as in the other pictures
         names = [f"{r.layer}/{r.head}" if several else f"head {r.head}" for r in both.itertuples()]
-        order = np.argsort(-np.minimum(x, y))[:_MOST_NAMES]
-        _name_points(figure, axes, np.column_stack([x, y]), [(int(i), names[i]) for i in order])
-        told = f"Lines: 95 % intervals over {_count(both['n_x'])} images."
-        some = f" Named as layer/head: the {_MOST_NAMES} best by the smaller of the two gains."
-        canvas.note(figure, 0.14, 4.74, told + some * (several and len(x) > _MOST_NAMES))
+        order = [int(i) for i in np.argsort(-np.minimum(x, y), kind="stable")[:_MOST_NAMES]]
+        lines = [*zip(both["gain_low_x"], y, both["gain_high_x"], y, strict=True)]
+        lines += zip(x, both["gain_low_y"], x, both["gain_high_y"], strict=True)
+        _name_corners(figure, axes, np.column_stack([x, y]))
+        named = _name_points(figure, axes, np.column_stack([x, y]), [(i, names[i]) for i in order], np.array(lines))
+        told = (
+            f"Lines: 95 % intervals over {count_words(both['n_x'])} images. Filled: both gains have p ≤ {_SURE} after "
+            f"Holm's correction. {_told_names(named, len(order), len(x), several)}"
+        )
+        canvas.note(figure, 0.14, 4.74, told)
     return figure
 
 
-def _name_corners(axes: Axes) -> None:
-    """Writes what a head in each corner does, if the corner takes up enough of the picture."""
-    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+def _told_names(named: int, wanted: int, points: int, several: bool) -> str:
+    """Says which points have names: `Named as layer/head: 6 of the 8 best by the smaller of the two gains.`"""
+    how = " as layer/head" if several else ""
+    if named == points:
+        return f"Named{how}." if several else ""
+    which = f"the {wanted} best" if named == wanted else f"{named} of the {wanted} best, where there is room,"
+    return f"Named{how}: {which} by the smaller of the two gains."
+
+
+def _name_corners(figure: Figure, axes: Axes, points: NDArray[np.float64]) -> None:
+    """Writes what a head in each corner does, where the words fit between the zero lines and cover no point."""
+    renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
+    figure.draw_without_rendering()
+    frame, (zero_x, zero_y) = axes.get_window_extent(renderer), axes.transData.transform((0, 0))
     words = {(1, 1): "more than both nulls", (0, 1): "this photo's objects, no more than position"}
     words |= {(1, 0): "more than position, for any photo's objects", (0, 0): "less than both"}
     for (u, v), text in words.items():
-        if (right if u else -left) <= 0.12 * (right - left) or (high if v else -low) <= 0.06 * (high - low):
-            continue
+        corner = Bbox.from_extents(
+            max(zero_x, frame.x0) + 2 if u else frame.x0,
+            max(zero_y, frame.y0) + 2 if v else frame.y0,
+            frame.x1 if u else min(zero_x, frame.x1) - 2,
+            frame.y1 if v else min(zero_y, frame.y1) - 2,
+        )
         where: dict[str, Any] = {"ha": "right" if u else "left", "va": "top" if v else "bottom"}
-        axes.text(0.985 if u else 0.015, 0.985 if v else 0.015, text, transform=axes.transAxes, size=6, style="italic",
-                  color=canvas.QUIET, zorder=5, **where)  # fmt: skip
+        for width in (60, 26, 16):
+            lines = "\n".join(textwrap.wrap(text, width))
+            drawn = axes.text(
+                0.985 if u else 0.015, 0.985 if v else 0.015, lines, transform=axes.transAxes, size=7, style="italic",
+                color=canvas.QUIET, zorder=5, **where,
+            )  # fmt: skip
+            box = drawn.get_window_extent(renderer)
+            inside = corner.x0 <= box.x0 and box.x1 <= corner.x1 and corner.y0 <= box.y0 and box.y1 <= corner.y1
+            if inside and not box.padded(4).count_contains(axes.transData.transform(points)):
+                break
+            drawn.remove()
 
 
-def _name_points(figure: Figure, axes: Axes, points: NDArray[np.float64], names: Sequence[tuple[int, str]]) -> None:
-    """Writes names beside points where they cover neither a point nor a word; leaves out names without such a place."""
+def _name_points(
+    figure: Figure,
+    axes: Axes,
+    points: NDArray[np.float64],
+    names: Sequence[tuple[int, str]],
+    lines: NDArray[np.float64],
+) -> int:
+    """Writes names beside points where they cover neither a point nor a word, and as few lines as possible.
+
+    Parameters
+    ----------
+    figure, axes
+        Where to write.
+    points
+        [n, (x, y)] of all points.
+    names
+        Of some points, by their numbers.
+    lines
+        [m, (left, low, right, high)] of the intervals, level or upright.
+
+    Returns
+    -------
+    How many names were written; those without a place are left out.
+    """
     renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
     figure.draw_without_rendering()
     pixels = axes.transData.transform(points)
     radius = 4.0 * figure.dpi / 72
     taken = [Bbox([p - radius, p + radius]) for p in pixels]
     taken += [text.get_window_extent(renderer) for text in axes.texts]
-    inside = axes.get_window_extent(renderer)
+    frame = axes.get_window_extent(renderer)
+    zero = axes.transData.transform((0, 0))
+    drawn = [Bbox(axes.transData.transform(line.reshape(2, 2))) for line in lines]
+    drawn += [
+        Bbox.from_extents(frame.x0, zero[1], frame.x1, zero[1]),
+        Bbox.from_extents(zero[0], frame.y0, zero[0], frame.y1),
+    ]
+    count = 0
     for i, name in names:
-        for dx, dy in ((5, 5), (5, -5), (-5, 5), (-5, -5), (7, 0), (-7, 0), (0, 8), (0, -8), (14, 9), (-14, -9)):
+        best: tuple[float, Text, Bbox] | None = None
+        for dx, dy in _PLACES:
             how: dict[str, Any] = {"ha": "left" if dx > 0 else "right" if dx < 0 else "center"}
             how["va"] = "bottom" if dy > 0 else "top" if dy < 0 else "center"
-            text = axes.annotate(name, points[i], (dx, dy), textcoords="offset points", size=6, zorder=5, **how)
+            text = axes.annotate(name, points[i], (dx, dy), textcoords="offset points", size=7, zorder=5, **how)
             box = text.get_window_extent(renderer)
-            if not any(box.overlaps(other) for other in taken) and inside.fully_overlaps(box):
-                taken.append(box)
-                break
-            text.remove()
+            free = not any(box.overlaps(other) for other in taken) and frame.x0 <= box.x0 and box.x1 <= frame.x1
+            cost = sum(box.overlaps(line) for line in drawn) + 0.09 * np.hypot(dx, dy)
+            if free and frame.y0 <= box.y0 and box.y1 <= frame.y1 and (best is None or cost < best[0]):
+                if best:
+                    best[1].remove()
+                best = (cost, text, box)
+            else:
+                text.remove()
+        if best:
+            taken.append(best[2])
+            _tie(axes, pixels[i], best[2], 5.0 * figure.dpi / 72)
+            count += 1
+    return count
+
+
+def _tie(axes: Axes, point: NDArray[np.float64], box: Bbox, near: float) -> None:
+    """Draws a line from a point to its name, if the name is further away than `near`; all are in pixels."""
+    end = np.clip(point, box.min, box.max)
+    away = float(np.hypot(*(end - point)))
+    if away > near:
+        start = point + (end - point) * min(1.0, 0.7 * near / away)
+        x, y = axes.transData.inverted().transform([start, end]).T
+        axes.add_artist(Line2D(x, y, color=canvas.QUIET, lw=0.6, zorder=5))
 
 
 def distance_by_layer(summary: pd.DataFrame, *, heading: str, rows_name: str = "attention") -> Figure:
@@ -328,7 +432,7 @@ def by_modifier(
         )
         axes.vlines(x, rows["pair_ari_low"], rows["pair_ari_high"], color=BLUE, lw=1.4)
         axes.plot(x, rows["pair_ari"], "o-", ms=4.5, lw=1.1, color=BLUE, label="head, with its 95 % interval")
-        axes.set_xticks(x, [f"{_bin(r.low, r.high)}\n{r.pairs} pairs" for r in rows.itertuples()])
+        axes.set_xticks(x, [f"{_bin(r.low, r.high)}\n{r.pairs} pair{'s' * (r.pairs != 1)}" for r in rows.itertuples()])
         axes.set_xlim(-0.4, len(rows) - 0.6)
         axes.set_xlabel(xlabel)
         axes.set_ylabel("ARI of pairs")
@@ -340,7 +444,8 @@ def _bin(low: Any, high: Any) -> str:
     return f"≥ {low:g}" if not np.isfinite(high) else f"{low:g}–{high:g}"
 
 
-def _count(n: "pd.Series[Any]") -> str:
+def count_words(n: "pd.Series[Any]") -> str:
+    """Writes how many images a column `n` of a table counts: `40`, or `38 to 40` where heads differ."""
     return f"{n.min():,}" if n.min() == n.max() else f"{n.min():,} to {n.max():,}"
 
 

@@ -78,7 +78,7 @@ def charts(run: Run) -> Iterator[tuple[str, Figure]]:
     question = catalogue.QUESTION
     gains, places = (statistics.of_score(summary, question, null=null) for null in ("swap", "position"))
     if len(gains) and len(run.layers) > 1:
-        title = f"{statistics.score_name(question)}: gain of each head over other photos' objects"
+        title = "Gain over other photos' objects, by layer and head"
         yield "stats-gain", statistics.gain_map(gains, heading=f"{title}\n{about}")
     if len(gains) and len(places):
         title = "Each head against two null models"
@@ -94,7 +94,7 @@ def charts(run: Run) -> Iterator[tuple[str, Figure]]:
         title = f"Pairs of one category by their distance: head {run.best[1]} of layer {run.best[0]}"
         yield (
             "stats-instances",
-            statistics.by_modifier(mine, heading=f"{title}\n{about}; the images that did not choose the head"),
+            statistics.by_modifier(mine, heading=f"{title}\n{about}; not the images that chose it"),
         )
 
 

@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,8 +15,8 @@ from PIL import Image
 
 from batchjob.figures.canvas import peak
 from batchjob.figures.objects import objects_of
-from batchjob.figures.outlines import count_words
-from batchjob.figures.palette import MAP_COLOURS, OBJECT_COLOURS, label_colours, match_colours
+from batchjob.figures.outlines import count_words, sharing
+from batchjob.figures.palette import MAP_COLOURS, label_colours, match_colours
 from batchjob.figures.photos import photo_of
 from batchjob.store.run import Run
 
@@ -35,7 +34,7 @@ class PageData:
 
     json: dict[str, Any] = field(default_factory=dict)
     blobs: dict[str, str] = field(default_factory=dict)  # base64 by the id of the page's element
-    categories: Counter[str] = field(default_factory=Counter)  # of the objects that are outlined
+    categories: dict[str, str] = field(default_factory=dict)  # the colours of the categories that are outlined
     size: int = 0  # characters of the blobs but the attention rows
     rows_size: int = 0  # characters of the attention rows
 
@@ -93,9 +92,8 @@ def pack(
         limit = ROWS_BYTES * (number + 1) // len(runs)  # for all runs so far, so that each run gets its part
         _pack_rows(page_data, run, list(chosen.values()), (number, *starts[number]), limit)
     images = [chosen[row] for row in sorted(chosen)]
-    names = [name for name, _ in page_data.categories.most_common()]
     page_data.json = {
-        "categories": {name: OBJECT_COLOURS[i % len(OBJECT_COLOURS)] for i, name in enumerate(names)},
+        "categories": page_data.categories,
         "palette": _bytes(label_colours()),
         "heat": _bytes(matplotlib.colormaps[MAP_COLOURS](np.arange(256))),
         "runs": [_run(run) for run in runs],
@@ -156,10 +154,11 @@ def _objects(page_data: PageData, run: Run, row: int) -> dict[str, Any]:
     """Packs the outlines of an image's objects, in thousandths of its width and height, and the words of its key."""
     outlines = objects_of(run, row)
     counts, rest = count_words(outlines)
-    told = {"key": [{"name": name, "count": count} for name, count in counts], "rest": rest}
+    shared = "; ".join(f"one colour for {' and '.join(names)}" for names in sharing(outlines).values())
+    told = {"key": [{"name": name, "count": count} for name, count in counts], "rest": rest, "shared": shared}
     if not outlines:
         return told
-    page_data.categories.update(o.category for o in outlines)
+    page_data.categories.update({o.category: o.colour for o in outlines})
     drawn = [
         [o.category, o.kind, [np.round(1000 * line).astype(int).ravel().tolist() for line in o.lines]] for o in outlines
     ]

@@ -427,6 +427,7 @@ function objectsKey(image) {
     node.append(make("span", {}, swatch, `${name} ${count}`));
   }
   if (image.rest) node.append(make("span", { textContent: `${image.rest}, not scored (small: dotted, crowd: dashed)` }));
+  if (image.shared) node.append(make("span", { textContent: image.shared }));
   if (!image.key.length && !image.rest) node.append("No annotated objects");
   return node;
 }
