@@ -11,7 +11,7 @@ from matplotlib.colors import Normalize, to_rgba
 from matplotlib.figure import Figure
 
 from batchjob.figures import canvas
-from batchjob.figures.statistics import LAYERS
+from batchjob.figures.nulls import LAYERS
 from batchjob.stats.summary import SURE
 
 if TYPE_CHECKING:

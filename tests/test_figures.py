@@ -12,7 +12,7 @@ from PIL import Image
 from batchjob import figures
 from batchjob.codes import NO_LABEL, NOISE
 from batchjob.errors import UserError
-from batchjob.figures import canvas, maps, palette, statistics
+from batchjob.figures import canvas, maps, nulls, palette, statistics
 from batchjob.figures import photos as view
 from batchjob.geometry import Geometry
 
@@ -222,7 +222,7 @@ def test_a_forest_begins_with_the_best_head_and_cuts_the_middle_of_very_many() -
 
 @pytest.mark.parametrize(("layers", "heads"), [(1, 4), (3, 4), (12, 12)])
 def test_heads_are_placed_by_their_gains_over_two_nulls_and_their_names_never_overlap(layers: int, heads: int) -> None:
-    figure = statistics.against_nulls(summary_of(layers, heads), score="instance_ari", heading="model")
+    figure = nulls.against_nulls(summary_of(layers, heads), score="instance_ari", heading="model")
     axes = figure.axes[0]
     points = np.asarray(axes.collections[-1].get_offsets())
     assert sorted(points[:, 0]) == pytest.approx(sorted(0.1 * h - 0.2 * x for x in range(layers) for h in range(heads)))
@@ -245,7 +245,7 @@ def test_heads_are_placed_by_their_gains_over_two_nulls_and_their_names_never_ov
 def test_a_head_has_a_filled_point_only_if_both_of_its_gains_are_sure() -> None:
     summary = summary_of(1, 4)
     summary.loc[(summary["head"] == 3) & (summary["null"] == "swap"), "p_holm"] = 1.0
-    points = statistics.against_nulls(summary, score="instance_ari", heading="model").axes[0].collections[-1]
+    points = nulls.against_nulls(summary, score="instance_ari", heading="model").axes[0].collections[-1]
     white = (np.asarray(points.get_facecolor())[:, :3] == 1).all(axis=1)
     assert white.tolist() == [True, True, False, True]  # gains 0.0, 0.1, 0.2 and 0.3
 
@@ -253,7 +253,7 @@ def test_a_head_has_a_filled_point_only_if_both_of_its_gains_are_sure() -> None:
 def test_names_that_find_no_place_are_counted_in_the_caption() -> None:
     summary = summary_of(2, 4).assign(gain=0.5)  # all points in one place
     summary["layer"] *= 10**15  # and names so long that few have room around it
-    figure = statistics.against_nulls(summary, score="instance_ari", heading="model")
+    figure = nulls.against_nulls(summary, score="instance_ari", heading="model")
     told = " ".join(figure.texts[-1].get_text().split())
     named = sum("/" in text.get_text() for text in figure.axes[0].texts)
     assert 0 < named < 8

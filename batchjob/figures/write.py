@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from batchjob.figures import canvas, pictures, statistics
+from batchjob.figures import canvas, nulls, pictures, statistics
 from batchjob.figures.look import Look, check_query, chosen_head, chosen_layer, chosen_rows
 from batchjob.figures.overview import overview
 from batchjob.figures.photos import open_run
@@ -82,7 +82,7 @@ def charts(run: Run) -> Iterator[tuple[str, Figure]]:
         yield "stats-gain", statistics.gain_map(gains, heading=f"{title}\n{about}")
     if len(gains) and len(places):
         title = "Each head against two null models"
-        yield "stats-nulls", statistics.against_nulls(summary, score=question, heading=f"{title}\n{about}")
+        yield "stats-nulls", nulls.against_nulls(summary, score=question, heading=f"{title}\n{about}")
     if len(statistics.of_score(summary, "attention_distance")):
         title = f"How far each head looks: mean {run.rows_name} distance"
         yield (
