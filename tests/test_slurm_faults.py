@@ -210,7 +210,7 @@ def test_a_fit_that_is_cancelled_takes_its_label_along_and_goes_on_when_submitte
     job.send(signal.SIGCONT, "fit")
     assert job.ended(job.ids["fit"]) == "CANCELLED"
     assert job.wait() == "CANCELLED", "its dependency can't be met any more"
-    wait_until("its last line", lambda: "told to end: cancelled (submit again to go on)" in job.log("fit"), 60)
+    wait_until("what the script says", lambda: "(attempt 0): SIGTERM" in job.log("fit"), 60)
     again = submit(options=LONG_FIT)
     again.check_equal(calm_fit)
     assert "going on after 6 of 6 partitions of the first process, read by an earlier attempt" in again.log("fit")
