@@ -24,8 +24,11 @@ _FIELDS = {kind: [f.name for f in dataclasses.fields(kind)] for kind in (Options
 _ONE_IMAGE = ("weights", "image_size", "resize", "stage", "seed")  # the options that `attention` takes
 
 
-def open(run: str | PathLike[str], *, chunks: Any = None) -> "xarray.Dataset":
+def open(run: str | PathLike[str], *, chunks: Any = None, verify: bool = False) -> "xarray.Dataset":
     """Opens the result of a run. Its arrays are read when they are used.
+
+    Checks the content of metadata, coordinates and ids, and the size of every published file. A flipped bit in a file
+    of the right size is found with `verify` only.
 
     Parameters
     ----------
@@ -34,6 +37,8 @@ def open(run: str | PathLike[str], *, chunks: Any = None) -> "xarray.Dataset":
     chunks : optional
         With None, the arrays become NumPy arrays when they are used. With `{}`, they are dask arrays with a block for
         each chunk of the store. Any other value is passed to xarray as its `chunks`. All but None need dask.
+    verify : bool
+        Whether to read every byte of the labels first and compare the checksums, as `stats`, `figures` and `report` do.
 
     Returns
     -------
@@ -44,7 +49,7 @@ def open(run: str | PathLike[str], *, chunks: Any = None) -> "xarray.Dataset":
     Raises
     ------
     UserError
-        If the folder is not a run or is of another schema, or dask is missing.
+        If the folder is not a run or is of another schema, something in it is damaged, or dask is missing.
 
     Examples
     --------
@@ -52,9 +57,13 @@ def open(run: str | PathLike[str], *, chunks: Any = None) -> "xarray.Dataset":
     >>> data.labels.sel(image="val2017/000000184324.jpg", algorithm="kmeans", layer=11, head=2).shape
     (14, 14)
     """
-    from batchjob.store.lifecycle import open_labels
+    from batchjob.store.lifecycle import check_static, open_labels
+    from batchjob.store.outputs import raise_for_damage
 
-    data = open_labels(run, chunks=chunks)
+    folder = Path(run)
+    if (folder / "plan.json").exists():
+        raise_for_damage(folder, check_static(folder, contents=True), stats=False, contents=verify)
+    data = open_labels(folder, chunks=chunks)
     return data.assign_coords(image=("image", data["image_id"].values.astype(object)))
 
 

@@ -118,9 +118,12 @@ def show(args: Namespace) -> int:
     _tell_retry(folder, store.failures(folder))
     for sentence in changed:
         _print(f"changed   {sentence}")
-    if not changed and not damages and (clipped := _clipped(folder, found, missing)):
+    clipped, unread = (0, 0) if changed or damages else _clipped(folder, found, missing)
+    if clipped:
         _print(f"clipped   {clipped:,} problems have fewer different rows than k; their own k is stored")
     if not args.verify:
+        if unread:
+            _print(f"damaged   at least {unread} files; list them with: batchjob show {folder} --verify")
         return 2 if changed else 0
     for damage in damages:
         _print(f"damaged   {damage}")
@@ -243,8 +246,11 @@ def _tell_retry(folder: Path, causes: Mapping[str, int]) -> None:
         tell(retries.sentence(count, planned.data, folder, to_json(planned.options)))
 
 
-def _clipped(folder: Path, plan: Any, missing: set[int]) -> int:
-    """Counts the problems of the published partitions that got fewer clusters than the plan asked for."""
+def _clipped(folder: Path, plan: Any, missing: set[int]) -> tuple[int, int]:
+    """Counts the problems of the published partitions that got fewer clusters than the plan asked for.
+
+    Reads every byte of what it counts. Returns (problems, damaged files), and does not count damaged partitions.
+    """
     import numpy as np
 
     from batchjob.codes import OK
@@ -255,13 +261,14 @@ def _clipped(folder: Path, plan: Any, missing: set[int]) -> int:
     options = plan.options
     algorithms = [i for i, name in enumerate(options.algorithms) if name != "hdbscan"]  # it takes no k
     if options.scope != "image" or options.k in ("silhouette", "eigengap") or not algorithms:
-        return 0
-    if store.check_static(folder, contents=True):
-        return 0  # `show --verify` says what is wrong
+        return 0, 0
+    if damages := store.check_static(folder, contents=True):
+        return 0, len(damages)
     asked, run = np.load(folder / "index" / "k.npy"), Run(folder)
-    count = 0
+    count = damaged = 0
     for partition in set(range(len(plan.partitions))) - missing:
-        if check_partition(folder, partition, contents=True):
+        if damages := check_partition(folder, partition, contents=True):
+            damaged += len(damages)
             continue
         start, stop = plan.partitions[partition]
         part = run.read(start, stop, only=())
@@ -269,7 +276,7 @@ def _clipped(folder: Path, plan: Any, missing: set[int]) -> int:
         labelled = part.status == OK
         found = part.k[labelled][:, algorithms]  # [rows, algorithm, layer, head]
         count += int((found < asked[start:stop][labelled, None, None, None]).sum())
-    return count
+    return count, damaged
 
 
 def _throughput(folder: Path) -> list[str]:

@@ -155,11 +155,15 @@ class Plan:
         return self.partitions[partition]
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as plain JSON values; `digest` is the sha256 of all others except `versions`."""
+        """The plan as plain JSON values.
+
+        `digest` is the sha256 of all that decides the result; `versions_digest` is that of `versions`, which do not.
+        """
         values: dict[str, Any] = {"schema": SCHEMA} | {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         values |= {"options": to_json(self.options), "model": self.model.to_json(), "geometry": self.geometry.to_json()}
         values = json.loads(json.dumps(values))
-        return values | {"digest": _digest({name: value for name, value in values.items() if name != "versions"})}
+        decisive = {name: value for name, value in values.items() if name != "versions"}
+        return values | {"digest": _digest(decisive), "versions_digest": _digest(values["versions"])}
 
     @property
     def digest(self) -> str:
@@ -332,8 +336,9 @@ def load(run: Path, *, checks_index: bool = True) -> Plan:
     if not isinstance(values, dict) or values.get("schema") != SCHEMA:
         found = values.get("schema") if isinstance(values, dict) else None
         raise UserError(f"{path} has schema {found}, this version reads {SCHEMA}; use the version that wrote it")
-    decisive = {name: value for name, value in values.items() if name not in ("versions", "digest")}
-    if _digest(decisive) != values.get("digest"):
+    decisive = {name: v for name, v in values.items() if name not in ("versions", "digest", "versions_digest")}
+    versions_digest = _digest(values.get("versions", {}))
+    if _digest(decisive) != values.get("digest") or values.get("versions_digest", versions_digest) != versions_digest:
         raise DamagedPlan(f"{path} is damaged or was changed by hand: its hash is not its content's; {_AGAIN} {run}")
     fields = {f.name: values.get(f.name, {}) for f in dataclasses.fields(Plan)}
     fields |= {"options": options_from_json(values["options"]), "model": ModelSpec.from_json(values["model"])}

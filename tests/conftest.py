@@ -72,6 +72,8 @@ def sample_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keeps the tests of a file in one process, so that fixtures are made once; also all on Slurm, and all on pages."""
     for item in items:
+        if item.get_closest_marker("xdist_group"):  # a long test that says itself what it has to be with
+            continue
         on_slurm = item.get_closest_marker("slurm") is not None
         on_pages = {"runs", "chromium"} & set(getattr(item, "fixturenames", ()))
         item.add_marker(pytest.mark.xdist_group("slurm" if on_slurm else "pages" if on_pages else item.path.stem))

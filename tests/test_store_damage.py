@@ -10,9 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray
 
+import batchjob
 from batchjob import config
-from batchjob.errors import WorkLeft
+from batchjob import plan as plans
+from batchjob.errors import UserError, WorkLeft
 from batchjob.plan import Plan
 from batchjob.store import arrays as layout
 from batchjob.store import centroids
@@ -99,8 +102,36 @@ def test_the_markers_checksums_are_those_of_the_files(finished_run: Path) -> Non
 def test_finishing_does_not_take_damaged_metadata_for_what_was_written(empty_run: Path) -> None:
     label(empty_run, SCORED_PLAN, [0, 1, 2])
     _flip(empty_run / "labels.zarr" / "image_id" / "c.0")
-    store.finish(empty_run)
+    with pytest.raises(WorkLeft, match=r"metadata of .* is damaged"):
+        store.finish(empty_run)
     assert [damage.path for damage in store.verify(empty_run)] == ["labels.zarr/image_id/c.0"]
+    assert [damage.path for damage in store.mend(empty_run, SCORED_PLAN, Ids(20))] == ["labels.zarr/image_id/c.0"]
+    store.finish(empty_run)
+    assert store.verify(empty_run) == []
+
+
+def test_opening_refuses_what_is_cut_or_lost_and_flipped_metadata_and_if_asked_flipped_shards(
+    finished_run: Path,
+) -> None:
+    plans.save(SCORED_PLAN, finished_run)
+    whole = batchjob.open(finished_run, verify=True).load()
+    shard = finished_run / "labels.zarr" / "cls_attention" / "c.1.0.0.0.0"
+    data = shard.read_bytes()
+    _flip(shard)
+    batchjob.open(finished_run)
+    with pytest.raises(UserError, match="checksum differs"):
+        batchjob.open(finished_run, verify=True)
+    for left in (b"", data[:-1], None):
+        shard.unlink()
+        if left is not None:
+            shard.write_bytes(left)
+        with pytest.raises(UserError, match="is damaged"):
+            batchjob.open(finished_run)
+    shard.write_bytes(data)
+    xarray.testing.assert_identical(batchjob.open(finished_run).load(), whole)
+    _flip(finished_run / "labels.zarr" / "image_id" / "c.0")
+    with pytest.raises(UserError, match="checksum differs"):
+        batchjob.open(finished_run)
 
 
 def _fit(empty_run: Path, plan: Plan) -> None:

@@ -1,42 +1,114 @@
-"""Each file of a finished run is deleted, cut or gets a flipped bit: this is found, mended or harmless."""
+"""Each file of two finished runs is deleted, cut or gets a flipped bit: this is found, mended or harmless."""
 
+import contextlib
+import io
 import random
 import shutil
-import subprocess
-import sys
 from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import xarray
 
+import batchjob as package
+from batchjob.__main__ import main
+from batchjob.errors import UserError
+from batchjob.files import unseal_file
 from batchjob.store import lifecycle as store
+from batchjob.store import partitions
 from batchjob.store.outputs import check_stats
-from tests.conftest import ROOT, TINY, Command
-from tests.runs import contents
-from tests.test_job import make_photos
+from tests.conftest import Command
+from tests.pages import make_data
 
-OPTIONS = [*TINY, "--rows-per-partition", "3", "--scores", "attention", "--layers", "0,1", "--keep-maps", "1"]
-RUNTIME = ["--workers", "0", "--device", "cpu"]
+MODEL = ["--model", "test_vit.r160_in1k", "--weights", "random", "--image-size", "64", "--k", "3"]
+SCOPES = {
+    "image": ["--layers", "0,1", "--keep-maps", "2", "--repeats", "2", "--scores", "attention,pairs"],
+    "dataset": ["--scope", "dataset"],
+}
+RUNTIME = ["--workers", "0", "--device", "cpu", "--max-failures", "1"]
 DAMAGES = ("delete", "cut", "flip")
+WITHOUT_RESULTS = (
+    "done",
+    "logs",
+    "work",
+    "claims",
+    "figures",
+    "report.html",
+)  # markers, facts of this machine, pictures
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A finished run with its statistics, a copy of it that stays whole, and what the readers say of it."""
+
+    run: Path
+    whole: Path
+    arguments: list[str]  # of the `run` that made it
+    said: dict[str, str]  # stdout by verb
+    results: Mapping[str, bytes]
+
+    def restore(self) -> None:
+        """Makes the run whole again; copies only what has changed."""
+        wanted = {str(p.relative_to(self.whole)): p for p in self.whole.rglob("*") if p.is_file()}
+        for path in [p for p in self.run.rglob("*") if p.is_file()]:
+            source = wanted.pop(str(path.relative_to(self.run)), None)
+            if source is None:
+                path.unlink()
+            elif (path.stat().st_size, path.stat().st_mtime_ns) != (source.stat().st_size, source.stat().st_mtime_ns):
+                shutil.copy2(source, path)
+        for name, source in wanted.items():
+            (self.run / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, self.run / name)
+        shutil.rmtree(self.run / "work", ignore_errors=True)
+
+    def files(self) -> list[str]:
+        return sorted(str(p.relative_to(self.whole)) for p in self.whole.rglob("*") if p.is_file())
+
+    def shards(self) -> set[str]:
+        """The files of published partitions."""
+        markers = [partitions.read_marker(self.whole, i) for i in partitions.published(self.whole)]
+        return {path for marker in markers if marker for path in marker["files"]}
+
+    def labelled(self) -> set[str]:
+        """The files that `plan`, `label` and `finish` publish, not `stats`."""
+        static = unseal_file(self.whole / "done" / "store.json")
+        assert static is not None
+        return {*static["files"], *self.shards()}
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Makes a finished run of six photos in two partitions, with statistics and a timing log."""
-    folder = tmp_path_factory.mktemp("sweep")
-    photos = make_photos(folder / "photos", 6)
-    (photos / "photo-004.jpg").write_bytes(b"no photo")
-    for arguments in (
-        ["run", photos, folder / "run", *OPTIONS, *RUNTIME, "--max-failures", 1],
-        ["stats", folder / "run"],
-    ):
-        command = [sys.executable, "-m", "batchjob", *map(str, arguments)]
-        subprocess.run(command, cwd=ROOT, check=True, timeout=300, capture_output=True)
-    return folder
+def finished_by_scope(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Finished]:
+    """Runs of ten annotated photos in two partitions, one of them cut off; each scope is made once, when asked for."""
+    made: dict[str, Finished] = {}
+
+    def make(scope: str) -> Finished:
+        if scope not in made:
+            home = tmp_path_factory.mktemp(scope)
+            data, run = make_data(home / "data"), home / "run"
+            arguments = ["run", str(data), str(run), *MODEL, *SCOPES[scope], "--rows-per-partition", "5", *RUNTIME]
+            for words in (arguments, ["stats", str(run)], ["stats", str(run)]):
+                said = _quietly(words)
+            shutil.copytree(run, home / "whole")
+            said = {"stats": said, "show": _quietly(["show", str(run)])}
+            made[scope] = Finished(run, home / "whole", arguments, said, results(run))
+        return made[scope]
+
+    return make
 
 
-def files_of(run: Path) -> list[str]:
-    return sorted(str(p.relative_to(run)) for p in run.rglob("*") if p.is_file())
+def _quietly(words: list[str]) -> str:
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        code = main(words)
+    assert code == 0, err.getvalue()
+    return out.getvalue()
+
+
+def results(run: Path) -> Mapping[str, bytes]:
+    """Path -> bytes of everything that is a result."""
+    files = ((str(p.relative_to(run)), p) for p in run.rglob("*") if p.is_file())
+    return {name: p.read_bytes() for name, p in files if not set(WITHOUT_RESULTS) & set(name.split("/"))}
 
 
 def damage(path: Path, how: str, dice: random.Random) -> None:
@@ -50,19 +122,74 @@ def damage(path: Path, how: str, dice: random.Random) -> None:
         path.write_bytes(data)
 
 
-def outcome(finished: Path, run: Path, name: str, how: str, batchjob: Command) -> str:
-    """Returns the fate of one damage: `found` or `mended` with the command, or `harmless`. Fails on a wrong result."""
-    damage(run / name, how, random.Random(f"{name} {how}"))
-    before = contents(finished / "run")
-    if name.startswith(("labels.zarr/status", "scores.zarr/jaccard")):  # each takes seconds
-        scored = batchjob("stats", run)
-        assert scored.code == 2, "scores of damaged labels"
+def hurt(finished: Finished, name: str, how: str) -> bytes | None:
+    """Makes the run whole but for one damage; what the file then holds."""
+    finished.restore()
+    path = finished.run / name
+    damage(path, how, random.Random(f"{name} {how}"))
+    return path.read_bytes() if path.exists() else None
+
+
+def direct_verb(name: str, how: str, *, is_of_stats: bool) -> str:
+    """A verb that reads the file, or depends on what is in it."""
+    kind, dice = name.split("/")[0], random.Random(f"{name} {how}")
+    if is_of_stats or name == "done/stats.json":
+        return dice.choice(["figures", "report"])
+    if kind in ("fit", "failures.csv"):
+        return "finish"
+    if name.endswith("/zarr.json"):
+        return dice.choice(["finish", "stats"])
+    return "report" if kind in ("logs", "plan.json") else "show" if kind in ("figures", "report.html") else "stats"
+
+
+def show_directly(finished: Finished, about: str, batchjob: Command) -> None:
+    """`show` says what it finds, and else what it says of the whole run."""
+    shown = batchjob("show", finished.run)
+    about = f"show after {about}: {shown.code} {shown.out} {shown.err}"
+    assert shown.code in (0, 2), about
+    new = set(shown.out.splitlines()) - set(finished.said["show"].splitlines())
+    assert {line.split()[0] for line in new} <= {"damaged", "changed", "progress", "speed", "fit"}, about
+    gone = set(finished.said["show"].splitlines()) - set(shown.out.splitlines())
+    assert new or shown.code == 2 or not [line for line in gone if not line.startswith("speed")], about
+
+
+def open_directly(finished: Finished, *, verify: bool, whole: xarray.Dataset) -> None:
+    """`batchjob.open` refuses the run, or gives the same arrays."""
+    try:
+        found = package.open(finished.run, verify=verify).load()
+    except UserError:
+        return
+    xarray.testing.assert_identical(found, whole)
+
+
+def read_directly(finished: Finished, name: str, verb: str, batchjob: Command) -> str:
+    """How a verb ends on a damaged run, without `show --verify` before it. Asserts what must never be."""
+    path = finished.run / name
+    left = path.read_bytes() if path.exists() else None
+    ended = batchjob(verb, finished.run, *(["--max-failures", 1] if verb == "finish" else []))
+    about = f"{verb} ended with {ended.code}: {ended.err}"
+    after = dict(results(finished.run))
+    found = path.read_bytes() if path.exists() else None
+    after.pop(name, None)
+    assert after == {path: data for path, data in finished.results.items() if path != name}, about
+    assert found in (left, finished.results.get(name)) or name.startswith("done/"), about
+    if ended.code:
+        assert ended.code == 2 or (ended.code == 75 and verb == "finish"), about
+        assert sum(line.startswith("batchjob: ") for line in ended.err.splitlines()) == 1, about
+        return f"{verb} refuses"
+    if verb == "stats":
+        assert ended.out == finished.said["stats"], about
+    return f"{verb} gives the same"
+
+
+def mend(finished: Finished, batchjob: Command) -> str:
+    """How the damage ends after `show --verify` and `run`, and `stats` where it is asked for. Asserts equal results."""
+    run = finished.run
     shown = batchjob("show", run, "--verify")
     assert shown.code in (0, 1, 2), shown.err
-    again = batchjob("run", finished / "photos", run, *OPTIONS, *RUNTIME, "--max-failures", 1)
+    again = batchjob(*finished.arguments)
     assert again.code in (0, 2), again.err
-    for said in (shown, again):
-        assert "Traceback" not in said.err
+    assert "Traceback" not in shown.err + again.err
     if again.code == 2:
         return "refused by run"
     damages = store.verify(run)
@@ -71,56 +198,95 @@ def outcome(finished: Path, run: Path, name: str, how: str, batchjob: Command) -
         assert refused.code == 2, refused.err
         assert batchjob("stats", run).code == 0
         damages = store.verify(run)
+    elif not (run / "done" / "stats.json").exists():
+        assert batchjob("stats", run).code == 0
     assert damages == []
-    assert contents(run) == before, f"another result after {how} of {name}"
+    assert results(run) == finished.results
     return "mended" if shown.code else "harmless"
 
 
-def sweep(finished: Path, tmp_path: Path, names: list[str], batchjob: Command) -> Counter[tuple[str, str, str]]:
+def ends(finished: Finished, name: str, how: str, batchjob: Command, whole: xarray.Dataset) -> list[str]:
+    """What became of one damage: by a verb that reads the file, and by `show --verify` and `run`."""
+    in_store = name.split("/")[0] in ("labels.zarr", "scores.zarr", "stats")
+    is_of_stats = in_store and name not in finished.labelled()
+    hurt(finished, name, how)
+    show_directly(finished, name, batchjob)
+    open_directly(finished, verify=True, whole=whole)
+    if how != "flip" or name not in finished.shards():  # `open` by itself looks at the sizes of shards
+        open_directly(finished, verify=False, whole=whole)
+    found = [read_directly(finished, name, direct_verb(name, how, is_of_stats=is_of_stats), batchjob)]
+    hurt(finished, name, how)
+    if not in_store or how == random.Random(name).choice(DAMAGES):
+        return [*found, mend(finished, batchjob)]
+    verified = batchjob("show", finished.run, "--verify")  # each file of a store is mended after one damage of three
+    assert verified.code == 1
+    assert name in verified.out
+    if not is_of_stats:
+        return [*found, "found"]
+    assert batchjob("figures", finished.run).code == 2
+    return [*found, "found"]
+
+
+def sweep(finished: Finished, names: list[str], batchjob: Command) -> Counter[tuple[str, str, str]]:
+    """Damages each file in each way; how many of each kind of file ended how."""
     found: Counter[tuple[str, str, str]] = Counter()
+    finished.restore()
+    whole = package.open(finished.run).load()
     for name in names:
         for how in DAMAGES:
-            run = tmp_path / "run"
-            shutil.rmtree(run, ignore_errors=True)
-            shutil.copytree(finished / "run", run)
-            found[name.split("/")[0], how, outcome(finished, run, name, how, batchjob)] += 1
+            try:
+                found.update((name.split("/")[0], how, end) for end in ends(finished, name, how, batchjob, whole))
+            except Exception as error:
+                error.add_note(f"after {how} of {name}")
+                raise
     for row, count in sorted(found.items()):
         print(*row, count)
+    finished.restore()
     return found
 
 
 def test_damage_of_one_file_of_each_kind_is_found_mended_or_harmless(
-    finished: Path, tmp_path: Path, batchjob: Command
+    finished_by_scope: Callable[[str], Finished], batchjob: Command
 ) -> None:
-    names = ["labels.zarr/status/c.1", "scores.zarr/zarr.json", "stats/summary.parquet"]
-    logs = [name for name in files_of(finished / "run") if name.startswith("logs/")][:1]
-    found = sweep(finished, tmp_path, [*names, *logs], batchjob)
-    assert sum(found.values()) == 3 * (len(names) + len(logs))
+    chosen = {
+        "image": ["labels.zarr/attention_rows/c.1.0.0.0.0", "scores.zarr/zarr.json", "stats/summary.parquet"],
+        "dataset": ["fit/centroids.npz", "labels.zarr/centroids/zarr.json", "scores.zarr/zarr.json"],
+    }
+    for scope, names in chosen.items():
+        found = sweep(finished_by_scope(scope), names, batchjob)
+        assert sum(found.values()) == 2 * len(DAMAGES) * len(names)
 
 
 @pytest.mark.slow
-def test_damage_of_every_file_is_found_mended_or_harmless(finished: Path, tmp_path: Path, batchjob: Command) -> None:
-    names = files_of(finished / "run")
-    found = sweep(finished, tmp_path, names, batchjob)
-    assert sum(found.values()) == 3 * len(names)
+@pytest.mark.parametrize(
+    "scope", [pytest.param(scope, marks=pytest.mark.xdist_group(f"sweep-{scope}")) for scope in SCOPES]
+)
+def test_damage_of_every_file_is_found_mended_or_harmless(
+    finished_by_scope: Callable[[str], Finished], batchjob: Command, scope: str
+) -> None:
+    finished = finished_by_scope(scope)
+    names = finished.files()
+    found = sweep(finished, names, batchjob)
+    assert sum(found.values()) == 2 * len(DAMAGES) * len(names)
     kinds = {row[0] for row in found}
     assert {"labels.zarr", "scores.zarr", "done", "index", "logs", "stats", "plan.json", "failures.csv"} <= kinds
+    assert ("fit" in kinds) == (scope == "dataset")
 
 
-def test_without_work_every_command_goes_on(finished: Path, tmp_path: Path, batchjob: Command) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(finished / "run", run)
+@pytest.mark.parametrize(
+    "verbs", [["finish", "label", "run", "stats"], pytest.param(["figures", "report"], marks=pytest.mark.slow)]
+)
+def test_without_work_every_command_goes_on(
+    finished_by_scope: Callable[[str], Finished], batchjob: Command, verbs: list[str]
+) -> None:
+    finished = finished_by_scope("image")
+    finished.restore()
+    run = finished.run
+    more = {"finish": ["--max-failures", 1], "label": RUNTIME, "figures": ["--count", 2]}
     assert not (run / "work").exists()
-    for arguments in (
-        ("show", run, "--verify"),
-        ("finish", run, "--max-failures", 1),
-        ("label", run, *RUNTIME),
-        ("run", finished / "photos", run, *OPTIONS, *RUNTIME, "--max-failures", 1),
-        ("stats", run),
-        ("figures", run, "--count", 2),
-        ("report", run),
-    ):
-        ended = batchjob(*arguments)
-        assert ended.code == 0, (arguments[0], ended.err)
+    for verb in verbs:
+        ended = batchjob(*(finished.arguments if verb == "run" else [verb, run, *more.get(verb, [])]))
+        assert ended.code == 0, (verb, ended.err)
         shutil.rmtree(run / "work", ignore_errors=True)
-    assert contents(run) == contents(finished / "run")
+    assert batchjob("show", run, "--verify").code == 0
+    assert results(run) == finished.results

@@ -12,6 +12,7 @@ from typing import Any
 
 from batchjob import retries
 from batchjob.config import Options, as_arguments
+from batchjob.errors import tell
 from batchjob.figures.pictures import model_name
 from batchjob.stats.text import left_out
 from batchjob.store.run import Run
@@ -150,9 +151,21 @@ def _failures(path: Path) -> tuple[list[tuple[str, int]], list[Failure]]:
     return causes.most_common(), first
 
 
+def _timing_of_process(path: Path) -> dict[str, Any] | None:
+    """Reads the times that a process logged; None where the file is damaged, since no result depends on it."""
+    try:
+        one = json.loads(path.read_text())
+        stages = {str(name): float(seconds) for name, seconds in one["stages"].items()}
+        facts = {"seconds": float(one["seconds"]), "images": int(one["images"]), "device": str(one["device"])}
+    except (ValueError, LookupError, TypeError, AttributeError):
+        tell(f"{path} is damaged; no result depends on it, and the page leaves it out")
+        return None
+    return facts | {"stages": stages}
+
+
 def _timing(folder: Path) -> Timing | None:
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob("timing-*.json"))]
-    found = [one for one in found if one.get("seconds", 0) > 0 and one.get("images", 0) > 0]
+    read = [_timing_of_process(path) for path in sorted(folder.glob("timing-*.json"))]
+    found = [one for one in read if one is not None and one["seconds"] > 0 and one["images"] > 0]
     if not found:
         return None
     seconds = sum(one["seconds"] for one in found)

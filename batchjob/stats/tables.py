@@ -160,16 +160,7 @@ def _plain(schema: pa.Schema) -> pa.Schema:
 
 def _open_scores(run: Run, ids: Sequence[str]) -> zarr.Group:
     """Opens RUN/scores.zarr to write to. Makes it with its coordinates where labelling computed no scores."""
-    path = run.folder / "scores.zarr"
-    if path.is_dir():
-        group = zarr.open_group(str(path), mode="r+", zarr_format=3, use_consolidated=False)
-        labelled = {n for names in catalogue.labelling_arrays().values() for n in names}
-        for name, array in list(group.arrays()):  # deletes what an earlier `stats`, of other annotations perhaps, left
-            dims: Any = getattr(array.metadata, "dimension_names", None) or ("",)
-            if dims[0] == "image" and name not in labelled and name != "image_id":
-                del group[name]
-        return group
-    group = zarr.open_group(str(path), mode="w", zarr_format=3)
+    group = zarr.open_group(str(run.folder / "scores.zarr"), mode="a", zarr_format=3, use_consolidated=False)
     coordinates: dict[str, tuple[str, Any]] = {
         "image_id": ("image", np.array(ids, object)),
         "algorithm": ("algorithm", np.array(run.algorithms, object)),
@@ -177,6 +168,8 @@ def _open_scores(run: Run, ids: Sequence[str]) -> zarr.Group:
         "head": ("head", np.array(run.heads, np.int16)),
     }
     for name, (dim, values) in coordinates.items():
+        if name in group:
+            continue
         dtype = "str" if values.dtype == object else values.dtype
         array = group.create_array(name, shape=values.shape, dtype=dtype, dimension_names=(dim,))
         array[:] = values

@@ -3,7 +3,7 @@
 import functools
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -235,7 +235,7 @@ def _attributes(plan: Plan) -> dict[str, Any]:
     }
 
 
-def consolidated_root(run: Path, name: str, added: Mapping[str, bytes]) -> bytes:
+def consolidated_root(run: Path, name: str, added: Mapping[str, bytes], *, left_out: Collection[str] = ()) -> bytes:
     """Makes the zarr.json of a store that holds the metadata of all its arrays, which xarray reads in one go.
 
     Parameters
@@ -246,13 +246,16 @@ def consolidated_root(run: Path, name: str, added: Mapping[str, bytes]) -> bytes
         The store's folder, such as `labels.zarr`.
     added
         Files by path relative to RUN that are not written yet; their arrays are listed too.
+    left_out
+        Metadata files, relative to RUN, of arrays that are not listed.
 
     Returns
     -------
     The content of RUN/`name`/zarr.json.
     """
     folder = run / name
-    metadata = {str(p.relative_to(run)): p.read_bytes() for p in [folder / "zarr.json", *folder.glob("*/zarr.json")]}
+    paths = {str(p.relative_to(run)) for p in [folder / "zarr.json", *folder.glob("*/zarr.json")]} - set(left_out)
+    metadata = {path: (run / path).read_bytes() for path in paths}
     metadata |= {path: data for path, data in added.items() if path.endswith("/zarr.json")}
     held = {
         path.removeprefix(f"{name}/"): default_buffer_prototype().buffer.from_bytes(data)

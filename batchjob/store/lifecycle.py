@@ -28,7 +28,7 @@ from batchjob.files import (
 from batchjob.plan import Plan
 from batchjob.store import centroids
 from batchjob.store.encode import DamagedRoot, IndexLike, consolidated_root, read_root, static_files
-from batchjob.store.outputs import check_stats, is_of_stats
+from batchjob.store.outputs import check_stats, damaged_arrays, is_of_stats
 from batchjob.store.partitions import Damage, check_all, check_files, marker_path, published, read_marker, unpublish
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 # how the paths begin that `finish` writes again in any case
 _REWRITTEN = ("failures.csv", "labels.zarr/zarr.json", "scores.zarr/zarr.json", "labels.zarr/centroid")
+_MADE_ANEW = ("failures.csv", "labels.zarr/centroid")  # those of them that do not depend on what is there
 _NO_CHECKSUMS = Damage(-1, "done/store.json", "the checksums of the metadata are unreadable")
 
 
@@ -124,8 +125,7 @@ def is_of(run: Path, plan: Plan) -> bool:
 def mend(run: Path, plan: Plan, index: IndexLike) -> list[Damage]:
     """Writes again the files that belong to the whole store, where one is damaged: metadata, coordinates, image ids.
 
-    Looks at sizes only, as `missing` does. What has the right size and a wrong content, `verify` finds and `forget`
-    removes.
+    Reads every byte of them; they are small.
 
     Parameters
     ----------
@@ -136,8 +136,10 @@ def mend(run: Path, plan: Plan, index: IndexLike) -> list[Damage]:
     -------
     What was damaged.
     """
-    if damages := check_static(run, contents=False):
-        with clear_disk_errors(run, f"cannot mend the store in {run}"):
+    if not check_static(run, contents=True):
+        return []
+    with clear_disk_errors(run, f"cannot mend the store in {run}"), only_one(run):
+        if damages := check_static(run, contents=True):  # and not only a `finish` that was at work meanwhile
             files, scratch = static_files(plan, index), new_scratch(run)
             for path, data in files.items():
                 (run / path).parent.mkdir(parents=True, exist_ok=True)
@@ -197,7 +199,8 @@ def verify(run: Path) -> list[Damage]:
         with contextlib.suppress(DamagedRoot):  # `check_static` lists it
             read_root(run)
     parts = check_all(run, published(run), contents=True)
-    return check_static(run, contents=True) + parts + centroids.check(run) + check_stats(run, contents=True)
+    fitted = centroids.check(run) or _lost_centroids(run)
+    return check_static(run, contents=True) + parts + fitted + check_stats(run, contents=True)
 
 
 def forget(run: Path, damages: Sequence[Damage]) -> None:
@@ -267,23 +270,28 @@ def finish(run: Path) -> Finished:
     damaged = {d.partition for d in check_all(run, sorted(done), contents=False)}
     holes = sorted(set(range(count)) - (done - damaged))
     static = unseal_file(run / "done" / "store.json")
+    damaged_metadata = f"the metadata of {run} is damaged; it is made again by: batchjob run DATA {run}"
     others = (
         {path: check for path, check in static["files"].items() if not path.startswith(_REWRITTEN)} if static else {}
     )
     if not others or check_files(run, -1, others, contents=False):
-        raise WorkLeft(f"the metadata of {run} is damaged; it is made again by: batchjob run DATA {run}")
+        raise WorkLeft(damaged_metadata)
     if holes:
         shown = ", ".join(map(str, holes[:20])) + (", …" if len(holes) > 20 else "")
         raise WorkLeft(
             f"{len(holes)} of {count} partitions are not labelled: {shown}; go on with: batchjob label {run}"
         )
     with clear_disk_errors(run, f"cannot finish {run}"), only_one(run):
-        static = unseal_file(run / "done" / "store.json") or static  # another process may have finished meanwhile
+        static = unseal_file(run / "done" / "store.json") or {"files": others}  # another may have finished meanwhile
+        if any(not damage.path.startswith(_MADE_ANEW) for damage in check_static(run, contents=True)):
+            raise WorkLeft(damaged_metadata)
+        if lost := _lost_centroids(run):
+            raise WorkLeft(f"{run / lost[0].path} is missing; it is fitted again by: batchjob run DATA {run}")
         causes, failed = _failures(run, count)
         files = centroids.store_files(run) | {"failures.csv": failed}
         for name in ("scores.zarr", "labels.zarr"):
-            if (run / name).exists():
-                files[f"{name}/zarr.json"] = consolidated_root(run, name, files)
+            if f"{name}/zarr.json" in static["files"]:  # else `stats` made the store, and has listed its arrays
+                files[f"{name}/zarr.json"] = consolidated_root(run, name, files, left_out=damaged_arrays(run))
         _replace(run, others, files)
         clear_work(run)
     return Finished(int(attributes["rows"]), causes)
@@ -329,6 +337,14 @@ def open_labels(run: str | PathLike[str], *, chunks: Any = None) -> "xarray.Data
         path / "labels.zarr", zarr_format=3, consolidated=consolidated, chunks=chunks
     )
     return labels
+
+
+def _lost_centroids(run: Path) -> list[Damage]:
+    """Finds out whether the centroids are missing that `finish` has copied into labels.zarr."""
+    static = unseal_file(run / "done" / "store.json")
+    was_fitted = static is not None and any(path.startswith("labels.zarr/centroid") for path in static["files"])
+    is_lost = was_fitted and not (run / "fit" / "centroids.npz").exists()
+    return [Damage(-1, "fit/centroids.npz", "missing")] if is_lost else []
 
 
 def _check(data: bytes) -> list[int]:

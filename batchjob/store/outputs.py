@@ -25,7 +25,7 @@ def writing_stats(run: Path) -> Iterator[None]:
     """
     with clear_disk_errors(run, f"cannot write the statistics of {run}"), only_one(run, "done/stats.lock"):
         labels = _checks_of_labels(run)
-        _drop_half_written(run)
+        _drop_own_scores(run)
         _seal(run, {"ended": False, "labels": labels, "files": {}})
         yield
         _seal(run, {"ended": True, "labels": labels, "files": checks_of(run, _written(run))})
@@ -59,8 +59,8 @@ def check_stats(run: Path, *, contents: bool) -> list[Damage]:
     return [Damage(-1, damage.path, f"{damage.reason}; {_AGAIN} {run}") for damage in found]
 
 
-def raise_for_damage(run: Path, static: list[Damage], *, stats: bool) -> None:
-    """Checks that what is published in a run is as it was written. Reads every byte of it.
+def raise_for_damage(run: Path, static: list[Damage], *, stats: bool, contents: bool = True) -> None:
+    """Checks that what is published in a run is as it was written.
 
     Parameters
     ----------
@@ -70,21 +70,31 @@ def raise_for_damage(run: Path, static: list[Damage], *, stats: bool) -> None:
         What is wrong with the files that belong to the whole store, as `lifecycle.check_static` found.
     stats
         Whether to check the statistics as well.
+    contents
+        Whether every byte is read; else only sizes are looked at.
 
     Raises
     ------
     UserError
         Something is damaged; names the first file, and how many more there are.
     """
-    damages = static + check_all(run, published(run), contents=True)
+    damages = static + check_all(run, published(run), contents=contents)
     if stats:
-        damages += check_stats(run, contents=True)
+        damages += check_stats(run, contents=contents)
     if damages:
         more = f" (and {len(damages) - 1} more)" if len(damages) > 1 else ""
         raise UserError(
             f"{run} is damaged: {damages[0]}{more}; find and mend all with: batchjob show {run} --verify, then "
             f"batchjob run DATA {run}"
         )
+
+
+def damaged_arrays(run: Path) -> list[str]:
+    """Finds the metadata files, relative to RUN, of the arrays of scores that are not as `stats` wrote them."""
+    sealed = unseal_file(run / _SEAL)
+    files = sealed["files"] if sealed else {}
+    own = {path: check for path, check in files.items() if path.endswith("/zarr.json") and path.count("/") > 1}
+    return [damage.path for damage in check_files(run, -1, own, contents=True)]
 
 
 def is_of_stats(run: Path, path: str) -> bool:
@@ -117,11 +127,8 @@ def _seal(run: Path, body: dict[str, Any]) -> None:
     scratch.rmdir()
 
 
-def _drop_half_written(run: Path) -> None:
-    """Removes the scores of a `stats` that was stopped, since no reader could open half of an array."""
-    sealed = unseal_file(run / _SEAL)
-    if not (run / _SEAL).exists() or (sealed and sealed["ended"]):
-        return
+def _drop_own_scores(run: Path) -> None:
+    """Removes what an earlier `stats` wrote in scores.zarr; it may be damaged, half written or of other annotations."""
     if unseal_file(run / "done" / "store.json") is None:  # it is not known which arrays `stats` wrote
         return
     for folder in _own_arrays(run) if _labelled(run) else [run / "scores.zarr"]:
@@ -135,8 +142,13 @@ def _own_arrays(run: Path) -> list[Path]:
 
 
 def _written(run: Path) -> list[str]:
-    """The files that `stats` writes, relative to RUN: those of RUN/stats and of its arrays of scores."""
+    """The files that `stats` writes, relative to RUN: those of RUN/stats and of its arrays of scores.
+
+    The list of the arrays, scores.zarr/zarr.json, is one of them unless labelling computed scores, or `finish` has
+    published it since.
+    """
     files = [path for folder in (run / "stats", *_own_arrays(run)) for path in folder.rglob("*")]
+    files += [] if "zarr.json" in _labelled(run) else [run / "scores.zarr" / "zarr.json"]
     return sorted(str(path.relative_to(run)) for path in files if path.is_file())
 
 
