@@ -161,6 +161,11 @@ def _plain(schema: pa.Schema) -> pa.Schema:
 def _open_scores(run: Run, ids: Sequence[str]) -> zarr.Group:
     """Opens RUN/scores.zarr to write to. Makes it with its coordinates where labelling computed no scores."""
     group = zarr.open_group(str(run.folder / "scores.zarr"), mode="a", zarr_format=3, use_consolidated=False)
+    labelled = {n for names in catalogue.labelling_arrays().values() for n in names}
+    for name, array in list(group.arrays()):  # `writing_stats` has removed those that it knew to be an earlier `stats`'
+        dims: Any = getattr(array.metadata, "dimension_names", None) or ("",)
+        if dims[0] == "image" and name not in labelled and name != "image_id":
+            del group[name]
     coordinates: dict[str, tuple[str, Any]] = {
         "image_id": ("image", np.array(ids, object)),
         "algorithm": ("algorithm", np.array(run.algorithms, object)),
