@@ -35,5 +35,4 @@ def sentence(count: int, data: str, run: Path, options: Mapping[str, Any]) -> st
     if not count:
         return ""
     words = ["batchjob", "run", data, str(run), *as_arguments(options), "--retry-failed"]
-    which = f"the {count:,} that are {COUNT} are"
-    return f"{which} tried again by: {shlex.join(words)} (with make: RETRY_FAILED=1)"
+    return f"those that are {COUNT} ({count:,}) are tried again by: {shlex.join(words)} (with make: RETRY_FAILED=1)"

@@ -108,7 +108,7 @@ def test_photos_that_come_back_are_labelled_on_request_and_on_request_only(
     assert ended.code == 1  # 1 of 12 is more than --max-failures
     hint = f"batchjob run {photos} {run} {' '.join([*TINY, '--rows-per-partition', '4'])} --retry-failed"
     assert (
-        f"1 of 12 images failed: 1 missing; the 1 that are missing or unreadable are tried again by: {hint}"
+        f"1 of 12 images failed: 1 missing; those that are missing or unreadable (1) are tried again by: {hint}"
         in ended.err
     )
     (tmp_path / "away").rename(one)

@@ -77,7 +77,7 @@ def test_failures_that_may_pass_are_reported_with_the_command_that_retries_them(
         file.write("val2017/gone.jpg,missing,No such file\n")
     text = report_page.render([Run(tmp_path / "run")])
     section = text.split('<section id="failures">')[1].split("</section>")[0]
-    assert "The 1 that are missing or unreadable are tried again by: batchjob run " in section
+    assert "Those that are missing or unreadable (1) are tried again by: batchjob run " in section
     assert f"{runs[0].parent / 'data'} {tmp_path / 'run'} --model vit_tiny_patch16_224" in section
     assert "--retry-failed (with make: RETRY_FAILED=1)" in section
 

@@ -271,7 +271,7 @@ def test_failures_that_may_pass_are_reported_with_the_command_that_retries_them(
         lines = run_stats([run], verbose=verbose)
         at = next(i for i, line in enumerate(lines) if "3 of them failed" in line or "3 failed" in line)
         assert lines[at + 1].startswith(
-            f"the 2 that are missing or unreadable are tried again by: batchjob run DATA {run}"
+            f"those that are missing or unreadable (2) are tried again by: batchjob run DATA {run}"
         )
         assert lines[at + 1].endswith(" --retry-failed (with make: RETRY_FAILED=1)")
     assert json.loads((run / "stats" / "counts.json").read_text())["missing or unreadable"] == 2

@@ -45,10 +45,10 @@ def index_images(data: str, *, split: str = "", limit: int = 0, progress: bool =
     raise_for_missing(data)
     if os.path.isdir(data):
         return _index_folder(os.fsencode(os.path.abspath(data)), split=split, limit=limit, progress=progress)
+    raise_for_split(data, split)
     if not os.path.lexists(data):
         named = expand(data) if "{" in data else sorted(glob.glob(data, recursive=True))
         return _index_shards(data, named, limit=limit, progress=progress)
-    raise_for_split(data, split)
     suffix = os.path.splitext(data)[1].lower()
     if suffix in (".tar", ".parquet"):
         return _index_shards(data, [data], limit=limit, progress=progress)
@@ -75,9 +75,10 @@ def raise_for_missing(data: str) -> None:
 
 
 def raise_for_split(data: str, split: str) -> None:
-    """Raises UserError where DATA is a file, or a folder that has neither a folder nor Parquet files of the split."""
-    if split and os.path.isfile(data):
-        raise UserError(f"--split {split} is of a folder, and {data!r} is a file; leave it out")
+    """Raises UserError where DATA is not a folder, or has neither a folder nor Parquet files of the split."""
+    if split and not os.path.isdir(data):
+        kind = "a file" if os.path.isfile(data) else "a range of files"
+        raise UserError(f"--split {split} is of a folder, and {data!r} is {kind}; leave it out")
     if split and os.path.isdir(data):
         root = os.fsencode(os.path.abspath(data))
         if not _parquet_files(root, split):
