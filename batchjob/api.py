@@ -62,7 +62,7 @@ def open(run: str | PathLike[str], *, chunks: Any = None, verify: bool = False) 
 
     folder = Path(run)
     if (folder / "plan.json").exists():
-        raise_for_damage(folder, check_static(folder, contents=True), stats=False, contents=verify)
+        raise_for_damage(folder, lambda: check_static(folder, contents=True), stats=False, contents=verify)
     data = open_labels(folder, chunks=chunks)
     return data.assign_coords(image=("image", data["image_id"].values.astype(object)))
 

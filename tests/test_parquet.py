@@ -100,7 +100,7 @@ def test_a_split_may_be_a_folder_of_parquet_files(tmp_path: Path) -> None:
         write(tmp_path / f"{name}.parquet", {"image": structs(1, path=None)})
     assert index_images(str(tmp_path), split="train").ids() == ["0000.parquet/0", "0001.parquet/0"]
     assert index_images(str(tmp_path), split="test").ids() == ["0000.parquet/0"]
-    with pytest.raises(UserError, match="--split train is of a folder, and .* is a range of files; leave it out"):
+    with pytest.raises(UserError, match=r"--split train is of a folder, and .* is a range of files; leave it out"):
         index_images(str(tmp_path / "train" / "*.parquet"), split="train")
     whole = index_images(str(tmp_path)).ids()
     assert len(set(whole)) == 3

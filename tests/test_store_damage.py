@@ -18,7 +18,7 @@ from batchjob import plan as plans
 from batchjob.errors import UserError, WorkLeft
 from batchjob.plan import Plan
 from batchjob.store import arrays as layout
-from batchjob.store import centroids
+from batchjob.store import centroids, outputs
 from batchjob.store import lifecycle as store
 from batchjob.store import partitions as publish
 from tests.runs import SCORED_PLAN, Ids, arrays_of, contents, label, made_up_plan
@@ -214,3 +214,23 @@ def test_damaged_centroids_in_the_store_are_found_and_written_again_from_the_fit
         damage(run / path)
     store.finish(run)  # `finish` mends them by itself too
     assert contents(run) == whole
+
+
+@pytest.mark.parametrize("is_replaced", [True, False])
+def test_files_that_are_replaced_while_they_are_checked_are_checked_again(
+    finished_run: Path, monkeypatch: pytest.MonkeyPatch, is_replaced: bool
+) -> None:
+    seal, looks = finished_run / "done" / "store.json", []
+
+    def find_static() -> list[publish.Damage]:
+        looks.append(seal.stat().st_ino)
+        if len(looks) > 1:
+            return []
+        if is_replaced:  # as `finish` does
+            shutil.copy(seal, seal.with_suffix(".new"))
+            seal.with_suffix(".new").replace(seal)
+        return [publish.Damage(-1, "labels.zarr/zarr.json", "has other contents than were published")]
+
+    with contextlib.nullcontext() if is_replaced else pytest.raises(UserError, match="is damaged"):
+        outputs.raise_for_damage(finished_run, find_static, stats=True)
+    assert len(looks) == 1 + is_replaced

@@ -3,7 +3,7 @@
 import json
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,15 +59,15 @@ def check_stats(run: Path, *, contents: bool) -> list[Damage]:
     return [Damage(-1, damage.path, f"{damage.reason}; {_AGAIN} {run}") for damage in found]
 
 
-def raise_for_damage(run: Path, static: list[Damage], *, stats: bool, contents: bool = True) -> None:
+def raise_for_damage(run: Path, find_static: Callable[[], list[Damage]], *, stats: bool, contents: bool = True) -> None:
     """Checks that what is published in a run is as it was written.
 
     Parameters
     ----------
     run
         The folder of the run.
-    static
-        What is wrong with the files that belong to the whole store, as `lifecycle.check_static` found.
+    find_static
+        Finds what is wrong with the files that belong to the whole store: `lifecycle.check_static`.
     stats
         Whether to check the statistics as well.
     contents
@@ -78,15 +78,25 @@ def raise_for_damage(run: Path, static: list[Damage], *, stats: bool, contents: 
     UserError
         Something is damaged; names the first file, and how many more there are.
     """
-    damages = static + check_all(run, published(run), contents=contents)
-    if stats:
-        damages += check_stats(run, contents=contents)
+    while True:
+        before = _seals(run)
+        damages = find_static() + check_all(run, published(run), contents=contents)
+        if stats:
+            damages += check_stats(run, contents=contents)
+        if not damages or before == _seals(run):  # else another command has just replaced files
+            break
     if damages:
         more = f" (and {len(damages) - 1} more)" if len(damages) > 1 else ""
         raise UserError(
             f"{run} is damaged: {damages[0]}{more}; find and mend all with: batchjob show {run} --verify, then "
             f"batchjob run DATA {run}"
         )
+
+
+def _seals(run: Path) -> list[tuple[str, int, int]]:
+    """Tells the present files of checksums from earlier ones."""
+    found = ((path.name, path.stat()) for path in sorted((run / "done").glob("st*.json")))
+    return [(name, stat.st_ino, stat.st_mtime_ns) for name, stat in found]
 
 
 def damaged_arrays(run: Path) -> list[str]:

@@ -83,7 +83,7 @@ class Run:
 
         if (Path(folder) / "plan.json").exists():
             load_plan(Path(folder))
-            raise_for_damage(Path(folder), check_static(Path(folder), contents=True), stats=stats)
+            raise_for_damage(Path(folder), lambda: check_static(Path(folder), contents=True), stats=stats)
         return cls(folder)
 
     @property
