@@ -56,9 +56,18 @@ def nearest(name: str, known: list[str]) -> str:
 
 
 def guess(name: str, known: Sequence[str]) -> str:
-    """Asks whether the most similar known name was meant: `did you mean 'kmeans'?`; empty where none is much like it.
+    """Asks whether the most similar known name was meant.
 
-    Dashes in front count for nothing, so that options are as alike as their words.
+    Parameters
+    ----------
+    name
+        What was given. Dashes in front count for nothing, so that options are as alike as their words.
+    known
+        The names that there are.
+
+    Returns
+    -------
+    For example `did you mean 'kmeans'?`; empty where no known name is much like it.
     """
     import difflib
 

@@ -250,3 +250,20 @@ def test_the_top_level_holds_only_the_listed_files() -> None:
     top = {line.split("/")[0] for line in done.stdout.splitlines()}
     wanted = {"batchjob", "slurm", "tests", "docs", ".ci", "environment.yml", "Makefile", "README.md", "pyproject.toml"}
     assert top - wanted - {"CHANGELOG.md", "LICENSE", "mkdocs.yml", ".gitignore"} == set()
+
+
+def test_public_functions_say_what_they_take() -> None:
+    """Those with more than one argument have NumPy's sections; a line says enough of one argument."""
+    lacking, seen = [], 0
+    for path in FILES:
+        tree = ast.parse(path.read_text())
+        public = [n for n in tree.body if isinstance(n, ast.ClassDef) and not n.name.startswith("_")]
+        for node in (n for holder in (tree, *public) for n in holder.body if isinstance(n, ast.FunctionDef)):
+            arguments = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+            if node.name.startswith("_") or len([a for a in arguments if a not in ("self", "cls")]) < 2:
+                continue
+            seen += 1
+            if "Parameters\n-----" not in (ast.get_docstring(node) or ""):
+                lacking.append(f"{path.relative_to(ROOT)}: {node.name}")
+    assert lacking == []
+    assert seen > 300, "saw the functions"

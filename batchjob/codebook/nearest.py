@@ -64,7 +64,19 @@ def cluster_sums(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def count_labels(labels: Tensor, k: int) -> Tensor:
-    """int64 [K]: how many of the labels int64 [n] are 0, 1, …, k − 1. The host does not wait for a GPU."""
+    """Counts the labels of each cluster. The host does not wait for a GPU.
+
+    Parameters
+    ----------
+    labels
+        int64 [n], from 0 to k − 1.
+    k
+        The number of clusters, K.
+
+    Returns
+    -------
+    int64 [K].
+    """
     if labels.device.type == "cpu":
         return torch.bincount(labels, minlength=k)  # a GPU would be waited for: it looks for the largest label
     return (labels[:, None] == torch.arange(k, device=labels.device)).sum(0)

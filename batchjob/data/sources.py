@@ -75,7 +75,20 @@ def raise_for_missing(data: str) -> None:
 
 
 def raise_for_split(data: str, split: str) -> None:
-    """Raises UserError where DATA is not a folder, or has neither a folder nor Parquet files of the split."""
+    """Checks `--split` against DATA.
+
+    Parameters
+    ----------
+    data
+        As `index_images`.
+    split
+        As `index_images`; empty passes.
+
+    Raises
+    ------
+    UserError
+        DATA is not a folder, or has neither a folder nor Parquet files of the split.
+    """
     if split and not os.path.isdir(data):
         kind = "a file" if os.path.isfile(data) else "a range of files"
         raise UserError(f"--split {split} is of a folder, and {data!r} is {kind}; leave it out")

@@ -91,7 +91,24 @@ def _check_numbers(options: Options, plan: Plan) -> None:
 
 
 def choose_heads(options: Options, spec: ModelSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Returns the layers and the heads that the options name. Raises UserError where the model does not have them."""
+    """Resolves the layers and the heads that the options name.
+
+    Parameters
+    ----------
+    options
+        The options of the run.
+    spec
+        The model.
+
+    Returns
+    -------
+    (layers, heads), counted from 0; the head 0 alone where tokens are clustered.
+
+    Raises
+    ------
+    UserError
+        The model does not have them, or has no attention to take what is clustered from.
+    """
     layers, heads = choices.resolve_layers(options.layers, spec), choices.resolve_heads(options.heads, spec)
     if options.cluster_on == "token":
         return layers, (0,)
@@ -103,6 +120,19 @@ def choose_heads(options: Options, spec: ModelSpec) -> tuple[tuple[int, ...], tu
 
 
 def raise_for_large_k(k: str, patches: int) -> None:
-    """Raises UserError where `--k` is a number above that of an image's patches."""
+    """Checks `--k` against the patches of an image.
+
+    Parameters
+    ----------
+    k
+        A whole number, as it was given.
+    patches
+        How many patches an image has.
+
+    Raises
+    ------
+    UserError
+        There are fewer patches than clusters.
+    """
     if int(k) > patches:
         raise UserError(f"--k {k} is more than the {patches} patches of an image; give 1 to {patches}")
