@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
+from batchjob.clustering.engines import open_engine
 from batchjob.clustering.search import AUTO, best_partition
 from batchjob.config import Options
 from batchjob.data.annotations import instances_on_grid, k_instances, open_annotations
@@ -64,6 +65,18 @@ def ours(n_init: int) -> Search:
     return lambda x, k, seed: best_partition(x, k, seed=seed, n_init=n_init).labels
 
 
+def in_torch(n_init: int) -> Search:
+    """Returns the search of the torch engine, which makes tensors of many problems; here it has one at a time."""
+    engine = open_engine("batched", torch.device("cpu"))
+
+    # its starts have the seeds that follow each other
+    def search(x: Rows, k: int, seed: int) -> NDArray[Any]:
+        found = engine.kmeans(torch.from_numpy(x)[None], torch.tensor([k]), torch.tensor([1000 * seed]), n_init=n_init)
+        return found.labels[0].numpy()
+
+    return search
+
+
 def scikit_learn(n_init: int) -> Search:
     return lambda x, k, seed: KMeans(k, n_init=n_init, random_state=seed).fit(x).labels_
 
@@ -99,7 +112,7 @@ def main() -> int:
     given = parser.parse_args()
     torch.set_num_threads(1)
     searches: dict[str, Search | None] = {f"scikit-learn, {n} starts": scikit_learn(n) for n in (4, 20, 100)}
-    searches |= {"faiss, 4 starts": faiss(4)}
+    searches |= {"faiss, 4 starts": faiss(4), "torch engine, 4 starts": in_torch(4)}
     searches |= {f"`--n-init {n}`": ours(n) for n in (1, 4, 16)} | {"`--n-init auto`": ours(AUTO)}
     for name, file in zip(MODELS, ("", given.weights), strict=True):
         found = problems(name, file, given.coco, given.problems)
