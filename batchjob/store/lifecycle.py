@@ -347,6 +347,11 @@ def _lost_centroids(run: Path) -> list[Damage]:
     return [Damage(-1, "fit/centroids.npz", "missing")] if is_lost else []
 
 
+def _is(run: Path, path: str, checks: Mapping[str, Sequence[int]]) -> bool:
+    """Says whether a file is as its checksum among `checks` says."""
+    return path in checks and not check_files(run, -1, {path: checks[path]}, contents=True)
+
+
 def _check(data: bytes) -> list[int]:
     return [len(data), zlib.crc32(data)]
 
@@ -379,12 +384,15 @@ def _replace(run: Path, others: Mapping[str, Sequence[int]], files: Mapping[str,
     """Puts `files` in place, and records their checksums beside those of `others`.
 
     Records the old and the new checksums before it replaces the files, so that a kill between the two is not taken for
-    damage. The next `finish` then does all of it again.
+    damage. The next `finish` then does all of it again. It may be stopped in the same place: the old checksums stay
+    those of what lies there, which may be the file from before the first attempt.
     """
     static, scratch = unseal_file(run / "done" / "store.json") or {"files": {}}, new_scratch(run)
     checks = dict(others) | {path: _check(data) for path, data in files.items()}
-    still = {path: check for path, check in static.get("before", {}).items() if path not in files}
-    before = still | {path: static["files"].get(path) for path in files}
+    earlier = static.get("before", {})
+    still = {path: check for path, check in earlier.items() if path not in files}
+    waiting = {path: check for path, check in earlier.items() if path in files and not _is(run, path, static["files"])}
+    before = still | {path: static["files"].get(path) for path in files} | waiting
     seal_file(run / "done" / "store.json", {"files": checks, "before": before}, scratch)
     _put(run, files)
     seal_file(run / "done" / "store.json", {"files": checks, "before": still}, scratch)
