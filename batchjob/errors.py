@@ -48,8 +48,8 @@ def nearest(name: str, known: list[str]) -> str:
 
     Returns
     -------
-    The end of a sentence, such as `did you mean 'kmeans'? known: kmeans, spectral`. There is no guess where no name is
-    much like it.
+    The end of a sentence, such as `did you mean 'kmeans'? known: kmeans, spectral`. The guess is left out where no
+    name is much like it.
     """
     hint = guess(name, known)
     return f"{hint}{' ' if hint else ''}known: {', '.join(known)}"

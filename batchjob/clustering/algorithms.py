@@ -27,7 +27,7 @@ def prepare(rows: Tensor, distance: str, mask: Tensor | None) -> Tensor:
         (Hellinger 1909).
     mask
         bool [N, P], False for patches of padding: their columns become 0, and the rows are renormalised over the other
-        columns. None: there is no padding.
+        columns. None: every patch is image.
 
     Returns
     -------

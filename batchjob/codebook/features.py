@@ -82,7 +82,7 @@ def nearest_centroids(
     kind, distance
         As for `features`.
     mask
-        bool [B, P], False for patches of padding. None: there is no padding.
+        bool [B, P], False for patches of padding. None: every patch is image.
 
     Returns
     -------
@@ -103,5 +103,5 @@ def nearest_centroids(
         squares = torch.where(mask[:, None], squares, 0)
     occurs = torch.zeros(batch, heads, NO_LABEL + 1, dtype=torch.bool, device=labels.device).scatter_(2, labels, True)
     found = occurs[..., :NO_LABEL].sum(2).flatten().byte()
-    settled = torch.ones_like(found, dtype=torch.bool)  # there is no search that could end too early
+    settled = torch.ones_like(found, dtype=torch.bool)  # the nearest centroid is found exactly
     return Clusters(labels.flatten(0, 1).to(torch.uint8), squares.sum(2).flatten(), found, settled)

@@ -124,7 +124,7 @@ def split_folder(root: bytes, split: str) -> bytes:
     Raises
     ------
     UserError
-        There is no such folder; the message lists the folders that there are.
+        DATA lacks this folder; the message lists those that it has.
     """
     for below in (split, f"images/{split}"):
         if os.path.isdir(os.path.join(root, os.fsencode(below))):

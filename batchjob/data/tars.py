@@ -190,7 +190,7 @@ def _members_of_one(path: str, file: BinaryIO, start: int, reading: _Reading) ->
 
 
 def _after_zeros(file: BinaryIO, start: int) -> int | None:
-    """Returns the byte where the first block from `start` on begins that is not all zeros; None where there is none."""
+    """Returns the byte where the first block from `start` on begins that is not all zeros; None where all are."""
     file.seek(start)
     while block := file.read(_BLOCK):
         if block.count(0) != len(block):

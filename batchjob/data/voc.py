@@ -38,7 +38,7 @@ class File:
 def find_root(folder: Path) -> Path | None:
     """Finds the folder that holds SegmentationObject/: the given one, its parent, or one up to two levels below it.
 
-    Returns None where there is none. The parent counts where the given folder is SegmentationObject/ itself.
+    Returns None where none of them holds it. The parent counts where the given folder is SegmentationObject/ itself.
     """
     if folder.name == "SegmentationObject":
         return folder.parent
@@ -47,7 +47,7 @@ def find_root(folder: Path) -> Path | None:
 
 
 def list_files(root: Path) -> list[File]:
-    """Lists every segmented image of the folder, by name. Raises UserError where there is none, or one is not a PNG."""
+    """Lists every segmented image of the folder, by name. Raises UserError where it has no PNG, or a damaged one."""
     files = []
     for path in sorted((root / "SegmentationObject").glob("*.png")):
         classes = root / "SegmentationClass" / path.name
