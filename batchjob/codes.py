@@ -1,7 +1,7 @@
 """What the bytes of a run mean: the codes of `labels` and `status`, and the version of the run's schema."""
 
 VERSION = "0.2.0"  # of this package
-SCHEMA = 2  # of plan.json and the arrays; a run of another schema is refused
+SCHEMA = 3  # of plan.json and the arrays; a run of another schema is refused
 NO_LABEL = 255  # in `labels`: the image failed, or the patch is padding
 NOISE = 254  # in `labels`: hdbscan put the patch into no cluster
 STATUS: dict[str, int] = {

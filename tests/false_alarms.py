@@ -1,8 +1,10 @@
 """`python -m tests.false_alarms [--sets 200] [--out FILE]`: how often tests reject wrongly.
 
 Each made-up data set has 40 photos of disks and 4 heads that look nearby, with noise of their own in every photo: rows
-by distance times log-normal noise, which depend on no object. So 5 % of the tests over `swap` should reject
-before Holm's correction, and at most 5 % of the data sets should have any head that passes after it.
+by distance times log-normal noise, which depend on no object. The Jaccard scores take the mean of a head's rows as its
+map. CorLoc would be 0 there, so it has a large rectangle for each photo and maps that are brightest at a random place.
+So 5 % of the tests over `swap` should reject before Holm's correction, and at most 5 % of the data sets should have any
+head that passes after it.
 """
 
 import argparse
@@ -11,7 +13,7 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from batchjob.clustering.from_labels import settle
 from batchjob.clustering.search import best_partition
 from batchjob.codes import NO_LABEL
 from batchjob.metrics.attention import PatchPairs, draw_pairs
-from batchjob.metrics.nulls import Donors
+from batchjob.metrics.nulls import BY_LENDER, Donors
 from batchjob.metrics.objects import Objects
 from batchjob.metrics.on_device import instance_ari, pair_scores, twins_of
 from batchjob.metrics.pair_table import PairTable
@@ -31,6 +33,7 @@ from batchjob.metrics.saliency import normalise
 from batchjob.metrics.truth import clusters_of
 from batchjob.metrics.uncertainty import holm, mean_known, sign_flip
 from batchjob.stats.image import Scene, score_labels, score_maps
+from batchjob.stats.lent import HALVES, Lent, attribute
 from tests import scenes
 
 IMAGES, HEADS = 40, 4
@@ -38,7 +41,8 @@ GRID, PATCHES = scenes.GRID, scenes.GRID[0] * scenes.GRID[1]
 PAIRS = 150  # pairs of each kind: few are enough to test the null model
 RESIZES = ("squash", "pad")
 FLIPS = 2000
-Scores = dict[str, NDArray[np.float64]]
+Floats = NDArray[np.float64]
+Scores = dict[str, Floats]
 Rates = dict[str, tuple[float, float]]  # score -> (share of tests with p ≤ 0.05, whether any head passes Holm)
 
 
@@ -62,6 +66,26 @@ def objects_of(count: int, keep: NDArray[np.bool_], random: np.random.Generator)
     return Objects(owner.ravel(), np.zeros(count, int), np.array(boxes, float), coverage)
 
 
+def rectangle_of(keep: NDArray[np.bool_], random: np.random.Generator) -> Objects:
+    """Draws one object: a rectangle inside the image, half to all of its height and of its width."""
+    inside = keep.reshape(GRID)
+    height, width = int(inside.any(axis=1).sum()), int(inside.any(axis=0).sum())
+    tall, wide = int(random.integers(height // 2, height)), int(random.integers(width // 2, width))
+    top, left = int(random.integers(height - tall + 1)), int(random.integers(width - wide + 1))
+    owner = np.full(GRID, -1)
+    owner[top : top + tall, left : left + wide] = 0
+    box = np.array([[left, top, left + wide, top + tall]], float)
+    return Objects(owner.ravel(), np.zeros(1, int), box, (owner.ravel() == 0)[None].astype(np.float32))
+
+
+def places(keep: NDArray[np.bool_], random: np.random.Generator) -> Floats:
+    """Returns maps [heads, P] that fall off with the distance from a random patch, with noise."""
+    y, x = np.divmod(np.arange(PATCHES), GRID[1])
+    at = random.choice(np.flatnonzero(keep), HEADS)[:, None]
+    squared = (y - y[at]) ** 2 + (x - x[at]) ** 2
+    return normalise(np.exp(-squared / 72 + 0.5 * random.standard_normal(squared.shape)), keep)
+
+
 @dataclass(frozen=True)
 class Photo:
     """One photo's heads, its objects, and other photos' objects for the `swap` null model."""
@@ -69,14 +93,16 @@ class Photo:
     row: int
     seed: int  # of the data set
     keep: NDArray[np.bool_]
-    rows: NDArray[np.float64]  # [heads, P, P]
+    rows: Floats  # [heads, P, P]
+    maps: Floats  # [heads, P] bright at one place
+    lenders: list[int]  # rows of the photos that lend their objects
     objects: list[Objects]  # the photo's own first
     pairs: list[PatchPairs]  # likewise
+    large: list[Objects]  # likewise
 
-    @property
-    def scene(self) -> Scene:
-        """Returns the photo as the scores of `stats` take it."""
-        return Scene(GRID, self.seed, self.keep, self.objects[0], self.objects[1:])
+    def scene(self, objects: Sequence[Objects]) -> Scene:
+        """Returns the photo with these objects as the scores of `stats` take it."""
+        return Scene(GRID, self.seed, self.keep, objects[0], dict(zip(self.lenders, objects[1:], strict=True)))
 
 
 def photos_of_a_data_set(resize: str, seed: int) -> Iterator[Photo]:
@@ -87,15 +113,24 @@ def photos_of_a_data_set(resize: str, seed: int) -> Iterator[Photo]:
     found = [objects_of(int(c), keep, random) for c, keep in zip(counts, keeps, strict=True)]
     shapes = np.array([int(keep.reshape(GRID)[-1].any()) for keep in keeps]) * (resize == "pad")
     donors = Donors(counts, counts > 1, shapes, seed=seed)
+    large = [rectangle_of(keep, random) for keep in keeps]
     drawn = [draw_pairs(o.owner, o.category, row=i, seed=seed, limit=PAIRS) for i, o in enumerate(found)]
     for i, keep in enumerate(keeps):
         rows = np.stack([scenes.attention("local × noise", found[i].owner, random) for _ in range(HEADS)])
         rows = rows * keep[None, None, :]
         rows /= rows.sum(axis=2, keepdims=True)
-        lent = donors.of(i)
-        pairs = [drawn[j] for j in lent if (keep[drawn[j].first] & keep[drawn[j].second]).all()]
-        objects = [found[j].inside(keep) for j in lent]
-        yield Photo(i, seed, keep, rows, [found[i], *objects], [drawn[i], *pairs])
+        lent = [int(j) for j in donors.of(i)]
+        yield Photo(
+            row=i,
+            seed=seed,
+            keep=keep,
+            rows=rows,
+            maps=places(keep, random),
+            lenders=lent,
+            objects=[found[i], *(found[j].inside(keep) for j in lent)],
+            pairs=[drawn[j] for j in (i, *lent)],
+            large=[large[i], *(large[j].inside(keep) for j in lent)],
+        )
 
 
 def score_clusters(photo: Photo) -> Scores:
@@ -105,12 +140,19 @@ def score_clusters(photo: Photo) -> Scores:
     for h in range(HEADS):
         own = photo.rows[h][np.ix_(keep, keep)]
         labels[h, keep] = best_partition(own, k, seed=photo.seed * IMAGES + photo.row, n_init=1).labels
-    return score_labels(labels, np.zeros(HEADS, np.uint8), photo.scene)
+    return score_labels(labels, np.zeros(HEADS, np.uint8), photo.scene(photo.objects))
 
 
 def score_means(photo: Photo) -> Scores:
-    """Computes the scores of maps, for the mean over queries."""
-    return score_maps(normalise(photo.rows.mean(axis=1), photo.keep), HEADS, photo.scene)
+    """Computes the Jaccard scores, for the mean over queries."""
+    found = score_maps(normalise(photo.rows.mean(axis=1), photo.keep), HEADS, photo.scene(photo.objects))
+    return {name: values for name, values in found.items() if not name.startswith("corloc")}
+
+
+def score_places(photo: Photo) -> Scores:
+    """Computes CorLoc, for maps of one place and large objects."""
+    found = score_maps(photo.maps, HEADS, photo.scene(photo.large))
+    return {name: values for name, values in found.items() if name.startswith("corloc")}
 
 
 def score_pairs(photo: Photo) -> Scores:
@@ -122,7 +164,7 @@ def score_pairs(photo: Photo) -> Scores:
 
 def score_truth(photo: Photo) -> Scores:
     """Computes the score of k-means that starts from the objects, by the device's code."""
-    objects = [o for o in photo.objects if o.has_twins]
+    objects = photo.objects
     starts = np.stack([clusters_of(o.owner, len(o.category), photo.keep) for o in objects])
     labels = settle(torch.as_tensor(photo.rows[None], dtype=torch.float32), torch.as_tensor(starts[None]))
     owner = torch.from_numpy(np.stack([o.owner for o in objects]).astype(np.int64))
@@ -133,28 +175,39 @@ def score_truth(photo: Photo) -> Scores:
 
 def _with_swap(found: Mapping[str, torch.Tensor]) -> Scores:
     """Returns own and null scores, [heads] each, from values [objects, heads] with the photo's own objects first."""
-    values = {name: value.numpy().astype(np.float64) for name, value in found.items()}
-    swap = {f"{name}.swap": mean_known(value[1:], axis=0) for name, value in values.items()}
-    return {name: value[0] for name, value in values.items()} | swap
+    scores: Scores = {}
+    for name, values in found.items():
+        each = values.numpy().astype(np.float64)
+        scores |= {name: each[0], f"{name}.swap": mean_known(each[1:], axis=0), name + BY_LENDER: each[1:]}
+    return scores
 
 
-def gains_of_a_data_set(resize: str, seed: int) -> Scores:
-    """Returns score -> [images, heads]: the gains over `swap`."""
-    gains: dict[str, list[NDArray[np.float64]]] = defaultdict(list)
+def gains_of_a_data_set(resize: str, seed: int) -> dict[str, tuple[Floats, Floats]]:
+    """Returns score -> ([images, heads], [images, heads]): gains over `swap`, and what objects add to others' nulls."""
+    gains: dict[str, list[Floats]] = defaultdict(list)
+    lent = Lent(IMAGES)
     for photo in photos_of_a_data_set(resize, seed):
-        for part in (score_clusters, score_means, score_pairs, score_truth):
+        for part in (score_clusters, score_means, score_places, score_pairs, score_truth):
             scored = part(photo)
             for name in scored:
                 if f"{name}.swap" in scored and "oracle" not in name:
                     gains[name].append(scored[name] - scored[f"{name}.swap"])
-    return {name: np.array(values) for name, values in gains.items()}
+                    each = scored[name + BY_LENDER]
+                    lent.add(name, photo.row, np.array(photo.lenders), each, scored[name], half=0)
+    found: dict[str, tuple[Floats, Floats]] = {}
+    for name, sums in lent.sums().items():
+        values, added = np.array(gains[name]), np.zeros((IMAGES, HALVES, HEADS))
+        added[sums.rows] = sums.values
+        attribute(added, sums.lenders, np.isfinite(values), np.zeros(IMAGES, int))
+        found[name] = values, added[:, 0]
+    return found
 
 
 def rates_of_a_data_set(resize: str, seed: int) -> Rates:
     """Returns the results of the tests on one data set."""
     found: Rates = {}
-    for name, gains in gains_of_a_data_set(resize, seed).items():
-        p = sign_flip(gains, flips=FLIPS, seed=seed)
+    for name, (gains, lent) in gains_of_a_data_set(resize, seed).items():
+        p = sign_flip(gains, lent, flips=FLIPS, seed=seed)
         found[name] = float(np.mean(p <= 0.05)), float((holm(p) <= 0.05).any())
     return found
 

@@ -11,6 +11,7 @@ import zarr
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from batchjob.data.instances import GridInstances
 from batchjob.metrics import attention, nulls
 from batchjob.metrics.uncertainty import mean_known
 from tests import scenes
@@ -64,9 +65,13 @@ def write_run(
         found = attention.attention_scores(rows, grid) | attention.pair_scores(rows, drawn[i], grid)
         lent = [attention.pair_scores(rows, drawn[j], grid) for j in donors.of(i)]
         for name in ("pair_auc", "pair_auc_matched") if lent else ():
-            found[f"{name}.swap"] = mean_known(np.stack([one[name] for one in lent]), axis=0)
+            each = np.stack([one[name] for one in lent], axis=1)  # [heads, lenders]
+            found[f"{name}.swap"] = mean_known(each, axis=1)
+            slots = np.full((heads, nulls.SWAPS), np.nan)
+            slots[:, : len(lent)] = each
+            found[name + nulls.BY_LENDER] = slots
         for name, values in found.items():
-            scored.setdefault(name, np.full((count, 1, heads), np.nan, np.float32))[i, 0] = values
+            scored.setdefault(name, np.full((count, 1, *values.shape), np.nan, np.float32))[i, 0] = values
     options = {"resize": "squash", "n_init": 4, "seed": seed, "k": k, "weights": weights}
     model = {
         "name": "made_up",
@@ -89,9 +94,14 @@ def write_run(
     _put(group, "category", np.where(instance < 0, -1, 1).astype(np.int32), "image y x")
     _coordinates(group, heads, count)
     if with_scores:
+        (folder / "index").mkdir()
+        sizes = np.full((count, 2), scenes.GRID[0] * PATCH_PX, np.int32)
+        start = np.concatenate([[0], np.cumsum(counts)])
+        category, number = np.ones(start[-1], np.int32), np.concatenate([np.arange(n, dtype=np.int32) for n in counts])
+        GridInstances(np.array(owners, np.int16), category, number, start, sizes).save(folder / "index")
         group = zarr.open_group(str(folder / "scores.zarr"), mode="w", zarr_format=3)
         for name, values in scored.items():
-            _put(group, name, values, "image layer head")
+            _put(group, name, values, "image layer head lender" if values.ndim == 4 else "image layer head")
         _coordinates(group, heads, count)
     return folder
 

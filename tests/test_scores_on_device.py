@@ -12,6 +12,7 @@ from batchjob.job import scores
 from batchjob.job.lent import LentObjects
 from batchjob.metrics import attention
 from batchjob.metrics import on_device as map_scores
+from batchjob.metrics.nulls import SWAPS
 from batchjob.metrics.pair_table import PairTable
 
 GRID = (4, 5)
@@ -118,4 +119,9 @@ def test_the_swap_null_on_the_device_is_the_mean_over_other_photos_objects_witho
     for name in ("pair_auc", "pair_auc_matched"):
         each = [attention.pair_scores(rows[0].astype(np.float32), p, GRID)[name] for p in lent]
         np.testing.assert_allclose(found[f"{name}.swap"][0].numpy(), np.mean(each, axis=0), rtol=1e-6)
-    assert set(found) == {*map_scores.PAIR_NAMES, "pair_auc.swap", "pair_auc_matched.swap"}
+        by_lender = found[f"{name}.by_lender"][0].numpy()
+        np.testing.assert_allclose(by_lender[:, :5].T, each, atol=5e-4)  # float16
+        assert by_lender.shape == (2, SWAPS)
+        assert np.isnan(by_lender[:, 5:]).all()
+    nulls = {f"{name}.{null}" for name in ("pair_auc", "pair_auc_matched") for null in ("swap", "by_lender")}
+    assert set(found) == {*map_scores.PAIR_NAMES, *nulls}

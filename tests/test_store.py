@@ -134,7 +134,7 @@ def test_a_store_of_another_schema_is_recognised(empty_run: Path) -> None:
     metadata["attributes"] |= {"schema_version": 0, "batchjob": "0.0.9"}
     root.write_text(json.dumps(metadata))
     for use in (store.open_labels, store.finish, store.verify, lambda run: Writer(run, SCORED_PLAN)):
-        with pytest.raises(UserError, match=r"has schema 0, this .* reads schema 2; use batchjob 0\.0\.9"):
+        with pytest.raises(UserError, match=r"has schema 0, this .* reads schema 3; use batchjob 0\.0\.9"):
             use(empty_run)
 
 

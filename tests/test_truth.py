@@ -157,3 +157,9 @@ def test_a_batch_is_scored_from_its_own_objects_and_for_swap_from_those_of_other
     np.testing.assert_allclose(own[0], truth.instance_ari_truth(x, owner[0], category[:3], keep), rtol=1e-6)
     others = [truth.instance_ari_truth(x, owner[i], category[:3], keep) for i in (1, 2, 3, 4)]
     np.testing.assert_allclose(swap[0], np.mean(others, axis=0), rtol=1e-6)
+    by_lender = found["instance_ari_truth.by_lender"]
+    in_order = scorer._objects._donors.of(0)
+    by_row = dict(zip((1, 2, 3, 4), others, strict=True))
+    np.testing.assert_allclose(by_lender[0, :, : len(in_order)].T, [by_row[int(r)] for r in in_order], atol=5e-4)
+    assert np.isnan(by_lender[0, :, len(in_order) :]).all()
+    assert np.isnan(by_lender[1:]).all()

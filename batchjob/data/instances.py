@@ -37,6 +37,24 @@ class GridInstances:
         """Maps what `save` wrote."""
         return cls(**{name: np.load(folder / f"instances_{name}.npy", mmap_mode="r") for name in cls.__slots__})
 
+    def kinds(self, geometry: Geometry) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
+        """Tells of each image what decides which others lend it their objects (`metrics.nulls.Donors`).
+
+        Parameters
+        ----------
+        geometry
+            Tells which patches of an image are padding.
+
+        Returns
+        -------
+        [n] the number of its objects, bool [n] whether two of them are of one category, and [n] numbers that are equal
+        where the same patches are padding.
+        """
+        counts = np.diff(self.start)
+        twins = [len(np.unique(c)) < len(c) for c in np.split(self.category, self.start[1:-1])]
+        shapes = [geometry.content_shape(int(height), int(width)) for height, width in self.size]
+        return counts, np.array(twins, bool), np.array(shapes, np.int64)
+
     def owners(self, row: int, size: tuple[int, int]) -> tuple[NDArray[np.int16], NDArray[np.int32]]:
         """Looks up which annotation owns each patch of an image, and the category of that annotation.
 

@@ -97,7 +97,7 @@ class Buffers:
         found
             Clusters of each algorithm, of the problems [B * H], where the head changes fastest.
         scores
-            [B, H] by the score's name.
+            [B, H, ...] by the score's name.
         batch
             The images.
         """

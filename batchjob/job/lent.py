@@ -45,10 +45,7 @@ class LentObjects:
             The run's seed, for the drawing of photos and pairs.
         """
         self._instances, self._seed = instances, seed
-        counts = np.diff(instances.start)
-        twins = [len(np.unique(c)) < len(c) for c in np.split(instances.category, instances.start[1:-1])]
-        shapes = [geometry.content_shape(int(h), int(w)) for h, w in instances.size]
-        self._donors = Donors(counts, np.array(twins, bool), np.array(shapes, np.int64), seed=seed)
+        self._donors = Donors(*instances.kinds(geometry), seed=seed)
         self._lent_pairs = functools.lru_cache(_CACHED_DRAWINGS)(functools.partial(self._draw, limit=_LENT_PAIRS))
 
     def own(self, row: int, size: tuple[int, int], keep: NDArray[np.bool_] | None) -> Owned:
@@ -82,7 +79,7 @@ class LentObjects:
 
         Returns
         -------
-        The objects of each photo that lends.
+        The objects of each photo that lends, in the order of `Donors.of`.
         """
         return [_cut(self._owned(int(other)), keep) for other in self._donors.of(row)]
 
@@ -112,7 +109,7 @@ class LentObjects:
 
         Returns
         -------
-        The pairs of each photo that lends.
+        The pairs of each photo that lends, in the order of `Donors.of`.
         """
         return [_within(self._lent_pairs(int(other)), keep) for other in self._donors.of(row)]
 

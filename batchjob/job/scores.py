@@ -15,7 +15,8 @@ from batchjob.job.context import Context
 from batchjob.job.lent import LentObjects, Owned
 from batchjob.job.upload import DeviceBatch, PairsOfBatch, TruthOfBatch, pinned
 from batchjob.metrics.attention import PatchPairs
-from batchjob.metrics.on_device import attention_scores, instance_ari, mean_by_owner, pair_scores, twins_of
+from batchjob.metrics.nulls import BY_LENDER, SWAPS
+from batchjob.metrics.on_device import attention_scores, by_owner, instance_ari, mean_by_owner, pair_scores, twins_of
 from batchjob.metrics.pair_table import PairTable, members_of
 from batchjob.metrics.truth import clusters_of
 
@@ -42,7 +43,8 @@ class Scorer:
 
         Returns
         -------
-        Float32 [B, H] by the score's name. What an image that failed scores is meaningless.
+        Float32 [B, H] by the score's name; of `SCORE.by_lender`, float16 [B, H, SWAPS]. What an image that failed
+        scores is meaningless.
         """
         found: dict[str, Tensor] = {}
         if "attention" in self._plan.options.score_groups:
@@ -85,7 +87,7 @@ class Scorer:
             own = objects.own(row, size, inside)
             if own.has_twins:
                 which.append(i)
-                owned.append([own, *(other for other in objects.lent(row, inside) if other.has_twins)])
+                owned.append([own, *objects.lent(row, inside)])
                 keeps.append(inside)
         if not which:
             return None
@@ -110,8 +112,9 @@ class Scorer:
         return pinned(torch.from_numpy(values), self._device).to(self._device, non_blocking=True)
 
     def _score_truth(self, rows: Tensor, batch: DeviceBatch) -> dict[str, Tensor]:
-        """`instance_ari_truth`; under its name with `.swap`, the mean over starts from the objects of other photos."""
+        """`instance_ari_truth`, and the same from the objects of other photos: their mean, and each by itself."""
         found = torch.full((2, *rows.shape[:2]), torch.nan, device=rows.device)
+        each = torch.full((*rows.shape[:2], SWAPS), torch.nan, device=rows.device, dtype=torch.float16)
         if (truth := batch.truth) is not None:
             x, mask = rows[truth.which], None if batch.mask is None else batch.mask[truth.which]
             distance = self._plan.options.distance
@@ -124,15 +127,19 @@ class Scorer:
             chosen = labels[truth.image, :, truth.place]
             scores = instance_ari(chosen, truth.owner, truth.twins, clusters=truth.clusters)
             found[0, truth.which] = scores[truth.own]
-            found[1, truth.which] = mean_by_owner(scores[truth.lent], truth.lent_to)
-        return dict(zip(("instance_ari_truth", "instance_ari_truth.swap"), found, strict=True))
+            lent = scores[truth.lent]
+            found[1, truth.which] = mean_by_owner(lent, truth.lent_to)
+            each[truth.which] = by_owner(lent, truth.lent_to, SWAPS).half()
+        name = "instance_ari_truth"
+        return {name: found[0], f"{name}.swap": found[1], name + BY_LENDER: each}
 
 
 def _score_pairs(rows: Tensor, pairs: PairsOfBatch) -> dict[str, Tensor]:
-    """Scores each image's own pairs; under names in `.swap`, the mean score over the pairs of other photos."""
+    """Scores each image's own pairs, and the pairs of other photos: their mean, and each by itself."""
     found, swapped = pair_scores(rows, pairs.own), pair_scores(rows, pairs.lent)
     for name in ("pair_auc", "pair_auc_matched"):
         found[f"{name}.swap"] = mean_by_owner(swapped[name], pairs.lent_to)
+        found[name + BY_LENDER] = by_owner(swapped[name], pairs.lent_to, SWAPS).half()
     return found
 
 

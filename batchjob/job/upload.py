@@ -25,9 +25,8 @@ class PairsOfBatch:
 class TruthOfBatch:
     """The objects from which clusterings start, for the b images of a batch that have two objects of one category.
 
-    An image has one start from its own objects, and one from those of each photo that lends it objects with two of a
-    category. There are n starts in all, and at most S of one image. Tensors are int64 and on the device where nothing
-    else is said.
+    An image has one start from its own objects, and one from those of each photo that lends it objects. There are n
+    starts in all, and at most S of one image. Tensors are int64 and on the device where nothing else is said.
     """
 
     clusters: int  # the most of any start

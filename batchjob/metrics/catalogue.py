@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from batchjob.metrics import clusters, saliency
 from batchjob.metrics.agreement import ami, ari
+from batchjob.metrics.nulls import BY_LENDER
 from batchjob.metrics.objects import Labelled, Mapped
 
 Floats = NDArray[np.float64]
@@ -302,17 +303,22 @@ def names(*sources: Source) -> list[str]:
     return [s.name for s in SCORES if s.source in sources]
 
 
-def labelling_arrays(*, of_vectors: bool = False) -> dict[str, tuple[str, ...]]:
-    """Lists for each word of --scores the arrays of scores.zarr that labelling fills, those of nulls as `SCORE.NULL`.
+def _by_lender(s: Score) -> tuple[str, ...]:
+    return (s.name + BY_LENDER,) if "swap" in s.nulls else ()
 
-    With `of_vectors`, only those that do not need attention rows.
+
+def labelling_arrays(*, of_vectors: bool = False) -> dict[str, tuple[str, ...]]:
+    """Lists for each word of --scores the arrays of scores.zarr that labelling fills.
+
+    Those of nulls are `SCORE.NULL`; `SCORE.by_lender` has the values whose mean is `SCORE.swap`. With `of_vectors`,
+    only those that do not need attention rows.
     """
     return {
         group: tuple(
             array
             for s in SCORES
             if s.source in sources and (s.source in OF_VECTORS or not of_vectors)
-            for array in (s.name, *(f"{s.name}.{n}" for n in s.nulls))
+            for array in (s.name, *(f"{s.name}.{n}" for n in s.nulls), *_by_lender(s))
         )
         for group, sources in LABELLING.items()
     }

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from batchjob.codes import NO_LABEL
 
 SWAPS = 20  # other photos for each image
+BY_LENDER = ".by_lender"  # behind a score's name: its values with the objects of each photo that lends, not their mean
+LENT = ".lent"  # behind a score's name: what a photo's objects add to the null of others (`stats.lent`)
 FEWEST_ALIKE = 5  # with fewer photos that have the same number of objects, photos with the nearest numbers join them
 
 

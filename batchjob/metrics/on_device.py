@@ -142,6 +142,27 @@ def mean_by_owner(values: Tensor, members: Tensor) -> Tensor:
     return torch.where(number > 0, total / number.clamp_min(1), torch.nan).float().T
 
 
+def by_owner(values: Tensor, members: Tensor, slots: int) -> Tensor:
+    """Sorts values by their owners.
+
+    Parameters
+    ----------
+    values
+        float [N, H].
+    members
+        int64 [most, n] as in `mean_by_owner`; `most` is at most `slots`.
+    slots
+        The length of the last dimension.
+
+    Returns
+    -------
+    float [n, H, slots]: each owner's values in their order, then NaN.
+    """
+    missing = values.new_full((1, values.shape[1]), torch.nan)
+    found = torch.cat([values, missing])[members]  # [most, n, H]
+    return torch.nn.functional.pad(found.permute(1, 2, 0), (0, slots - len(members)), value=torch.nan)
+
+
 def _group_auc(values: Tensor, table: PairTable, by: str) -> Tensor:
     """float64 [C, G]: AUC of values [C, N] ≥ 0 within each of the groups 0 to G − 1, ties as ½; NaN where undefined.
 

@@ -28,7 +28,9 @@ class Interval:
     n: NDArray[np.int64]  # [C] images with a value
 
 
-def interval(values: Floats, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+def interval(
+    values: Floats, lent: Floats | None = None, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
     """Averages over images, with percentile bootstrap intervals (Efron 1979).
 
     All columns with values of the same images are resampled together, so that their differences are paired.
@@ -37,6 +39,9 @@ def interval(values: Floats, *, level: float = 0.95, resamples: int = RESAMPLES,
     ----------
     values
         [n, C]; NaN where an image has no value, which leaves the image out of that column.
+    lent
+        [n, C] for gains over `swap`: what each image's objects add to the nulls of other images (`stats.lent`). A drawn
+        image then brings its own gain and takes this off the others'.
     level
         The share of such intervals that should cover the true mean, from 0 to 1.
     resamples
@@ -57,10 +62,22 @@ def interval(values: Floats, *, level: float = 0.95, resamples: int = RESAMPLES,
     for columns in _equal_columns(finite):
         rows = finite[:, columns[0]]
         if rows.any():
-            means = resampled_means(filled[np.ix_(rows, columns)], resamples=resamples, seed=seed)
+            if lent is None:
+                means = resampled_means(filled[np.ix_(rows, columns)], resamples=resamples, seed=seed)
+            else:
+                means = _resampled_gains(filled[:, columns], rows, lent[:, columns], resamples, seed)
             tails = [50 * (1 - level), 100 - 50 * (1 - level)]
             low[columns], high[columns] = np.percentile(means, tails, axis=0)
     return Interval(mean, low, high, count)
+
+
+def _resampled_gains(gains: Floats, known: NDArray[np.bool_], lent: Floats, resamples: int, seed: int) -> Floats:
+    """[resamples, C] mean gains over `swap`; images without a gain are drawn, too, where they lend their objects."""
+    rows = known | lent.any(axis=1)
+    weight = np.broadcast_to(known[rows, None], gains[rows].shape).astype(np.float64)
+    means = resampled_ratios(gains[rows], weight, resamples=resamples, seed=seed)
+    taken = resampled_means(lent[rows], resamples=resamples, seed=seed)  # of the same draws, since n is the same
+    return means - taken * (rows.sum() / known.sum())
 
 
 def mean_known(values: Floats, axis: int) -> Floats:
@@ -147,7 +164,7 @@ def _equal_columns(finite: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
     return [np.flatnonzero(inverse == g) for g in range(int(inverse.max()) + 1)]
 
 
-def sign_flip(gains: Floats, *, flips: int = FLIPS, seed: int = 0) -> Floats:
+def sign_flip(gains: Floats, lent: Floats | None = None, *, flips: int = FLIPS, seed: int = 0) -> Floats:
     """Tests whether a mean gain is zero, by flipping the signs of whole images.
 
     It takes all 2ⁿ combinations of signs where there are at most `flips` of them, else that many random ones and the
@@ -157,6 +174,8 @@ def sign_flip(gains: Floats, *, flips: int = FLIPS, seed: int = 0) -> Floats:
     ----------
     gains
         [n, C]; NaN where an image has no gain, which leaves the image out of that column.
+    lent
+        [n, C] as in `interval`: what is flipped is an image's gain less this. Their sum is the sum of the gains.
     flips
         The most combinations of signs.
     seed
@@ -172,7 +191,11 @@ def sign_flip(gains: Floats, *, flips: int = FLIPS, seed: int = 0) -> Floats:
     for columns in _equal_columns(finite):
         rows = finite[:, columns[0]]
         if rows.any():
-            result[columns] = _sign_flip(gains[np.ix_(rows, columns)], flips, seed)
+            flipped = gains[:, columns]
+            if lent is not None:
+                flipped = np.where(rows[:, None], flipped, 0) - lent[:, columns]
+                rows = rows | lent[:, columns].any(axis=1)
+            result[columns] = _sign_flip(flipped[rows], flips, seed)
     return result
 
 

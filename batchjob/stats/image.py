@@ -3,14 +3,15 @@
 C counts labellings: algorithms × layers × heads, the head fastest. For maps it counts layers × heads.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from batchjob.metrics import catalogue, clusters
+from batchjob.metrics.nulls import BY_LENDER
 from batchjob.metrics.objects import Labelled, Mapped, Objects
 from batchjob.metrics.uncertainty import mean_known
 from batchjob.stats.position import position_labels
@@ -35,7 +36,7 @@ class Scene:
     seed: int  # of the position null
     keep: NDArray[np.bool_] | None = None  # [P] false in padding; None where there is no padding
     objects: Objects | None = None  # None where the image is not annotated
-    donors: Sequence[Objects] = ()  # the objects of other photos, for the `swap` null
+    donors: Mapping[int, Objects] = field(default_factory=dict)  # other photos' objects, by row, for the `swap` null
 
 
 def score_labels(labels: NDArray[np.uint8], k: NDArray[np.uint8], scene: Scene) -> dict[str, Floats]:
@@ -52,12 +53,13 @@ def score_labels(labels: NDArray[np.uint8], k: NDArray[np.uint8], scene: Scene) 
 
     Returns
     -------
-    float64 [C] of each score by its name, and of each null by `SCORE.NULL`. NaN where a score is not defined.
+    float64 [C] of each score by its name, and of each null by `SCORE.NULL`; [donors, C] of `SCORE.by_lender`, whose
+    mean is `SCORE.swap`. NaN where a score is not defined.
     """
     rows = [s for s in catalogue.SCORES if s.source == "labels" and s.compute]
     rows = [s for s in rows if scene.objects is not None or not s.needs_objects]
     own = Labelled(labels, scene.grid, scene.objects)
-    others = [Labelled(labels, scene.grid, lent) for lent in scene.donors]
+    others = [Labelled(labels, scene.grid, lent) for lent in scene.donors.values()]
     places = _by_position(k, scene)
     found: dict[str, Floats] = {}
     for score in rows:
@@ -119,7 +121,7 @@ def score_maps(maps: Floats, heads: int, scene: Scene) -> dict[str, Floats]:
     if scene.objects is None:
         return {}
     own = Mapped(maps, scene.grid, heads, scene.objects)
-    others = [own.beside(lent) for lent in scene.donors]
+    others = [own.beside(lent) for lent in scene.donors.values()]
     found: dict[str, Floats] = {}
     for score in catalogue.SCORES:
         if score.source in ("maps", "oracle") and score.compute:
@@ -128,11 +130,12 @@ def score_maps(maps: Floats, heads: int, scene: Scene) -> dict[str, Floats]:
 
 
 def _with_swap(score: catalogue.Score, own: Any, others: Sequence[Any]) -> dict[str, Floats]:
-    """Computes a score and the mean of its `swap` null over the other photos' objects."""
+    """Computes a score, its values with the other photos' objects, and the `swap` null, which is their mean."""
     assert score.compute is not None
     found = {score.name: score.compute(own)}
     if "swap" in score.nulls and others:
-        found[f"{score.name}.swap"] = mean_known(np.stack([score.compute(other) for other in others]), axis=0)
+        each = np.stack([score.compute(other) for other in others])
+        found |= {f"{score.name}.swap": mean_known(each, axis=0), score.name + BY_LENDER: each}
     return found
 
 

@@ -126,7 +126,8 @@ def _score(run: Run, annotations: Annotations | None, manner: _Manner) -> set[st
     try:
         with (
             tempfile.TemporaryDirectory(prefix="batchjob-stats-") as folder,
-            Tables(run, csv=manner.csv) as tables,
+            tempfile.TemporaryDirectory(prefix="batchjob-stats-") as scratch,
+            Tables(run, Path(scratch), csv=manner.csv) as tables,
             tqdm(total=run.rows, desc="stats", unit="image", disable=None) as bar,
         ):
             truth = None

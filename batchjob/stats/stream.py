@@ -12,8 +12,11 @@ from batchjob import retries
 from batchjob.codes import OK, PENDING, STATUS
 from batchjob.metrics import catalogue
 from batchjob.metrics.clusters import agreement
+from batchjob.metrics.nulls import BY_LENDER
 from batchjob.metrics.saliency import normalise
+from batchjob.metrics.uncertainty import first_half
 from batchjob.stats.image import PairTable, Scene, pair_table, score_labels, score_maps, stability
+from batchjob.stats.lent import Added, Lent, planned_donors
 from batchjob.stats.pool import Pool, blocks
 from batchjob.stats.truth import Truth
 from batchjob.store.run import Part, Run
@@ -32,6 +35,7 @@ class Scored:
     # `heads` [3, M, L, H, H] and `algorithms` [3, L, H, M, M]: how many images, sum and sum of squares of the indices
     agreement: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)  # images, pending, failed, and of these retries.COUNT
+    lent: dict[str, Added] = field(default_factory=dict)  # by score: what photos' objects add to the nulls of the rows
 
 
 def score_run(run: Run, truth: Truth | None, pool: Pool) -> Iterator[Scored]:
@@ -50,27 +54,43 @@ def score_run(run: Run, truth: Truth | None, pool: Pool) -> Iterator[Scored]:
     ------
     The blocks, in the order of the rows.
     """
-    return pool.map(functools.partial(_score_block, run, truth), blocks(run))
+    half = (~first_half(run.ids)).astype(np.int8)
+    tasks = ((*rows, half[slice(*rows)]) for rows in blocks(run))
+    return pool.map(functools.partial(_score_block, run, truth), tasks)
 
 
-def _score_block(run: Run, truth: Truth | None, rows: tuple[int, int]) -> Scored:
-    part = run.read(*rows)
-    result = Scored(rows[0])
+def _score_block(run: Run, truth: Truth | None, task: tuple[int, int, NDArray[np.int8]]) -> Scored:
+    start, stop, half = task
+    part = run.read(start, stop)
+    result, lent = Scored(start), Lent(stop - start)
+    by_lender = {name: values for name, values in part.scores.items() if name.endswith(BY_LENDER)}
     for name, values in {**part.scores, "prefix_mass": part.prefix_mass}.items():
-        result.arrays[name] = np.where((part.status == OK)[:, None, None], values, np.nan)
-    for i in range(rows[1] - rows[0]):
+        if name not in by_lender:
+            result.arrays[name] = np.where((part.status == OK)[:, None, None], values, np.nan)
+    for i in range(stop - start):
         result.counts["images"] += 1
         if part.status[i] != OK:
             result.counts["pending" if part.status[i] == PENDING else "failed"] += 1
             if part.status[i] in _MAY_PASS:
                 result.counts[retries.COUNT] += 1
             continue
-        for name, found in _score_image(run, part, i, _scene(run, part, i, truth), result).items():
+        scene = _scene(run, part, i, truth)
+        scored = _score_image(run, part, i, scene, result)
+        for name, found in scored.items():
+            if name.endswith(BY_LENDER):
+                score = name.removesuffix(BY_LENDER)
+                lent.add(score, i, np.array(list(scene.donors)), found, scored[score], int(half[i]))
+                continue
             if name not in result.arrays:
                 sizes = dict(zip(("algorithm", "layer", "head"), run.shape, strict=True))
                 shape = [sizes[dim] for dim in catalogue.dims_of(name)]
-                result.arrays[name] = np.full((rows[1] - rows[0], *shape), np.nan, np.float32)
+                result.arrays[name] = np.full((stop - start, *shape), np.nan, np.float32)
             result.arrays[name][i] = found.reshape(result.arrays[name].shape[1:])
+        for name, values in by_lender.items():
+            score, donors = name.removesuffix(BY_LENDER), planned_donors(run.folder).of(start + i)
+            each = np.moveaxis(values[i], -1, 0)[: len(donors)].astype(np.float64)  # [R, L, H]
+            lent.add(score, i, donors, each.reshape(len(donors), -1), part.scores[score][i].ravel(), int(half[i]))
+    result.lent = lent.sums()
     return result
 
 

@@ -12,7 +12,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from batchjob.metrics import catalogue
+from batchjob.metrics.nulls import LENT
 from batchjob.metrics.uncertainty import Interval, first_half, holm, informative, interval, mean_known, sign_flip
+from batchjob.stats.lent import HALVES
 from batchjob.stats.pool import Pool
 from batchjob.store.run import Run
 
@@ -108,6 +110,11 @@ def _read(run: Run, score: str) -> Floats:
     return values
 
 
+def _lent(run: Run, score: str) -> Floats:
+    """Returns [n, halves, C]: what each photo's objects add to the `swap` null of the photos of each half."""
+    return _read(run, score + LENT).reshape(run.rows, HALVES, -1)
+
+
 def _summarise_score(run: Run, names: Sequence[str], randoms: Sequence[Run], score: str) -> pd.DataFrame:
     values = _read(run, score)
     own, columns = interval(values), columns_of(run, score)
@@ -116,7 +123,8 @@ def _summarise_score(run: Run, names: Sequence[str], randoms: Sequence[Run], sco
     rows: list[tuple[Any, ...]] = []
     for null, against in found.items() or [("", np.full_like(values, np.nan))]:
         gains = values - against
-        gain, p = interval(gains), sign_flip(gains)
+        lent = _lent(run, score).sum(axis=1) if null == "swap" else None
+        gain, p = interval(gains, lent), sign_flip(gains, lent)
         corrected = _corrected(p, columns)
         null_mean = mean_known(np.where(np.isfinite(gains), against, np.nan), axis=0)
         for i, column in enumerate(columns):
@@ -189,13 +197,16 @@ def _select_of_score(run: Run, score: str) -> list[tuple[Any, ...]]:
         best = int(mine[np.nanargmax(gains)])
         chosen = (int(np.isfinite(chosen_by[:, best]).sum()), float(np.nanmax(gains)))
         for null, base in against.items():
-            held = np.stack([values[~first, best], base[~first, best]], axis=1)
-            held = held[np.isfinite(held).all(axis=1)]
-            if len(held):
-                gain = held[:, :1] - held[:, 1:]
-                found = interval(np.concatenate([held, gain], axis=1))
-                figures = (*_of(found, 0), float(found.mean[1]), *_of(found, 2), float(sign_flip(gain)[0]))
-                rows.append((score, *columns[best], null, *chosen, len(held), informative(held[:, 0]), *figures))
+            held = np.stack([values[:, best], base[:, best]], axis=1)
+            held[first | ~np.isfinite(held).all(axis=1)] = np.nan
+            sides = interval(held)
+            if sides.n[0]:
+                gains = held[:, :1] - held[:, 1:]
+                lent = _lent(run, score)[:, 1, [best]] if null == "swap" else None
+                gain, p = interval(gains, lent), sign_flip(gains, lent)
+                figures = (*_of(sides, 0), float(sides.mean[1]), *_of(gain, 0), float(p[0]))
+                counts = (int(sides.n[0]), informative(held[:, 0]))
+                rows.append((score, *columns[best], null, *chosen, *counts, *figures))
     return rows
 
 

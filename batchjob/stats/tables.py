@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,6 +14,9 @@ import zarr
 from numpy.typing import NDArray
 
 from batchjob.metrics import catalogue
+from batchjob.metrics.nulls import LENT, SWAPS
+from batchjob.metrics.uncertainty import first_half
+from batchjob.stats.lent import HALVES, attribute
 from batchjob.stats.pool import ROWS_AT_ONCE
 from batchjob.stats.stream import Scored
 from batchjob.store import lifecycle as store
@@ -39,8 +43,19 @@ class Tables:
     `agreement` are the sums of those of all blocks.
     """
 
-    def __init__(self, run: Run, *, csv: bool) -> None:
-        self._run, self._ids = run, run.ids
+    def __init__(self, run: Run, scratch: Path, *, csv: bool) -> None:
+        """Opens the files.
+
+        Parameters
+        ----------
+        run
+            The run that is scored.
+        scratch
+            An empty folder for sums that grow with the run and stay out of the memory.
+        csv
+            Whether to write CSV files beside the tables.
+        """
+        self._run, self._ids, self._scratch = run, run.ids, scratch
         self._folder = run.folder / "stats"
         self._folder.mkdir(exist_ok=True)
         self._group = _open_scores(run, self._ids)
@@ -49,6 +64,8 @@ class Tables:
         self._tidy_csv = pa_csv.CSVWriter(self._folder / "scores.csv", _plain(_TIDY)) if csv else None
         self._pairs = pq.ParquetWriter(self._folder / "pairs.parquet", _pair_schema(run), compression="zstd")
         self._pairs_csv = pa_csv.CSVWriter(self._folder / "pairs.csv", _pair_schema(run)) if csv else None
+        # by score: [n, HALVES, C] what photos add to others' nulls, and [n, SWAPS] who lent to whom (`stats.lent`)
+        self._lent: dict[str, tuple[NDArray[np.float32], NDArray[np.int32]]] = {}
         self.written: set[str] = set()
         self.counts: Counter[str] = Counter()
         self.agreement: dict[str, NDArray[np.float64]] = {}
@@ -72,6 +89,14 @@ class Tables:
             self._pairs.write_table(table)
             if self._pairs_csv is not None:
                 self._pairs_csv.write_table(table)
+        for score, found in scored.lent.items():
+            if score not in self._lent:
+                shape = (self._run.rows, *found.values.shape[1:])
+                sums = np.memmap(self._scratch / (score + LENT), np.float32, "w+", shape=shape)
+                self._lent[score] = sums, np.full((self._run.rows, SWAPS), -1, np.int32)
+            sums, lenders = self._lent[score]
+            sums[found.rows] += found.values.astype(np.float32)
+            lenders[scored.start : scored.start + len(found.lenders)] = found.lenders
         self.counts += scored.counts
         for kind, sums in scored.agreement.items():
             self.agreement[kind] = self.agreement.get(kind, 0) + sums
@@ -88,6 +113,28 @@ class Tables:
             attributes={"meaning": f"{score} of the null model '{null}'" if null else score},
             overwrite=True,
         )
+
+    def _write_lent(self) -> None:
+        half = (~first_half(self._ids)).astype(np.int8)
+        for score, (sums, lenders) in self._lent.items():
+            own, null = (np.asarray(self._run.read_score(name)) for name in (score, f"{score}.swap"))
+            attribute(sums, lenders, np.isfinite(own) & np.isfinite(null), half)
+            sizes = dict(zip(("algorithm", "layer", "head"), self._run.shape, strict=True))
+            dims = catalogue.dims_of(score)
+            shape = (HALVES, *(sizes[dim] for dim in dims))
+            array: Any = self._group.create_array(
+                score + LENT,
+                shape=(self._run.rows, *shape),
+                chunks=(min(ROWS_AT_ONCE, self._run.rows), *shape),
+                dtype="float32",
+                fill_value=0,
+                dimension_names=("image", "half", *dims),
+                attributes={"meaning": f"what the photo's objects add to the swap null of {score} of other photos"},
+                overwrite=True,
+            )
+            for start in range(0, self._run.rows, ROWS_AT_ONCE):
+                part = slice(start, start + ROWS_AT_ONCE)
+                array[part] = sums[part].reshape(-1, *shape)
 
     def _tidy_tables(self, scored: Scored) -> list[pa.Table]:
         tables = []
@@ -135,6 +182,7 @@ class Tables:
             if writer is not None:
                 writer.close()
         if kind is None:
+            self._write_lent()
             store.consolidate_scores(self._run.folder)
 
 

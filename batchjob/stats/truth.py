@@ -85,7 +85,7 @@ class Truth:
             coverage=coverage,
         )
 
-    def donors(self, row: int, keep: NDArray[np.bool_] | None) -> list[Objects]:
+    def donors(self, row: int, keep: NDArray[np.bool_] | None) -> dict[int, Objects]:
         """Returns the objects that the `swap` null lends to an image.
 
         Parameters
@@ -97,10 +97,10 @@ class Truth:
 
         Returns
         -------
-        The objects of each of the other photos.
+        The objects of each of the other photos, by its row.
         """
-        lent = [self.of(int(other)) for other in self._donors.of(row)]
-        return [objects.inside(keep) for objects in lent if objects is not None]
+        lent = {int(other): self.of(int(other)) for other in self._donors.of(row)}
+        return {other: objects.inside(keep) for other, objects in lent.items() if objects is not None}
 
 
 @functools.lru_cache(maxsize=2)

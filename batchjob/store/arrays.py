@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from batchjob.codes import NO_LABEL
+from batchjob.metrics.nulls import BY_LENDER, SWAPS
 from batchjob.plan import Plan, rows_per_chunk
 
 
@@ -41,6 +42,7 @@ def layout(plan: Plan) -> dict[str, ArraySpec]:
         "y": plan.model.grid[0],
         "x": plan.model.grid[1],
         "repeat": options.repeats,
+        "lender": SWAPS,
     }
     patches = sizes["y"] * sizes["x"]
     inner = rows_per_chunk(rows)
@@ -121,7 +123,11 @@ def layout(plan: Plan) -> dict[str, ArraySpec]:
             what + "; kept_image holds the rows of the images",
         )
     for name in plan.score_names:
-        spec = whole("image layer head", "float32", math.nan, "score of one image and head; docs/metrics.md")
+        if name.endswith(BY_LENDER):
+            meaning = "score with the objects of each photo that lends them; NaN = none; docs/metrics.md"
+            spec = whole("image layer head lender", "float16", math.nan, meaning)
+        else:
+            spec = whole("image layer head", "float32", math.nan, "score of one image and head; docs/metrics.md")
         arrays[name] = replace(spec, store="scores")
     return arrays
 

@@ -1,0 +1,138 @@
+"""What a photo's objects add to the `swap` null of other photos; without it, the error of a gain over `swap` is wrong.
+
+A score depends on the objects, whatever the map: some objects score high with any. They raise the gain of their own
+photo, and they lower the gains of the photos that they are lent to. So the mean gain hardly depends on them, but the
+spread of the gains does, and a test that takes the gains for independent rejects too seldom. What a photo does to the
+sum of all gains is its own gain less what its objects add to the nulls of others (the Hájek projection of a
+U-statistic, Hoeffding 1948).
+
+A score S_ij of the map of photo i with the objects of photo j is taken as a_i + b_j and a rest. Photo i's null is the
+mean of S_ij over the photos that lend to it. In the sum of all gains, a_i cancels; b_j is counted with photo j.
+"""
+
+import functools
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from batchjob.data.instances import GridInstances
+from batchjob.metrics.nulls import SWAPS, Donors
+from batchjob.metrics.uncertainty import mean_known
+from batchjob.store.run import Run
+
+Floats = NDArray[np.float64]
+HALVES = 2  # 0: the photos that choose the best head, 1: the others
+_COLUMNS = 64  # heads that are computed at once, to bound the memory
+
+
+class Added(NamedTuple):
+    """What the objects of u photos add to the nulls of a block of n photos."""
+
+    rows: NDArray[np.intp]  # [u] the photos that lent
+    values: Floats  # [u, HALVES, C] what their objects add, by the half of the photo that they were lent to
+    lenders: NDArray[np.int32]  # [n, SWAPS] rows of the photos that lent to each photo of the block; −1 fills the rest
+
+
+class Lent:
+    """Adds up what the objects of photos add to the nulls of a block of other photos."""
+
+    def __init__(self, count: int) -> None:
+        """Begins with nothing.
+
+        Parameters
+        ----------
+        count
+            Number of photos in the block.
+        """
+        self._count = count
+        self._tables: dict[str, NDArray[np.int32]] = {}
+        self._lenders: dict[str, list[NDArray[np.intp]]] = defaultdict(list)
+        self._halves: dict[str, list[NDArray[np.int64]]] = defaultdict(list)
+        self._values: dict[str, list[Floats]] = defaultdict(list)
+
+    def add(self, score: str, place: int, lenders: NDArray[np.intp], values: Floats, own: Floats, half: int) -> None:
+        """Takes one photo's scores with the objects that it was lent.
+
+        Parameters
+        ----------
+        score
+            The score's name.
+        place
+            The photo's place in the block.
+        lenders
+            [R] rows of the photos that lent theirs.
+        values
+            [R, C] the scores; NaN where one is not defined.
+        own
+            [C] the photo's scores with its own objects. Where one is not defined the photo has no gain, and nothing is
+            added.
+        half
+            In which half of the images the photo is.
+        """
+        known = np.isfinite(values) & np.isfinite(own)
+        share = np.where(known, values - mean_known(values, axis=0), 0) / np.maximum(known.sum(axis=0), 1)
+        table = self._tables.setdefault(score, np.full((self._count, SWAPS), -1, np.int32))
+        table[place, : len(lenders)] = lenders
+        self._lenders[score].append(lenders)
+        self._halves[score].append(np.full(len(lenders), half))
+        self._values[score].append(share)
+
+    def sums(self) -> dict[str, Added]:
+        """Returns by score what the objects added."""
+        found: dict[str, Added] = {}
+        for score, values in self._values.items():
+            rows, place = np.unique(np.concatenate(self._lenders[score]), return_inverse=True)
+            added = np.zeros((len(rows), HALVES, values[0].shape[1]))
+            np.add.at(added, (place.ravel(), np.concatenate(self._halves[score])), np.concatenate(values))
+            found[score] = Added(rows, added, self._tables[score])
+        return found
+
+
+@functools.lru_cache(maxsize=2)
+def planned_donors(run: Path) -> Donors:
+    """Returns which photos lent their objects to which while a run was labelled."""
+    opened = Run(run)
+    instances = GridInstances.load(run / "index")
+    return Donors(*instances.kinds(opened.geometry), seed=int(opened.options["seed"]))
+
+
+def attribute(
+    added: NDArray[np.floating[Any]],
+    lenders: NDArray[np.int32],
+    known: NDArray[np.bool_],
+    half: NDArray[np.integer[Any]],
+) -> None:
+    """Counts each photo's objects with that photo alone, in place.
+
+    The sums of `Lent` still contain the mean effect of the objects that each borrower was lent, since a null is a mean
+    over them. It is estimated from the sums themselves, and moved to the photos that the objects are of. The sum over
+    photos stays the same.
+
+    Parameters
+    ----------
+    added
+        [n, HALVES, C] the sums of all blocks.
+    lenders
+        [n, R] the rows of the photos that lend to each photo; −1 fills the rest.
+    known
+        [n, C] whether a photo has a gain.
+    half
+        [n] the half that each photo is in.
+    """
+    n, there = len(lenders), lenders >= 0
+    weight = np.repeat(1 / np.maximum(there.sum(axis=1), 1), there.sum(axis=1))
+    starts = np.concatenate([[0], np.cumsum(there.sum(axis=1))])
+    lent = sparse.csr_array((weight, lenders[there], starts), shape=(n, n))  # [borrower, lender], rows sum to 1
+    times = np.asarray(lent.sum(axis=0))
+    of_half = [sparse.diags_array((half == h).astype(float)) @ lent for h in range(HALVES)]
+    for start in range(0, added.shape[2], _COLUMNS):
+        columns = slice(start, start + _COLUMNS)
+        effect = added[:, :, columns].sum(axis=1) / np.where(times > 0, times, 1)[:, None]  # b_j
+        lent_effect = np.where(known[:, columns], lent @ effect, 0)  # the mean of b_j over the photos that lend
+        for h in range(HALVES):
+            added[:, h, columns] += of_half[h].T @ lent_effect
+            added[half == h, h, columns] -= lent_effect[half == h]
