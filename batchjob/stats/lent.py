@@ -10,9 +10,7 @@ A score S_ij of the map of photo i with the objects of photo j is taken as a_i +
 mean of S_ij over the photos that lend to it. In the sum of all gains, a_i cancels; b_j is counted with photo j.
 """
 
-import functools
 from collections import defaultdict
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from batchjob.data.instances import GridInstances
-from batchjob.metrics.nulls import SWAPS, Donors
+from batchjob.metrics.nulls import BY_LENDER, SWAPS, Donors
 from batchjob.metrics.uncertainty import mean_known
 from batchjob.store.run import Run
 
@@ -92,12 +90,12 @@ class Lent:
         return found
 
 
-@functools.lru_cache(maxsize=2)
-def planned_donors(run: Path) -> Donors:
-    """Returns which photos lent their objects to which while a run was labelled."""
-    opened = Run(run)
-    instances = GridInstances.load(run / "index")
-    return Donors(*instances.kinds(opened.geometry), seed=int(opened.options["seed"]))
+def planned_donors(run: Run) -> Donors | None:
+    """Returns which photos lent their objects to which while a run was labelled; None where labelling lent none."""
+    if not any(name.endswith(BY_LENDER) for name in run.score_names):
+        return None
+    instances = GridInstances.load(run.folder / "index")
+    return Donors(*instances.kinds(run.geometry), seed=int(run.options["seed"]))
 
 
 def attribute(

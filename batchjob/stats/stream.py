@@ -12,7 +12,7 @@ from batchjob import retries
 from batchjob.codes import OK, PENDING, STATUS
 from batchjob.metrics import catalogue
 from batchjob.metrics.clusters import agreement
-from batchjob.metrics.nulls import BY_LENDER
+from batchjob.metrics.nulls import BY_LENDER, Donors
 from batchjob.metrics.saliency import normalise
 from batchjob.metrics.uncertainty import first_half
 from batchjob.stats.image import PairTable, Scene, pair_table, score_labels, score_maps, stability
@@ -56,10 +56,12 @@ def score_run(run: Run, truth: Truth | None, pool: Pool) -> Iterator[Scored]:
     """
     half = (~first_half(run.ids)).astype(np.int8)
     tasks = ((*rows, half[slice(*rows)]) for rows in blocks(run))
-    return pool.map(functools.partial(_score_block, run, truth), tasks)
+    return pool.map(functools.partial(_score_block, run, truth, planned_donors(run)), tasks)
 
 
-def _score_block(run: Run, truth: Truth | None, task: tuple[int, int, NDArray[np.int8]]) -> Scored:
+def _score_block(
+    run: Run, truth: Truth | None, planned: Donors | None, task: tuple[int, int, NDArray[np.int8]]
+) -> Scored:
     start, stop, half = task
     part = run.read(start, stop)
     result, lent = Scored(start), Lent(stop - start)
@@ -86,10 +88,12 @@ def _score_block(run: Run, truth: Truth | None, task: tuple[int, int, NDArray[np
                 shape = [sizes[dim] for dim in catalogue.dims_of(name)]
                 result.arrays[name] = np.full((stop - start, *shape), np.nan, np.float32)
             result.arrays[name][i] = found.reshape(result.arrays[name].shape[1:])
+        donors = planned.of(start + i) if planned else np.zeros(0, np.intp)
         for name, values in by_lender.items():
-            score, donors = name.removesuffix(BY_LENDER), planned_donors(run.folder).of(start + i)
+            score = name.removesuffix(BY_LENDER)
             each = np.moveaxis(values[i], -1, 0)[: len(donors)].astype(np.float64)  # [R, L, H]
-            lent.add(score, i, donors, each.reshape(len(donors), -1), part.scores[score][i].ravel(), int(half[i]))
+            own = part.scores[score][i].ravel()
+            lent.add(score, i, donors, each.reshape(len(donors), own.size), own, int(half[i]))
     result.lent = lent.sums()
     return result
 
