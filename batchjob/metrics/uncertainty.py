@@ -77,7 +77,7 @@ def _resampled_gains(gains: Floats, known: NDArray[np.bool_], lent: Floats, resa
     weight = np.broadcast_to(known[rows, None], gains[rows].shape).astype(np.float64)
     means = resampled_ratios(gains[rows], weight, resamples=resamples, seed=seed)
     taken = resampled_means(lent[rows], resamples=resamples, seed=seed)  # of the same draws, since n is the same
-    return means - taken * (rows.sum() / known.sum())
+    return np.asarray(means - taken * (rows.sum() / known.sum()))
 
 
 def mean_known(values: Floats, axis: int) -> Floats:

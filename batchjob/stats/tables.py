@@ -92,10 +92,10 @@ class Tables:
         for score, found in scored.lent.items():
             if score not in self._lent:
                 shape = (self._run.rows, *found.values.shape[1:])
-                sums = np.memmap(self._scratch / (score + LENT), np.float32, "w+", shape=shape)
-                self._lent[score] = sums, np.full((self._run.rows, SWAPS), -1, np.int32)
-            sums, lenders = self._lent[score]
-            sums[found.rows] += found.values.astype(np.float32)
+                on_disk = np.memmap(self._scratch / (score + LENT), np.float32, "w+", shape=shape)
+                self._lent[score] = on_disk, np.full((self._run.rows, SWAPS), -1, np.int32)
+            added, lenders = self._lent[score]
+            added[found.rows] += found.values.astype(np.float32)
             lenders[scored.start : scored.start + len(found.lenders)] = found.lenders
         self.counts += scored.counts
         for kind, sums in scored.agreement.items():
