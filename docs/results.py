@@ -29,11 +29,12 @@ class Model:
     name: str  # in timm
     is_cnn: bool = False  # a CNN has no queries, keys and values
     has_own_wheel: bool = False  # whether its weights come from a package of a registry, not from timm's own source
+    deepest: int = SIZES[-1]  # the largest input, in pixels, of which all layers are clustered; else only the last one
 
 
 MODELS = (
     Model("vits14", "vit_small_patch14_dinov2.lvd142m"),
-    Model("vitb16", "vit_base_patch16_224", has_own_wheel=True),
+    Model("vitb16", "vit_base_patch16_224", has_own_wheel=True, deepest=SIZES[0]),
     Model("resnet18", "resnet18", is_cnn=True, has_own_wheel=True),
 )
 _CLUSTERED = ("attention", "query", "key", "value", "token")
@@ -77,7 +78,7 @@ def runs(model: Model, size: int, weights: str) -> Iterator[tuple[str, list[str]
     """
     common = ["--k", "instances", "--image-size", str(size)]
     if not model.is_cnn:
-        common += ["--layers", "all" if size == SIZES[0] else "-1"]
+        common += ["--layers", "all" if size <= model.deepest else "-1"]
     trained = ["--model", model.name, *(["--weights", weights] if weights else [])]
     for what in _CLUSTERED[: 1 if model.is_cnn else None]:
         yield f"{model.short}-{size}-{what}", [*trained, *common, "--cluster-on", what]

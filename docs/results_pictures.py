@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_rgba
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from batchjob.figures import canvas
 from batchjob.figures.nulls import LAYERS
@@ -54,39 +56,65 @@ def _panel(figure: Figure, left: float, top: float, width: float, height: float)
 
 
 def _map(found: "Sequence[Tables]") -> Figure:
-    """Draws the gain over other photos' objects by layer and head, trained and untrained side by side on one scale."""
-    panels = [(t, run) for t in found for run in ("attention", "random0") if t.has(run)]
-    tables = [t.heads(run, "swap") for t, run in panels]
-    heads = [int(table["head"].nunique()) for table in tables]
-    cell = min(0.165, (_WIDTH - 0.95 - 0.45 * len(tables)) / sum(heads))
-    widths = [count * cell for count in heads]
-    height = max(table.layer.nunique() for table in tables) * cell
-    figure = canvas.sheet(0.5 + sum(w + 0.45 for w in widths) + 0.45, height + 1.0)
-    limit = max(float(np.nanmax(np.abs(table.gain))) for table in tables)
-    left = 0.5
-    for (t, run), table, width in zip(panels, tables, widths, strict=True):
-        axes = _panel(figure, left, 0.5, width, height)
-        values = table.pivot(index="layer", columns="head", values="gain").sort_index()
-        sure = table.pivot(index="layer", columns="head", values="p_holm").sort_index() < SURE
-        image = axes.imshow(values, cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto")
-        for i, j in zip(*np.nonzero(sure.to_numpy()), strict=True):
-            axes.plot(j, i, "o", color="#111111", markersize=2)
-        axes.set_xticks(range(0, len(values.columns), 2), [str(h) for h in values.columns[::2]])
-        axes.set_yticks(range(0, len(values), 2), [str(x) for x in values.index[::2]])
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-        axes.set_xlabel("head")
-        if left < 1:
-            axes.set_ylabel("layer")
-        name = t.title.split(",")[0] if run == "attention" else "the same, untrained"
-        canvas.write(figure, left, 0.28, name, size=7)
-        left += width + 0.45
-    bar = _panel(figure, left - 0.2, 0.5, 0.08, height)
+    """Draws the gain over other photos' objects by layer and head: a row for each size, trained beside untrained."""
+    sizes = list(dict.fromkeys(_size(t) for t in found))
+    rows = [
+        [(t, run) for t in found for run in ("attention", "random0") if _size(t) == s and t.has(run)] for s in sizes
+    ]
+    tables = {(t.title, run): t.heads(run, "swap") for row in rows for t, run in row}
+    cell = min(_cell([tables[t.title, run] for t, run in row]) for row in rows)
+    height = max(table.layer.nunique() for table in tables.values()) * cell
+    right = max(sum(tables[t.title, run]["head"].nunique() * cell + 0.45 for t, run in row) for row in rows)
+    bottom = len(rows) * (height + 0.75)
+    figure = canvas.sheet(0.5 + right + 0.45, bottom + 0.25)
+    limit = max(float(np.nanmax(np.abs(table.gain))) for table in tables.values())
+    for place, row in enumerate(rows):
+        top, left = 0.5 + place * (height + 0.75), 0.5
+        for t, run in row:
+            table = tables[t.title, run]
+            width = table["head"].nunique() * cell
+            image = _grid(_panel(figure, left, top, width, height), table, limit, is_first=left < 1)
+            canvas.write(figure, left, top - 0.22, _short(t) if run == "attention" else "the same, untrained", size=7)
+            left += width + 0.45
+    bar = _panel(figure, 0.5 + right - 0.2, 0.5, 0.08, bottom - 0.75)
     figure.colorbar(image, cax=bar)
     bar.tick_params(length=2)
     figure.axes[-1].set_ylabel("ARI: gain over other photos' objects", size=7)
-    canvas.write(figure, 0.14, height + 0.86, "● p < 0.05 after Holm", size=7, color=canvas.QUIET)
+    canvas.write(figure, 0.14, bottom + 0.11, "● p < 0.05 after Holm", size=7, color=canvas.QUIET)
     return figure
+
+
+def _size(t: "Tables") -> str:
+    return t.title.partition(", ")[2]
+
+
+def _short(t: "Tables") -> str:
+    """Names model and size in a few letters: DINOv2, 448 px."""
+    words = [word for word in t.title.partition(",")[0].split() if word != "supervised"]
+    return f"{words[0]}, {_size(t)}"
+
+
+def _cell(tables: Sequence[pd.DataFrame]) -> float:
+    """The width of a head, in inches, with which these panels fill a row."""
+    heads = sum(table["head"].nunique() for table in tables)
+    return float(min(0.165, (_WIDTH - 0.95 - 0.45 * len(tables)) / heads))
+
+
+def _grid(axes: Axes, table: pd.DataFrame, limit: float, *, is_first: bool) -> AxesImage:
+    """Draws one run's gains, layer down and head across, with a dot where they are sure."""
+    values = table.pivot(index="layer", columns="head", values="gain").sort_index()
+    sure = table.pivot(index="layer", columns="head", values="p_holm").sort_index() < SURE
+    image = axes.imshow(values, cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto")
+    for i, j in zip(*np.nonzero(sure.to_numpy()), strict=True):
+        axes.plot(j, i, "o", color="#111111", markersize=2)
+    axes.set_xticks(range(0, len(values.columns), 2), [str(h) for h in values.columns[::2]])
+    axes.set_yticks(range(0, len(values), 2), [str(x) for x in values.index[::2]])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("head")
+    if is_first:
+        axes.set_ylabel("layer")
+    return image
 
 
 def _layers(found: "Sequence[Tables]") -> Figure:
