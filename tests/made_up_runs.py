@@ -94,16 +94,22 @@ def write_run(
     _put(group, "category", np.where(instance < 0, -1, 1).astype(np.int32), "image y x")
     _coordinates(group, heads, count)
     if with_scores:
-        (folder / "index").mkdir()
-        sizes = np.full((count, 2), scenes.GRID[0] * PATCH_PX, np.int32)
-        start = np.concatenate([[0], np.cumsum(counts)])
-        category, number = np.ones(start[-1], np.int32), np.concatenate([np.arange(n, dtype=np.int32) for n in counts])
-        GridInstances(np.array(owners, np.int16), category, number, start, sizes).save(folder / "index")
+        save_objects(folder / "index", np.array(owners, np.int16))
         group = zarr.open_group(str(folder / "scores.zarr"), mode="w", zarr_format=3)
         for name, values in scored.items():
             _put(group, name, values, "image layer head lender" if values.ndim == 4 else "image layer head")
         _coordinates(group, heads, count)
     return folder
+
+
+def save_objects(folder: Path, owner: NDArray[np.int16]) -> None:
+    """Writes to a new folder what `plan` stores of the objects [n, P], all of one category."""
+    folder.mkdir(exist_ok=True)
+    counts = owner.max(axis=1) + 1
+    start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    number = np.arange(start[-1], dtype=np.int32) - np.repeat(start[:-1], counts).astype(np.int32)
+    size = np.full((len(owner), 2), scenes.GRID[0] * PATCH_PX, np.int32)
+    GridInstances(owner, np.ones(start[-1], np.int32), number, start, size).save(folder)
 
 
 def scene(i: int, seed: int = 0) -> NDArray[np.int64]:

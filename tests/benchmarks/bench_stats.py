@@ -16,6 +16,7 @@ from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
 from threadpoolctl import threadpool_limits
 
 from batchjob.data.annotations import PatchInstances, instances_on_grid, open_annotations
+from batchjob.data.instances import GridInstances
 from batchjob.geometry import Geometry
 from batchjob.metrics.objects import Objects
 from batchjob.stats import position, run_stats
@@ -117,6 +118,8 @@ def tiled(folder: Path, run: Path, annotations: Path, images: int, count: int) -
             made[:] = values
         group.attrs["rows"] = count
         group.attrs["rows_per_partition"] = count
+    owner = np.asarray(GridInstances.load(run / "index").owner)
+    made_up_runs.save_objects(target / "index", np.resize(owner, (count, owner.shape[1])))
     content = json.loads(annotations.read_text())
     repeated: dict[str, list[Any]] = {"images": [], "annotations": [], "categories": content["categories"]}
     for i, name in enumerate(names):
