@@ -29,12 +29,12 @@ class Model:
     name: str  # in timm
     is_cnn: bool = False  # a CNN has no queries, keys and values
     has_own_wheel: bool = False  # whether its weights come from a package of a registry, not from timm's own source
-    deepest: int = SIZES[-1]  # the largest input, in pixels, of which all layers are clustered; else only the last one
+    is_deep: bool = False  # whether all layers of the largest input are clustered, too: attention and keys alone
 
 
 MODELS = (
-    Model("vits14", "vit_small_patch14_dinov2.lvd142m"),
-    Model("vitb16", "vit_base_patch16_224", has_own_wheel=True, deepest=SIZES[0]),
+    Model("vits14", "vit_small_patch14_dinov2.lvd142m", is_deep=True),
+    Model("vitb16", "vit_base_patch16_224", has_own_wheel=True),
     Model("resnet18", "resnet18", is_cnn=True, has_own_wheel=True),
 )
 _CLUSTERED = ("attention", "query", "key", "value", "token")
@@ -55,7 +55,13 @@ def main() -> int:
                     _batchjob("run", coco, str(folder / name), *options)
                 _tabulate(folder, f"{model.short}-{size}", [n for n, _ in runs(model, size, "")])
             _tabulate(folder, f"models-{size}", _across(size))
+        for model in MODELS:
+            for name, options in runs_of_all_layers(model, weights[model.short]):
+                _batchjob("run", coco, str(folder / name), *options)
+            if names := [n for n, _ in runs_of_all_layers(model, "")]:
+                _tabulate(folder, f"{model.short}-{SIZES[-1]}all", names)
     wanted = [name for size in SIZES for model in MODELS for name, _ in runs(model, size, "")]
+    wanted += [name for model in MODELS for name, _ in runs_of_all_layers(model, "")]
     results_page.write(folder / "tables", ROOT / "docs", wanted)
     return 0
 
@@ -78,7 +84,7 @@ def runs(model: Model, size: int, weights: str) -> Iterator[tuple[str, list[str]
     """
     common = ["--k", "instances", "--image-size", str(size)]
     if not model.is_cnn:
-        common += ["--layers", "all" if size <= model.deepest else "-1"]
+        common += ["--layers", "all" if size == SIZES[0] else "-1"]
     trained = ["--model", model.name, *(["--weights", weights] if weights else [])]
     for what in _CLUSTERED[: 1 if model.is_cnn else None]:
         yield f"{model.short}-{size}-{what}", [*trained, *common, "--cluster-on", what]
@@ -87,6 +93,26 @@ def runs(model: Model, size: int, weights: str) -> Iterator[tuple[str, list[str]
     for seed in SEEDS:
         untrained = ["--model", model.name, "--weights", "random", "--seed", str(seed)]
         yield f"{model.short}-{size}-random{seed}", [*untrained, *common]
+
+
+def runs_of_all_layers(model: Model, weights: str) -> Iterator[tuple[str, list[str]]]:
+    """Lists the runs of all layers of the largest input.
+
+    Parameters
+    ----------
+    model, weights
+        As `runs`.
+
+    Yields
+    ------
+    As `runs`; nothing where the model is not `is_deep`.
+    """
+    if model.is_deep:
+        for name, options in runs(model, SIZES[-1], weights):
+            short, size, what = name.split("-")
+            if what in ("attention", "key"):
+                layers = options.index("--layers") + 1
+                yield f"{short}-{size}all-{what}", [*options[:layers], "all", *options[layers + 1 :]]
 
 
 def _across(size: int) -> list[str]:

@@ -27,16 +27,16 @@ class Tables:
 
     short: str  # the model's key in NAMES
     size: int  # of the input, in pixels
-    folder: Path
+    folder: Path  # its name begins the names of the runs
 
     @property
     def title(self) -> str:
-        """Names the model and the size of its input."""
-        return f"{NAMES[self.short]}, {self.size} px"
+        """Names the model, the size of its input, and whether these are the runs of all layers."""
+        return f"{NAMES[self.short]}, {self.size} px" + ", all layers" * self.folder.name.endswith("all")
 
     def run(self, name: str) -> Path:
         """Returns the folder with the tables of a run: `attention`, `key`, `seed1`, …"""
-        return self.folder / f"{self.short}-{self.size}-{name}"
+        return self.folder / f"{self.folder.name}-{name}"
 
     def has(self, run: str) -> bool:
         """Says whether a run was made."""
@@ -89,7 +89,7 @@ class Tables:
             What is compared: `best head`, `mean of heads` or each `head`.
         """
         t = self.read("attention", "comparison")
-        a, b = (f"{self.short}-{self.size}-{run}" for run in ("attention", other))
+        a, b = (self.run(run).name for run in ("attention", other))
         return t[(t.run_a == a) & (t.run_b == b) & (t.of == of) & (t.score == QUESTION)]
 
 
@@ -107,17 +107,22 @@ def write(tables: Path, docs: Path, wanted: Sequence[str]) -> None:
     """
     found = [Tables(short, size, tables / f"{short}-{size}") for size in SIZES for short in NAMES]
     found = [t for t in found if t.has("attention")]
-    results_pictures.draw(found, docs)
+    deep = [
+        t for short in NAMES if (t := Tables(short, SIZES[-1], tables / f"{short}-{SIZES[-1]}all")).has("attention")
+    ]
+    every = [*found, *deep]
+    deepest = list({(t.short, t.size): t for t in every}.values())
+    results_pictures.draw(deepest, docs)
     counts = json.loads((found[0].run("attention") / "counts.json").read_text())
     text = Path(__file__).with_name("results.md.in").read_text()
     for name, part in {
         "images": f"{counts['images']:,}",
-        "missing": missing(found, wanted),
-        "verdict": verdict(found),
-        "answer": answer(found),
-        "question": _question_table(found),
-        "counts": _count_table(found),
-        "references": _reference_table(found),
+        "missing": missing(every, wanted),
+        "verdict": verdict(found, deepest),
+        "answer": answer(every),
+        "question": _question_table(every),
+        "counts": _count_table(every),
+        "references": _reference_table(every),
         "seeds": _seed_table(found),
         "last": "\n".join(_last_layer_table(t) for t in found),
     }.items():
@@ -149,14 +154,25 @@ def missing(found: Sequence[Tables], wanted: Sequence[str]) -> str:
     return f"Of the runs that the script asks for, these were not made: {', '.join(names)}." if names else ""
 
 
-def verdict(found: Sequence[Tables]) -> str:
+def verdict(found: Sequence[Tables], deepest: Sequence[Tables]) -> str:
     """Answers the page's two questions in a paragraph: do heads separate objects, and is it attention?
 
     Heads are counted with p-values that are corrected over the heads of their run. The mean over heads of attention
     minus a reference is one test for each model, size and reference; these are corrected together.
+
+    Parameters
+    ----------
+    found
+        The tables of each model and size with all references.
+    deepest
+        Those with the most layers, whose heads are counted.
+
+    Returns
+    -------
+    The paragraph.
     """
+    over, position = ([t.heads("attention", null) for t in deepest if t.has("key")] for null in ("swap", "position"))
     networks = [t for t in found if t.has("key")]
-    over, position = ([t.heads("attention", null) for t in networks] for null in ("swap", "position"))
     pairs = [
         (other, t.compared(other, "mean of heads").iloc[0]) for t in networks for other in REFERENCES if t.has(other)
     ]
@@ -271,7 +287,7 @@ def _seed_table(found: Sequence[Tables]) -> str:
             continue
         means = np.array([t.heads(run, "swap").sort_values(["layer", "head"])["mean"].to_numpy() for run in runs])
         alike = t.read("attention", "agreement_runs")
-        seeds = [f"{t.short}-{t.size}-{run}" for run in runs]
+        seeds = [t.run(run).name for run in runs]
         alike = alike[alike.run_a.isin(seeds) & alike.run_b.isin(seeds)]
         chosen = [t.chosen(run, "swap") for run in runs]
         spread = np.abs(means - means.mean(axis=0)).max(axis=0)

@@ -85,7 +85,7 @@ def _map(found: "Sequence[Tables]") -> Figure:
 
 
 def _size(t: "Tables") -> str:
-    return t.title.partition(", ")[2]
+    return t.title.split(", ")[1]
 
 
 def _short(t: "Tables") -> str:
@@ -138,7 +138,7 @@ def _layers(found: "Sequence[Tables]") -> Figure:
         axes.set_ylim(-0.02, 0.6)
         axes.set_xlabel("layer")
         axes.set_xticks(range(0, 12, 2))
-        canvas.write(figure, 0.6 + i * (width + 0.35), 0.2, t.title, size=7)
+        canvas.write(figure, 0.6 + i * (width + 0.35), 0.2, _short(t), size=7)
         if i == 0:
             axes.set_ylabel("ARI within categories")
         else:
@@ -162,7 +162,7 @@ def _paired(found: "Sequence[Tables]") -> Figure:
         axes.set_xlim(-0.03, 0.7)
         axes.set_ylim(-0.03, 0.7)
         axes.set_xlabel("its keys: ARI")
-        canvas.write(figure, 0.6 + i * (side + 0.3), 0.2, t.title, size=7)
+        canvas.write(figure, 0.6 + i * (side + 0.3), 0.2, _short(t), size=7)
         if i == 0:
             axes.set_ylabel("its attention: ARI")
         else:
