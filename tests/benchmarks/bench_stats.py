@@ -67,7 +67,8 @@ def _against_scikit_learn(run: Path, annotations: Path, images: int, times: int)
         position._position_labels.cache_clear()  # each round computes the null models anew, once for each k
         for i, truth in list(enumerate(truths)) * times:
             k = np.full(len(HEADS), len(truth.category) + 1, np.uint8)
-            scene = Scene(geometry.grid, 0, None, objects[i], objects)  # objects of as many photos as there are
+            donors = dict(enumerate(objects))  # objects of as many photos as there are
+            scene = Scene(geometry.grid, 0, None, objects[i], donors)
             score_labels(labels[i], k, scene)
             pair_table(labels[i], k, scene)
 
