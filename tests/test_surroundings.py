@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,6 +75,29 @@ def test_every_command_ends_75_on_a_full_disk_and_goes_on_once_there_is_room(
     assert contents(run) == contents(calm)
     assert store.verify(run) == []
     assert not [path for path in run.rglob("*") if "part" in path.name]
+
+
+@as_root
+@pytest.mark.slow
+def test_stats_whose_temporary_files_find_a_full_disk_ends_75(
+    disk: Path, tmp_path: Path, batchjob: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    assert batchjob("run", SAMPLE, run, *TINY, "--limit", "4", "--scores", "pairs", *RUNTIME).code == 0
+    monkeypatch.setattr(tempfile, "tempdir", str(disk))
+    codes = []
+    for left_bytes in (0, 4 << 10, 16 << 10, 40 << 10, 64 << 10, 96 << 10):
+        fill(disk, left_bytes)
+        ended = batchjob("stats", run, "--jobs", "1")
+        codes.append(ended.code)
+        assert ended.code in (0, 75), (left_bytes, ended.err)
+        assert "Traceback" not in ended.err
+        assert ended.code == 0 or "No space left on device" in ended.err
+        assert [path.name for path in disk.iterdir()] == ["filler"]
+        (disk / "filler").unlink()
+    assert codes[0] == 75
+    assert batchjob("stats", run).code == 0
+    assert store.verify(run) == []
 
 
 def test_a_fit_on_a_full_disk_ends_75_and_leaves_no_half_file(

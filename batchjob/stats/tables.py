@@ -1,5 +1,7 @@
 """Writes scores to disk block by block: arrays in scores.zarr, one tidy table of all scores, and the table of pairs."""
 
+import math
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,8 +94,10 @@ class Tables:
         for score, found in scored.lent.items():
             if score not in self._lent:
                 shape = (self._run.rows, *found.values.shape[1:])
-                on_disk = np.memmap(self._scratch / (score + LENT), np.float32, "w+", shape=shape)
-                self._lent[score] = on_disk, np.full((self._run.rows, SWAPS), -1, np.int32)
+                self._lent[score] = (
+                    _on_disk(self._scratch / (score + LENT), shape),
+                    np.full((self._run.rows, SWAPS), -1, np.int32),
+                )
             added, lenders = self._lent[score]
             added[found.rows] += found.values.astype(np.float32)
             lenders[scored.start : scored.start + len(found.lenders)] = found.lenders
@@ -184,6 +188,13 @@ class Tables:
         if kind is None:
             self._write_lent()
             store.consolidate_scores(self._run.folder)
+
+
+def _on_disk(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Maps zeros in a new file. Its space is taken at once, since writing to such a map on a full disk kills."""
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, max(1, math.prod(shape) * 4))
+    return np.memmap(path, np.float32, "r+", shape=shape)
 
 
 def _labellings(run: Run) -> list[str]:

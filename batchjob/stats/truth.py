@@ -3,6 +3,7 @@
 import functools
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,16 +135,13 @@ def lay_out(
     """
     ids, counts = run.ids, Counter[str]()
     tasks = ((*rows, [annotations.image(i) for i in ids[slice(*rows)]]) for rows in blocks(run))
-    files = {name: (folder / name).open("wb") for name in _DTYPES}
-    try:
+    with ExitStack() as stack:
+        files = {name: stack.enter_context((folder / name).open("wb")) for name in _DTYPES}
         only = ("objects",) if are_planned else ()
         for arrays, found in pool.map(functools.partial(_lay_out_block, run, only), tasks):
             counts += found
             for name, values in arrays.items():
                 files[name].write(values.astype(_DTYPES[name]).tobytes())
-    finally:
-        for file in files.values():
-            file.close()
     grid = run.geometry.grid
     return Truth(folder, grid[0] * grid[1], int(run.options["seed"])), counts
 
