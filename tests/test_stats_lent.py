@@ -92,6 +92,15 @@ def test_five_of_a_hundred_tests_reject_where_objects_decide_the_score(only_half
     assert np.mean(plain) < 0.02
 
 
+def test_few_photos_with_gains_among_many_that_lend_have_an_interval() -> None:
+    gains = np.full((6, 1), np.nan)
+    gains[:2, 0] = 0.2, 0.4
+    lent = np.array([[0.1], [0.0], [-0.1], [0.0], [0.05], [-0.05]])
+    found = interval(gains, lent)
+    assert found.mean[0] == pytest.approx(0.3)
+    assert found.low[0] < 0.3 < found.high[0]
+
+
 def test_a_photo_without_a_gain_takes_nothing_from_others_and_undefined_scores_do_not_count() -> None:
     added = Lent(1)
     values = np.array([[0.2, 0.5], [np.nan, 0.1], [0.6, 0.6]])

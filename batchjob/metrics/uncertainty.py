@@ -72,12 +72,15 @@ def interval(
 
 
 def _resampled_gains(gains: Floats, known: NDArray[np.bool_], lent: Floats, resamples: int, seed: int) -> Floats:
-    """[resamples, C] mean gains over `swap`; images without a gain are drawn, too, where they lend their objects."""
+    """[R, C] mean gains over `swap`, R ≤ `resamples`: images without a gain are drawn, too, where they lend their
+    objects, and a resample of such images alone has no mean.
+    """
     rows = known | lent.any(axis=1)
     weight = np.broadcast_to(known[rows, None], gains[rows].shape).astype(np.float64)
     means = resampled_ratios(gains[rows], weight, resamples=resamples, seed=seed)
     taken = resampled_means(lent[rows], resamples=resamples, seed=seed)  # of the same draws, since n is the same
-    return np.asarray(means - taken * (rows.sum() / known.sum()))
+    found = means - taken * (rows.sum() / known.sum())
+    return np.asarray(found[np.isfinite(found).all(axis=1)])
 
 
 def mean_known(values: Floats, axis: int) -> Floats:
