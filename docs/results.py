@@ -29,7 +29,7 @@ class Model:
     name: str  # in timm
     is_cnn: bool = False  # a CNN has no queries, keys and values
     has_own_wheel: bool = False  # whether its weights come from a package of a registry, not from timm's own source
-    is_deep: bool = False  # whether all layers of the largest input are clustered, too: attention and keys alone
+    is_deep: bool = False  # whether all layers of the largest input are clustered, too, of attention alone
 
 
 MODELS = (
@@ -110,7 +110,7 @@ def runs_of_all_layers(model: Model, weights: str) -> Iterator[tuple[str, list[s
     if model.is_deep:
         for name, options in runs(model, SIZES[-1], weights):
             short, size, what = name.split("-")
-            if what in ("attention", "key"):
+            if what == "attention":
                 layers = options.index("--layers") + 1
                 yield f"{short}-{size}all-{what}", [*options[:layers], "all", *options[layers + 1 :]]
 

@@ -112,7 +112,7 @@ def write(tables: Path, docs: Path, wanted: Sequence[str]) -> None:
     ]
     every = [*found, *deep]
     deepest = list({(t.short, t.size): t for t in every}.values())
-    results_pictures.draw(deepest, docs)
+    results_pictures.draw(found, deep, docs)
     counts = json.loads((found[0].run("attention") / "counts.json").read_text())
     text = Path(__file__).with_name("results.md.in").read_text()
     for name, part in {
@@ -171,8 +171,9 @@ def verdict(found: Sequence[Tables], deepest: Sequence[Tables]) -> str:
     -------
     The paragraph.
     """
-    over, position = ([t.heads("attention", null) for t in deepest if t.has("key")] for null in ("swap", "position"))
     networks = [t for t in found if t.has("key")]
+    counted = [t for t in deepest if t.short in {n.short for n in networks}]
+    over, position = ([t.heads("attention", null) for t in counted] for null in ("swap", "position"))
     pairs = [
         (other, t.compared(other, "mean of heads").iloc[0]) for t in networks for other in REFERENCES if t.has(other)
     ]

@@ -31,17 +31,19 @@ _COLOURS = {
 }
 
 
-def draw(found: "Sequence[Tables]", docs: Path) -> None:
+def draw(found: "Sequence[Tables]", more: "Sequence[Tables]", docs: Path) -> None:
     """Writes results_map.png, results_layers.png and results_paired.png.
 
     Parameters
     ----------
     found
         The tables of each model and size.
+    more
+        Tables of all layers, where those in `found` have the last one.
     docs
         Where the files are written.
     """
-    deep = [t for t in found if t.heads("attention", "swap").layer.nunique() > 1]
+    deep = [t for t in (*found, *more) if t.heads("attention", "swap").layer.nunique() > 1]
     with_keys = [t for t in found if t.has("key")]
     with canvas.style():
         for name, panels, picture in (("map", deep, _map), ("layers", deep, _layers), ("paired", with_keys, _paired)):

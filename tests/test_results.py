@@ -32,13 +32,10 @@ def test_untrained_runs_differ_from_the_trained_one_in_weights_and_seed_alone(mo
     assert len(keys) == (0 if model.is_cnn else 1)
 
 
-def test_all_layers_of_the_largest_input_are_clustered_for_attention_and_keys_with_the_same_options() -> None:
-    last = dict(results.runs(results.MODELS[0], 448, ""))
+def test_all_layers_of_the_largest_input_are_clustered_with_the_same_options() -> None:
+    last = dict(results.runs(results.MODELS[0], 448, ""))["vits14-448-attention"]
     deep = dict(results.runs_of_all_layers(results.MODELS[0], ""))
-    assert list(deep) == ["vits14-448all-attention", "vits14-448all-key"]
-    for what in ("attention", "key"):
-        options = last[f"vits14-448-{what}"]
-        assert deep[f"vits14-448all-{what}"] == [*(o if o != "-1" else "all" for o in options)]
+    assert deep == {"vits14-448all-attention": [*("all" if o == "-1" else o for o in last)]}
     assert not dict(results.runs_of_all_layers(results.MODELS[1], ""))
 
 
