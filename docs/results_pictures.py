@@ -58,48 +58,31 @@ def _panel(figure: Figure, left: float, top: float, width: float, height: float)
 
 
 def _map(found: "Sequence[Tables]") -> Figure:
-    """Draws the gain over other photos' objects by layer and head: a row for each size, trained beside untrained."""
-    sizes = list(dict.fromkeys(_size(t) for t in found))
-    rows = [
-        [(t, run) for t in found for run in ("attention", "random0") if _size(t) == s and t.has(run)] for s in sizes
-    ]
-    tables = {(t.title, run): t.heads(run, "swap") for row in rows for t, run in row}
-    cell = min(_cell([tables[t.title, run] for t, run in row]) for row in rows)
-    height = max(table.layer.nunique() for table in tables.values()) * cell
-    right = max(sum(tables[t.title, run]["head"].nunique() * cell + 0.45 for t, run in row) for row in rows)
-    bottom = len(rows) * (height + 0.75)
-    figure = canvas.sheet(0.5 + right + 0.45, bottom + 0.25)
-    limit = max(float(np.nanmax(np.abs(table.gain))) for table in tables.values())
-    for place, row in enumerate(rows):
-        top, left = 0.5 + place * (height + 0.75), 0.5
-        for t, run in row:
-            table = tables[t.title, run]
-            width = table["head"].nunique() * cell
-            image = _grid(_panel(figure, left, top, width, height), table, limit, is_first=left < 1)
-            canvas.write(figure, left, top - 0.22, _short(t) if run == "attention" else "the same, untrained", size=7)
-            left += width + 0.45
-    bar = _panel(figure, 0.5 + right - 0.2, 0.5, 0.08, bottom - 0.75)
+    """Draws the gain over other photos' objects by layer and head, trained and untrained side by side on one scale."""
+    panels = [(t, run) for t in found for run in ("attention", "random0") if t.has(run)]
+    tables = [t.heads(run, "swap") for t, run in panels]
+    heads = [int(table["head"].nunique()) for table in tables]
+    cell = min(0.165, (_WIDTH - 0.95 - 0.45 * len(tables)) / sum(heads))
+    height = max(table.layer.nunique() for table in tables) * cell
+    figure = canvas.sheet(0.5 + sum(count * cell + 0.45 for count in heads) + 0.45, height + 1.0)
+    limit = max(float(np.nanmax(np.abs(table.gain))) for table in tables)
+    left = 0.5
+    for (t, run), table, count in zip(panels, tables, heads, strict=True):
+        image = _grid(_panel(figure, left, 0.5, count * cell, height), table, limit, is_first=left < 1)
+        canvas.write(figure, left, 0.28, _short(t) if run == "attention" else "untrained", size=7)
+        left += count * cell + 0.45
+    bar = _panel(figure, left - 0.2, 0.5, 0.08, height)
     figure.colorbar(image, cax=bar)
     bar.tick_params(length=2)
     figure.axes[-1].set_ylabel("ARI: gain over other photos' objects", size=7)
-    canvas.write(figure, 0.14, bottom + 0.11, "● p < 0.05 after Holm", size=7, color=canvas.QUIET)
+    canvas.write(figure, 0.14, height + 0.86, "● p < 0.05 after Holm", size=7, color=canvas.QUIET)
     return figure
-
-
-def _size(t: "Tables") -> str:
-    return t.title.split(", ")[1]
 
 
 def _short(t: "Tables") -> str:
     """Names model and size in a few letters: DINOv2, 448 px."""
-    words = [word for word in t.title.partition(",")[0].split() if word != "supervised"]
-    return f"{words[0]}, {_size(t)}"
-
-
-def _cell(tables: Sequence[pd.DataFrame]) -> float:
-    """The width of a head, in inches, with which these panels fill a row."""
-    heads = sum(table["head"].nunique() for table in tables)
-    return float(min(0.165, (_WIDTH - 0.95 - 0.45 * len(tables)) / heads))
+    name, size = t.title.split(", ")[:2]
+    return f"{next(word for word in name.split() if word != 'supervised')}, {size}"
 
 
 def _grid(axes: Axes, table: pd.DataFrame, limit: float, *, is_first: bool) -> AxesImage:
