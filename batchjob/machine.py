@@ -35,7 +35,7 @@ def choose_device(asked: str, environment: Mapping[str, str] = os.environ) -> "t
     Raises
     ------
     UserError
-        `cuda` was asked for and there is no GPU, or torch has no kernels for the GPU that is there.
+        `cuda` was asked for on a machine without a GPU, or with one that torch has no kernels for.
     WorkLeft
         The same inside a Slurm job, or `auto` found no GPU in a job that was given GPUs: the node is at fault, and the
         work may succeed on another one.

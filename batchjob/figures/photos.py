@@ -116,7 +116,7 @@ def choose_rows(
         return sorted(int(r) for r in chosen)
     if how in ("best", "worst"):
         if score is None:
-            raise UserError(f"--images {how} goes by a score, and there is none; make it: batchjob stats {run.folder}")
+            raise UserError(f"--images {how} goes by a score that stats makes; run: batchjob stats {run.folder}")
         scored = rows[np.isfinite(score[rows])]
         order = scored[np.argsort(score[scored], kind="stable")]
         return [int(r) for r in (order[::-1] if how == "best" else order)[:count]]

@@ -29,7 +29,7 @@ def check_input(data: str, run: Path, options: Options) -> Plan | None:
 
     Returns
     -------
-    The plan of RUN; None where there is none, or it is damaged.
+    The plan of RUN; None where RUN has no plan, or a damaged one.
 
     Raises
     ------

@@ -115,7 +115,7 @@ def prepare(data: str, run: Path, options: Options, *, say: Callable[[str], None
 
 
 def _planned(data: str, run: Path, options: Options, say: Callable[[str], None]) -> Plan | None:
-    """The plan that is there, checked to be what is asked for; None where there is none, or it is damaged.
+    """Reads the plan of RUN and checks that it is what is asked for; None where RUN has no plan, or a damaged one.
 
     Makes a damaged index again, where the data have not changed.
     """

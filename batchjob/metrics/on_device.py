@@ -31,7 +31,7 @@ def attention_scores(rows: Tensor, grid: tuple[int, int], keep: Tensor | None = 
         (rows, columns) of the P patches.
     keep
         bool [B, P], False for patches of padding: they count neither as queries nor as keys, and the rows are
-        renormalised over the other patches. None: there is no padding.
+        renormalised over the other patches. None: all patches are image.
 
     Returns
     -------

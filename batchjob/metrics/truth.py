@@ -25,7 +25,7 @@ def clusters_of(
     count
         m, the number of instances: the patches of no instance become cluster m.
     keep
-        bool [P], False for patches of padding. None: there is no padding.
+        bool [P], False for patches of padding. None: all patches are image.
 
     Returns
     -------
@@ -84,7 +84,7 @@ def instance_ari_truth(
     category
         [m] category of each instance.
     keep
-        bool [P], False for patches of padding. None: there is no padding.
+        bool [P], False for patches of padding. None: all patches are image.
 
     Returns
     -------

@@ -41,7 +41,7 @@ class LayerMaps:
     def to_cluster(self, mask: Tensor | None) -> Tensor:
         """Returns what is clustered, float32 [B, H, P, D]: the vectors, or else the rows after `renormalise`.
 
-        `mask` bool [B, P] is False for patches of padding; None where there is no padding.
+        `mask` bool [B, P] is False for patches of padding; None where all patches are image.
         """
         if self.vectors is not None:
             return self.vectors
