@@ -33,7 +33,7 @@ from batchjob.metrics.saliency import normalise
 from batchjob.metrics.truth import clusters_of
 from batchjob.metrics.uncertainty import holm, mean_known, sign_flip
 from batchjob.stats.image import Scene, score_labels, score_maps
-from batchjob.stats.lent import HALVES, Lent, attribute
+from batchjob.stats.lent import HALVES, Lent, attribute, excess
 from tests import scenes
 
 IMAGES, HEADS = 40, 4
@@ -182,32 +182,33 @@ def _with_swap(found: Mapping[str, torch.Tensor]) -> Scores:
     return scores
 
 
-def gains_of_a_data_set(resize: str, seed: int) -> dict[str, tuple[Floats, Floats]]:
-    """Returns score -> ([images, heads], [images, heads]): gains over `swap`, and what objects add to others' nulls."""
+def gains_of_a_data_set(resize: str, seed: int) -> dict[str, tuple[Floats, Floats, Floats]]:
+    """Returns for each score the gains over `swap` and what objects add to others' nulls, and the excess of squares."""
     gains: dict[str, list[Floats]] = defaultdict(list)
     lent = Lent(IMAGES)
     for photo in photos_of_a_data_set(resize, seed):
+        lent.lend(photo.row, np.array(photo.lenders, np.intp))
         for part in (score_clusters, score_means, score_places, score_pairs, score_truth):
             scored = part(photo)
             for name in scored:
                 if f"{name}.swap" in scored and "oracle" not in name:
                     gains[name].append(scored[name] - scored[f"{name}.swap"])
-                    each = scored[name + BY_LENDER]
-                    lent.add(name, photo.row, np.array(photo.lenders), each, scored[name], half=0)
-    found: dict[str, tuple[Floats, Floats]] = {}
-    for name, sums in lent.sums().items():
+                    lent.add(name, photo.row, scored[name + BY_LENDER], scored[name], half=0)
+    found: dict[str, tuple[Floats, Floats, Floats]] = {}
+    lenders, rows, sums = lent.sums()
+    for name, of_lenders in sums.items():
         values, added = np.array(gains[name]), np.zeros((IMAGES, HALVES, HEADS))
-        added[sums.rows] = sums.values
-        attribute(added, sums.lenders, np.isfinite(values), np.zeros(IMAGES, int))
-        found[name] = values, added[:, 0]
+        added[rows] = of_lenders
+        attribute(added, lenders, np.isfinite(values), np.zeros(IMAGES, int))
+        found[name] = values, added[:, 0], excess(values, added, slice(HALVES), (lenders >= 0).sum(axis=1))
     return found
 
 
 def rates_of_a_data_set(resize: str, seed: int) -> Rates:
     """Returns the results of the tests on one data set."""
     found: Rates = {}
-    for name, (gains, lent) in gains_of_a_data_set(resize, seed).items():
-        p = sign_flip(gains, lent, flips=FLIPS, seed=seed)
+    for name, (gains, lent, more) in gains_of_a_data_set(resize, seed).items():
+        p = sign_flip(gains, lent, more, flips=FLIPS, seed=seed)
         found[name] = float(np.mean(p <= 0.05)), float((holm(p) <= 0.05).any())
     return found
 

@@ -19,7 +19,7 @@ def test_of_heads_that_know_nothing_five_of_a_hundred_tests_reject(resize: str) 
 
 def test_a_head_that_knows_nothing_gains_nothing_within_its_error_and_no_null_is_missing() -> None:
     gains = gains_of_a_data_set("pad", 1)
-    for name, (values, _) in gains.items():
+    for name, (values, *_) in gains.items():
         known = values[np.isfinite(values)]
         assert len(known) >= 0.8 * values.size, name
         assert abs(known.mean()) <= 4 * known.std() / np.sqrt(len(known) / HEADS) + 1e-9, name

@@ -10,6 +10,7 @@ from batchjob.codes import NO_LABEL
 SWAPS = 20  # other photos for each image
 BY_LENDER = ".by_lender"  # behind a score's name: its values with the objects of each photo that lends, not their mean
 LENT = ".lent"  # behind a score's name: what a photo's objects add to the null of others (`stats.lent`)
+LENDERS = ".lenders"  # behind a score's name: how many photos lent their objects to each photo
 FEWEST_ALIKE = 5  # with fewer photos that have the same number of objects, photos with the nearest numbers join them
 
 

@@ -15,6 +15,7 @@ FLIPS = 100_000
 ENOUGH_IMAGES = 50  # with fewer, a 95 % interval covers less than it says (docs/metrics.md)
 FEWEST_IMAGES = 20  # with fewer, nothing is claimed
 FEWEST_INFORMATIVE = 10  # images whose value is not the most common one; with fewer, nothing is claimed
+_MOST_EXCESS = 1 / 3  # of the squares; that is the share with a single lender
 _BLOCK = 1 << 23  # numbers in one block of weights: 64 MB
 
 
@@ -167,7 +168,9 @@ def _equal_columns(finite: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
     return [np.flatnonzero(inverse == g) for g in range(int(inverse.max()) + 1)]
 
 
-def sign_flip(gains: Floats, lent: Floats | None = None, *, flips: int = FLIPS, seed: int = 0) -> Floats:
+def sign_flip(
+    gains: Floats, lent: Floats | None = None, excess: Floats | None = None, *, flips: int = FLIPS, seed: int = 0
+) -> Floats:
     """Tests whether a mean gain is zero, by flipping the signs of whole images.
 
     It takes all 2ⁿ combinations of signs where there are at most `flips` of them, else that many random ones and the
@@ -179,6 +182,9 @@ def sign_flip(gains: Floats, lent: Floats | None = None, *, flips: int = FLIPS, 
         [n, C]; NaN where an image has no gain, which leaves the image out of that column.
     lent
         [n, C] as in `interval`: what is flipped is an image's gain less this. Their sum is the sum of the gains.
+    excess
+        [C] by how much the squares of what is flipped exceed the variance of the sum of gains (`stats.lent.excess`).
+        The flipped sums are made smaller accordingly, so that their variance is that of the sum.
     flips
         The most combinations of signs.
     seed
@@ -198,19 +204,26 @@ def sign_flip(gains: Floats, lent: Floats | None = None, *, flips: int = FLIPS, 
             if lent is not None:
                 flipped = np.where(rows[:, None], flipped, 0) - lent[:, columns]
                 rows = rows | lent[:, columns].any(axis=1)
-            result[columns] = _sign_flip(flipped[rows], flips, seed)
+            flipped, scale = flipped[rows], np.ones(len(columns))
+            if excess is not None:
+                squares = (flipped**2).sum(axis=0)
+                share = np.divide(excess[columns], squares, out=np.zeros_like(squares), where=squares > 0)
+                scale = np.sqrt(1 - np.minimum(share, _MOST_EXCESS))
+            result[columns] = _sign_flip(flipped, scale, flips, seed)
     return result
 
 
-def _sign_flip(gains: Floats, flips: int, seed: int) -> Floats:
+def _sign_flip(gains: Floats, scale: Floats, flips: int, seed: int) -> Floats:
+    """[C] p-values of the sums of gains [n, C], against flipped sums that are multiplied by `scale` [C]."""
     n = len(gains)
     total = gains.sum(axis=0)
     # flipping those of a subset takes twice their sum away; equal sums must compare equal in spite of rounding
-    reached = np.abs(total) - 1e-9 * np.abs(gains).sum(axis=0)
+    reached = np.abs(total) / scale - 1e-9 * np.abs(gains).sum(axis=0)
     hits = np.zeros(gains.shape[1])
     if 2**n <= flips:
         codes = np.arange(2**n)[:, None] >> np.arange(n)[None, :] & 1
-        return np.asarray((np.abs(total - 2 * (codes @ gains)) >= reached).mean(axis=0))
+        hits = (np.abs(total - 2 * (codes @ gains)) >= reached).sum(axis=0)
+        return np.asarray(np.maximum(hits, 2) / 2**n)  # the gains as they are, and all of them flipped, always count
     random = np.random.default_rng((seed, n, 2))
     # float32 halves the cost of the only product that grows with n × flips; its rounding is far below a flip's effect
     light: NDArray[Any] = gains.astype(np.float32) if n > 2000 else gains

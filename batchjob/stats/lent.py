@@ -30,9 +30,11 @@ _COLUMNS = 64  # heads that are computed at once, to bound the memory
 class Added(NamedTuple):
     """What the objects of u photos add to the nulls of a block of n photos."""
 
-    rows: NDArray[np.intp]  # [u] the photos that lent
-    values: Floats  # [u, HALVES, C] what their objects add, by the half of the photo that they were lent to
     lenders: NDArray[np.int32]  # [n, SWAPS] rows of the photos that lent to each photo of the block; −1 fills the rest
+    rows: NDArray[np.int32]  # [u] those among them, each once
+    sums: dict[
+        str, Floats
+    ]  # by score [u, HALVES, C]: what their objects add, by the half of the photo they were lent to
 
 
 class Lent:
@@ -46,13 +48,22 @@ class Lent:
         count
             Number of photos in the block.
         """
-        self._count = count
-        self._tables: dict[str, NDArray[np.int32]] = {}
-        self._lenders: dict[str, list[NDArray[np.intp]]] = defaultdict(list)
-        self._halves: dict[str, list[NDArray[np.int64]]] = defaultdict(list)
-        self._values: dict[str, list[Floats]] = defaultdict(list)
+        self._lenders = np.full((count, SWAPS), -1, np.int32)
+        self._shares: dict[str, list[tuple[int, int, Floats]]] = defaultdict(list)
 
-    def add(self, score: str, place: int, lenders: NDArray[np.intp], values: Floats, own: Floats, half: int) -> None:
+    def lend(self, place: int, lenders: NDArray[np.intp]) -> None:
+        """Sets which photos lend their objects to a photo.
+
+        Parameters
+        ----------
+        place
+            The photo's place in the block.
+        lenders
+            [R] the rows of those that lend.
+        """
+        self._lenders[place, : len(lenders)] = lenders
+
+    def add(self, score: str, place: int, values: Floats, own: Floats, half: int) -> None:
         """Takes one photo's scores with the objects that it was lent.
 
         Parameters
@@ -61,10 +72,8 @@ class Lent:
             The score's name.
         place
             The photo's place in the block.
-        lenders
-            [R] rows of the photos that lent theirs.
         values
-            [R, C] the scores; NaN where one is not defined.
+            [R, C] the scores, in the order of the photos that `lend` took; NaN where one is not defined.
         own
             [C] the photo's scores with its own objects. Where one is not defined the photo has no gain, and nothing is
             added.
@@ -73,21 +82,17 @@ class Lent:
         """
         known = np.isfinite(values) & np.isfinite(own)
         share = np.where(known, values - mean_known(values, axis=0), 0) / np.maximum(known.sum(axis=0), 1)
-        table = self._tables.setdefault(score, np.full((self._count, SWAPS), -1, np.int32))
-        table[place, : len(lenders)] = lenders
-        self._lenders[score].append(lenders)
-        self._halves[score].append(np.full(len(lenders), half))
-        self._values[score].append(share)
+        self._shares[score].append((place, half, share))
 
-    def sums(self) -> dict[str, Added]:
-        """Returns by score what the objects added."""
-        found: dict[str, Added] = {}
-        for score, values in self._values.items():
-            rows, place = np.unique(np.concatenate(self._lenders[score]), return_inverse=True)
-            added = np.zeros((len(rows), HALVES, values[0].shape[1]))
-            np.add.at(added, (place.ravel(), np.concatenate(self._halves[score])), np.concatenate(values))
-            found[score] = Added(rows, added, self._tables[score])
-        return found
+    def sums(self) -> Added:
+        """Returns what the objects added."""
+        rows = np.unique(self._lenders[self._lenders >= 0])
+        sums: dict[str, Floats] = {}
+        for score, shares in self._shares.items():
+            sums[score] = np.zeros((len(rows), HALVES, shares[0][2].shape[1]))
+            for place, half, share in shares:
+                sums[score][np.searchsorted(rows, self._lenders[place, : len(share)]), half] += share
+        return Added(self._lenders, rows, sums)
 
 
 def planned_donors(run: Run) -> Donors | None:
@@ -134,3 +139,32 @@ def attribute(
         for h in range(HALVES):
             added[:, h, columns] += of_half[h].T @ lent_effect
             added[half == h, h, columns] -= lent_effect[half == h]
+
+
+def excess(gains: Floats, lent: Floats, of: slice, lenders: NDArray[np.integer[Any]]) -> Floats:
+    """Estimates by how much the squares of gains less `lent` exceed the variance of the sum of the gains.
+
+    Take S_ij = a_i + b_j + rest, R lenders, and rests of equal variance v. The rest in S_ij is in the gain of photo i,
+    and once more in what photo j is found to add. So the squares hold (1 + 2/R) v, the sum of all gains (1 + 1/R) v a
+    photo. What objects add to a half from which not all gains are taken does not cancel. It is measured from the mean
+    of the R + 1 photos that lend to each other, so its square is too small by one part in R + 1.
+
+    Parameters
+    ----------
+    gains
+        [n, C]; NaN where a photo has no gain, or does not belong to those whose mean is tested.
+    lent
+        [n, HALVES, C] as `attribute` leaves it.
+    of
+        The halves that the tested photos are in.
+    lenders
+        [n] how many photos lent their objects to each photo.
+
+    Returns
+    -------
+    [C]; negative where the squares are too small.
+    """
+    known, number = np.isfinite(gains), np.maximum(lenders, 1)[:, None]
+    rest = np.where(known, gains - lent.sum(axis=1), 0)
+    objects = np.where(known, gains, 0) - lent[:, of].sum(axis=1) - rest
+    return np.asarray((rest**2 / (number + 2) - objects**2 / number).sum(axis=0))

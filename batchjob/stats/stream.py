@@ -35,7 +35,7 @@ class Scored:
     # `heads` [3, M, L, H, H] and `algorithms` [3, L, H, M, M]: how many images, sum and sum of squares of the indices
     agreement: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)  # images, pending, failed, and of these retries.COUNT
-    lent: dict[str, Added] = field(default_factory=dict)  # by score: what photos' objects add to the nulls of the rows
+    lent: list[Added] = field(default_factory=list)  # what photos lent to the rows, in `stats` and while labelling
 
 
 def score_run(run: Run, truth: Truth | None, pool: Pool) -> Iterator[Scored]:
@@ -64,7 +64,7 @@ def _score_block(
 ) -> Scored:
     start, stop, half = task
     part = run.read(start, stop)
-    result, lent = Scored(start), Lent(stop - start)
+    result, lent, lent_before = Scored(start), Lent(stop - start), Lent(stop - start)
     by_lender = {name: values for name, values in part.scores.items() if name.endswith(BY_LENDER)}
     for name, values in {**part.scores, "prefix_mass": part.prefix_mass}.items():
         if name not in by_lender:
@@ -78,10 +78,11 @@ def _score_block(
             continue
         scene = _scene(run, part, i, truth)
         scored = _score_image(run, part, i, scene, result)
+        lent.lend(i, np.array(list(scene.donors), np.intp))
         for name, found in scored.items():
             if name.endswith(BY_LENDER):
                 score = name.removesuffix(BY_LENDER)
-                lent.add(score, i, np.array(list(scene.donors)), found, scored[score], int(half[i]))
+                lent.add(score, i, found, scored[score], int(half[i]))
                 continue
             if name not in result.arrays:
                 sizes = dict(zip(("algorithm", "layer", "head"), run.shape, strict=True))
@@ -89,12 +90,13 @@ def _score_block(
                 result.arrays[name] = np.full((stop - start, *shape), np.nan, np.float32)
             result.arrays[name][i] = found.reshape(result.arrays[name].shape[1:])
         donors = planned.of(start + i) if planned else np.zeros(0, np.intp)
+        lent_before.lend(i, donors)
         for name, values in by_lender.items():
             score = name.removesuffix(BY_LENDER)
             each = np.moveaxis(values[i], -1, 0)[: len(donors)].astype(np.float64)  # [R, L, H]
             own = part.scores[score][i].ravel()
-            lent.add(score, i, donors, each.reshape(len(donors), own.size), own, int(half[i]))
-    result.lent = lent.sums()
+            lent_before.add(score, i, each.reshape(len(donors), own.size), own, int(half[i]))
+    result.lent = [lent.sums(), lent_before.sums()]
     return result
 
 

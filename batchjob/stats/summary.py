@@ -12,9 +12,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from batchjob.metrics import catalogue
-from batchjob.metrics.nulls import LENT
+from batchjob.metrics.nulls import LENDERS, LENT
 from batchjob.metrics.uncertainty import Interval, first_half, holm, informative, interval, mean_known, sign_flip
-from batchjob.stats.lent import HALVES
+from batchjob.stats.lent import HALVES, excess
 from batchjob.stats.pool import Pool
 from batchjob.store.run import Run
 
@@ -110,9 +110,21 @@ def _read(run: Run, score: str) -> Floats:
     return values
 
 
-def _lent(run: Run, score: str) -> Floats:
-    """Returns [n, halves, C]: what each photo's objects add to the `swap` null of the photos of each half."""
-    return _read(run, score + LENT).reshape(run.rows, HALVES, -1)
+def _test_gains(
+    run: Run,
+    score: str,
+    null: str,
+    gains: Floats,
+    columns: Sequence[int] | slice = slice(None),
+    halves: slice = slice(HALVES),
+) -> tuple[Interval, Floats]:
+    """Returns the mean gains [n, C] with their intervals, and p. Gains are NaN for photos that are not in `halves`."""
+    if null != "swap":
+        return interval(gains), sign_flip(gains)
+    lent = _read(run, score + LENT).reshape(run.rows, HALVES, -1)[:, :, columns]
+    mine = lent[:, halves].sum(axis=1)
+    more = excess(gains, lent, halves, _read(run, score + LENDERS)[:, 0].astype(np.int64))
+    return interval(gains, mine), sign_flip(gains, mine, more)
 
 
 def _summarise_score(run: Run, names: Sequence[str], randoms: Sequence[Run], score: str) -> pd.DataFrame:
@@ -123,8 +135,7 @@ def _summarise_score(run: Run, names: Sequence[str], randoms: Sequence[Run], sco
     rows: list[tuple[Any, ...]] = []
     for null, against in found.items() or [("", np.full_like(values, np.nan))]:
         gains = values - against
-        lent = _lent(run, score).sum(axis=1) if null == "swap" else None
-        gain, p = interval(gains, lent), sign_flip(gains, lent)
+        gain, p = _test_gains(run, score, null, gains)
         corrected = _corrected(p, columns)
         null_mean = mean_known(np.where(np.isfinite(gains), against, np.nan), axis=0)
         for i, column in enumerate(columns):
@@ -202,8 +213,7 @@ def _select_of_score(run: Run, score: str) -> list[tuple[Any, ...]]:
             sides = interval(held)
             if sides.n[0]:
                 gains = held[:, :1] - held[:, 1:]
-                lent = _lent(run, score)[:, 1, [best]] if null == "swap" else None
-                gain, p = interval(gains, lent), sign_flip(gains, lent)
+                gain, p = _test_gains(run, score, null, gains, [best], halves=slice(1, HALVES))
                 figures = (*_of(sides, 0), float(sides.mean[1]), *_of(gain, 0), float(p[0]))
                 counts = (int(sides.n[0]), informative(held[:, 0]))
                 rows.append((score, *columns[best], null, *chosen, *counts, *figures))

@@ -16,7 +16,7 @@ import zarr
 from numpy.typing import NDArray
 
 from batchjob.metrics import catalogue
-from batchjob.metrics.nulls import LENT, SWAPS
+from batchjob.metrics.nulls import LENDERS, LENT, SWAPS
 from batchjob.metrics.uncertainty import first_half
 from batchjob.stats.lent import HALVES, attribute
 from batchjob.stats.pool import ROWS_AT_ONCE
@@ -24,7 +24,7 @@ from batchjob.stats.stream import Scored
 from batchjob.store import lifecycle as store
 from batchjob.store.run import Run
 
-_DIMS = {4: ("image", "algorithm", "layer", "head"), 3: ("image", "layer", "head"), 2: ("image", "layer")}
+_DIMS = {4: ("algorithm", "layer", "head"), 3: ("layer", "head"), 2: ("layer",)}
 _NO_HEAD = -1  # the head, in the tidy table, of scores that belong to a layer
 _TIDY = pa.schema(
     [
@@ -66,8 +66,10 @@ class Tables:
         self._tidy_csv = pa_csv.CSVWriter(self._folder / "scores.csv", _plain(_TIDY)) if csv else None
         self._pairs = pq.ParquetWriter(self._folder / "pairs.parquet", _pair_schema(run), compression="zstd")
         self._pairs_csv = pa_csv.CSVWriter(self._folder / "pairs.csv", _pair_schema(run)) if csv else None
-        # by score: [n, HALVES, C] what photos add to others' nulls, and [n, SWAPS] who lent to whom (`stats.lent`)
-        self._lent: dict[str, tuple[NDArray[np.float32], NDArray[np.int32]]] = {}
+        # [n, SWAPS] who lent to whom in `stats` and while labelling; for each score [n, HALVES, C] what that added, and
+        # which of the two it was (`stats.lent`)
+        self._lenders = [np.full((run.rows, SWAPS), -1, np.int32) for _ in range(2)]
+        self._lent: dict[str, tuple[NDArray[np.float32], int]] = {}
         self.written: set[str] = set()
         self.counts: Counter[str] = Counter()
         self.agreement: dict[str, NDArray[np.float64]] = {}
@@ -78,7 +80,9 @@ class Tables:
             if name not in self.written:
                 self.written.add(name)
                 if name not in self._names:
-                    self._create(name, values)
+                    score, _, null = name.partition(".")
+                    meaning = f"{score} of the null model '{null}'" if null else score
+                    self._array(name, _DIMS[values.ndim], values.shape[1:], np.float32(np.nan), meaning)
             if name not in self._names:  # labelling has stored those itself
                 array: Any = self._group[name]
                 array[scored.start : scored.start + len(values)] = values
@@ -91,54 +95,46 @@ class Tables:
             self._pairs.write_table(table)
             if self._pairs_csv is not None:
                 self._pairs_csv.write_table(table)
-        for score, found in scored.lent.items():
-            if score not in self._lent:
-                shape = (self._run.rows, *found.values.shape[1:])
-                self._lent[score] = (
-                    _on_disk(self._scratch / (score + LENT), shape),
-                    np.full((self._run.rows, SWAPS), -1, np.int32),
-                )
-            added, lenders = self._lent[score]
-            added[found.rows] += found.values.astype(np.float32)
-            lenders[scored.start : scored.start + len(found.lenders)] = found.lenders
+        for which, found in enumerate(scored.lent):
+            self._lenders[which][scored.start : scored.start + len(found.lenders)] = found.lenders
+            for score, sums in found.sums.items():
+                if score not in self._lent:
+                    shape = (self._run.rows, *sums.shape[1:])
+                    self._lent[score] = _on_disk(self._scratch / (score + LENT), shape), which
+                self._lent[score][0][found.rows] += sums.astype(np.float32)
         self.counts += scored.counts
         for kind, sums in scored.agreement.items():
             self.agreement[kind] = self.agreement.get(kind, 0) + sums
 
-    def _create(self, name: str, values: NDArray[np.float32]) -> None:
-        score, _, null = name.partition(".")
-        self._group.create_array(
-            name,
-            shape=(self._run.rows, *values.shape[1:]),
-            chunks=(min(ROWS_AT_ONCE, self._run.rows), *values.shape[1:]),
-            dtype="float32",
-            fill_value=np.nan,
-            dimension_names=_DIMS[values.ndim],
-            attributes={"meaning": f"{score} of the null model '{null}'" if null else score},
-            overwrite=True,
-        )
-
     def _write_lent(self) -> None:
         half = (~first_half(self._ids)).astype(np.int8)
-        for score, (sums, lenders) in self._lent.items():
+        sizes = dict(zip(("algorithm", "layer", "head"), self._run.shape, strict=True))
+        for score, (sums, which) in self._lent.items():
+            lenders = self._lenders[which]
             own, null = (np.asarray(self._run.read_score(name)) for name in (score, f"{score}.swap"))
             attribute(sums, lenders, np.isfinite(own) & np.isfinite(null), half)
-            sizes = dict(zip(("algorithm", "layer", "head"), self._run.shape, strict=True))
-            dims = catalogue.dims_of(score)
-            shape = (HALVES, *(sizes[dim] for dim in dims))
-            array: Any = self._group.create_array(
-                score + LENT,
-                shape=(self._run.rows, *shape),
-                chunks=(min(ROWS_AT_ONCE, self._run.rows), *shape),
-                dtype="float32",
-                fill_value=0,
-                dimension_names=("image", "half", *dims),
-                attributes={"meaning": f"what the photo's objects add to the swap null of {score} of other photos"},
-                overwrite=True,
-            )
+            dims = ("half", *catalogue.dims_of(score))
+            shape = (HALVES, *(sizes[dim] for dim in dims[1:]))
+            meaning = f"what the photo's objects add to the swap null of {score} of other photos"
+            array = self._array(score + LENT, dims, shape, np.float32(0), meaning)
             for start in range(0, self._run.rows, ROWS_AT_ONCE):
                 part = slice(start, start + ROWS_AT_ONCE)
                 array[part] = sums[part].reshape(-1, *shape)
+            meaning = f"how many photos lent their objects for the swap null of {score}"
+            self._array(score + LENDERS, (), (), np.uint8(0), meaning)[:] = (lenders >= 0).sum(axis=1)
+
+    def _array(self, name: str, dims: Sequence[str], shape: Sequence[int], fill: np.generic, meaning: str) -> Any:
+        """Creates an array of scores.zarr with these dimensions beside the image, and with the dtype of `fill`."""
+        return self._group.create_array(
+            name,
+            shape=(self._run.rows, *shape),
+            chunks=(min(ROWS_AT_ONCE, self._run.rows), *shape),
+            dtype=fill.dtype,
+            fill_value=fill,
+            dimension_names=("image", *dims),
+            attributes={"meaning": meaning},
+            overwrite=True,
+        )
 
     def _tidy_tables(self, scored: Scored) -> list[pa.Table]:
         tables = []
