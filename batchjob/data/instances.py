@@ -17,6 +17,25 @@ from batchjob.machine import usable_cores
 _FEW_IMAGES = 1000  # for fewer images, starting processes costs more than the work
 
 
+def has_twins(counts: NDArray[np.integer[Any]], category: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
+    """Tells which photos have two objects of one category.
+
+    Parameters
+    ----------
+    counts
+        [n] number of objects of each photo.
+    category
+        [sum of counts] the objects' categories, photo after photo.
+
+    Returns
+    -------
+    bool [n].
+    """
+    photo = np.repeat(np.arange(len(counts)), counts)
+    pairs, times = np.unique(np.stack([photo, category]), axis=1, return_counts=True)
+    return np.isin(np.arange(len(counts)), pairs[0, times > 1])
+
+
 @dataclass(frozen=True, slots=True)
 class GridInstances:
     """The owners of the patches of n images, and the categories of their instances, as arrays that can be mapped."""
@@ -51,9 +70,8 @@ class GridInstances:
         where the same patches are padding.
         """
         counts = np.diff(self.start)
-        twins = [len(np.unique(c)) < len(c) for c in np.split(self.category, self.start[1:-1])]
         shapes = [geometry.content_shape(int(height), int(width)) for height, width in self.size]
-        return counts, np.array(twins, bool), np.array(shapes, np.int64)
+        return counts, has_twins(counts, self.category), np.array(shapes, np.int64)
 
     def owners(self, row: int, size: tuple[int, int]) -> tuple[NDArray[np.int16], NDArray[np.int32]]:
         """Looks up which annotation owns each patch of an image, and the category of that annotation.

@@ -25,7 +25,7 @@ class Donors:
     def __init__(
         self,
         counts: NDArray[np.integer[Any]],
-        has_twins: NDArray[np.bool_],
+        twins: NDArray[np.bool_],
         shapes: NDArray[np.integer[Any]] | None = None,
         *,
         seed: int,
@@ -36,7 +36,7 @@ class Donors:
         ----------
         counts
             [n] number of objects of each photo. A photo without objects lends nothing.
-        has_twins
+        twins
             bool [n]: whether two objects of a photo are of one category.
         shapes
             [n] numbers that are equal for photos with the same patches of padding (`Geometry.content_shape`). None: no
@@ -44,16 +44,16 @@ class Donors:
         seed
             The run's seed.
         """
-        self._counts, self._twins, self._seed = np.asarray(counts), np.asarray(has_twins, bool), seed
+        self._counts, self._twins, self._seed = np.asarray(counts), np.asarray(twins, bool), seed
         self._shapes = np.zeros(len(counts), int) if shapes is None else np.asarray(shapes)
         self._groups: dict[tuple[bool, int, int], NDArray[np.intp]] = {}
-        for twins in (False, True):
-            lends = np.flatnonzero((self._counts > 0) & (self._twins | (not twins)))
+        for only_twins in (False, True):
+            lends = np.flatnonzero((self._counts > 0) & (self._twins | (not only_twins)))
             keys, group = np.unique(
                 np.stack([self._shapes[lends], self._counts[lends]], axis=1), axis=0, return_inverse=True
             )
             for place, (shape, count) in enumerate(keys):
-                self._groups[twins, int(shape), int(count)] = lends[group.ravel() == place]
+                self._groups[only_twins, int(shape), int(count)] = lends[group.ravel() == place]
 
     def of(self, row: int, limit: int = SWAPS) -> NDArray[np.intp]:
         """Draws the photos that lend their objects to an image; the same ones at every call.

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from batchjob.codes import OK
 from batchjob.data.annotations import Annotations, ImageAnnotations, PatchInstances, instances_on_grid
+from batchjob.data.instances import has_twins
 from batchjob.metrics.nulls import Donors
 from batchjob.metrics.objects import Objects
 from batchjob.stats.pool import Pool, blocks
@@ -60,14 +61,8 @@ class Truth:
 
     @functools.cached_property
     def _donors(self) -> Donors:
-        counts = self._files["count"]
-        image = np.repeat(np.arange(len(counts)), np.maximum(counts, 0))
-        category = self._files["category"].astype(np.int64)
-        width = int(category.max(initial=0)) + 1
-        found, times = np.unique(image * width + category, return_counts=True)
-        has_twins = np.zeros(len(counts), bool)
-        has_twins[found[times > 1] // width] = True
-        return Donors(np.maximum(counts, 0), has_twins, self._files["shape"], seed=self.seed)
+        counts = np.maximum(self._files["count"], 0)
+        return Donors(counts, has_twins(counts, self._files["category"]), self._files["shape"], seed=self.seed)
 
     def of(self, row: int) -> Objects | None:
         """Returns the objects of a row; None if its image is not labelled, or not annotated at its own size."""
