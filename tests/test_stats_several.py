@@ -5,10 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray
+import zarr
 
 from batchjob.errors import UserError
 from batchjob.stats import run_stats
 from batchjob.stats.compare import upsample
+from batchjob.stats.randoms import match_randoms
+from batchjob.store.run import Run
 from tests import scenes
 from tests.made_up_runs import table, write_annotations, write_run
 
@@ -39,6 +42,38 @@ def test_an_untrained_run_of_other_options_is_refused_with_the_difference(tmp_pa
     with pytest.raises(UserError, match=r"heads: \(0, 1, 2, 3\) there, \(0,\) here"):
         run_stats([run, heads])
     assert not (run / "stats").exists()
+
+
+def test_an_untrained_run_is_refused_where_equal_options_came_to_something_else(tmp_path: Path) -> None:
+    """`auto` on another machine, a --k FILE or annotations that were changed, another photo of the same name."""
+    run, other = write_run(tmp_path / "trained", 3), write_run(tmp_path / "untrained", 3, weights="random")
+    for folder in (run, other):
+        np.save(folder / "index" / "k.npy", np.array([3, 3, 3], np.uint8))
+        np.save(folder / "index" / "where.npy", np.array([[10, 1], [20, 1], [30, 1]]))
+    assert randoms_of(run, other) == [other]
+
+    def refuses(why: str) -> None:
+        with pytest.raises(UserError, match=why):
+            randoms_of(run, other)
+
+    def change(name: str, value: int, why: str) -> None:
+        values = np.load(other / "index" / name)
+        np.save(other / "index" / name, np.where(np.arange(values.size).reshape(values.shape) == 0, value, values))
+        refuses(why)
+        np.save(other / "index" / name, values)
+
+    change("k.npy", 7, "null of .*: k differs for 1 of 3 images; make it")
+    change("where.npy", 11, "null of .*: the size of the file differs for 1 of 3 images")
+    change("instances_category.npy", 9, r"null of .*: the category differs for 1 of \d+ objects")
+    change("instances_owner.npy", 5, "null of .*: the object of a patch differs for 1 of 3 images")
+    np.save(other / "index" / "where.npy", np.array([[10, 5], [20, 5], [30, 5]]))  # copied, so with another date
+    assert randoms_of(run, other) == [other]
+    zarr.open_group(str(other / "labels.zarr"), mode="r+").attrs["precision"] = "fp16"
+    refuses("null of .*: precision:  there, fp16 here")
+
+
+def randoms_of(trained: Path, untrained: Path) -> list[Path]:
+    return [run.folder for run in match_randoms([Run(trained), Run(untrained)])[trained]]
 
 
 def test_runs_of_other_grids_are_compared_on_the_finest_by_paired_differences(tmp_path: Path) -> None:

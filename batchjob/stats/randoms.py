@@ -1,14 +1,22 @@
 """Finds the untrained runs that are the `random` null of a trained run: those that differ in weights and seed alone."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from batchjob.config import Options
 from batchjob.errors import UserError
 from batchjob.store.run import Run
 
 _MAY_DIFFER = ("weights", "seed")
+_INDEX = {  # files of RUN/index, in words
+    "where.npy": ("the size of the file", "images"),
+    "k.npy": ("k", "images"),
+    "instances_category.npy": ("the category", "objects"),
+    "instances_owner.npy": ("the object of a patch", "images"),
+}
 
 
 def match_randoms(runs: Sequence[Run]) -> dict[Path, list[Run]]:
@@ -40,7 +48,8 @@ def match_randoms(runs: Sequence[Run]) -> dict[Path, list[Run]]:
 def _differences(trained: Run, random: Run) -> list[str]:
     """Returns a phrase for each difference but weights and seed; none where the untrained run is the other's null.
 
-    Images are compared only where everything else is equal.
+    What was asked can be equal and come to something else: `auto`, a file that has changed since. So what it came to is
+    compared as well. Arrays are compared only where everything else is equal.
     """
     parts = []
     for f in dataclasses.fields(Options):
@@ -51,8 +60,24 @@ def _differences(trained: Run, random: Run) -> list[str]:
         "layers": (trained.layers, random.layers),
         "heads": (trained.heads, random.heads),
         "patches": (trained.geometry.grid, random.geometry.grid),
+        "precision": (trained.precision, random.precision),
     }
+    known |= {name: (trained.spec.get(name), random.spec.get(name)) for name in {**trained.spec, **random.spec}}
     parts += [f"{name}: {there} there, {here} here" for name, (there, here) in known.items() if there != here]
     if not parts and trained.ids != random.ids:
         parts.append(f"the images are others: {trained.rows:,} there, {random.rows:,} here")
-    return parts
+    return parts or [*_other_arrays(trained, random)]
+
+
+def _other_arrays(trained: Run, random: Run) -> Iterator[str]:
+    """Yields a phrase for each array of RUN/index that differs; none where a run was copied without its index."""
+    for name, (what, of) in _INDEX.items():
+        paths = [run.folder / "index" / name for run in (trained, random)]
+        if all(path.exists() for path in paths):
+            there, here = (np.load(path, mmap_mode="r") for path in paths)
+            if name == "where.npy":
+                there, here = there[:, 0], here[:, 0]  # without the time of the last change, which copying changes
+            if there.shape != here.shape:
+                yield f"{len(there):,} {of} there, {len(here):,} here"
+            elif count := int((there != here).reshape(len(there), -1).any(axis=1).sum()):
+                yield f"{what} differs for {count:,} of {len(there):,} {of}"

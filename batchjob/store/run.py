@@ -39,6 +39,7 @@ class Run:
         self.rows = int(attributes["rows"])
         self.rows_per_partition = int(attributes["rows_per_partition"])
         self.weights: Mapping[str, Any] = attributes.get("weights", {})
+        self.precision = str(attributes.get("precision", ""))  # fp32, fp16 or bf16: what `auto` came to
 
     def __reduce__(self) -> tuple[type["Run"], tuple[Path]]:
         return Run, (self.folder,)
