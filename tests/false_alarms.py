@@ -127,9 +127,9 @@ def photos_of_a_data_set(resize: str, seed: int) -> Iterator[Photo]:
             rows=rows,
             maps=places(keep, random),
             lenders=lent,
-            objects=[found[i], *(found[j].inside(keep) for j in lent)],
+            objects=[found[i], *(found[j].inside(keep, GRID) for j in lent)],
             pairs=[drawn[j] for j in (i, *lent)],
-            large=[large[i], *(large[j].inside(keep) for j in lent)],
+            large=[large[i], *(large[j].inside(keep, GRID) for j in lent)],
         )
 
 

@@ -35,10 +35,14 @@ def write_run(
     with_scores: bool = True,
     failed: Sequence[int] = (),
     pending: Sequence[int] = (),
+    without_objects: Sequence[int] = (),
     seed: int = 0,
     scene_seed: int = 0,
 ) -> Path:
-    """Writes labels.zarr (and scores.zarr) of `count` scenes, one head for each kind; rows `failed` are unreadable."""
+    """Writes labels.zarr (and scores.zarr) of `count` scenes, one head for each kind; rows `failed` are unreadable.
+
+    Those `without_objects` look like the others, but were not annotated when the run was planned.
+    """
     patches, heads = grid[0] * grid[1], len(kinds)
     owners = [scene(i, scene_seed) for i in range(count)]
     random = np.random.default_rng(seed)
@@ -48,17 +52,18 @@ def write_run(
     scored: dict[str, NDArray[np.float32]] = {}
     steps = scenes.GRID[0] // grid[0], scenes.GRID[1] // grid[1]
     owners = [owner.reshape(scenes.GRID)[:: steps[0], :: steps[1]].ravel() for owner in owners]
-    counts = np.array([int(owner.max()) + 1 for owner in owners])
+    known = [np.full_like(owner, -1) if i in without_objects else owner for i, owner in enumerate(owners)]
+    counts = np.array([int(owner.max()) + 1 for owner in known])
     drawn = [
         attention.draw_pairs(o, np.zeros(n, int), row=i, seed=seed)
-        for i, (o, n) in enumerate(zip(owners, counts, strict=True))
+        for i, (o, n) in enumerate(zip(known, counts, strict=True))
     ]
     donors = nulls.Donors(counts, counts > 1, seed=seed)
     for i, own in enumerate(owners):
         if i in failed:
             continue
         rows = np.stack([scenes.attention(kind, own, random, grid) for kind in kinds])
-        instances = int(counts[i])
+        instances = int(own.max()) + 1
         found_k[i] = instances + 1
         labels[i, 0, 0] = [scenes.k_means(r, instances + 1, seed + i)[0] for r in rows]
         maps[i, 0] = rows.mean(axis=1)
@@ -89,12 +94,12 @@ def write_run(
     _put(group, "prefix_mass", np.full((count, 1, heads), 0.25, np.float16), "image layer head")
     for name, values in (("status", status), ("height", size), ("width", size)):
         _put(group, name, values, "image")
-    instance = np.where((status == 0)[:, None], owners, -1).reshape(count, *grid)
+    instance = np.where((status == 0)[:, None], known, -1).reshape(count, *grid)
     _put(group, "instance", instance.astype(np.int16), "image y x")
     _put(group, "category", np.where(instance < 0, -1, 1).astype(np.int32), "image y x")
     _coordinates(group, heads, count)
     if with_scores:
-        save_objects(folder / "index", np.array(owners, np.int16))
+        save_objects(folder / "index", np.array(known, np.int16))
         group = zarr.open_group(str(folder / "scores.zarr"), mode="w", zarr_format=3)
         for name, values in scored.items():
             _put(group, name, values, "image layer head lender" if values.ndim == 4 else "image layer head")

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from batchjob.metrics import agreement as partitions
+from batchjob.metrics import catalogue, nulls
 from batchjob.metrics import clusters as scores
-from batchjob.metrics import nulls
-from batchjob.metrics.objects import Objects
+from batchjob.metrics.objects import Mapped, Objects
 from batchjob.stats.position import position_labels
 from tests import scenes
 
@@ -46,12 +46,30 @@ def test_an_image_with_two_of_a_kind_gets_photos_with_two_of_a_kind() -> None:
 def test_objects_that_fall_into_padding_are_left_out() -> None:
     owner = np.array([0, 0, 1, 1, 2, 2, -1, 1])
     objects = Objects(owner, np.array([7, 8, 7]), np.zeros((3, 4)), np.eye(3, 8))
-    inside = objects.inside(np.array([1, 1, 1, 0, 1, 0, 1, 1], bool))
+    inside = objects.inside(np.array([1, 1, 1, 0, 1, 0, 1, 1], bool), (2, 4))
     assert inside.owner.tolist() == [0, 0, 1, -1, -1, -1, -1, 1]
     assert inside.category.tolist() == [7, 8]
     assert objects.has_twins
     assert not inside.has_twins
-    assert objects.inside(None) is objects
+    assert objects.inside(None, (2, 4)) is objects
+    assert len(objects.inside(np.zeros(8, bool), (2, 4)).category) == 0
+
+
+def test_a_box_ends_where_the_photo_ends() -> None:
+    """A map that covers all of a lent object that is on the photo finds it, although most of it lies in the padding."""
+    grid, keep = (14, 14), np.arange(196) < 7 * 14
+    tall = np.zeros(grid)
+    tall[:, :6] = 1
+    box = np.array([[0.0, 0.5, 6.0, 14.0]])
+    lent = Objects(np.where(tall.ravel() > 0, 0, -1), np.array([7]), box, tall.reshape(1, -1))
+    inside = lent.inside(keep, grid)
+    assert inside.boxes.tolist() == [[0, 0.5, 6, 7]]
+    found = tall.ravel() * keep
+    own = Mapped((found / found.sum())[None], grid, 1, inside)
+    corloc = catalogue.score("corloc")
+    assert corloc is not None
+    assert corloc.compute is not None
+    assert corloc.compute(own).tolist() == [1]
 
 
 # ---- the four scenes ----

@@ -30,7 +30,7 @@ COUNT = 18
 def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """Makes a run of COUNT scenes and its statistics; one image failed, one is not annotated, one has a wrong size."""
     folder = tmp_path_factory.mktemp("stats")
-    run = write_run(folder / "made-up", COUNT, failed=[3])
+    run = write_run(folder / "made-up", COUNT, failed=[3], without_objects=[4, 5])
     annotations = write_annotations(folder / "instances.json", COUNT, missing=[4], wrong_size=[5])
     return run, run_stats([run], annotations=str(annotations), csv=True)
 

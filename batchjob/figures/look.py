@@ -7,10 +7,12 @@ from numpy.typing import NDArray
 
 from batchjob.errors import UserError, nearest
 from batchjob.figures.photos import choose_rows
+from batchjob.metrics.uncertainty import first_half
 from batchjob.store.run import Run
 
 FORMATS = ("png", "svg", "pdf")
 _HEADS_ACROSS = 12
+_FEWEST_OTHERS = 3  # images that did not choose the best head
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,9 @@ def chosen_rows(run: Run, look: Look, count: int) -> list[int]:
 def scores_of_head(run: Run, layer: int, head: int) -> NDArray[np.float32] | None:
     """Returns the score of each image that tells good images from bad ones, for one head and the first algorithm.
 
+    The images that chose the best head say nothing about it, so they have no score with it. Where fewer than three
+    others have one, all images keep theirs.
+
     Parameters
     ----------
     run
@@ -129,7 +134,23 @@ def scores_of_head(run: Run, layer: int, head: int) -> NDArray[np.float32] | Non
     """
     if run.image_score is None:
         return None
-    return run.image_score[1][:, 0, run.layers.index(layer), run.heads.index(head)]
+    scores = run.image_score[1][:, 0, run.layers.index(layer), run.heads.index(head)]
+    others = np.where(first_half(run.ids), np.nan, scores)
+    is_best = run.best == (layer, head)
+    return others if is_best and np.isfinite(others[run.ok_rows]).sum() >= _FEWEST_OTHERS else scores
+
+
+def whose_scores(run: Run, layer: int, head: int) -> str:
+    """Says which images `scores_of_head` gives a score; empty where all of them have theirs.
+
+    Parameters
+    ----------
+    run, layer, head
+        As `scores_of_head`.
+    """
+    scores = scores_of_head(run, layer, head)
+    left_out = scores is not None and np.isnan(scores[first_half(run.ids)]).all() and run.best == (layer, head)
+    return "Only images that did not choose the head." if left_out else ""
 
 
 def check_query(run: Run, patch: tuple[int, int] | None) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from batchjob.figures import canvas, statistics
-from batchjob.figures.look import Look, scores_of_head
+from batchjob.figures.look import Look, scores_of_head, whose_scores
 from batchjob.figures.maps import Panel
 from batchjob.figures.palette import match_colours
 from batchjob.figures.pictures import headline, panel
@@ -41,7 +41,7 @@ def overview(run: Run, look: Look) -> Figure | None:
     layer, head = run.best
     shown, count = _three(run, layer, head, look)
     heads = statistics.best_first(found)
-    wrapped = textwrap.wrap(_answer(run, said[:2]), 76)
+    wrapped = textwrap.wrap(_answer(run, (layer, head), said[:2]), 76)
     left, top = canvas.MARGIN + 3 * (_CELL + _GAP) + 0.1 + _FOREST, canvas.MARGIN + 0.86
     tall = max(max(2 * _size(p)[1] for p in shown) + _KEY, 0.2 * min(len(heads), _HEADS) + 0.3)
     below = top + tall + max(0.16 + 0.142 * len(wrapped), 0.75)
@@ -67,8 +67,11 @@ def _title(figure: Figure, left: float, top: float, letter: str, text: str) -> N
     canvas.write(figure, left + 0.13, top, text, va="bottom", size=7)
 
 
-def _answer(run: Run, said: Sequence[str]) -> str:
-    """Writes the answer, and which photos it is on, since its score is not that of the photos shown."""
+def _answer(run: Run, head: tuple[int, int], said: Sequence[str]) -> str:
+    """Writes the answer, and which photos it is on, since its score is not that of the photos shown.
+
+    `head` is the pair (layer, head) that was chosen.
+    """
     selection = run.table("selection")
     chosen = [] if selection is None else selection[selection["score"] == catalogue.QUESTION].to_dict("records")
     if not chosen:
@@ -76,7 +79,7 @@ def _answer(run: Run, said: Sequence[str]) -> str:
     tried, used = int(chosen[0]["chosen_n"]), int(chosen[0]["n"])
     halves = (
         f"The head was chosen on {tried:,} photo{'s' * (tried != 1)}, and the answer is on {used:,} "
-        f"other{'s' * (used != 1)} alone; a and b show all."
+        f"other{'s' * (used != 1)} alone; {'b shows' if whose_scores(run, *head) else 'a and b show'} all."
     )
     return " ".join([*said, halves])
 

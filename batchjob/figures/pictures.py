@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from batchjob.errors import UserError
 from batchjob.figures import canvas, codebook, maps
 from batchjob.figures.grid import Scored, study_grid
-from batchjob.figures.look import Look, chosen_head, chosen_layer, scores_of_head
+from batchjob.figures.look import Look, chosen_head, chosen_layer, scores_of_head, whose_scores
 from batchjob.figures.objects import objects_of
 from batchjob.figures.outlines import Outline
 from batchjob.figures.photos import choose_rows, photo_of
@@ -131,7 +131,7 @@ def extremes(run: Run, layer: int, head: int, look: Look) -> Figure | None:
         heading=f"The best and the worst images of head {head}\n{headline(run, layer)}",
         attention_name=run.attention_name,
         smooth=look.smooth,
-        remark=f"Numbers before the ids: {_score_words(run)}.",
+        remark=f"Numbers before the ids: {_score_words(run)}. {whose_scores(run, layer, head)}".strip(),
     )
 
 

@@ -91,7 +91,8 @@ def charts(run: Run) -> Iterator[tuple[str, Figure]]:
         )
     mine = _by_distance(run)
     if len(mine) and run.best:
-        title = f"Pairs of one category by their distance: head {run.best[1]} of layer {run.best[0]}"
+        by = f", {run.algorithms[0]}" if len(run.algorithms) > 1 else ""
+        title = f"Pairs of one category by their distance: head {run.best[1]} of layer {run.best[0]}{by}"
         yield (
             "stats-instances",
             statistics.by_modifier(mine, heading=f"{title}\n{about}; not the images that chose it"),
@@ -105,4 +106,4 @@ def _by_distance(run: Run) -> pd.DataFrame:
         return pd.DataFrame()
     mine = modifiers[(modifiers["layer"] == run.best[0]) & (modifiers["head"] == run.best[1])]
     mine = mine[(mine["modifier"] == "distance") & (mine["pairs"] > 0)]
-    return mine[mine["algorithm"] == mine["algorithm"].iloc[0]] if len(mine) else mine
+    return mine[mine["algorithm"] == run.algorithms[0]]

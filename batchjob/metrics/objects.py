@@ -29,15 +29,28 @@ class Objects:
         """Whether two objects are of one category: the study's question needs them."""
         return len(np.unique(self.category)) < len(self.category)
 
-    def inside(self, keep: NDArray[np.bool_] | None) -> "Objects":
-        """These objects without the patches where `keep` [P] is False, such as padding; None keeps all patches.
+    def inside(self, keep: NDArray[np.bool_] | None, grid: tuple[int, int]) -> "Objects":
+        """Leaves out patches, such as those of padding: objects lose them, and boxes end where the others do.
 
         An object that then owns fewer than `MIN_PATCHES` is left out, and the others are numbered anew.
+
+        Parameters
+        ----------
+        keep
+            bool [P], False for the patches that are left out; None keeps all.
+        grid
+            (rows, columns) of the P patches.
+
+        Returns
+        -------
+        The objects.
         """
         if keep is None or keep.all():
             return self
         owner, kept = cut(self.owner, len(self.category), keep)
-        return Objects(owner, self.category[kept], self.boxes[kept], self.coverage[kept] * keep)
+        x, y = (np.append(np.flatnonzero(keep.reshape(grid).any(axis=axis)), -1) for axis in (0, 1))
+        low, high = np.array([x[0], y[0]] * 2), np.array([x.max() + 1, y.max() + 1] * 2)
+        return Objects(owner, self.category[kept], self.boxes[kept].clip(low, high), self.coverage[kept] * keep)
 
 
 def cut(

@@ -122,6 +122,7 @@ def describe(table: pd.DataFrame, layer: int, head: int, algorithm: str) -> list
     One line a modifier.
     """
     mine = table[(table.layer == layer) & (table["head"] == head) & (table.algorithm == algorithm)]
+    of = f"{algorithm}: " if table.algorithm.nunique() > 1 else ""
     lines = []
     for modifier, of_it in mine.groupby("modifier", sort=False):
         bins = [
@@ -132,7 +133,7 @@ def describe(table: pd.DataFrame, layer: int, head: int, algorithm: str) -> list
         ]
         rank = of_it["correlation"].iloc[0]
         said = f" (rank correlation {signed(rank, 2)})" if np.isfinite(rank) else ""
-        line = f"pair_ari over position by {modifier}{said}: "
+        line = f"{of}pair_ari over position by {modifier}{said}: "
         lines.append((line + "; ".join(bins)).replace("-", "−"))
     return lines
 

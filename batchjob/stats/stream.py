@@ -65,8 +65,10 @@ def _score_block(
     start, stop, half = task
     part = run.read(start, stop)
     result, lent, lent_before = Scored(start), Lent(stop - start), Lent(stop - start)
-    by_lender = {name: values for name, values in part.scores.items() if name.endswith(BY_LENDER)}
-    for name, values in {**part.scores, "prefix_mass": part.prefix_mass}.items():
+    left_out = catalogue.labelling_arrays()["pairs"] if truth and not truth.are_planned else ()  # of other objects
+    held = {name: values for name, values in part.scores.items() if name not in left_out}
+    by_lender = {name: values for name, values in held.items() if name.endswith(BY_LENDER)}
+    for name, values in {**held, "prefix_mass": part.prefix_mass}.items():
         if name not in by_lender:
             result.arrays[name] = np.where((part.status == OK)[:, None, None], values, np.nan)
     for i in range(stop - start):
@@ -108,7 +110,7 @@ def _scene(run: Run, part: Part, i: int, truth: Truth | None) -> Scene:
     objects = truth.of(row) if truth else None
     if truth is None or objects is None:
         return Scene(run.geometry.grid, seed, keep)
-    return Scene(run.geometry.grid, seed, keep, objects.inside(keep), truth.donors(row, keep))
+    return Scene(run.geometry.grid, seed, keep, objects.inside(keep, run.geometry.grid), truth.donors(row, keep))
 
 
 def _score_image(run: Run, part: Part, i: int, scene: Scene, result: Scored) -> Mapping[str, NDArray[np.float64]]:

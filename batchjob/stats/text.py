@@ -179,10 +179,12 @@ def missing_inputs(run: Run, names: Sequence[str], *, has_annotations: bool, has
             f"attention_distance, entropy, query_key_nmi and sink need the {run.rows_name} itself; they come from: "
             f"{again} --scores attention,pairs"
         )
-    if "pair_auc" not in names:
+    pairs = catalogue.names(*catalogue.LABELLING["pairs"])
+    if not set(pairs) & set(names):
+        other = f"were computed for other objects, while {run.folder} was labelled; for these "
+        why = other if set(pairs) & set(run.score_names) else f"need the {run.rows_name} itself; "
         hints.append(
-            f"pair_auc, pair_auc_matched and instance_ari_truth need the {run.rows_name} itself; they come from: "
-            f"{again} --scores attention,pairs --annotations instances.json"
+            f"{', '.join(pairs)} {why}they come from: {again} --scores attention,pairs --annotations instances.json"
         )
     if not has_random and not run.is_random:
         same = " ".join(["batchjob run DATA", *as_arguments(run.options, without=("weights", "seed"))])

@@ -33,16 +33,21 @@ _DTYPES = {
 }
 
 
+_OTHER = "with other objects than planned"  # a count of images
+
+
 @dataclass(frozen=True)
 class Truth:
     """The objects of all images of a run, read from the files that `lay_out` wrote."""
 
     folder: Path
-    patches: int  # of an image
+    grid: tuple[int, int]  # (rows, columns) of an image's patches
     seed: int  # of the `swap` null
+    are_planned: bool  # whether all images have the objects that they were planned with, so that labelling scored them
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _open, (self.folder, self.patches, self.seed)  # each process opens the files once and not for every task
+        # each process opens the files once and not for every task
+        return _open, (self.folder, self.grid, self.seed, self.are_planned)
 
     @functools.cached_property
     def _files(self) -> dict[str, NDArray[Any]]:
@@ -66,16 +71,16 @@ class Truth:
 
     def of(self, row: int) -> Objects | None:
         """Returns the objects of a row; None if its image is not labelled, or not annotated at its own size."""
-        files, (starts, covered) = self._files, self._starts
+        files, (starts, covered), patches = self._files, self._starts, self.grid[0] * self.grid[1]
         if files["count"][row] < 0:
             return None
         start, stop = int(starts[row]), int(starts[row + 1])
-        coverage = np.zeros((stop - start, self.patches), np.float32)
+        coverage = np.zeros((stop - start, patches), np.float32)
         for i in range(start, stop):
             inside = slice(int(covered[i]), int(covered[i + 1]))
             coverage[i - start, files["covered_patch"][inside]] = files["covered_share"][inside]
         return Objects(
-            owner=np.asarray(files["owner"][row * self.patches : (row + 1) * self.patches]),
+            owner=np.asarray(files["owner"][row * patches : (row + 1) * patches]),
             category=np.asarray(files["category"][start:stop]),
             boxes=np.asarray(files["box"][4 * start : 4 * stop]).reshape(-1, 4),
             coverage=coverage,
@@ -96,12 +101,12 @@ class Truth:
         The objects of each of the other photos, by its row.
         """
         lent = {int(other): self.of(int(other)) for other in self._donors.of(row)}
-        return {other: objects.inside(keep) for other, objects in lent.items() if objects is not None}
+        return {other: objects.inside(keep, self.grid) for other, objects in lent.items() if objects is not None}
 
 
 @functools.lru_cache(maxsize=2)
-def _open(folder: Path, patches: int, seed: int) -> Truth:
-    return Truth(folder, patches, seed)
+def _open(folder: Path, grid: tuple[int, int], seed: int, are_planned: bool) -> Truth:
+    return Truth(folder, grid, seed, are_planned)
 
 
 def lay_out(
@@ -126,32 +131,33 @@ def lay_out(
     Returns
     -------
     The objects, and the counts by name: `annotated`, `not annotated`, `annotated at another size`, `instances`,
-    `instances kept`, `with two of a category`.
+    `instances kept`, `with two of a category`, `with other objects than planned`.
     """
     ids, counts = run.ids, Counter[str]()
     tasks = ((*rows, [annotations.image(i) for i in ids[slice(*rows)]]) for rows in blocks(run))
     with ExitStack() as stack:
         files = {name: stack.enter_context((folder / name).open("wb")) for name in _DTYPES}
-        only = ("objects",) if are_planned else ()
-        for arrays, found in pool.map(functools.partial(_lay_out_block, run, only), tasks):
+        for arrays, found in pool.map(functools.partial(_lay_out_block, run, are_planned), tasks):
             counts += found
             for name, values in arrays.items():
                 files[name].write(values.astype(_DTYPES[name]).tobytes())
-    grid = run.geometry.grid
-    return Truth(folder, grid[0] * grid[1], int(run.options["seed"])), counts
+    return Truth(folder, run.geometry.grid, int(run.options["seed"]), not counts[_OTHER]), counts
 
 
 def _lay_out_block(
-    run: Run, only: tuple[str, ...], task: tuple[int, int, list[ImageAnnotations | None]]
+    run: Run, are_planned: bool, task: tuple[int, int, list[ImageAnnotations | None]]
 ) -> tuple[dict[str, NDArray[Any]], Counter[str]]:
     start, stop, annotated = task
-    part, counts = run.read(start, stop, only=only), Counter[str]()
+    part, counts = run.read(start, stop, only=("objects",)), Counter[str]()
     parts: dict[str, list[Any]] = {name: [] for name in _DTYPES}
     patch = np.array([run.geometry.patch_width, run.geometry.patch_height] * 2, np.float64)
     patches = run.geometry.grid[0] * run.geometry.grid[1]
     for i, image in enumerate(annotated):
         parts["shape"].append([run.geometry.content_shape(int(part.height[i]), int(part.width[i]))])
-        found = _find(run, part, i, image, counts) if part.status[i] == OK else None
+        planned = None if part.instance is None or part.category is None else (part.instance[i], part.category[i])
+        known = planned[0] if planned and are_planned else None
+        found = _find(run, part, i, image, counts, known) if part.status[i] == OK else None
+        counts[_OTHER] += int(part.status[i] == OK and planned is not None and not _is_same(found, *planned))
         if found is None:
             parts["owner"].append(np.full(patches, -1))
             parts["count"].append([-1])
@@ -168,13 +174,19 @@ def _lay_out_block(
     return {name: np.concatenate(values) for name, values in joined.items()}, counts
 
 
-def _find(run: Run, part: Part, i: int, image: ImageAnnotations | None, counts: Counter[str]) -> PatchInstances | None:
+def _find(
+    run: Run,
+    part: Part,
+    i: int,
+    image: ImageAnnotations | None,
+    counts: Counter[str],
+    known: NDArray[np.integer[Any]] | None,
+) -> PatchInstances | None:
     """Finds and counts the image's instances; None where it is not annotated, or annotated at another size."""
     height, width = int(part.height[i]), int(part.width[i])
     if image is None or not image.fits(height, width):
         counts["not annotated" if image is None else "annotated at another size"] += 1
         return None
-    known = None if part.instance is None else part.instance[i]
     found = instances_on_grid(image, run.geometry, height, width, known=known)
     counts["annotated"] += 1
     counts["instances"] += found.total
@@ -182,3 +194,19 @@ def _find(run: Run, part: Part, i: int, image: ImageAnnotations | None, counts: 
     categories = np.bincount(found.category) if len(found.category) else np.zeros(1, np.int64)
     counts["with two of a category"] += int(categories.max() >= 2)
     return found
+
+
+def _is_same(
+    found: PatchInstances | None, instance: NDArray[np.integer[Any]], category: NDArray[np.integer[Any]]
+) -> bool:
+    """Whether these are the objects that own the patches [P] of `instance` and `category`, however they are numbered.
+
+    −1 stands for patches of no object.
+    """
+    owner = np.full(len(instance), -1) if found is None else found.owner
+    of_patch = np.full(len(instance), -1) if found is None else np.append(found.category, -1)[owner]
+    for ours, theirs in ((owner, instance), (of_patch, category)):
+        pairs = np.unique(np.stack([ours, theirs]), axis=1).shape[1]
+        if pairs != len(np.unique(ours)) or pairs != len(np.unique(theirs)):
+            return False
+    return bool(((owner < 0) == (instance < 0)).all())

@@ -303,10 +303,14 @@ class Run:
 
     @cached_property
     def best(self) -> tuple[int, int] | None:
-        """The numbers (layer, head) that `stats` chose on one half of the images; None where it has not."""
+        """The numbers (layer, head) that `stats` chose on one half of the images, by the first algorithm.
+
+        None where it has chosen none.
+        """
         selection = self.table("selection")
         if selection is None or not len(selection):
             return None
+        selection = selection[selection["algorithm"].isin([self.algorithms[0], ""])]
         for score in catalogue.leading():
             rows = selection[selection["score"] == score]
             if len(rows):
