@@ -95,6 +95,24 @@ def test_runs_of_other_grids_are_compared_on_the_finest_by_paired_differences(tm
     assert same_head[1] > 0.4 > 0.2 > same_head[3]
 
 
+def test_the_best_heads_that_are_compared_are_those_with_the_largest_gain_over_swap(tmp_path: Path) -> None:
+    """Head 0 only looks nearby and has the higher score; head 1 attends by object, with a fifth of its labels wrong."""
+    runs = [write_run(tmp_path / name, 12, kinds=("local", "instance"), seed=i) for i, name in enumerate("ab")]
+    for seed, run in enumerate(runs):
+        labels = zarr.open_group(str(run / "labels.zarr"), mode="r+")["labels"]
+        assert isinstance(labels, zarr.Array)
+        values = np.asarray(labels[:])
+        wrong = np.random.default_rng(seed).random(values[:, :, :, 1].shape) < 0.2
+        values[:, :, :, 1][wrong] = 0
+        labels[:] = values
+    run_stats(runs, annotations=str(write_annotations(tmp_path / "a.json", 12)), jobs=1)
+    means = table(runs[0], "summary").query("score == 'instance_ari' and null == 'swap'").set_index("head")["mean"]
+    assert means[0] > means[1]
+    best = table(runs[0], "comparison").query("of == 'best head' and score.str.startswith('instance_ari')")
+    assert set(best["score"]) == {"instance_ari", "instance_ari over position"}
+    assert set(best["head_a"]) == set(best["head_b"]) == {1}
+
+
 def test_a_run_against_itself_differs_by_nothing(tmp_path: Path) -> None:
     one, two = (write_run(tmp_path / name, 6) for name in ("one", "two"))
     run_stats([one, two], annotations=str(write_annotations(tmp_path / "a.json", 6)))

@@ -47,7 +47,8 @@ def _values_of(common: Common, place: int, score: str) -> Floats | None:
 def differences(runs: Sequence[Run], common: Common) -> pd.DataFrame:
     """Tabulates the paired differences run_a − run_b on the same images, for each two runs and each score.
 
-    The best head of a run has the largest mean on the first half of the images. It is compared on the other half.
+    The best head of a run is the one that `stats` chose by its gain over `swap`, on one half of the images. It is
+    compared on the other half.
 
     Parameters
     ----------
@@ -87,9 +88,8 @@ def _pair(a: Run, b: Run, score: str, one: Floats, other: Floats, first: NDArray
                 figures = (left.mean[i], right.mean[i], gap.mean[i], gap.low[i], gap.high[i], p[i], corrected[i])
                 rows.append((a.name, b.name, score, of, *head, int(gap.n[i]), *figures))
 
-    best = [_best(values[first]) for values in (one, other)]
-    if all(i >= 0 for i in best):
-        i, j = best
+    i, j = _best(a, score, names_a), _best(b, score, names_b)
+    if i is not None and j is not None:
         algorithm = names_a[i][0] if names_a[i][0] == names_b[j][0] else f"{names_a[i][0]}|{names_b[j][0]}"
         compare_columns(
             "best head", one[~first][:, [i]], other[~first][:, [j]], [(algorithm, *names_a[i][1:], *names_b[j][1:])]
@@ -101,12 +101,19 @@ def _pair(a: Run, b: Run, score: str, one: Floats, other: Floats, first: NDArray
     return rows
 
 
-def _best(values: Floats) -> int:
-    known = np.isfinite(values)
-    if not known.any():
-        return -1
-    mean = np.where(known, values, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
-    return int(np.argmax(np.where(known.any(axis=0), mean, -np.inf)))
+def _best(run: Run, score: str, columns: list[tuple[str, int, int]]) -> int | None:
+    """Returns the place of the head that has the largest gain over `swap` on the half that chooses, if one was chosen.
+
+    Of several algorithms it is the one whose head has the largest gain.
+    """
+    selection = run.table("selection")
+    if selection is None:
+        return None
+    chosen: list[dict[str, Any]] = selection[selection["score"] == score.removesuffix(_OVER)].to_dict("records")  # type: ignore[assignment]
+    if not chosen:
+        return None
+    row = max(chosen, key=lambda one: float(one["chosen_gain"]))
+    return columns.index((row["algorithm"], int(row["layer"]), int(row["head"])))
 
 
 def agreements(runs: Sequence[Run], common: Common) -> pd.DataFrame:
