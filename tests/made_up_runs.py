@@ -66,7 +66,7 @@ def write_run(
         instances = int(own.max()) + 1
         found_k[i] = instances + 1
         labels[i, 0, 0] = [scenes.k_means(r, instances + 1, seed + i)[0] for r in rows]
-        maps[i, 0] = rows.mean(axis=1)
+        maps[i, 0] = [cls_map(kind, r, own) for kind, r in zip(kinds, rows, strict=True)]
         found = attention.attention_scores(rows, grid) | attention.pair_scores(rows, drawn[i], grid)
         lent = [attention.pair_scores(rows, drawn[j], grid) for j in donors.of(i)]
         for name in ("pair_auc", "pair_auc_matched") if lent else ():
@@ -105,6 +105,13 @@ def write_run(
             _put(group, name, values, "image layer head lender" if values.ndim == 4 else "image layer head")
         _coordinates(group, heads, count)
     return folder
+
+
+def cls_map(kind: str, rows: NDArray[Any], owner: NDArray[Any]) -> NDArray[Any]:
+    """Returns [P], the map of a head of this kind: its row for one object, for all objects, or its mean row."""
+    if kind == "instance":
+        return np.asarray(rows[owner == 0].mean(axis=0))
+    return np.asarray(rows[owner >= 0].mean(axis=0) if kind == "class" else rows.mean(axis=0))
 
 
 def save_objects(folder: Path, owner: NDArray[np.int16]) -> None:
