@@ -32,9 +32,7 @@ class Added(NamedTuple):
 
     lenders: NDArray[np.int32]  # [n, SWAPS] rows of the photos that lent to each photo of the block; −1 fills the rest
     rows: NDArray[np.int32]  # [u] those among them, each once
-    sums: dict[
-        str, Floats
-    ]  # by score [u, HALVES, C]: what their objects add, by the half of the photo they were lent to
+    sums: dict[str, Floats]  # by score [u, HALVES, C]: what their objects add, by the half of the borrowing photo
 
 
 class Lent:
@@ -145,9 +143,9 @@ def excess(gains: Floats, lent: Floats, of: slice, lenders: NDArray[np.integer[A
     """Estimates by how much the squares of gains less `lent` exceed the variance of the sum of the gains.
 
     Take S_ij = a_i + b_j + rest, R lenders, and rests of equal variance v. The rest in S_ij is in the gain of photo i,
-    and once more in what photo j is found to add. So the squares hold (1 + 2/R) v, the sum of all gains (1 + 1/R) v a
-    photo. What objects add to a half from which not all gains are taken does not cancel. It is measured from the mean
-    of the R + 1 photos that lend to each other, so its square is too small by one part in R + 1.
+    and once more in what photo j is found to add. So a photo's square holds (1 + 2/R) v, while it gives (1 + 1/R) v to
+    the variance of the sum. In a sum over one half of the photos, b_j does not cancel. It is measured from the mean of
+    the R + 1 photos that lend to each other, so its square is too small by one part in R + 1.
 
     Parameters
     ----------
