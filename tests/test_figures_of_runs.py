@@ -6,19 +6,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.text import Text
 
 from batchjob.errors import UserError
 from batchjob.figures import Look, canvas, objects, write, write_figures
+from batchjob.figures.look import scores_of_head, whose_scores
 from batchjob.figures.outlines import Outline, choose_colours, count_words, key_entries, sharing
 from batchjob.figures.overview import overview
 from batchjob.figures.palette import OBJECT_COLOURS, object_likeness
 from batchjob.figures.photos import open_run, photo_of
 from batchjob.figures.pictures import extremes, grids
+from batchjob.metrics.uncertainty import first_half
 from batchjob.report.browser import pack
 from batchjob.stats.run import run_stats
 from batchjob.store.run import Run
+from tests import made_up_runs
 from tests.runs import plan_what_is_there
 
 
@@ -238,3 +242,29 @@ def test_the_score_stands_over_the_clusters_that_it_belongs_to(runs: list[Path])
     for text in numbers:
         assert clusters.y1 < text.get_position()[1] < attention.y0
         assert attention.y0 - text.get_position()[1] > 0.09 / height, "there is room for the digits"
+
+
+def test_pictures_of_the_chosen_head_leave_out_the_images_that_chose_it(tmp_path: Path) -> None:
+    run = Run(made_up_runs.write_run(tmp_path / "run", 24))
+    run_stats([run.folder], annotations=str(made_up_runs.write_annotations(tmp_path / "a.json", 24)), jobs=1)
+    assert run.best == (11, 1)
+    chose = first_half(run.ids)
+    best, other = scores_of_head(run, 11, 1), scores_of_head(run, 11, 2)
+    assert best is not None
+    assert other is not None
+    np.testing.assert_array_equal(np.isnan(best), chose)
+    assert np.isfinite(other).all()
+    assert whose_scores(run, 11, 1) == "Only images that did not choose the head."
+    assert whose_scores(run, 11, 2) == ""
+
+
+def test_the_picture_of_pairs_by_distance_is_of_the_algorithm_that_chose_the_head(tmp_path: Path) -> None:
+    """Tables are sorted by the algorithms' names, and the run's first algorithm is not the first of these."""
+    run = Run(made_up_runs.write_run(tmp_path / "run", 12))
+    run_stats([run.folder], annotations=str(made_up_runs.write_annotations(tmp_path / "a.json", 12)), jobs=1)
+    table = made_up_runs.table(run.folder, "modifiers")
+    first = table.assign(algorithm="agglomerative", mean=-1.0)
+    pd.concat([first, table]).to_parquet(run.folder / "stats" / "modifiers.parquet", index=False)
+    shown = write._by_distance(run)
+    assert len(shown) > 0
+    assert set(shown["algorithm"]) == {"kmeans"}
