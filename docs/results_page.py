@@ -11,7 +11,8 @@ import pandas as pd
 
 from batchjob.metrics.catalogue import QUESTION
 from batchjob.metrics.uncertainty import FEWEST_IMAGES, holm
-from batchjob.stats.numbers import gain, gain_interval, number, p_value
+from batchjob.stats.numbers import gain, gain_interval, listed, number, p_value
+from batchjob.stats.stream import CLUSTERINGS, SETTLED
 from batchjob.stats.summary import SURE
 from docs import results_pictures
 
@@ -198,13 +199,23 @@ def verdict(found: Sequence[Tables], deepest: Sequence[Tables]) -> str:
         if of_each[other]
     )
     return (
-        f"**Do heads separate objects of one class?** Of the {sum(map(len, over))} heads of all models and sizes, "
-        f"{sum(map(_better, over))} do so better than they separate other photos' objects, and "
-        f"{sum(map(_better, position))} better than position alone does. **Is it attention itself, rather than the "
-        f"queries and keys that it is made of?** {said}. The mean over heads of attention rows was compared with that "
-        f"of the same heads' {told}. (A model at one size is one "
-        f"comparison; p < 0.05 after Holm's correction over all {len(pairs)}.)"
+        f"**Do heads separate objects of one class?** Of the {sum(map(len, over))} attention heads of "
+        f"{_models(counted)} at all sizes, {sum(map(_better, over))} do so better than they separate other photos' "
+        f"objects, and {sum(map(_better, position))} better than position alone does."
+        f"{_not_counted(deepest, counted)} **Is it attention itself, rather than the queries and keys that it is made "
+        f"of?** {said}. The mean over heads of attention rows was compared with that of the same heads' {told}. (A "
+        f"model at one size is one comparison; p < 0.05 after Holm's correction over all {len(pairs)}.)"
     )
+
+
+def _models(found: Sequence[Tables]) -> str:
+    return listed(list(dict.fromkeys(NAMES[t.short] for t in found)))
+
+
+def _not_counted(found: Sequence[Tables], counted: Sequence[Tables]) -> str:
+    """Names in a sentence the models that have no attention heads; empty where all have."""
+    others = _models([t for t in found if t not in counted])
+    return f" (The maps of {others} are not among them: without attention there are no heads.)" if others else ""
 
 
 def answer(found: Sequence[Tables]) -> str:
@@ -292,11 +303,24 @@ def _seed_table(found: Sequence[Tables]) -> str:
         alike = alike[alike.run_a.isin(seeds) & alike.run_b.isin(seeds)]
         chosen = [t.chosen(run, "swap") for run in runs]
         spread = np.abs(means - means.mean(axis=0)).max(axis=0)
-        cells = [t.title, number(alike["mean"].mean()), number(float(np.median(spread))), number(spread.max())]
+        cells = [
+            t.title,
+            _settled(t, runs),
+            number(alike["mean"].mean()),
+            number(float(np.median(spread))),
+            number(spread.max()),
+        ]
         cells.append(", ".join(f"{c.layer}.{c['head']}: {number(c['mean'])}" for c in chosen))
         rows.append(cells)
-    head = ["model", "ARI of two seeds' labels", "a head's score moves by (median)", "(most)"]
+    head = ["model", "settled", "ARI of two seeds' labels", "a head's score moves by (median)", "(most)"]
     return _table([*head, "chosen head and its score, each seed"], rows)
+
+
+def _settled(t: Tables, runs: Sequence[str]) -> str:
+    """Writes the share of the runs' clusterings in which the search settled; a dash where `stats` did not count it."""
+    counts = [json.loads((t.run(run) / "counts.json").read_text()) for run in runs]
+    found, total = (sum(one.get(f"{name}kmeans", 0) for one in counts) for name in (SETTLED, CLUSTERINGS))
+    return f"{100 * found / total:.0f} %" if total else "–"
 
 
 def _last_layer_table(t: Tables) -> str:

@@ -38,10 +38,13 @@ def write_run(
     without_objects: Sequence[int] = (),
     seed: int = 0,
     scene_seed: int = 0,
+    unsettled: Sequence[tuple[int, int]] | None = None,
+    **more: Any,
 ) -> Path:
     """Writes labels.zarr (and scores.zarr) of `count` scenes, one head for each kind; rows `failed` are unreadable.
 
     Those `without_objects` look like the others, but were not annotated when the run was planned.
+    With `unsettled`, it writes which clusterings are settled: all but these (row, head). `more` are result options.
     """
     patches, heads = grid[0] * grid[1], len(kinds)
     owners = [scene(i, scene_seed) for i in range(count)]
@@ -77,7 +80,7 @@ def write_run(
             found[name + nulls.BY_LENDER] = slots
         for name, values in found.items():
             scored.setdefault(name, np.full((count, 1, *values.shape), np.nan, np.float32))[i, 0] = values
-    options = {"resize": "squash", "n_init": 4, "seed": seed, "k": k, "weights": weights}
+    options = {"resize": "squash", "n_init": 4, "seed": seed, "k": k, "weights": weights} | more
     model = {
         "name": "made_up",
         "input_px": [grid[0] * PATCH_PX, grid[1] * PATCH_PX],
@@ -91,6 +94,12 @@ def write_run(
     _put(group, "labels", labels.reshape(shape), "image algorithm layer head y x")
     _put(group, "cls_attention", maps.reshape(count, 1, heads, *grid).astype(np.float16), "image layer head y x")
     _put(group, "k", found_k, "image algorithm layer head")
+    if unsettled is not None:
+        is_settled = np.ones(found_k.shape, bool)
+        is_settled[list(failed)] = False
+        for row, head in unsettled:
+            is_settled[row, 0, 0, head] = False
+        _put(group, "settled", is_settled, "image algorithm layer head")
     _put(group, "prefix_mass", np.full((count, 1, heads), 0.25, np.float16), "image layer head")
     for name, values in (("status", status), ("height", size), ("width", size)):
         _put(group, name, values, "image")

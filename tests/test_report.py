@@ -48,6 +48,34 @@ def test_what_was_left_out_of_the_annotations_stands_on_the_page(codebook_page: 
     assert ("Left out", "2 annotations left out: a size of 4x4") in rows
 
 
+def test_the_share_of_settled_clusterings_stands_below_the_counts_of_images(
+    runs: list[Path], codebook_page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report_page, "pictures", lambda runs: [])
+    shutil.copytree(runs[0], tmp_path / "run")
+    counts = tmp_path / "run" / "stats" / "counts.json"
+    assert json.loads(counts.read_text())["clusterings by kmeans"] == 9 * 2 * 3  # images, layers, heads
+    counts.write_text(json.dumps({"images": 10, "clusterings by kmeans": 54, "settled by kmeans": 44}))
+    text = report_page.render([Run(tmp_path / "run")])
+    below = text.split("</dl>")[1].split("<section")[0]
+    assert below.strip() == (
+        '<p class="quiet">K-means settled in 81 % of 54 clusterings. In the others it found its best partition only '
+        "once: a run with --repeats 3 shows what moves.</p>"
+    )
+    assert "settled" not in codebook_page.read_text()  # a run in dataset scope does not know
+
+
+def test_the_page_says_what_its_p_values_test(
+    page: Path, runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "p is from a paired sign-flip test, which tests whether the gains lie symmetrically about zero."
+    assert page.read_text().split('<section id="heads">')[1].split("<form")[0].count(said) == 1
+    assert answer.differences([Run(run) for run in runs]).note.endswith(said.replace("gains", "differences"))
+    monkeypatch.setattr(report_page, "pictures", lambda runs: [])
+    shutil.copytree(runs[0], tmp_path / "run", ignore=shutil.ignore_patterns("stats", "stats.json"))
+    assert "sign-flip" not in report_page.render([Run(tmp_path / "run")])  # without statistics there are no p-values
+
+
 def test_a_codebook_without_statistics_shows_how_common_clusters_are_and_how_to_get_the_rest(
     codebook_page: Path, tmp_path: Path
 ) -> None:

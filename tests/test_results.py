@@ -1,5 +1,6 @@
 """The page of results: the runs that it is made from, and that it agrees with their tables."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -56,7 +57,8 @@ def test_the_page_says_what_the_tables_say(tmp_path: Path) -> None:
     page = (tmp_path / "docs" / "results.md").read_text()
     assert f"**DINOv2 ViT-S/14, 224 px**: {better['swap']} of 4 heads separate objects" in page
     assert f"and {better['position']} better than position alone" in page
-    assert f"Of the 4 heads of all models and sizes, {better['swap']} do so better than" in page
+    assert f"Of the 4 attention heads of DINOv2 ViT-S/14 at all sizes, {better['swap']} do so better than" in page
+    assert "not among them" not in page  # no model without attention was run
     mean = pd.read_parquet(runs[0] / "stats" / "comparison.parquet").query("of == 'mean of heads'").iloc[0]
     lower, higher = (int(mean.p < 0.05 and sign * mean.difference > 0) for sign in (-1, 1))
     assert f"keys: attention lower in {lower}, higher in {higher} of 1." in page
@@ -101,3 +103,21 @@ def test_heads_whose_difference_is_not_sure_are_open_in_the_pictures_of_the_resu
 def test_the_pictures_of_the_results_fit_a_page(count: int) -> None:
     for draw in (results_pictures._map, results_pictures._layers, results_pictures._paired):
         assert draw([MadeUp()] * count).get_size_inches()[0] <= 7.5  # type: ignore[list-item]
+
+
+def test_the_maps_of_a_cnn_are_not_counted_as_heads_and_the_page_says_so(tmp_path: Path) -> None:
+    vit, cnn = (results_page.Tables(short, 448, tmp_path) for short in ("vits14", "resnet18"))
+    assert results_page._not_counted([vit, cnn], [vit]) == (
+        " (The maps of ResNet-18 are not among them: without attention there are no heads.)"
+    )
+    assert results_page._not_counted([vit], [vit]) == ""
+
+
+def test_the_share_of_settled_clusterings_is_that_of_all_seeds(tmp_path: Path) -> None:
+    tables = results_page.Tables("vits14", 224, tmp_path / "vits14-224")
+    for run, counts in {"attention": (100, 81), "seed1": (300, 219), "seed2": None}.items():
+        tables.run(run).mkdir(parents=True)
+        named = dict(zip(("clusterings by kmeans", "settled by kmeans"), counts, strict=True)) if counts else {}
+        (tables.run(run) / "counts.json").write_text(json.dumps({"images": 9, **named}))
+    assert results_page._settled(tables, ["attention", "seed1"]) == "75 %"
+    assert results_page._settled(tables, ["seed2"]) == "–"  # an older `stats` did not count them

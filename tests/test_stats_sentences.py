@@ -1,9 +1,11 @@
 """The sentences and numbers that `stats` prints."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from batchjob.stats import sentences, text
 from batchjob.stats.modifiers import describe as describe_modifiers
@@ -48,6 +50,82 @@ def test_the_answer_is_a_whole_sentence(tmp_path: Path) -> None:
     )
     whole = sentences.answer(run, pd.DataFrame([SWAP | {"n": 40}, PLACE | {"n": 40}]))
     assert whole[-1].startswith("Under 50 images (here 40)")
+
+
+RANDOM = QUESTION | {"null": "random", "null_mean": 0.1, "gain": 0.34, "gain_low": 0.28, "gain_high": 0.4, "p": 1e-5}
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [
+        (1, "one seed where three are asked for"),
+        (2, "two seeds where three are asked for"),
+        (3, "three seeds"),
+        (5, "5 seeds"),
+    ],
+)
+def test_untrained_weights_are_a_clause_of_the_answer_with_the_number_of_seeds(
+    tmp_path: Path, seeds: int, said: str
+) -> None:
+    run = Run(write_run(tmp_path / "run", 2))
+    rows = [SWAP | {"seeds": 0}, PLACE | {"seeds": 0}, RANDOM | {"seeds": seeds}]
+    assert sentences.sentence(run, rows) == (
+        "Head 1 separates objects of one class: ARI 0.44, against 0.21 with other photos' objects (+0.23 [+0.18, "
+        "+0.27], p < 0.001, n = 113, chosen on the other half), 0.33 by position alone (+0.11 [+0.05, +0.16], p = "
+        f"0.02) and 0.10 for untrained weights (+0.34 [+0.28, +0.40], p < 0.001, {said})."
+    )
+    assert sentences.counts(rows).endswith(
+        "; 3 do better than with untrained weights, 1 worse (p ≤ 0.05 after Holm's correction)."
+    )
+    few = sentences.sentence(run, [row | {"n": 5} for row in rows])
+    assert few.endswith(
+        "against 0.21 with other photos' objects, 0.33 by position alone and 0.10 for untrained weights"
+        f"{'' if seeds >= 3 else f' ({said})'}."
+    )
+    (told,) = [line for line in sentences.answer(run, pd.DataFrame(rows[::-1])) if "ARI" in line]
+    assert told == sentences.sentence(run, rows)  # the main null first, untrained weights last
+
+
+@pytest.mark.parametrize(
+    ("found", "options", "said"),
+    [
+        (1176, {}, "k-means settled in all 1,176 clusterings."),
+        (
+            953,
+            {},
+            "k-means settled in 81 % of 1,176 clusterings. In the others it found its best partition only once: "
+            "a run with --repeats 3 shows what moves.",
+        ),
+        (
+            953,
+            {"repeats": 3},
+            "k-means settled in 81 % of 1,176 clusterings. In the others it found its best partition only once: the "
+            "score stability shows what moves.",
+        ),
+        (
+            1175,
+            {},
+            "k-means settled in 99 % of 1,176 clusterings. In the others it found its best partition only once: "
+            "a run with --repeats 3 shows what moves.",
+        ),
+        (
+            0,
+            {},
+            "k-means settled in none of 1,176 clusterings; --engine sklearn and cuml do not say when it does.",
+        ),
+        (
+            9,
+            {"n_init": "1"},
+            "k-means had one start a clustering (--n-init 1), so nothing says whether it would settle.",
+        ),
+    ],
+)
+def test_the_share_of_settled_clusterings_is_said_with_what_to_do(
+    found: int, options: dict[str, Any], said: str
+) -> None:
+    counts = {"clusterings by kmeans": 1176, "settled by kmeans": found}
+    assert text.settled(counts, {"n_init": "auto", **options}) == [said]
+    assert text.settled({}, {"n_init": "auto"}) == []
 
 
 def test_a_rank_correlation_of_constant_values_is_not_printed() -> None:

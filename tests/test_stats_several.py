@@ -8,12 +8,16 @@ import xarray
 import zarr
 
 from batchjob.errors import UserError
+from batchjob.metrics.uncertainty import first_half
 from batchjob.stats import run_stats
 from batchjob.stats.compare import upsample
+from batchjob.stats.numbers import gain, number
 from batchjob.stats.randoms import match_randoms
 from batchjob.store.run import Run
 from tests import scenes
-from tests.made_up_runs import table, write_annotations, write_run
+from tests.made_up_runs import image_ids, table, write_annotations, write_run
+
+IMAGES = 44  # so that at least 20 of them are held out
 
 
 def test_an_untrained_run_is_the_random_null_of_the_others_image_by_image(tmp_path: Path) -> None:
@@ -28,6 +32,65 @@ def test_an_untrained_run_is_the_random_null_of_the_others_image_by_image(tmp_pa
     np.testing.assert_allclose(summary["null_mean"], by_image.mean(), rtol=1e-5)
     assert "needs untrained runs" not in text
     assert set(table(untrained, "summary").query("score == 'instance_ari'")["null"]) == {"swap", "position"}
+
+
+@pytest.mark.parametrize(("count", "said"), [(1, "one seed where three are asked for"), (3, "three seeds")])
+def test_the_chosen_head_is_compared_with_untrained_weights_on_the_images_that_did_not_choose_it(
+    tmp_path: Path, count: int, said: str
+) -> None:
+    run = write_run(tmp_path / "trained", IMAGES)
+    untrained = [
+        write_run(tmp_path / f"random{seed}", IMAGES, kinds=["random"] * 4, weights="random", seed=seed)
+        for seed in range(count)
+    ]
+    lines = run_stats([run, *untrained], annotations=str(write_annotations(tmp_path / "a.json", IMAGES)))
+    rows = table(run, "selection").query("score == 'instance_ari'").set_index("null")
+    assert list(rows.index) == ["swap", "position", "random"]
+    assert rows["seeds"].tolist() == [0, 0, count]
+    assert rows[["layer", "head"]].drop_duplicates().to_numpy().tolist() == [[11, 1]]
+    held_out = ~first_half(image_ids(IMAGES))
+    with xarray.open_zarr(run / "scores.zarr", chunks=None) as arrays:
+        own = arrays["instance_ari"].values[:, 0, 0, 1]
+    null = np.zeros(IMAGES)
+    for folder in untrained:
+        with xarray.open_zarr(folder / "scores.zarr", chunks=None) as arrays:
+            null += arrays["instance_ari"].values[:, 0, 0].mean(axis=1) / count
+    row = rows.loc["random"]
+    assert row["n"] == held_out.sum()
+    assert row["mean"] == pytest.approx(own[held_out].mean(), rel=1e-5)
+    assert row["null_mean"] == pytest.approx(null[held_out].mean(), rel=1e-5)
+    assert row["gain"] == pytest.approx((own - null)[held_out].mean(), rel=1e-5)
+    assert row["gain_low"] < row["gain"] < row["gain_high"]
+    summary = table(run, "summary").query("score == 'instance_ari' and null == 'random'")
+    assert set(summary["seeds"]) == {count}
+    assert row["better"] == ((summary["p_holm"] <= 0.05) & (summary["gain"] > 0)).sum() >= 1
+    answer = next(line for line in lines if "ARI " in line)
+    assert f" and {number(row['null_mean'], 2)} for untrained weights (" in answer
+    assert answer.endswith(f"{said}).")
+    heading = next(i for i, line in enumerate(lines) if line.startswith("instance_ari by head"))
+    assert lines[heading].endswith(f" against swap, position and random; p by Holm; random is of {said}")
+    assert lines[heading + 1].split()[5::4] == ["swap", "position", "random", "n"]
+    head = summary[summary["head"] == 1].iloc[0]
+    assert lines[heading + 2].split()[:3] == ["kmeans", "11", "1"]
+    assert f"{number(head['null_mean'])} {gain(head['gain'])} [" in " ".join(lines[heading + 2].split())
+
+
+def test_two_untrained_runs_of_one_seed_count_once(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "trained", 6)
+    same = [write_run(tmp_path / name, 6, weights="random", seed=9) for name in ("a", "b")]
+    run_stats([run, *same], annotations=str(write_annotations(tmp_path / "a.json", 6)))
+    assert set(table(run, "summary").query("null == 'random'")["seeds"]) == {1}
+
+
+def test_scores_without_objects_are_compared_with_untrained_weights_too(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "trained", 6, with_scores=False)
+    untrained = write_run(tmp_path / "untrained", 6, weights="random", seed=9, with_scores=False)
+    lines = run_stats([run, untrained])
+    assert any(
+        line == "coherence by head, best first, with 95 % intervals over images against random; p by Holm; random is "
+        "of one seed where three are asked for"
+        for line in lines
+    )
 
 
 def test_an_untrained_run_of_other_options_is_refused_with_the_difference(tmp_path: Path) -> None:

@@ -277,6 +277,31 @@ def test_failures_that_may_pass_are_reported_with_the_command_that_retries_them(
     assert json.loads((run / "stats" / "counts.json").read_text())["missing or unreadable"] == 2
 
 
+@pytest.mark.parametrize("verbose", [True, False])
+def test_stats_says_how_many_clusterings_settled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verbose: bool
+) -> None:
+    monkeypatch.setattr("batchjob.stats.pool.ROWS_AT_ONCE", 2)  # the blocks add up
+    run = write_run(tmp_path / "run", 6, failed=(3,), unsettled=[(0, 1), (0, 2), (4, 0), (5, 3)])
+    lines = run_stats([run], verbose=verbose)
+    said = "k-means settled in 80 % of 20 clusterings. In the others it found its best partition only once: a run with"
+    assert [line for line in lines if "settled" in line] == [f"{said} --repeats 3 shows what moves."]
+    counts = json.loads((run / "stats" / "counts.json").read_text())
+    assert (counts["clusterings by kmeans"], counts["settled by kmeans"]) == (20, 16)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "said"),
+    [("agglomerative", []), ("hdbscan", []), ("spectral", ["the k-means of spectral settled in all 8 clusterings."])],
+)
+def test_only_algorithms_that_start_at_random_are_said_to_settle(
+    tmp_path: Path, algorithm: str, said: list[str]
+) -> None:
+    run = write_run(tmp_path / "run", 2, unsettled=[])
+    zarr.open_group(str(run / "labels.zarr"))["algorithm"][:] = np.array([algorithm], object)  # type: ignore[index]
+    assert [line for line in run_stats([run]) if "settle" in line] == said
+
+
 def test_a_view_describes_its_run(tmp_path: Path) -> None:
     view = Run(write_run(tmp_path / "run", 2, weights="random"))
     assert view.is_random

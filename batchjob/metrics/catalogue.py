@@ -62,6 +62,7 @@ class Score:
         return DIMS[self.source]
 
 
+RANDOM = "random"  # the null model of untrained runs, which every score has where such runs are given
 QUESTION = "instance_ari"  # the one score that is tested; the others are exploratory
 
 
@@ -283,7 +284,7 @@ def is_of_labels(name: str) -> bool:
 
 
 def nulls_of(name: str) -> tuple[str, ...]:
-    """The null models that a score is compared with; empty where the table does not know the score."""
+    """The null models that a score is compared with beside `RANDOM`; empty where the table does not know the score."""
     row = score(name)
     return row.nulls if row else ()
 

@@ -10,9 +10,11 @@ from batchjob.stats.compare import comparable
 from batchjob.stats.numbers import gain, gain_interval, number, p_number
 from batchjob.store.run import Run
 
+P_NOTE = "p is from a paired sign-flip test, which tests whether the gains lie symmetrically about zero."
 _NOTE = (
     "All differences are on the same images. The best head of each run is chosen on one half of them and compared on "
-    "the other half; the mean over heads is compared on all. A difference is the first run minus the second."
+    "the other half; the mean over heads is compared on all. A difference is the first run minus the second. "
+    f"{P_NOTE.replace('gains', 'differences')}"
 )
 _DIFFERENCES_HEADER = ["Score", "Heads", "n", "First run", "Second run", "Difference", "95 % interval", "p"]
 
@@ -75,7 +77,8 @@ def _why_none(runs: Sequence[Run]) -> str:
     if trained and len(trained) < 2:
         untrained = ", ".join(run.name for run in runs if run.is_random)
         return (
-            f"{untrained} is untrained: a null model of the other run, in whose table it stands, not a side to compare."
+            f"{untrained} is untrained: a null model of the other run, in whose answer it stands, and not a side to "
+            "compare."
         )
     if reason := comparable(trained or runs):
         return f"The runs are not compared patch by patch: {reason}."

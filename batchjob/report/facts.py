@@ -14,7 +14,7 @@ from batchjob import retries
 from batchjob.config import Options, as_arguments
 from batchjob.errors import tell
 from batchjob.figures.pictures import model_name
-from batchjob.stats.text import left_out
+from batchjob.stats.text import left_out, settled
 from batchjob.store.run import Run
 
 _WAY_OUT = {
@@ -60,6 +60,7 @@ class Facts:
     pending: int  # images that were not tried yet
     causes: list[tuple[str, int]]  # of failures, with how many images failed by each
     failures: list[Failure]  # the first few
+    settled: list[str]  # how often each algorithm found its best partition again; empty without statistics
     retry: str  # how images are tried again whose cause of failure may pass; empty where there are none
     timing: Timing | None  # None where no times were logged
     command: str  # that makes the run again
@@ -83,6 +84,7 @@ def gather(run: Run) -> Facts:
         pending=int((run.data["status"].values == 255).sum()),
         causes=causes,
         failures=failures,
+        settled=settled(_counts(run), run.options),
         retry=retries.sentence(retries.count_of(dict(causes)), run.data_asked, run.folder, run.options),
         timing=_timing(run.folder / "logs"),
         command=_command(plan, run.folder),
@@ -122,9 +124,16 @@ def _rows(run: Run) -> list[tuple[str, str]]:
     if options["cluster_on"] != "attention":
         rows.append(("Clustered", f"{options['cluster_on']} vectors in place of attention rows"))
     rows += [("Annotations", str(plan["annotations"]))] if plan.get("annotations") else []
-    counts = run.folder / "stats" / "counts.json"
-    lines = left_out(json.loads(counts.read_text())) if counts.is_file() else []
-    return rows + ([("Left out", "; ".join(lines))] if lines else [])
+    for name, lines in (("Settled", settled(_counts(run), options)), ("Left out", left_out(_counts(run)))):
+        rows += [(name, "; ".join(lines))] if lines else []
+    return rows
+
+
+def _counts(run: Run) -> dict[str, int]:
+    """Reads what `stats` counted; empty without statistics."""
+    path = run.folder / "stats" / "counts.json"
+    found: dict[str, int] = json.loads(path.read_text()) if path.is_file() else {}
+    return found
 
 
 def _ranges(numbers: Sequence[int]) -> str:

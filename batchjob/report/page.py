@@ -113,6 +113,7 @@ def render(runs: Sequence[Run], *, seed: int = 0) -> str:
         differences_others=gaps.others,
         differences_header=gaps.header,
         differences_note=gaps.note,
+        p_note=answer.P_NOTE,
         head_maps=head_maps,
         pictures=pictures(runs),
         books=books,

@@ -1,6 +1,11 @@
 """Writes numbers as text: with a true minus sign, with a dash where there is no value, differences with their sign."""
 
+from collections.abc import Sequence
+
 import numpy as np
+
+SEEDS = 3  # of untrained runs that the null `random` should be a mean of
+_WORDS = ("no", "one", "two", "three")
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -64,3 +69,15 @@ def p_value(value: float) -> str:
 def p_number(value: float) -> str:
     """Writes a p-value for a table: `0.012`, `< 0.001`, or a dash for NaN."""
     return "–" if not np.isfinite(value) else "< 0.001" if value < 1e-3 else f"{value:.2g}"
+
+
+def seeds(count: int) -> str:
+    """Says how many seeds of untrained runs there are: `three seeds`, or `one seed where three are asked for`."""
+    number = _WORDS[count] if count < len(_WORDS) else str(count)
+    asked = "" if count >= SEEDS else f" where {_WORDS[SEEDS]} are asked for"
+    return f"{number} seed{'s' * (count != 1)}{asked}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Joins words for a sentence: `a`, `a and b`, or `a, b and c`."""
+    return " and ".join([part for part in (", ".join(words[:-1]), *words[-1:]) if part])

@@ -151,7 +151,7 @@ def _tabulate(
     """Writes the tables that sum the scores of a run up; returns what they say, in a few lines and in full."""
     pool, csv = manner.pool, manner.csv
     summary = summarise(run, sorted(names), randoms, pool)
-    selection = select_heads(run, summary, pool)
+    selection = select_heads(run, summary, randoms, pool)
     _write(summary, run, "summary", csv=csv)
     _write(selection, run, "selection", csv=csv)
     modifiers = modifier_table(run, pool)

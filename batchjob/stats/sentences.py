@@ -7,7 +7,7 @@ import pandas as pd
 
 from batchjob.metrics import catalogue
 from batchjob.metrics.uncertainty import ENOUGH_IMAGES, is_enough
-from batchjob.stats.numbers import gain, gain_interval, number, p_value
+from batchjob.stats.numbers import SEEDS, gain, gain_interval, listed, number, p_value, seeds
 from batchjob.stats.summary import SURE
 from batchjob.store.run import Run
 
@@ -19,14 +19,14 @@ _AGAINST = {
     "swap": "with other photos' objects",
     "position": "by position alone",
     "distance": "by distance alone",
-    "random": "untrained",
+    "random": "for untrained weights",
 }
 # The words for a null model in place of X in "does better X".
 _THAN = {
     "swap": "than with other photos' objects",
     "position": "than position alone",
     "distance": "than distance alone",
-    "random": "than untrained",
+    "random": "than with untrained weights",
 }
 
 
@@ -72,7 +72,7 @@ def sentence(run: Run, rows: Sequence[Row]) -> str:
         who += f" by {main['algorithm']}"
     value = f"{what} {number(main['mean'], 2)}"
     if main["n"] < _AN_EXAMPLE:
-        nulls = " and ".join(f"{number(r['null_mean'], 2)} {_AGAINST[r['null']]}" for r in rows)
+        nulls = listed([f"{number(r['null_mean'], 2)} {_AGAINST[r['null']]}{_few_seeds(r)}" for r in rows])
         photos = f"{main['n']} photo{'s' if main['n'] > 1 else ''}"
         return f"An example, {photos}: {who} has {value}, against {nulls}."
     if not is_enough(main["n"], main["informative"]):
@@ -83,7 +83,11 @@ def sentence(run: Run, rows: Sequence[Row]) -> str:
         start = f"{who[0].upper()}{who[1:]} {claim}"
     else:
         start = f"{who[0].upper()}{who[1:]} does worse {_THAN[main['null']]}"
-    return f"{start}: {value}, against {' and '.join(_against(r, is_first=r is main) for r in rows)}."
+    return f"{start}: {value}, against {listed([_against(r, is_first=r is main) for r in rows])}."
+
+
+def _few_seeds(row: Row) -> str:
+    return f" ({seeds(row['seeds'])})" if row["null"] == catalogue.RANDOM and row["seeds"] < SEEDS else ""
 
 
 def _against(row: Row, *, is_first: bool) -> str:
@@ -92,6 +96,8 @@ def _against(row: Row, *, is_first: bool) -> str:
         parts.append(p_value(row["p"]))
     if is_first:
         parts += [f"n = {row['n']}", "chosen on the other half"]
+    if row["null"] == catalogue.RANDOM:
+        parts.append(seeds(row["seeds"]))
     return f"{number(row['null_mean'], 2)} {_AGAINST[row['null']]} ({', '.join(parts)})"
 
 

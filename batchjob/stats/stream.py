@@ -22,6 +22,9 @@ from batchjob.stats.truth import Truth
 from batchjob.store.run import Part, Run
 
 _MAY_PASS = [STATUS[cause] for cause in retries.MAY_PASS]
+# Begin the keys of `Scored.counts` that end in an algorithm: its clusterings, and those of them that are settled.
+CLUSTERINGS, SETTLED = "clusterings by ", "settled by "
+SEARCHES = {"kmeans": "k-means", "spectral": "the k-means of spectral"}  # start at random; others are always settled
 
 
 @dataclass(slots=True)
@@ -34,7 +37,8 @@ class Scored:
     pairs: list[tuple[int, PairTable]] = field(default_factory=list)  # (row, its pairs)
     # `heads` [3, M, L, H, H] and `algorithms` [3, L, H, M, M]: how many images, sum and sum of squares of the indices
     agreement: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    counts: Counter[str] = field(default_factory=Counter)  # images, pending, failed, and of these retries.COUNT
+    # images, pending, failed, of these retries.COUNT, and by algorithm CLUSTERINGS and SETTLED
+    counts: Counter[str] = field(default_factory=Counter)
     lent: list[Added] = field(default_factory=list)  # what photos lent to the rows, in `stats` and while labelling
 
 
@@ -71,6 +75,7 @@ def _score_block(
     for name, values in {**held, "prefix_mass": part.prefix_mass}.items():
         if name not in by_lender:
             result.arrays[name] = np.where((part.status == OK)[:, None, None], values, np.nan)
+    _count_settled(run, part, result.counts)
     for i in range(stop - start):
         result.counts["images"] += 1
         if part.status[i] != OK:
@@ -100,6 +105,17 @@ def _score_block(
             lent_before.add(score, i, each.reshape(len(donors), own.size), own, int(half[i]))
     result.lent = [lent.sums(), lent_before.sums()]
     return result
+
+
+def _count_settled(run: Run, part: Part, into: Counter[str]) -> None:
+    """Counts the clusterings of labelled images, and the settled ones, for each algorithm that may not settle."""
+    if part.settled is None:
+        return
+    found = part.settled[part.status == OK]
+    for m, algorithm in enumerate(run.algorithms):
+        if algorithm in SEARCHES:
+            into[CLUSTERINGS + algorithm] += found[:, m].size
+            into[SETTLED + algorithm] += int(found[:, m].sum())
 
 
 def _scene(run: Run, part: Part, i: int, truth: Truth | None) -> Scene:

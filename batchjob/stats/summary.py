@@ -45,11 +45,19 @@ def summarise(run: Run, names: Sequence[str], randoms: Sequence[Run], pool: Pool
     One row for each score, algorithm, layer, head and null. `n`, `mean`, `low` and `high` are of the score;
     `null_mean`, `gain` and `p` are of the images that have the null too. A score without a null has one row, whose
     `null` is empty. `informative` counts the images whose value is not the most common one. `p_holm` is corrected over
-    the heads and layers of an algorithm and null.
+    the heads and layers of an algorithm and null. `seeds` counts the seeds of the untrained runs behind the null
+    `random`, and is 0 for the other nulls.
     """
     work = functools.partial(_summarise_score, run, tuple(names), tuple(randoms))
     frames = [frame for frame in pool.map(work, sorted(n for n in names if "." not in n)) if len(frame)]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=_COLUMNS)
+    summary = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=_COLUMNS)
+    return _with_seeds(summary, randoms)
+
+
+def _with_seeds(table: pd.DataFrame, randoms: Sequence[Run]) -> pd.DataFrame:
+    """Adds the column `seeds`. Two untrained runs of one seed are the same network, so they count once."""
+    seeds = len({run.options["seed"] for run in randoms})
+    return table.assign(seeds=np.where(table["null"] == catalogue.RANDOM, seeds, 0))
 
 
 def columns_of(run: Run, name: str) -> list[tuple[str, int, int]]:
@@ -82,7 +90,7 @@ def _nulls_of(
         if f"{score}.{null}" in names:
             found[null] = _read(run, f"{score}.{null}")
     untrained = _random_null(run, score, shape, randoms)
-    return found | ({} if untrained is None else {"random": untrained})
+    return found | ({} if untrained is None else {catalogue.RANDOM: untrained})
 
 
 def _random_null(run: Run, score: str, shape: tuple[int, ...], randoms: Sequence[Run]) -> Floats | None:
@@ -156,7 +164,7 @@ def _corrected(p: Floats, columns: Sequence[tuple[str, int, int]]) -> Floats:
     return corrected
 
 
-def select_heads(run: Run, summary: pd.DataFrame, pool: Pool) -> pd.DataFrame:
+def select_heads(run: Run, summary: pd.DataFrame, randoms: Sequence[Run], pool: Pool) -> pd.DataFrame:
     """Chooses the best head of each score and algorithm on one half of the images, and measures it on the other half.
 
     The best head has the largest mean gain over the score's main null.
@@ -167,6 +175,8 @@ def select_heads(run: Run, summary: pd.DataFrame, pool: Pool) -> pd.DataFrame:
         A run with scores.zarr.
     summary
         What `summarise` returns.
+    randoms
+        As in `summarise`.
     pool
         The processes that share the scores.
 
@@ -174,13 +184,15 @@ def select_heads(run: Run, summary: pd.DataFrame, pool: Pool) -> pd.DataFrame:
     -------
     One row for each score, algorithm and null. `chosen_n` and `chosen_gain` are of the half that chose; all other
     figures of the head are of the other half. `heads` counts the heads; `worse` and `better` count those whose gain
-    over all images is below or above zero after Holm's correction.
+    over all images is below or above zero after Holm's correction. `seeds` is as in `summarise`.
     """
     names = [s.name for s in catalogue.SCORES if s.is_chosen and s.name in set(summary["score"])]
-    rows = [row for found in pool.map(functools.partial(_select_of_score, run), names) for row in found]
+    work = functools.partial(_select_of_score, run, tuple(randoms))
+    rows = [row for found in pool.map(work, names) for row in found]
     selection = pd.DataFrame(rows, columns=_CHOSEN[:-3])
     counts = [_counts(summary, row) for row in selection.to_dict("records")]
-    return pd.concat([selection, pd.DataFrame(counts, columns=_CHOSEN[-3:], dtype=int)], axis=1)
+    selection = pd.concat([selection, pd.DataFrame(counts, columns=_CHOSEN[-3:], dtype=int)], axis=1)
+    return _with_seeds(selection, randoms)
 
 
 def _counts(summary: pd.DataFrame, row: Any) -> tuple[int, int, int]:
@@ -191,12 +203,14 @@ def _counts(summary: pd.DataFrame, row: Any) -> tuple[int, int, int]:
     return int((sure.gain < 0).sum()), int((sure.gain > 0).sum()), len(mine)
 
 
-def _select_of_score(run: Run, score: str) -> list[tuple[Any, ...]]:
+def _select_of_score(run: Run, randoms: Sequence[Run], score: str) -> list[tuple[Any, ...]]:
     values, first = _read(run, score), first_half(run.ids)
     against = {n: v for n in catalogue.nulls_of(score) if (v := run.read_score(f"{score}.{n}")) is not None}
     main = catalogue.main_null(score)
     if main not in against:
         return []
+    if (untrained := _random_null(run, score, values.shape, randoms)) is not None:
+        against[catalogue.RANDOM] = untrained
     columns = columns_of(run, score)
     chosen_by = values[first] - against[main][first]
     rows: list[tuple[Any, ...]] = []

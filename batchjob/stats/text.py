@@ -10,7 +10,8 @@ from batchjob import retries
 from batchjob.config import as_arguments
 from batchjob.metrics import catalogue
 from batchjob.stats import sentences
-from batchjob.stats.numbers import gain, gain_interval, number, p_number
+from batchjob.stats.numbers import gain, gain_interval, listed, number, p_number, seeds
+from batchjob.stats.stream import CLUSTERINGS, SEARCHES, SETTLED
 from batchjob.store.run import Run
 
 _MOST_ROWS = 16  # of a table of heads
@@ -25,7 +26,7 @@ def _head_table(run: Run, summary: pd.DataFrame, score: str) -> list[str]:
     found = summary[(summary.score == score) & summary["mean"].notna() & (summary["head"] >= 0)]
     if found.empty:
         return []
-    nulls = [n for n in catalogue.nulls_of(score) if n in set(found.null)]
+    nulls = [n for n in (*catalogue.nulls_of(score), catalogue.RANDOM) if n in set(found.null)]
     key = ["algorithm", "layer", "head"]
     by_null = {null: found[found.null == null].set_index(key) for null in nulls}
     main = found[found.null == nulls[0]] if nulls else found.drop_duplicates(key)
@@ -33,7 +34,9 @@ def _head_table(run: Run, summary: pd.DataFrame, score: str) -> list[str]:
     widths = [14, 6, 6, 8, 17, *[9, 9, 18, 10] * len(nulls), 7]
     heading = ["algorithm", "layer", "head", "mean", "interval"]
     heading += [name for null in nulls for name in (null, "gain", "interval", "p")] + ["n"]
-    against = f" against {' and '.join(nulls)}; p by Holm" if nulls else ""
+    against = f" against {listed(nulls)}; p by Holm" if nulls else ""
+    if catalogue.RANDOM in nulls:
+        against += f"; {catalogue.RANDOM} is of {seeds(int(by_null[catalogue.RANDOM]['seeds'].iloc[0]))}"
     lines = [f"{score} by head, best first, with 95 % intervals over images{against}", _line(heading, widths)]
     records: list[dict[str, Any]] = main.head(_MOST_ROWS).to_dict("records")  # type: ignore[assignment]
     for row in records:
@@ -85,7 +88,7 @@ def describe(run: Run, counts: Mapping[str, int], summary: pd.DataFrame, selecti
         )
     pending = f", {counts['pending']:,} not labelled yet" if counts.get("pending") else ""
     lines.append(f"{counts.get('images', 0):,} images, {counts.get('failed', 0):,} of them failed{pending}")
-    lines += _retry(run, counts)
+    lines += _retry(run, counts) + settled(counts, run.options)
     if counts.get("annotated"):
         total, kept = counts.get("instances", 0), counts.get("instances kept", 0)
         share = f" ({kept / total:.0%}; the grid is too coarse for the rest)" if total else ""
@@ -126,7 +129,7 @@ def fold(run: Run, counts: Mapping[str, int], answer: Mapping[str, Any], hints: 
     lines = [
         f"{run.name}: {run.model}{untrained}, {counts.get('images', 0):,} images, {counts.get('failed', 0):,} failed"
     ]
-    lines += _retry(run, counts) + left_out(counts)
+    lines += _retry(run, counts) + settled(counts, run.options) + left_out(counts)
     if answer["lines"]:
         lines += ["", answer["question"], *answer["lines"]]
     else:
@@ -144,6 +147,43 @@ def left_out(counts: Mapping[str, int]) -> list[str]:
     """Writes a line for each cause for which annotations were left out, the most common first."""
     found = [(n, name.removeprefix(LEFT_OUT)) for name, n in counts.items() if name.startswith(LEFT_OUT)]
     return [f"{n:,} annotations left out: {cause}" for n, cause in sorted(found, reverse=True)]
+
+
+def settled(counts: Mapping[str, int], options: Mapping[str, Any]) -> list[str]:
+    """Says for each algorithm that starts at random how often it found its best partition again.
+
+    Parameters
+    ----------
+    counts
+        stats/counts.json.
+    options
+        The run's result options.
+
+    Returns
+    -------
+    One sentence an algorithm; none for agglomerative and hdbscan, which draw nothing, and none in dataset scope.
+    """
+    lines = []
+    for algorithm, name in SEARCHES.items():
+        total, found = counts.get(CLUSTERINGS + algorithm, 0), counts.get(SETTLED + algorithm, 0)
+        if not total:
+            continue
+        if str(options.get("n_init")) == "1":
+            lines.append(f"{name} had one start a clustering (--n-init 1), so nothing says whether it would settle.")
+        elif found == total:
+            lines.append(f"{name} settled in all {total:,} clusterings.")
+        elif not found:
+            lines.append(
+                f"{name} settled in none of {total:,} clusterings; --engine sklearn and cuml do not say when it does."
+            )
+        else:
+            percent = min(max(round(100 * found / total), 1), 99)  # neither none nor all
+            how = "the score stability shows" if int(options.get("repeats", 1)) > 1 else "a run with --repeats 3 shows"
+            lines.append(
+                f"{name} settled in {percent} % of {total:,} clusterings. In the others it found its best partition "
+                f"only once: {how} what moves."
+            )
+    return lines
 
 
 def missing_inputs(run: Run, names: Sequence[str], *, has_annotations: bool, has_random: bool) -> list[str]:

@@ -264,6 +264,7 @@ class Run:
             width=self._array("width")[rows],
             labels=flat("labels") if self.has_labels and "labels" in only else None,
             k=self._array("k")[rows] if self.has_labels else None,
+            settled=self._array("settled")[rows] if "settled" in self._names else None,
             repeats=flat("labels_repeats") if "labels_repeats" in self._names and "repeats" in only else None,
             maps=flat(self.attention).astype(np.float32) if "maps" in only else None,
             prefix_mass=self._array("prefix_mass")[rows].astype(np.float32),
@@ -355,6 +356,7 @@ class Part:
     scores: Mapping[str, NDArray[np.float32]]  # [n, L, H] each; those that labelling computed
     instance: NDArray[np.int16] | None = None  # [n, P] which of the image's annotations owns each patch; −1 for none
     category: NDArray[np.int32] | None = None  # [n, P] the category of that annotation; −1 for none
+    settled: NDArray[np.bool_] | None = None  # [n, M, L, H] whether the best partition was found from two starts
 
 
 ANNOTATIONS_SCORED = "stats/annotations.json"
