@@ -10,10 +10,9 @@ import numpy as np
 import pandas as pd
 
 from batchjob.metrics.catalogue import QUESTION
-from batchjob.metrics.uncertainty import FEWEST_IMAGES, holm
-from batchjob.stats.numbers import gain, gain_interval, listed, number, p_value
+from batchjob.metrics.uncertainty import SURE, holm, is_enough
+from batchjob.stats.numbers import counted, gain, gain_interval, listed, number, p_value
 from batchjob.stats.stream import CLUSTERINGS, SETTLED
-from batchjob.stats.summary import SURE
 from docs import results_pictures
 
 NAMES = {"vits14": "DINOv2 ViT-S/14", "vitb16": "supervised ViT-B/16", "resnet18": "ResNet-18"}
@@ -159,7 +158,8 @@ def verdict(found: Sequence[Tables], deepest: Sequence[Tables]) -> str:
     """Answers the page's two questions in a paragraph: do heads separate objects, and is it attention?
 
     Heads are counted with p-values that are corrected over the heads of their run. The mean over heads of attention
-    minus a reference is one test for each model, size and reference; these are corrected together.
+    minus a reference is one test for each model, size and reference; these are corrected together. Those with too few
+    images are counted as neither.
 
     Parameters
     ----------
@@ -173,19 +173,22 @@ def verdict(found: Sequence[Tables], deepest: Sequence[Tables]) -> str:
     The paragraph.
     """
     networks = [t for t in found if t.has("key")]
-    counted = [t for t in deepest if t.short in {n.short for n in networks}]
-    over, position = ([t.heads("attention", null) for t in counted] for null in ("swap", "position"))
+    deep = [t for t in deepest if t.short in {n.short for n in networks}]
+    over, position = ([t.heads("attention", null) for t in deep] for null in ("swap", "position"))
     pairs = [
         (other, t.compared(other, "mean of heads").iloc[0]) for t in networks for other in REFERENCES if t.has(other)
     ]
     corrected = holm(np.array([row.p for _, row in pairs]))
     higher, lower = (
         Counter(
-            other for (other, row), p in zip(pairs, corrected, strict=True) if p < SURE and sign * row.difference > 0
+            other
+            for (other, row), p in zip(pairs, corrected, strict=True)
+            if row.enough and p <= SURE and sign * row.difference > 0
         )
         for sign in (1, -1)
     )
     of_each = Counter(other for other, _ in pairs)
+    few = sum(not row.enough for _, row in pairs)
     ways = ("query", "key")  # what attention is made of
     is_higher, is_lower = (any(side[other] for other in ways) for side in (higher, lower))
     said = {
@@ -198,13 +201,15 @@ def verdict(found: Sequence[Tables], deepest: Sequence[Tables]) -> str:
         for other in REFERENCES
         if of_each[other]
     )
+    better = sum(map(_better, over))
+    do_so = "does so better than it separates" if better == 1 else "do so better than they separate"
     return (
-        f"**Do heads separate objects of one class?** Of the {sum(map(len, over))} attention heads of "
-        f"{_models(counted)} at all sizes, {sum(map(_better, over))} do so better than they separate other photos' "
-        f"objects, and {sum(map(_better, position))} better than position alone does."
-        f"{_not_counted(deepest, counted)} **Is it attention itself, rather than the queries and keys that it is made "
-        f"of?** {said}. The mean over heads of attention rows was compared with that of the same heads' {told}. (A "
-        f"model at one size is one comparison; p < 0.05 after Holm's correction over all {len(pairs)}.)"
+        f"**Do heads separate objects of one class?** Of the {counted(sum(map(len, over)), 'attention head')} of "
+        f"{_models(deep)} at all sizes, {better} {do_so} other photos' objects, and {sum(map(_better, position))} "
+        f"better than position alone does{_unknown(sum(map(_too_few, over)))}.{_not_counted(deepest, deep)} **Is it "
+        f"attention itself, rather than the queries and keys that it is made of?** {said}. The mean over heads of "
+        f"attention rows was compared with that of the same heads' {told}. (A model at one size is one comparison; "
+        f"p ≤ {SURE} after Holm's correction over all {len(pairs)}{_unknown(few)}.)"
     )
 
 
@@ -212,9 +217,9 @@ def _models(found: Sequence[Tables]) -> str:
     return listed(list(dict.fromkeys(NAMES[t.short] for t in found)))
 
 
-def _not_counted(found: Sequence[Tables], counted: Sequence[Tables]) -> str:
+def _not_counted(found: Sequence[Tables], networks: Sequence[Tables]) -> str:
     """Names in a sentence the models that have no attention heads; empty where all have."""
-    others = _models([t for t in found if t not in counted])
+    others = _models([t for t in found if t not in networks])
     return f" (The maps of {others} are not among them: without attention there are no heads.)" if others else ""
 
 
@@ -225,21 +230,22 @@ def answer(found: Sequence[Tables]) -> str:
         over, position = (t.heads("attention", null) for null in ("swap", "position"))
         best = t.chosen("attention", "swap")
         where = "its one map" if t.short == "resnet18" else f"head {best['head']} of layer {best.layer}"
+        better, verb = _better(over), "separates" if _better(over) == 1 else "separate"
         lines.append(
-            f"- **{t.title}**: {_better(over)} of {len(over)} heads separate objects of one class better than the same "
-            f"head does with other photos' objects, and {_better(position)} better than position alone does; half of "
-            f"the images choose {where}, which scores {number(best['mean'])} on the other half (n = {best.n}), "
-            f"{_gain(best)} over other photos' objects"
-            f"{', too few images for a claim' if best.n < FEWEST_IMAGES else ''}."
+            f"- **{t.title}**: {better} of {counted(len(over), 'head')} {verb} objects of one class better than the "
+            f"same head does with other photos' objects, and {_better(position)} better than position alone does"
+            f"{_unknown(_too_few(over))}; half of the images choose {where}, which scores "
+            f"{number(best['mean'])} on the other half (n = {best.n}), {_gain(best)} over other photos' objects"
+            f"{'' if is_enough(best.n, best.informative) else ', too few images for a claim'}."
         )
         if t.has("key"):
             gaps = t.compared("key", "head")
-            above, below = ((gaps.p_holm < SURE) & (sign * gaps.difference > 0) for sign in (1, -1))
+            above, below = (gaps.sure & (sign * gaps.difference > 0) for sign in (1, -1))
             mean = t.compared("key", "mean of heads").iloc[0]
             lines.append(
-                f"    Its keys: attention is above them in {int(above.sum())} of {len(gaps)} heads and below in "
-                f"{int(below.sum())}; on the mean of all heads the difference is {_gain(mean, 'difference')} "
-                f"({p_value(mean.p)})."
+                f"    Its keys: attention is above them in {int(above.sum())} of {counted(len(gaps), 'head')} and "
+                f"below in {int(below.sum())}{_unknown(_too_few(gaps))}; on the mean of all heads the difference is "
+                f"{_gain(mean, 'difference')} ({p_value(mean.p, enough=mean.enough)})."
             )
     return "\n".join(lines)
 
@@ -252,13 +258,15 @@ def _question_table(found: Sequence[Tables]) -> str:
         cells = [t.title, str(swap.n), f"{swap.layer}.{swap['head']}", number(swap["mean"])]
         for null in ("swap", "position"):
             row = t.chosen("attention", null)
-            cells.append(f"{number(row.null_mean)}: {_gain(row)}, {p_value(row.p)}")
+            cells.append(
+                f"{number(row.null_mean)}: {_gain(row)}, {p_value(row.p, enough=is_enough(row.n, row.informative))}"
+            )
         rows.append(cells)
     return _table(["model", "n", "layer.head", "ARI", "other photos' objects", "position alone"], rows)
 
 
 def _count_table(found: Sequence[Tables]) -> str:
-    """Counts the heads whose gain is sure after Holm's correction, on all images."""
+    """Counts the heads whose gain is sure, on all images."""
     rows = []
     for t in found:
         for run in ("attention", *REFERENCES, "random0"):
@@ -266,10 +274,10 @@ def _count_table(found: Sequence[Tables]) -> str:
                 over, position = t.heads(run, "swap"), t.heads(run, "position")
                 cells = [t.title, "untrained attention" if run == "random0" else run, str(len(over))]
                 cells += [number(over["mean"].mean()), number(over["mean"].max()), number(over.gain.mean())]
-                cells += [str(_better(over)), str(_better(position)), str(_better(position, -1))]
+                cells += [str(_better(over)), str(_better(position)), str(_better(position, -1)), str(_too_few(over))]
                 rows.append(cells)
     head = ["model", "clustered", "heads", "mean ARI", "best ARI", "mean gain over swap"]
-    return _table([*head, "better than swap", "better than position", "worse than position"], rows)
+    return _table([*head, "better than swap", "better than position", "worse than position", "too few to say"], rows)
 
 
 def _reference_table(found: Sequence[Tables]) -> str:
@@ -282,10 +290,11 @@ def _reference_table(found: Sequence[Tables]) -> str:
             best, mean, heads = (t.compared(other, of) for of in ("best head", "mean of heads", "head"))
             cells = [t.title, other]
             for row in (best.iloc[0], mean.iloc[0]):
-                cells.append(f"{_gain(row, 'difference')}, {p_value(row.p)}")
-            sure = heads[heads.p_holm < SURE]
+                cells.append(f"{_gain(row, 'difference')}, {p_value(row.p, enough=row.enough)}")
+            sure = heads[heads.sure]
             above, below = int((sure.difference > 0).sum()), int((sure.difference < 0).sum())
-            rows.append([*cells, f"{above} / {below} of {len(heads)}" if len(heads) else "–"])
+            few = f", {_too_few(heads)} too few to say" if _too_few(heads) else ""
+            rows.append([*cells, f"{above} / {below} of {len(heads)}{few}" if len(heads) else "–"])
     head = ["model", "attention minus", "best heads, other half", "mean of heads, all images"]
     return _table([*head, "heads above / below"], rows)
 
@@ -331,14 +340,24 @@ def _last_layer_table(t: Tables) -> str:
         cells = [str(row["head"]), f"{number(row['mean'])} [{number(row.low)}, {number(row.high)}]"]
         for null in (swap, position, random):
             same = null[(null.layer == row.layer) & (null["head"] == row["head"])]
-            cells += [f"{number(n.null_mean)}: {_gain(n)}, {p_value(n.p_holm)}" for _, n in same.iterrows()] or ["–"]
+            cells += [
+                f"{number(n.null_mean)}: {_gain(n)}, {p_value(n.p_holm, enough=n.enough)}" for _, n in same.iterrows()
+            ] or ["–"]
         rows.append(cells)
     head = ["head", "ARI", "other photos' objects", "position alone", "untrained"]
     return f"**{t.title}**, n = {int(swap.n.max())}\n\n{_table(head, rows)}"
 
 
 def _better(heads: pd.DataFrame, sign: int = 1) -> int:
-    return int(((heads.p_holm < SURE) & (sign * heads.gain > 0)).sum())
+    return int((heads.sure & (sign * heads.gain > 0)).sum())
+
+
+def _too_few(rows: pd.DataFrame) -> int:
+    return int((~rows.enough).sum())
+
+
+def _unknown(count: int) -> str:
+    return f"; of {count} too little is known to say" if count else ""
 
 
 def _gain(row: pd.Series, name: str = "gain") -> str:

@@ -14,7 +14,7 @@ from matplotlib.image import AxesImage
 
 from batchjob.figures import canvas
 from batchjob.figures.nulls import LAYERS
-from batchjob.stats.summary import SURE
+from batchjob.metrics.uncertainty import SURE
 
 if TYPE_CHECKING:
     from docs.results_page import Tables
@@ -75,7 +75,7 @@ def _map(found: "Sequence[Tables]") -> Figure:
     figure.colorbar(image, cax=bar)
     bar.tick_params(length=2)
     figure.axes[-1].set_ylabel("ARI: gain over other photos' objects", size=7)
-    canvas.write(figure, 0.14, height + 0.86, "● p < 0.05 after Holm", size=7, color=canvas.QUIET)
+    canvas.write(figure, 0.14, height + 0.86, f"● p ≤ {SURE} after Holm", size=7, color=canvas.QUIET)
     return figure
 
 
@@ -88,7 +88,7 @@ def _short(t: "Tables") -> str:
 def _grid(axes: Axes, table: pd.DataFrame, limit: float, *, is_first: bool) -> AxesImage:
     """Draws one run's gains, layer down and head across, with a dot where they are sure."""
     values = table.pivot(index="layer", columns="head", values="gain").sort_index()
-    sure = table.pivot(index="layer", columns="head", values="p_holm").sort_index() < SURE
+    sure = table.pivot(index="layer", columns="head", values="sure").sort_index().eq(True)
     image = axes.imshow(values, cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto")
     for i, j in zip(*np.nonzero(sure.to_numpy()), strict=True):
         axes.plot(j, i, "o", color="#111111", markersize=2)
@@ -142,7 +142,7 @@ def _paired(found: "Sequence[Tables]") -> Figure:
         heads = t.compared("key", "head")
         axes.plot([0, 0.7], [0, 0.7], color=canvas.RULE, linewidth=0.8, zorder=0)
         inks = shades.to_rgba(heads.layer_a.to_numpy(dtype=float))
-        fills = np.where((heads.p_holm < SURE).to_numpy()[:, None], inks, to_rgba("white"))
+        fills = np.where(heads.sure.to_numpy()[:, None], inks, to_rgba("white"))
         axes.scatter(heads.mean_b, heads.mean_a, s=13, ec=inks, fc=fills, linewidths=0.8)
         axes.set_xlim(-0.03, 0.7)
         axes.set_ylim(-0.03, 0.7)
@@ -156,6 +156,6 @@ def _paired(found: "Sequence[Tables]") -> Figure:
     figure.colorbar(shades, cax=bar).set_label("layer", size=7)
     bar.invert_yaxis()  # the first layer on top, as in the figures of a run
     bar.tick_params(length=2)
-    told = "filled: the difference has p < 0.05 after Holm; open: it has not"
+    told = f"filled: the difference has p ≤ {SURE} after Holm; open: it has not, or too few photos have it"
     canvas.write(figure, 0.14, side + 0.8, told, size=7, color=canvas.QUIET)
     return figure

@@ -198,7 +198,7 @@ def summary_of(layers: int, heads: int) -> pd.DataFrame:
                 row = {"score": score, "algorithm": "" if "distance" in score else "kmeans", "n": 40}
                 row |= {"layer": layer, "head": head, "mean": 0.3 + gain, "low": 0.2 + gain, "high": 0.4 + gain}
                 row |= {"null_mean": 0.3, "gain": gain, "gain_low": gain - 0.1, "gain_high": gain + 0.1}
-                row |= {"p_holm": 0.01 if abs(gain) > 0.1 else 1.0}
+                row |= {"sure": abs(gain) > 0.1}
                 rows += [row | {"null": null} for null in ("swap", "position")]
     return pd.DataFrame(rows)
 
@@ -244,7 +244,7 @@ def test_heads_are_placed_by_their_gains_over_two_nulls_and_their_names_never_ov
 
 def test_a_head_has_a_filled_point_only_if_both_of_its_gains_are_sure() -> None:
     summary = summary_of(1, 4)
-    summary.loc[(summary["head"] == 3) & (summary["null"] == "swap"), "p_holm"] = 1.0
+    summary.loc[(summary["head"] == 3) & (summary["null"] == "swap"), "sure"] = False
     points = nulls.against_nulls(summary, score="instance_ari", heading="model").axes[0].collections[-1]
     white = (np.asarray(points.get_facecolor())[:, :3] == 1).all(axis=1)
     assert white.tolist() == [True, True, False, True]  # gains 0.0, 0.1, 0.2 and 0.3

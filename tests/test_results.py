@@ -11,7 +11,7 @@ import pytest
 from batchjob.stats.numbers import number
 from batchjob.stats.run import run_stats
 from docs import results, results_page, results_pictures
-from tests.made_up_runs import write_annotations, write_run
+from tests.made_up_runs import KINDS, spoil_labels, write_annotations, write_run
 
 IMAGES = 24
 
@@ -44,6 +44,8 @@ def test_all_layers_of_the_largest_input_are_clustered_with_the_same_options() -
 def test_the_page_says_what_the_tables_say(tmp_path: Path) -> None:
     names = {"attention": {}, "key": {"seed": 1}, "random0": {"kinds": ["random"] * 4, "weights": "random", "seed": 2}}
     runs = [write_run(tmp_path / f"vits14-224-{name}", IMAGES, **how) for name, how in names.items()]  # type: ignore[arg-type]
+    for run in runs[:2]:
+        spoil_labels(run, KINDS.index("instance"))
     run_stats(runs, annotations=str(write_annotations(tmp_path / "a.json", IMAGES)))
     for run in runs:
         shutil.copytree(run / "stats", tmp_path / "tables" / "vits14-224" / run.name)
@@ -52,12 +54,14 @@ def test_the_page_says_what_the_tables_say(tmp_path: Path) -> None:
 
     summary = pd.read_parquet(runs[0] / "stats" / "summary.parquet").query("score == 'instance_ari'")
     over = {null: summary[summary.null == null] for null in ("swap", "position")}
-    better = {null: int(((rows.p_holm < 0.05) & (rows.gain > 0)).sum()) for null, rows in over.items()}
+    better = {null: int((rows.sure & (rows.gain > 0)).sum()) for null, rows in over.items()}
     assert better["swap"] >= 1  # the head that attends within objects
     page = (tmp_path / "docs" / "results.md").read_text()
-    assert f"**DINOv2 ViT-S/14, 224 px**: {better['swap']} of 4 heads separate objects" in page
+    verb = "separates" if better["swap"] == 1 else "separate"
+    assert f"**DINOv2 ViT-S/14, 224 px**: {better['swap']} of 4 heads {verb} objects" in page
     assert f"and {better['position']} better than position alone" in page
-    assert f"Of the 4 attention heads of DINOv2 ViT-S/14 at all sizes, {better['swap']} do so better than" in page
+    does = "does" if better["swap"] == 1 else "do"
+    assert f"Of the 4 attention heads of DINOv2 ViT-S/14 at all sizes, {better['swap']} {does} so better than" in page
     assert "not among them" not in page  # no model without attention was run
     mean = pd.read_parquet(runs[0] / "stats" / "comparison.parquet").query("of == 'mean of heads'").iloc[0]
     lower, higher = (int(mean.p < 0.05 and sign * mean.difference > 0) for sign in (-1, 1))
@@ -79,10 +83,10 @@ class MadeUp:
 
     def heads(self, run: str, null: str) -> pd.DataFrame:
         rows = [{"layer": x, "head": h, "gain": 0.1 * x, "mean": 0.1 * x} for x in range(3) for h in range(4)]
-        return pd.DataFrame(rows).assign(p_holm=1.0, null_mean=0.3)
+        return pd.DataFrame(rows).assign(sure=False, enough=True, null_mean=0.3)
 
     def compared(self, run: str, kind: str) -> pd.DataFrame:
-        rows = [{"layer_a": x, "mean_a": 0.1 * x, "mean_b": 0.2, "p_holm": 0.01 if x == 1 else 1.0} for x in range(3)]
+        rows = [{"layer_a": x, "mean_a": 0.1 * x, "mean_b": 0.2, "sure": x == 1} for x in range(3)]
         return pd.DataFrame(rows)
 
 

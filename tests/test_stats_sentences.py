@@ -9,13 +9,13 @@ import pytest
 
 from batchjob.stats import sentences, text
 from batchjob.stats.modifiers import describe as describe_modifiers
-from batchjob.stats.numbers import gain, number
+from batchjob.stats.numbers import counted, gain, number, p_number, p_value
 from batchjob.store.run import Run
 from tests.made_up_runs import write_run
 
 QUESTION = {"score": "instance_ari", "algorithm": "kmeans", "layer": 11, "head": 1, "n": 113, "informative": 90}
 
-QUESTION |= {"mean": 0.44, "better": 3, "worse": 1, "heads": 12}
+QUESTION |= {"mean": 0.44, "better": 3, "worse": 1, "too_few": 0, "heads": 12}
 
 SWAP = QUESTION | {"null": "swap", "null_mean": 0.21, "gain": 0.23, "gain_low": 0.18, "gain_high": 0.27, "p": 1e-5}
 
@@ -38,15 +38,14 @@ def test_the_answer_is_a_whole_sentence(tmp_path: Path) -> None:
         told = sentences.sentence(run, [SWAP | few, PLACE | few])
         assert told.startswith("Too few to say whether head 1 of layer 11 separates objects of one class: ARI 0.44")
         assert "p " not in told.replace("photos", "")
-        assert sentences.counts([SWAP | few, PLACE | few]) == ""
     example = sentences.sentence(run, [SWAP | {"n": 5}, PLACE | {"n": 5}])
     assert example == (
         "An example, 5 photos: head 1 of layer 11 has ARI 0.44, against 0.21 with other photos' objects and 0.33 by "
         "position alone."
     )
     assert sentences.counts([SWAP, PLACE]) == (
-        "Of 12 heads over all images, 3 do better than with other photos' objects, 1 worse; 3 do better than position "
-        "alone, 1 worse (p ≤ 0.05 after Holm's correction)."
+        "Of 12 heads over all images, 3 do better than with other photos' objects and 1 does worse; 3 do better than "
+        "position alone and 1 does worse (p ≤ 0.05 after Holm's correction)."
     )
     whole = sentences.answer(run, pd.DataFrame([SWAP | {"n": 40}, PLACE | {"n": 40}]))
     assert whole[-1].startswith("Under 50 images (here 40)")
@@ -126,6 +125,55 @@ def test_the_share_of_settled_clusterings_is_said_with_what_to_do(
     counts = {"clusterings by kmeans": 1176, "settled by kmeans": found}
     assert text.settled(counts, {"n_init": "auto", **options}) == [said]
     assert text.settled({}, {"n_init": "auto"}) == []
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "too_few", "heads", "told"),
+    [
+        (
+            1,
+            1,
+            1,
+            3,
+            "Of 3 heads over all images, 1 does better than position alone, 1 does worse, and of 1 too little ",
+        ),
+        (0, 3, 0, 4, "Of 4 heads over all images, none does better than position alone and 3 do worse (p ≤ 0.05 "),
+        (2, 0, 0, 4, "Of 4 heads over all images, 2 do better than position alone and none does worse (p ≤ 0.05 "),
+        (
+            0,
+            0,
+            2,
+            4,
+            "Of 4 heads over all images, none does better than position alone, none does worse, and of 2 too ",
+        ),
+        (1, 0, 0, 1, "Of the one head over all images, "),
+    ],
+)
+def test_heads_are_counted_in_right_english(better: int, worse: int, too_few: int, heads: int, told: str) -> None:
+    row = PLACE | {"better": better, "worse": worse, "too_few": too_few, "heads": heads}
+    assert sentences.counts([row]).startswith(told)
+
+
+def test_heads_of_which_too_little_is_known_are_not_counted() -> None:
+    few = {"better": 0, "worse": 0, "too_few": 12}
+    assert sentences.counts([SWAP | few, PLACE | few]) == ""
+    assert sentences.counts([SWAP, PLACE | few]) == (
+        "Of 12 heads over all images, 3 do better than with other photos' objects and 1 does worse; too little is "
+        "known to say whether any does better than position alone (p ≤ 0.05 after Holm's correction)."
+    )
+
+
+def test_one_of_a_thing_is_told_in_the_singular() -> None:
+    assert [counted(n, "photo") for n in (0, 1, 1204)] == ["0 photos", "1 photo", "1,204 photos"]
+    row = {"layer": 0, "head": 0, "algorithm": "kmeans", "modifier": "smaller", "low": 2.0, "high": 4.0, "gain": 0.05}
+    row |= {"gain_low": -0.1, "gain_high": 0.2, "pairs": 1, "correlation": np.nan}
+    assert describe_modifiers(pd.DataFrame([row]), 0, 0, "kmeans")[0].endswith("(1 pair)")
+    assert text.left_out({"left out: a crowd": 1}) == ["1 annotation left out: a crowd"]
+
+
+def test_p_is_not_printed_of_too_few_images() -> None:
+    assert [p_number(0.03), p_number(0.03, enough=False), p_number(np.nan, enough=False)] == ["0.03", "too few", "–"]
+    assert [p_value(0.03), p_value(0.03, enough=False)] == ["p = 0.03", "too few to say"]
 
 
 def test_a_rank_correlation_of_constant_values_is_not_printed() -> None:

@@ -94,13 +94,14 @@ def test_the_best_head_is_chosen_by_its_gain_over_swap_and_few_images_claim_noth
     assert first_row.split()[:3] == ["kmeans", "11", "1"]
 
 
-def test_counts_of_better_and_worse_heads_use_the_corrected_p(scored: Any) -> None:
+def test_counts_of_better_and_worse_heads_are_those_of_the_sure_gains(scored: Any) -> None:
     run, _ = scored
     summary, selection = table(run, "summary"), table(run, "selection")
     for row in selection.to_dict("records"):
         mine = summary.query("score == @row['score'] and null == @row['null'] and algorithm == @row['algorithm']")
-        assert row["better"] == ((mine["p_holm"] <= 0.05) & (mine["gain"] > 0)).sum()
-        assert row["worse"] == ((mine["p_holm"] <= 0.05) & (mine["gain"] < 0)).sum()
+        assert row["better"] == (mine["sure"] & (mine["gain"] > 0)).sum()
+        assert row["worse"] == (mine["sure"] & (mine["gain"] < 0)).sum()
+        assert row["too_few"] == row["heads"] == len(mine)  # fifteen images have a score
 
 
 def test_a_score_is_added_by_one_function_and_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +130,7 @@ def test_images_that_can_not_be_scored_are_counted_and_reported(scored: Any) -> 
     assert counts["not annotated"] == 1
     assert counts["annotated at another size"] == 1
     assert counts["annotated"] == counts["with two of a category"] == COUNT - 3
-    assert "1 images are annotated at another size: left out" in lines
+    assert "1 image annotated at another size: left out" in lines
 
 
 def test_scores_are_arrays_that_plain_xarray_opens_and_one_tidy_table(scored: Any) -> None:

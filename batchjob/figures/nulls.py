@@ -18,6 +18,7 @@ from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
 from batchjob.figures import canvas, statistics
+from batchjob.metrics.uncertainty import SURE
 
 # viridis without its ends, which can't be seen on a dark or on a white background
 LAYERS = ListedColormap(colormaps["viridis"](np.linspace(0.25, 0.88, 128)))
@@ -37,8 +38,8 @@ _PLACES = sorted(
 def against_nulls(summary: pd.DataFrame, *, score: str, heading: str, algorithm: str = "") -> Figure:
     """Draws each head's gain over other photos' objects against its gain over position, with both 95 % intervals.
 
-    Only a head in the upper right does better than both null models. A point is filled if both gains are sure after
-    Holm's correction.
+    Only a head in the upper right does better than both null models. A point is filled if both gains are sure: `sure`
+    of the summary.
 
     Parameters
     ----------
@@ -61,7 +62,7 @@ def against_nulls(summary: pd.DataFrame, *, score: str, heading: str, algorithm:
         axes.vlines(x, both["gain_low_y"], both["gain_high_y"], **wide)
         shades = ScalarMappable(Normalize(layers.min(), layers.max()), LAYERS)
         inks = shades.to_rgba(layers) if several else np.tile(to_rgba(statistics.BLUE), (len(x), 1))
-        sure = both[["p_holm_x", "p_holm_y"]].max(axis=1, skipna=False).to_numpy(float) <= statistics.SURE
+        sure = both[["sure_x", "sure_y"]].all(axis=1).to_numpy()
         fills = np.where(sure[:, None], inks, to_rgba("white"))
         axes.scatter(x, y, s=20, lw=0.9, ec=inks, fc=fills, zorder=4)
         axes.margins(0.06)
@@ -78,8 +79,9 @@ def against_nulls(summary: pd.DataFrame, *, score: str, heading: str, algorithm:
         _name_corners(figure, axes, np.column_stack([x, y]))
         named = _name_points(figure, axes, np.column_stack([x, y]), [(i, names[i]) for i in order], np.array(lines))
         told = (
-            f"Lines: 95 % intervals over {statistics.count_words(both['n_x'])} images. Filled: both gains have "
-            f"p ≤ {statistics.SURE} after Holm's correction. {_told_names(named, len(order), len(x), several)}"
+            f"Lines: 95 % intervals over {statistics.count_words(both['n_x'], 'image')}. Filled: both gains have "
+            f"p ≤ {SURE} after Holm's correction, on enough images to say. "
+            f"{_told_names(named, len(order), len(x), several)}"
         )
         canvas.note(figure, 0.14, 4.74, told)
     return figure

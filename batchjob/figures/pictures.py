@@ -99,7 +99,7 @@ def head_gallery(run: Run, rows: Sequence[int], layer: int, head: int, look: Loo
     """
     return maps.one_head(
         {"": [panel(run, row, layer, head, look) for row in rows]},
-        heading=f"Head {head} over {len(rows)} images\n{headline(run, layer)}",
+        heading=f"Head {head} over {len(rows)} image{'s' * (len(rows) != 1)}\n{headline(run, layer)}",
         attention_name=run.attention_name,
         smooth=look.smooth,
         remark=f"Numbers before the ids: {_score_words(run)}." if run.image_score else "",

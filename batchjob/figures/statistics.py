@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from batchjob.figures import canvas
 from batchjob.metrics import catalogue
+from batchjob.metrics.uncertainty import SURE
 
 BLUE, RED = "#0072b2", "#d55e00"
 NULLS = {  # marker and words of each null model
@@ -19,8 +20,7 @@ NULLS = {  # marker and words of each null model
     "distance": ("v", "distance alone"),
     "random": ("^", "untrained"),
 }
-SURE = 0.05  # a gain is sure if its p-value by Holm is at most this
-OPEN = f"Open marks: p > {SURE} after Holm's correction."
+OPEN = f"Open marks: p > {SURE} after Holm's correction, or too few images to say."
 _MOST_HEADS = 30  # the most heads of a forest: of more, it shows the best and the worst
 
 
@@ -57,7 +57,7 @@ def of_score(summary: pd.DataFrame, score: str, *, null: str = "", algorithm: st
 
 
 def gain_map(rows: pd.DataFrame, *, heading: str, null: str = "swap") -> Figure:
-    """Draws the gain over a null as a heat map of layers × heads, with a dot where the gain is sure by Holm.
+    """Draws the gain over a null as a heat map of layers × heads, with a dot where the gain is sure.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ def gain_map(rows: pd.DataFrame, *, heading: str, null: str = "swap") -> Figure:
         bar = figure.add_axes(fraction(figure, 0.75 + size[0] + 0.15, 0.65, 0.1, size[1]))
         figure.colorbar(image, cax=bar).set_label(f"{score_name(str(rows['score'].iloc[0]))}: gain", size=7)
         bar.tick_params(length=2)
-        canvas.note(figure, 0.14, size[1] + 1.1, f"● p ≤ {SURE} after Holm's correction over all heads")
+        canvas.note(figure, 0.14, size[1] + 1.1, f"● p ≤ {SURE} after Holm's correction, on enough images to say")
     return figure
 
 
@@ -103,14 +103,14 @@ def _gain_cell(axes: Axes, at: tuple[int, int], row: Any, limit: float, cell: fl
             *at, f"{round(row['gain'], 2) + 0.0:+.2f}".replace("-", "−"), ha="center", va="center", size=7, color=ink
         )
         at = (at[0], at[1] + 0.36)  # type: ignore[assignment]
-    if row["p_holm"] <= SURE:
+    if row["sure"]:
         axes.plot(*at, "o", ms=2.0, color=ink)
 
 
 def forest(summary: pd.DataFrame, *, score: str, heading: str, algorithm: str = "") -> Figure:
     """Draws the heads' gains over each null model with 95 % intervals, the best head first.
 
-    A mark is filled if the gain is sure after Holm's correction.
+    A mark is filled if the gain is sure: `sure` of the summary.
 
     Parameters
     ----------
@@ -178,7 +178,7 @@ def forest_on(axes: Axes, found: pd.DataFrame, heads: pd.DataFrame, score: str) 
     axes.set_ylim(len(heads) - 0.4, -0.6)
     axes.axvline(0, color=canvas.QUIET, lw=0.8, zorder=0)
     what = f"{score_name(score)}: {'gain' if nulls else 'mean'}"
-    axes.set_xlabel(f"{what}, over {count_words(heads['n'])} images")
+    axes.set_xlabel(f"{what}, over {count_words(heads['n'], 'image')}")
     if nulls:
         how: dict[str, Any] = {"ha": "right", "va": "bottom", "textcoords": "offset points", "color": canvas.QUIET}
         axes.annotate("mean", (0, 1), (-7, 2), xycoords="axes fraction", **how)
@@ -188,7 +188,7 @@ def _gains(axes: Axes, rows: pd.DataFrame, y: Any, null: str, colour: str) -> No
     """Draws the gains over one null as marks with intervals; a mark is filled if the gain is sure."""
     marker, name = NULLS[null]
     axes.hlines(y, rows["gain_low"], rows["gain_high"], color=colour, lw=1.2)
-    sure = rows["p_holm"].to_numpy(dtype=float) <= SURE
+    sure = rows["sure"].eq(True).to_numpy()  # NaN for a head without this null
     marks: dict[str, Any] = {"ms": 4, "mec": colour, "mew": 0.9, "ls": "none"}
     axes.plot(rows["gain"][~sure], y[~sure], marker, mfc="white", **marks)
     axes.plot(rows["gain"][sure], y[sure], marker, mfc=colour, **marks)
@@ -264,9 +264,23 @@ def _bin(low: Any, high: Any) -> str:
     return f"≥ {low:g}" if not np.isfinite(high) else f"{low:g}–{high:g}"
 
 
-def count_words(n: "pd.Series[Any]") -> str:
-    """Writes how many images a column `n` of a table counts: `40`, or `38 to 40` where heads differ."""
-    return f"{n.min():,}" if n.min() == n.max() else f"{n.min():,} to {n.max():,}"
+def count_words(n: "pd.Series[Any]", noun: str) -> str:
+    """Writes how many images a column of a table counts.
+
+    Parameters
+    ----------
+    n
+        The column.
+    noun
+        The word for one image.
+
+    Returns
+    -------
+    `40 photos`, `1 photo`, or `38 to 40 photos` where heads differ.
+    """
+    low, high = n.min(), n.max()
+    count = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    return f"{count} {noun}{'' if high == 1 else 's'}"
 
 
 def chart(size: tuple[float, float], heading: str, box: tuple[float, float, float, float]) -> tuple[Figure, Axes]:

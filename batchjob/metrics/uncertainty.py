@@ -15,6 +15,7 @@ FLIPS = 100_000
 ENOUGH_IMAGES = 50  # with fewer, a 95 % interval covers less than it says (docs/metrics.md)
 FEWEST_IMAGES = 20  # with fewer, nothing is claimed
 FEWEST_INFORMATIVE = 10  # images whose value is not the most common one; with fewer, nothing is claimed
+SURE = 0.05  # the largest p-value of a claim, corrected where several heads were tested
 _MOST_EXCESS = 1 / 3  # of the squares; that is the share with a single lender
 _BLOCK = 1 << 23  # numbers in one block of weights: 64 MB
 

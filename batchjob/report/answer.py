@@ -101,6 +101,6 @@ def _difference(row: Any, several: bool) -> list[str]:
         number(row["mean_b"]),
         gain(row["difference"]),
         gain_interval(row["low"], row["high"]),
-        p_number(row["p"]),
+        p_number(row["p"], enough=row["enough"]),
     ]
     return ([f"{row['run_a']} − {row['run_b']}"] if several else []) + cells

@@ -8,9 +8,9 @@ import pandas as pd
 
 from batchjob.figures.statistics import NULLS, of_score, score_name
 from batchjob.metrics import catalogue
+from batchjob.metrics.uncertainty import SURE
 from batchjob.report.table import address
 from batchjob.stats.numbers import gain, number
-from batchjob.stats.summary import SURE
 from batchjob.store.run import Run
 
 
@@ -21,7 +21,7 @@ class Tile:
     text: str  # its value
     share: int  # strength of its colour in percent
     side: str  # of zero: up, down, or empty
-    is_sure: bool  # whether the gain is sure after Holm's correction
+    is_sure: bool  # whether the gain is sure, as in `sure` of the summary
     link: str  # to the head in the browser
     title: str  # shown on hovering
 
@@ -79,7 +79,7 @@ def _tile(row: Any, value: str, limit: float, place: int, at: tuple[int, int]) -
         return Tile("–", 0, "", False, address("", layer, head, place), f"layer {layer}, head {head}: not defined")
     found = float(row[value])
     text = gain(found, 2) if value == "gain" else number(found, 2)
-    is_sure = value == "gain" and float(row["p_holm"]) <= SURE
+    is_sure = value == "gain" and bool(row["sure"])
     title = f"layer {layer}, head {head}: {text}" + (f", p ≤ {SURE} by Holm" if is_sure else "")
     side = "up" if found > 0 else "down" if found < 0 else ""
     link = address(str(row["algorithm"]), layer, head, place)

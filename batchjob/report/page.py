@@ -19,6 +19,7 @@ from batchjob.report import answer, browser, codebook, facts, table
 from batchjob.report.headmap import head_map
 from batchjob.report.sheets import picture, pictures
 from batchjob.stats import sentences as told
+from batchjob.stats.numbers import counted
 from batchjob.store.run import Run
 
 _SAMPLE = 60  # images drawn at random for the browser
@@ -159,20 +160,21 @@ def _start(run: Run) -> tuple[int, int]:
 def _subtitle(run: Run) -> str:
     grid = run.geometry.grid
     return (
-        f"{len(run.ok_rows):,} images, {grid[0]} × {grid[1]} patches, "
-        f"{len(run.layers)} layer{'s' if len(run.layers) > 1 else ''} × {len(run.heads)} heads"
+        f"{counted(len(run.ok_rows), 'image')}, {grid[0]} × {grid[1]} patches, "
+        f"{counted(len(run.layers), 'layer')} × {counted(len(run.heads), 'head')}"
         f"{', ' + ' and '.join(run.patch_algorithms) if run.patch_algorithms else ''}"
     )
 
 
 def _tiles(known: facts.Facts, run: Run) -> list[tuple[str, str]]:
     tiles = [
-        (f"{known.labelled:,}", "images labelled"),
+        (f"{known.labelled:,}", "image labelled" if known.labelled == 1 else "images labelled"),
         (f"{known.images - known.labelled - known.pending:,}", "failed"),
     ]
     if known.pending:
         tiles.append((f"{known.pending:,}", "not labelled yet"))
-    tiles.append((f"{len(run.layers) * len(run.heads):,}", "heads"))
+    heads = len(run.layers) * len(run.heads)
+    tiles.append((f"{heads:,}", "head" if heads == 1 else "heads"))
     k = run.data["k"].values[run.ok_rows]
     low, high = int(k.min()), int(k.max())
     tiles.append((f"{low}" if low == high else f"{low}–{high}", "clusters, k"))
@@ -192,7 +194,7 @@ def _compared(runs: Sequence[facts.Facts]) -> list[tuple[str, list[str]]]:
 
 def _sample_note(shown: int, count: int, run: Run) -> str:
     if shown == count:
-        text = f"All {count:,} labelled images."
+        text = f"All {count:,} labelled images." if count > 1 else "The one labelled image."
     else:
         text = (
             f"A sample of {shown:,} of {count:,} labelled images, so that the page stays small: those whose attention "

@@ -15,6 +15,7 @@ from batchjob.figures import pictures as drawn
 from batchjob.figures.look import Look
 from batchjob.figures.overview import overview
 from batchjob.figures.photos import choose_rows
+from batchjob.stats.numbers import counted
 from batchjob.store.run import Run
 
 _PICTURE_DPI = 150
@@ -32,7 +33,7 @@ _CHARTS = {
     "stats-forest": (
         "Heads and their null models",
         "Each head's gain over its null models on the same images, with 95 % intervals, the best first. A filled mark "
-        "stays clear of zero after the correction for the number of heads.",
+        "stays clear of zero after the correction for the number of heads, and has enough images to say so.",
     ),
     "stats-gain": (
         "Gain by layer and head",
@@ -105,7 +106,7 @@ def pictures(runs: Sequence[Run]) -> list[Picture]:
         caption = f"The images where head {head} of layer {layer} scores highest and lowest: score, objects, clusters."
         found.append(picture(figure, "Best and worst images", caption, caption))
     many = choose_rows(run, "spread", 14)
-    caption = f"Layer {layer}, head {head}, over {len(many)} images."
+    caption = f"Layer {layer}, head {head}, over {counted(len(many), 'image')}."
     found.append(picture(drawn.head_gallery(run, many, layer, head, how), "One head", caption, caption))
     return found
 

@@ -11,7 +11,6 @@ import pandas as pd
 from batchjob.figures.statistics import of_score, score_name
 from batchjob.metrics import catalogue
 from batchjob.stats import numbers
-from batchjob.stats.summary import SURE
 from batchjob.store.run import Run
 
 
@@ -95,7 +94,7 @@ def plain(run: Run) -> Table:
                 cells.append(number(_mean(data["inertia"][:, m, x, h]), 4))
                 cells.append(number(_mean(data["prefix_mass"][:, x, h])))
                 rows.append(_row(algorithm, layer, head, cells))
-    return Table(columns, rows, _filters(algorithms, run.layers), f"Means over {len(ok):,} images.")
+    return Table(columns, rows, _filters(algorithms, run.layers), f"Means over {numbers.counted(len(ok), 'image')}.")
 
 
 def _filters(algorithms: Sequence[str], layers: Sequence[int]) -> list[tuple[str, str, list[str]]]:
@@ -166,14 +165,14 @@ def scored(run: Run, summary: pd.DataFrame) -> Table:
         cells = _place(algorithm, layer, head)
         cells.append(_with_interval(number(row["mean"]), row["low"], row["high"]))
         if has_gain:
-            cells += [number(row["null_mean"]), _gain(row, low, high), _p_value(row["p_holm"])]
+            cells += [number(row["null_mean"]), _gain(row, low, high), _p_value(row)]
         if second:
             cells.append(second.get((algorithm, layer, head), Cell("–", "")))
         cells.append(Cell(f"{row['n']:,}", str(row["n"])))
         cells += [
             number(values[s].get((algorithm, layer, head), values[s].get(("", layer, head), np.nan))) for s in others
         ]
-        made.append(_row(algorithm, layer, head, cells, clear=bool(row["p_holm"] <= SURE)))
+        made.append(_row(algorithm, layer, head, cells, clear=bool(row["sure"])))
     note = (
         f"By {score_name(lead)}, best first; means over images with 95 % intervals. A click on a column's name sorts "
         "the table; a click on a head shows it in the browser."
@@ -238,11 +237,10 @@ def _with_interval(cell: Cell, low: float, high: float) -> Cell:
 def _gain(row: Any, low: float, high: float) -> Cell:
     if not np.isfinite(row["gain"]):
         return Cell("–", "")
-    sure = row["p_holm"] <= SURE
     scale = 100 / (high - low)
     return replace(
         _plain_gain(row),
-        mark="" if not sure else "up" if row["gain"] > 0 else "down",
+        mark="" if not row["sure"] else "up" if row["gain"] > 0 else "down",
         left=round((row["gain_low"] - low) * scale, 2),
         wide=round((row["gain_high"] - row["gain_low"]) * scale, 2),
         at=round((row["gain"] - low) * scale, 2),
@@ -254,5 +252,6 @@ def _plain_gain(row: Any) -> Cell:
     return Cell(numbers.gain(row["gain"]), repr(float(row["gain"])), interval)
 
 
-def _p_value(value: float) -> Cell:
-    return Cell(numbers.p_number(value), repr(float(value)) if np.isfinite(value) else "")
+def _p_value(row: Any) -> Cell:
+    value, enough = float(row["p_holm"]), bool(row["enough"])
+    return Cell(numbers.p_number(value, enough=enough), repr(value) if enough and np.isfinite(value) else "")

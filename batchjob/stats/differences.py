@@ -8,9 +8,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from batchjob.metrics import catalogue
-from batchjob.metrics.uncertainty import first_half, holm, interval, sign_flip
+from batchjob.metrics.uncertainty import SURE, first_half, holm, informative, interval, is_enough, sign_flip
 from batchjob.stats.compare import COMPARED, Common
-from batchjob.stats.numbers import gain, gain_interval, number, p_value
+from batchjob.stats.numbers import counted, gain, gain_interval, number, p_value
 from batchjob.stats.summary import columns_of
 from batchjob.store.run import Run
 
@@ -26,10 +26,11 @@ COLUMNS = [
     "layer_b",
     "head_b",
     "n",
+    "informative",
     "mean_a",
     "mean_b",
 ]
-COLUMNS += ["difference", "low", "high", "p", "p_holm"]
+COLUMNS += ["difference", "low", "high", "p", "p_holm", "enough", "sure"]
 # Besides the scores, their gains over position are compared: these take out the effect of each run's own grid.
 _OVER = " over position"
 _GAINS = tuple(f"{name}{_OVER}" for name in COMPARED if catalogue.is_of_labels(name))
@@ -60,7 +61,11 @@ def differences(runs: Sequence[Run], common: Common) -> pd.DataFrame:
     Returns
     -------
     Rows whose `of` is `best head` or `mean of heads`, and a row for each `head` where both runs have the same heads.
-    `p` comes from sign flips; `p_holm` is corrected over the heads, and NaN in the other rows.
+    `p` comes from sign flips; `p_holm` is corrected over the heads, and NaN in the other rows. `n` counts the images
+    that have the score in both runs, and `informative` those of them whose difference is not the most common one (two
+    runs that mostly agree differ by zero). `enough` says whether both are enough for a claim. `sure` says whether the
+    difference may be called more or less than zero: there are enough images, and p is at most `SURE`, after the
+    correction in the rows of heads.
     """
     first = first_half(common.ids)
     rows: list[tuple[Any, ...]] = []
@@ -83,10 +88,14 @@ def _pair(a: Run, b: Run, score: str, one: Floats, other: Floats, first: NDArray
         left, right, gap = (interval(values) for values in stack)
         p = sign_flip(stack[2])
         corrected = holm(p) if of == "head" else np.full(len(p), np.nan)
+        tested = corrected if of == "head" else p  # the other rows have one test each
         for i, head in enumerate(heads):
             if gap.n[i]:
+                n, telling = int(gap.n[i]), informative(stack[2][:, i])
+                enough = is_enough(n, telling)
                 figures = (left.mean[i], right.mean[i], gap.mean[i], gap.low[i], gap.high[i], p[i], corrected[i])
-                rows.append((a.name, b.name, score, of, *head, int(gap.n[i]), *figures))
+                claims = (enough, bool(enough and tested[i] <= SURE))
+                rows.append((a.name, b.name, score, of, *head, n, telling, *figures, *claims))
 
     i, j = _best(a, score, names_a), _best(b, score, names_b)
     if i is not None and j is not None:
@@ -152,13 +161,13 @@ def describe(runs: Sequence[Run], common: Common, table: pd.DataFrame) -> list[s
     Lines for a person to read.
     """
     lines = [
-        f"{len(runs)} runs on the same {len(common.ids):,} images, on {common.grid[0]}×{common.grid[1]} patches, "
-        "instances that survive on every grid, equal k"
+        f"{len(runs)} runs on the same {counted(len(common.ids), 'image')}, on {common.grid[0]}×{common.grid[1]} "
+        "patches, instances that survive on every grid, equal k"
     ]
     if common.other_k:
         lines.append(
-            f"{common.other_k:,} images left out, since the runs gave them different k (instances counted on their own "
-            "grids); give all runs one --k FILE.csv to keep them"
+            f"{counted(common.other_k, 'image')} left out because k differs between the runs (instances counted on "
+            "each run's own grid); give all runs one --k FILE.csv to leave none out"
         )
     shown = table[table.score.isin(["instance_ari", "instance_ari over position"]) & (table.of != "head")]
     records: list[dict[str, Any]] = shown.to_dict("records")  # type: ignore[assignment]
@@ -170,20 +179,23 @@ def describe(runs: Sequence[Run], common: Common, table: pd.DataFrame) -> list[s
         lines.append(
             f"{row['score']}, {row['of']}: {a} {number(row['mean_a'])}, {b} {number(row['mean_b'])}; "
             f"difference {gain(row['difference'])} {gain_interval(row['low'], row['high'])}, "
-            f"n = {row['n']}, {p_value(row['p'])}"
+            f"n = {row['n']}, {p_value(row['p'], enough=row['enough'])}"
         )
     return lines + _head_by_head(table)
 
 
 def _head_by_head(table: pd.DataFrame) -> list[str]:
-    """Says of each two runs of equal heads in how many heads one is above the other after Holm's correction."""
+    """Says of each two runs of equal heads in how many heads one is surely above the other."""
     lines = []
     heads = table[(table.score == "instance_ari") & (table.of == "head")]
     for (a, b), rows in heads.groupby(["run_a", "run_b"], sort=False):
-        sure = rows[rows.p_holm < 0.05]
+        sure, few = rows[rows.sure], int((~rows.enough).sum())
+        if few == len(rows):
+            lines.append(f"instance_ari, head by head: too few images to say where {a} is above {b}")
+            continue
         above, below = int((sure.difference > 0).sum()), int((sure.difference < 0).sum())
-        lines.append(
-            f"instance_ari, head by head: {a} is above {b} in {above} of {len(rows)} heads and below in {below} "
-            "(p < 0.05 after Holm's correction over the heads)"
-        )
+        told = f"{a} is above {b} in {above} of {counted(len(rows), 'head')} and below in {below}"
+        unknown = f"; of {few} too little is known to say" if few else ""
+        how = f"(p ≤ {SURE} after Holm's correction over the heads)"
+        lines.append(f"instance_ari, head by head: {told}{unknown} {how}")
     return lines

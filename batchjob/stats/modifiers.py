@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from batchjob.metrics.uncertainty import first_half, resampled_ratios
+from batchjob.stats.numbers import counted, gain_interval
 from batchjob.stats.numbers import gain as signed
-from batchjob.stats.numbers import gain_interval
 from batchjob.stats.pool import Pool
 from batchjob.store.run import Run
 
@@ -126,7 +126,7 @@ def describe(table: pd.DataFrame, layer: int, head: int, algorithm: str) -> list
     lines = []
     for modifier, of_it in mine.groupby("modifier", sort=False):
         bins = [
-            f"{_bound(low, high)} {signed(gain, 2)} {gain_interval(a, b, 2)} ({pairs} pairs)"
+            f"{_bound(low, high)} {signed(gain, 2)} {gain_interval(a, b, 2)} ({counted(pairs, 'pair')})"
             for low, high, gain, a, b, pairs in zip(
                 *(of_it[c] for c in ("low", "high", "gain", "gain_low", "gain_high", "pairs")), strict=True
             )

@@ -60,15 +60,24 @@ def gain_interval(low: float, high: float, digits: int = 3) -> str:
     return f"[{gain(low, digits)}, {gain(high, digits)}]"
 
 
-def p_value(value: float) -> str:
-    """Writes a p-value for a sentence: `p = 0.012`, `p < 0.001`, or `p unknown` for NaN."""
+def p_value(value: float, *, enough: bool = True) -> str:
+    """Writes a p-value for a sentence.
+
+    Parameters
+    ----------
+    value
+        The p-value.
+    enough
+        Whether there are enough images for a claim (`metrics.uncertainty.is_enough`).
+
+    Returns
+    -------
+    `p = 0.012`, `p < 0.001`, or `p unknown` for NaN; `too few to say` where the images are not enough.
+    """
+    if not enough:
+        return "too few to say"
     text = p_number(value)
     return "p unknown" if text == "–" else f"p {text}" if text.startswith("<") else f"p = {text}"
-
-
-def p_number(value: float) -> str:
-    """Writes a p-value for a table: `0.012`, `< 0.001`, or a dash for NaN."""
-    return "–" if not np.isfinite(value) else "< 0.001" if value < 1e-3 else f"{value:.2g}"
 
 
 def seeds(count: int) -> str:
@@ -81,3 +90,37 @@ def seeds(count: int) -> str:
 def listed(words: Sequence[str]) -> str:
     """Joins words for a sentence: `a`, `a and b`, or `a, b and c`."""
     return " and ".join([part for part in (", ".join(words[:-1]), *words[-1:]) if part])
+
+
+def p_number(value: float, *, enough: bool = True) -> str:
+    """Writes a p-value for a table.
+
+    Parameters
+    ----------
+    value, enough
+        As `p_value`.
+
+    Returns
+    -------
+    `0.012`, `< 0.001`, or a dash for NaN; `too few` where the images are not enough.
+    """
+    if not np.isfinite(value):
+        return "–"
+    return "too few" if not enough else "< 0.001" if value < 1e-3 else f"{value:.2g}"
+
+
+def counted(count: int, noun: str) -> str:
+    """Writes how many there are of something.
+
+    Parameters
+    ----------
+    count
+        Their number.
+    noun
+        The word for one; its plural ends with s.
+
+    Returns
+    -------
+    `1 photo`, `1,204 photos`, `0 photos`.
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

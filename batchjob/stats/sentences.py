@@ -6,9 +6,8 @@ from typing import Any
 import pandas as pd
 
 from batchjob.metrics import catalogue
-from batchjob.metrics.uncertainty import ENOUGH_IMAGES, is_enough
-from batchjob.stats.numbers import SEEDS, gain, gain_interval, listed, number, p_value, seeds
-from batchjob.stats.summary import SURE
+from batchjob.metrics.uncertainty import ENOUGH_IMAGES, SURE, is_enough
+from batchjob.stats.numbers import SEEDS, counted, gain, gain_interval, listed, number, p_value, seeds
 from batchjob.store.run import Run
 
 _AN_EXAMPLE = 8  # images; a result on fewer is told as an example
@@ -73,8 +72,7 @@ def sentence(run: Run, rows: Sequence[Row]) -> str:
     value = f"{what} {number(main['mean'], 2)}"
     if main["n"] < _AN_EXAMPLE:
         nulls = listed([f"{number(r['null_mean'], 2)} {_AGAINST[r['null']]}{_few_seeds(r)}" for r in rows])
-        photos = f"{main['n']} photo{'s' if main['n'] > 1 else ''}"
-        return f"An example, {photos}: {who} has {value}, against {nulls}."
+        return f"An example, {counted(main['n'], 'photo')}: {who} has {value}, against {nulls}."
     if not is_enough(main["n"], main["informative"]):
         start = f"Too few to say whether {who} {claim}"
     elif main["p"] > SURE:
@@ -102,11 +100,30 @@ def _against(row: Row, *, is_first: bool) -> str:
 
 
 def counts(rows: Sequence[Row]) -> str:
-    """Counts the heads that do better and worse than each null, from rows as of `sentence`; empty with few images."""
-    if not is_enough(rows[0]["n"], rows[0]["informative"]):
+    """Counts the heads that do better and worse than each null, from rows as of `sentence`.
+
+    Empty where all heads have too few images.
+    """
+    if all(r["too_few"] == r["heads"] for r in rows):
         return ""
-    parts = [f"{r['better']} do better {_THAN[r['null']]}, {r['worse']} worse" for r in rows]
-    return f"Of {rows[0]['heads']} heads over all images, {'; '.join(parts)} (p ≤ {SURE} after Holm's correction)."
+    count = rows[0]["heads"]
+    heads = f"Of {count} heads" if count > 1 else "Of the one head"
+    return f"{heads} over all images, {'; '.join(map(_count, rows))} (p ≤ {SURE} after Holm's correction)."
+
+
+def _count(row: Row) -> str:
+    """Counts against one null: `3 do better than position alone, 1 does worse, and of 2 too little is known to say`."""
+    than, few = _THAN[row["null"]], row["too_few"]
+    if few == row["heads"]:
+        return f"too little is known to say whether any does better {than}"
+    parts = [f"{_who_do(row['better'])} better {than}", f"{_who_do(row['worse'])} worse"]
+    if not few:
+        return " and ".join(parts)
+    return f"{', '.join(parts)}, and of {few} too little is known to say"
+
+
+def _who_do(count: int) -> str:
+    return "none does" if count == 0 else "1 does" if count == 1 else f"{count:,} do"
 
 
 def answer(run: Run, selection: pd.DataFrame) -> list[str]:

@@ -13,17 +13,27 @@ from numpy.typing import NDArray
 
 from batchjob.metrics import catalogue
 from batchjob.metrics.nulls import LENDERS, LENT
-from batchjob.metrics.uncertainty import Interval, first_half, holm, informative, interval, mean_known, sign_flip
+from batchjob.metrics.uncertainty import (
+    SURE,
+    Interval,
+    first_half,
+    holm,
+    informative,
+    interval,
+    is_enough,
+    mean_known,
+    sign_flip,
+)
 from batchjob.stats.lent import HALVES, excess
 from batchjob.stats.pool import Pool
 from batchjob.store.run import Run
 
 Floats = NDArray[np.float64]
-SURE = 0.05  # of a p-value, corrected where several heads were tested
 _COLUMNS = ["score", "algorithm", "layer", "head", "null", "n", "informative", "mean", "low", "high"]
-_COLUMNS += ["null_mean", "gain", "gain_low", "gain_high", "p", "p_holm"]
+_COLUMNS += ["null_mean", "gain_n", "gain", "gain_low", "gain_high", "p", "p_holm", "enough", "sure"]
 _CHOSEN = ["score", "algorithm", "layer", "head", "null", "chosen_n", "chosen_gain", "n", "informative"]
-_CHOSEN += ["mean", "low", "high", "null_mean", "gain", "gain_low", "gain_high", "p", "worse", "better", "heads"]
+_CHOSEN += ["mean", "low", "high", "null_mean", "gain", "gain_low", "gain_high", "p"]
+_COUNTED = ["worse", "better", "too_few", "heads"]
 
 
 def summarise(run: Run, names: Sequence[str], randoms: Sequence[Run], pool: Pool) -> pd.DataFrame:
@@ -43,10 +53,12 @@ def summarise(run: Run, names: Sequence[str], randoms: Sequence[Run], pool: Pool
     Returns
     -------
     One row for each score, algorithm, layer, head and null. `n`, `mean`, `low` and `high` are of the score;
-    `null_mean`, `gain` and `p` are of the images that have the null too. A score without a null has one row, whose
-    `null` is empty. `informative` counts the images whose value is not the most common one. `p_holm` is corrected over
-    the heads and layers of an algorithm and null. `seeds` counts the seeds of the untrained runs behind the null
-    `random`, and is 0 for the other nulls.
+    `null_mean`, `gain` and `p` are of the `gain_n` images that have the null too. A score without a null has one row,
+    whose `null` is empty. `informative` counts the images whose value is not the most common one. `p_holm` is corrected
+    over the heads and layers of an algorithm and null. `enough` says whether the images that have a gain are enough for
+    a claim about it. `sure` says whether the gain may be called more or less than zero: there are enough images, and
+    `p_holm` is at most `SURE`. All counts and marks go by it. `seeds` counts the seeds of the untrained runs behind the
+    null `random`, and is 0 for the other nulls.
     """
     work = functools.partial(_summarise_score, run, tuple(names), tuple(randoms))
     frames = [frame for frame in pool.map(work, sorted(n for n in names if "." not in n)) if len(frame)]
@@ -146,9 +158,12 @@ def _summarise_score(run: Run, names: Sequence[str], randoms: Sequence[Run], sco
         gain, p = _test_gains(run, score, null, gains)
         corrected = _corrected(p, columns)
         null_mean = mean_known(np.where(np.isfinite(gains), against, np.nan), axis=0)
+        scored = np.where(np.isfinite(gains), values, np.nan)  # only these images have a part in a claim
         for i, column in enumerate(columns):
-            figures = (null_mean[i], gain.mean[i], gain.low[i], gain.high[i], p[i], corrected[i])
-            rows.append((score, *column, null, int(own.n[i]), telling[i], *_of(own, i), *figures))
+            enough = is_enough(int(gain.n[i]), informative(scored[:, i]))
+            figures = (null_mean[i], int(gain.n[i]), *_of(gain, i), p[i], corrected[i], enough)
+            sure = bool(enough and corrected[i] <= SURE)
+            rows.append((score, *column, null, int(own.n[i]), telling[i], *_of(own, i), *figures, sure))
     return pd.DataFrame(rows, columns=_COLUMNS)
 
 
@@ -184,23 +199,24 @@ def select_heads(run: Run, summary: pd.DataFrame, randoms: Sequence[Run], pool: 
     -------
     One row for each score, algorithm and null. `chosen_n` and `chosen_gain` are of the half that chose; all other
     figures of the head are of the other half. `heads` counts the heads; `worse` and `better` count those whose gain
-    over all images is below or above zero after Holm's correction. `seeds` is as in `summarise`.
+    over all images is surely below or above zero, and `too_few` those with too few images to say. `seeds` is as in
+    `summarise`.
     """
     names = [s.name for s in catalogue.SCORES if s.is_chosen and s.name in set(summary["score"])]
     work = functools.partial(_select_of_score, run, tuple(randoms))
     rows = [row for found in pool.map(work, names) for row in found]
-    selection = pd.DataFrame(rows, columns=_CHOSEN[:-3])
+    selection = pd.DataFrame(rows, columns=_CHOSEN)
     counts = [_counts(summary, row) for row in selection.to_dict("records")]
-    selection = pd.concat([selection, pd.DataFrame(counts, columns=_CHOSEN[-3:], dtype=int)], axis=1)
+    selection = pd.concat([selection, pd.DataFrame(counts, columns=_COUNTED, dtype=int)], axis=1)
     return _with_seeds(selection, randoms)
 
 
-def _counts(summary: pd.DataFrame, row: Any) -> tuple[int, int, int]:
-    """Counts the heads of this score, algorithm and null: (worse, better, all), by their corrected p."""
+def _counts(summary: pd.DataFrame, row: Any) -> tuple[int, int, int, int]:
+    """Counts the heads of this score, algorithm and null: (surely worse, surely better, too few images, all)."""
     mine = summary[(summary.score == row["score"]) & (summary.algorithm == row["algorithm"])]
     mine = mine[mine.null == row["null"]]
-    sure = mine[mine.p_holm <= SURE]
-    return int((sure.gain < 0).sum()), int((sure.gain > 0).sum()), len(mine)
+    sure = mine[mine.sure]
+    return int((sure.gain < 0).sum()), int((sure.gain > 0).sum()), int((~mine.enough).sum()), len(mine)
 
 
 def _select_of_score(run: Run, randoms: Sequence[Run], score: str) -> list[tuple[Any, ...]]:

@@ -10,7 +10,7 @@ from batchjob import retries
 from batchjob.config import as_arguments
 from batchjob.metrics import catalogue
 from batchjob.stats import sentences
-from batchjob.stats.numbers import gain, gain_interval, listed, number, p_number, seeds
+from batchjob.stats.numbers import counted, gain, gain_interval, listed, number, p_number, seeds
 from batchjob.stats.stream import CLUSTERINGS, SEARCHES, SETTLED
 from batchjob.store.run import Run
 
@@ -55,7 +55,7 @@ def _against(row: Any) -> list[str]:
     if not np.isfinite(row["gain"]):
         return ["–"] * 4
     interval = gain_interval(row["gain_low"], row["gain_high"])
-    return [number(row["null_mean"]), gain(row["gain"]), interval, p_number(row["p_holm"])]
+    return [number(row["null_mean"]), gain(row["gain"]), interval, p_number(row["p_holm"], enough=row["enough"])]
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
@@ -87,18 +87,18 @@ def describe(run: Run, counts: Mapping[str, int], summary: pd.DataFrame, selecti
             f"{run.attention}; scores keep their names (attention_distance is the distance of similar patches)"
         )
     pending = f", {counts['pending']:,} not labelled yet" if counts.get("pending") else ""
-    lines.append(f"{counts.get('images', 0):,} images, {counts.get('failed', 0):,} of them failed{pending}")
+    lines.append(f"{counted(counts.get('images', 0), 'image')}, {counts.get('failed', 0):,} of them failed{pending}")
     lines += _retry(run, counts) + settled(counts, run.options)
     if counts.get("annotated"):
         total, kept = counts.get("instances", 0), counts.get("instances kept", 0)
         share = f" ({kept / total:.0%}; the grid is too coarse for the rest)" if total else ""
         lines.append(
             f"{counts['annotated']:,} annotated, {counts.get('with two of a category', 0):,} with two instances of a "
-            f"category; {total:,} instances, {kept:,} own two patches or more{share}"
+            f"category; {counted(total, 'instance')}, {kept:,} with two patches or more{share}"
         )
         for cause in ("not annotated", "annotated at another size"):
             if counts.get(cause):
-                lines.append(f"{counts[cause]:,} images are {cause}: left out")
+                lines.append(f"{counted(counts[cause], 'image')} {cause}: left out")
     lines += left_out(counts)
     tables = [_head_table(run, summary, s) for s in (catalogue.QUESTION, "pair_auc_matched")]
     if not any(tables):
@@ -126,9 +126,8 @@ def fold(run: Run, counts: Mapping[str, int], answer: Mapping[str, Any], hints: 
     Lines to print.
     """
     untrained = ", untrained" if run.is_random else ""
-    lines = [
-        f"{run.name}: {run.model}{untrained}, {counts.get('images', 0):,} images, {counts.get('failed', 0):,} failed"
-    ]
+    images = counted(counts.get("images", 0), "image")
+    lines = [f"{run.name}: {run.model}{untrained}, {images}, {counts.get('failed', 0):,} failed"]
     lines += _retry(run, counts) + settled(counts, run.options) + left_out(counts)
     if answer["lines"]:
         lines += ["", answer["question"], *answer["lines"]]
@@ -146,7 +145,7 @@ def _retry(run: Run, counts: Mapping[str, int]) -> list[str]:
 def left_out(counts: Mapping[str, int]) -> list[str]:
     """Writes a line for each cause for which annotations were left out, the most common first."""
     found = [(n, name.removeprefix(LEFT_OUT)) for name, n in counts.items() if name.startswith(LEFT_OUT)]
-    return [f"{n:,} annotations left out: {cause}" for n, cause in sorted(found, reverse=True)]
+    return [f"{counted(n, 'annotation')} left out: {cause}" for n, cause in sorted(found, reverse=True)]
 
 
 def settled(counts: Mapping[str, int], options: Mapping[str, Any]) -> list[str]:
