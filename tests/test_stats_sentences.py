@@ -74,7 +74,7 @@ def test_untrained_weights_are_a_clause_of_the_answer_with_the_number_of_seeds(
         f"0.02) and 0.10 for untrained weights (+0.34 [+0.28, +0.40], p < 0.001, {said})."
     )
     assert sentences.counts(rows).endswith(
-        "; 3 do better than with untrained weights, 1 worse (p ≤ 0.05 after Holm's correction)."
+        "; 3 do better than with untrained weights and 1 does worse (p ≤ 0.05 after Holm's correction)."
     )
     few = sentences.sentence(run, [row | {"n": 5} for row in rows])
     assert few.endswith(
