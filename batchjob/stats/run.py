@@ -17,6 +17,7 @@ from batchjob.stats import codebook, differences, sentences, text
 from batchjob.stats.compare import comparable, compare
 from batchjob.stats.modifiers import describe as describe_modifiers
 from batchjob.stats.modifiers import modifier_table
+from batchjob.stats.numbers import counted
 from batchjob.stats.pool import Pool, choose_jobs
 from batchjob.stats.randoms import match_randoms
 from batchjob.stats.stream import score_run
@@ -91,7 +92,7 @@ def run_stats(
         given = hashes_of_annotations(annotations)
         names = {}
         for run in opened:
-            say(f"{run.folder}: scoring {run.rows:,} images with {pool.jobs} processes")
+            say(f"{run.folder}: scoring {counted(run.rows, 'image')} with {pool.jobs} process{'es' * (pool.jobs > 1)}")
             names[run.folder] = _score(run, known[run.folder], manner)
             (run.folder / ANNOTATIONS_SCORED).write_text(json.dumps(given, indent=1))
         for run in opened:
@@ -132,8 +133,8 @@ def _score(run: Run, annotations: Annotations | None, manner: _Manner) -> set[st
         ):
             truth = None
             if annotations is not None:
-                truth, counted = lay_out(run, annotations, Path(folder), manner.pool, are_planned=manner.are_planned)
-                tables.counts += counted
+                truth, found = lay_out(run, annotations, Path(folder), manner.pool, are_planned=manner.are_planned)
+                tables.counts += found
                 tables.counts.update({f"{text.LEFT_OUT}{cause}": n for cause, n in annotations.left_out.items()})
             for scored in score_run(run, truth, manner.pool):
                 tables.add(scored)
