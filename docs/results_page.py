@@ -230,7 +230,7 @@ def answer(found: Sequence[Tables]) -> str:
         over, position = (t.heads("attention", null) for null in ("swap", "position"))
         best = t.chosen("attention", "swap")
         where = "its one map" if t.short == "resnet18" else f"head {best['head']} of layer {best.layer}"
-        better, verb = _better(over), "separates" if _better(over) == 1 else "separate"
+        better, verb = _better(over), "separates" if 1 in (_better(over), len(over)) else "separate"
         lines.append(
             f"- **{t.title}**: {better} of {counted(len(over), 'head')} {verb} objects of one class better than the "
             f"same head does with other photos' objects, and {_better(position)} better than position alone does"
