@@ -217,17 +217,17 @@ def test_panoptic_files_give_things_and_leave_stuff_out(tmp_path: Path) -> None:
     assert found.category.tolist() == [1, 1]
 
 
-@pytest.mark.parametrize("where", ["images", "categories", "annotations", "image_id"])
+@pytest.mark.parametrize("where", ["images", "categories", "annotations", "odd id", "image_id"])
 def test_a_text_that_is_not_utf_8_is_refused_or_costs_its_annotation(where: str, tmp_path: Path) -> None:
     second = annotation([BOX], image_id="é" if where == "image_id" else 1)
-    odd = {"file_name": "é"} if where == "annotations" else {}
+    odd = {"annotations": {"file_name": "é"}, "odd id": {"file_name": "é", "id": ["no", "id"]}}.get(where, {})
     path = write(tmp_path / "a.json", second | odd)
     content = json.loads(path.read_text())
     if where in ("images", "categories"):
         content[where].append({"id": 9, "name": "é", "file_name": "é"})
     path.write_text(json.dumps(content, ensure_ascii=False), encoding="latin-1")
     if where in ("images", "categories"):
-        with pytest.raises(UserError, match=rf"`{where}`\[1\] is not an object with .*utf-8"):
+        with pytest.raises(UserError, match=rf"(?i)`{where}`\[1\] is not an object with .*utf-8"):
             coco.open_annotations(path)
     else:
         assert sum(coco.open_annotations(path).left_out.values()) == 1

@@ -230,7 +230,10 @@ def _read_entry(raw: msgspec.Raw, kind: type[Entry], where: str, fields: str) ->
     """Reads a member of `categories` or `images`. Raises UserError, which names its place, where it is not one."""
     try:
         return msgspec.json.decode(raw, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # the second: a text that is not UTF-8
+    except (
+        msgspec.DecodeError,
+        UnicodeDecodeError,
+    ) as error:  # the second before msgspec 0.23, for a text that is not UTF-8
         raise UserError(f"{where} is not an object with {fields} ({error}); correct it") from None
 
 
@@ -288,11 +291,13 @@ class _ImageId(msgspec.Struct):
 def _decode(raw: Any) -> Annotation:
     """Reads an annotation by its schema, else by `read_loosely`. Raises Broken with the cause."""
     try:
-        return msgspec.json.decode(raw, type=Annotation)
-    except msgspec.ValidationError:
-        return read_loosely(msgspec.json.decode(raw))
-    except UnicodeDecodeError:
+        try:
+            return msgspec.json.decode(raw, type=Annotation)
+        except msgspec.ValidationError:
+            plain = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError):
         raise Broken("an annotation with a text that is not UTF-8") from None
+    return read_loosely(plain)
 
 
 def _segments(found: Any, height: int, width: int) -> tuple[Segment, ...]:
