@@ -186,7 +186,7 @@ def test_the_number_of_processes_does_not_change_the_tables(
 ) -> None:
     run, _ = scored
     monkeypatch.setattr("batchjob.stats.pool.ROWS_AT_ONCE", 5)
-    other = write_run(tmp_path / "made-up", COUNT, failed=[3])
+    other = write_run(tmp_path / "made-up", COUNT, failed=[3], without_objects=[4, 5])
     annotations = write_annotations(tmp_path / "instances.json", COUNT, missing=[4], wrong_size=[5])
     run_stats([other], annotations=str(annotations), jobs=2)
     for name in ("summary", "selection", "pairs", "modifiers", "agreement"):
