@@ -59,7 +59,6 @@ def _differences(trained: Run, random: Run) -> list[str]:
     known: dict[str, tuple[object, object]] = {
         "layers": (trained.layers, random.layers),
         "heads": (trained.heads, random.heads),
-        "patches": (trained.geometry.grid, random.geometry.grid),
         "precision": (trained.precision, random.precision),
     }
     known |= {name: (trained.spec.get(name), random.spec.get(name)) for name in {**trained.spec, **random.spec}}
