@@ -80,7 +80,7 @@ def valid_annotations(draw: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return {"segmentation": written, "iscrowd": crowd}, {"segmentation": wanted, "iscrowd": 0}
 
 
-@settings(max_examples=150, deadline=5000, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=60_000, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.tuples(st.integers(0, 2), valid_annotations()), min_size=1, max_size=6))
 def test_a_file_of_valid_masks_gives_pycocotools_own_image_by_image(
     tmp_path: Path, members: list[tuple[int, tuple[dict[str, Any], dict[str, Any]]]]
@@ -142,7 +142,7 @@ HUGE: list[Any] = [
 ]
 
 
-@settings(max_examples=300, deadline=5000, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, deadline=60_000, suppress_health_check=list(HealthCheck))
 @given(st.lists(ANNOTATIONS | ANYTHING, max_size=4), st.sampled_from(["annotations", "images", "categories"]))
 @example([annotation(shape) for shape in HUGE], "annotations")
 @example([{"id": 2, "file_name": "1.jpg", "height": 10**9, "width": 10**9}], "images")

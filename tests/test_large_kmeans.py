@@ -317,10 +317,10 @@ print(peak() - before, len(held), said)
 def test_memory_grows_by_the_budget_at_most() -> None:
     budget = 128 << 20  # all rows would take 615 MB
     command = [sys.executable, "-c", MEASURE_MEMORY, str(budget)]
-    ended = subprocess.run(
-        command, capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    # glibc keeps freed blocks of up to 32 MB, and how many of them differs from run to run: here it gives them back
+    fixed = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | fixed)
     growth, rows, said = ended.stdout.split(maxsplit=2)
     assert "instead of 196,000" in said
     assert 0.97 * budget < int(rows) * 4 * 196 * 4 <= budget
-    assert 0.9 * budget < int(growth) < budget + (64 << 20)  # plus the sample of the start and one batch
+    assert 0.9 * budget < int(growth) < budget + (48 << 20)  # plus the sample of the start and one batch
