@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.cluster import HDBSCAN, AgglomerativeClustering, KMeans, SpectralClustering
+from sklearn.cluster import HDBSCAN, AgglomerativeClustering, SpectralClustering
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from batchjob.clustering import cluster, lloyd, open_engine, pools
 from batchjob.clustering.choose_k import _mean_silhouette, choose_k
 from batchjob.clustering.gram import centred_gram
+from batchjob.clustering.search import AUTO
 from batchjob.clustering.spectral import decompose
 from batchjob.codes import NOISE
 from batchjob.errors import UserError
@@ -17,6 +18,7 @@ from tests.runs import plan_what_is_there
 from tests.test_clustering import grouped
 
 CPU = torch.device("cpu")
+ENGINE = open_engine("compiled", CPU)
 
 
 def smooth(n, side=8, seed=0):
@@ -148,7 +150,7 @@ def test_the_silhouette_is_scikit_learns(masked):
 def test_the_number_of_separated_groups_is_found(rule):
     k = torch.tensor([2, 3, 4, 5, 6])
     rows, _ = grouped(5, k)
-    assert choose_k(rule, rows, torch.arange(5)).tolist() == k.tolist()
+    assert choose_k(rule, rows, torch.arange(5), engine=ENGINE).tolist() == k.tolist()
 
 
 @pytest.mark.parametrize("rule", ["silhouette", "eigengap"])
@@ -158,34 +160,49 @@ def test_the_number_of_groups_inside_a_mask_is_found(rule):
     mask = torch.ones(3, rows.shape[1], dtype=torch.bool)
     mask[:, ::6] = False
     rows[~mask] = torch.rand(int((~mask).sum()), rows.shape[1])
-    assert choose_k(rule, rows, torch.arange(3), mask=mask).tolist() == k.tolist()
+    assert choose_k(rule, rows, torch.arange(3), engine=ENGINE, mask=mask).tolist() == k.tolist()
 
 
-def test_the_silhouettes_k_is_the_one_scikit_learn_finds_at_the_same_labels():
-    rows = smooth(4)
-    ours = choose_k("silhouette", rows, torch.arange(4), k_range=(2, 6), n_init=20)
-    for i in range(4):
-        x = rows[i].numpy()
-        scores = [silhouette_score(x, KMeans(k, n_init=20, random_state=0).fit(x).labels_) for k in range(2, 7)]
-        assert scores[int(ours[i]) - 2] >= max(scores) - 0.02  # another local optimum may change the choice
+@pytest.mark.parametrize("name", ["batched", "compiled", "sklearn"])
+def test_the_silhouettes_k_is_the_one_scikit_learn_finds_for_the_engines_labels(name):
+    rows, seeds, engine = smooth(4), torch.arange(4), open_engine(name, CPU)
+    ours = choose_k("silhouette", rows, seeds, engine=engine, k_range=(2, 6), n_init=5)
+    scores = np.array(
+        [
+            [silhouette_score(*pair) for pair in zip(rows.numpy(), labels.numpy(), strict=True)]
+            for labels in (engine.kmeans(rows, torch.full((4,), k), seeds, n_init=5).labels for k in range(2, 7))
+        ]
+    )
+    assert ours.tolist() == (scores.argmax(0) + 2).tolist()
+
+
+def test_another_seed_chooses_the_same_k_since_each_clustering_is_searched_for():
+    rows, seeds = smooth(48, side=6), torch.arange(48)
+    agree = {}
+    for n_init in (AUTO, 4):
+        one, other = (choose_k("silhouette", rows, s, engine=ENGINE, n_init=n_init) for s in (seeds, seeds + 1000))
+        agree[n_init] = float((one == other).float().mean())
+    assert agree[AUTO] > 0.85
+    assert agree[4] < 0.6
 
 
 def test_equal_rows_have_no_silhouette_and_get_one_cluster():
     rows = torch.full((2, 20, 20), 0.05)
-    assert choose_k("silhouette", rows, torch.arange(2)).tolist() == [1, 1]
+    assert choose_k("silhouette", rows, torch.arange(2), engine=ENGINE).tolist() == [1, 1]
 
 
 def test_the_choice_of_k_does_not_depend_on_the_batch():
     rows = smooth(20, side=5)
     for rule in ("silhouette", "eigengap"):
-        whole = choose_k(rule, rows, torch.arange(20))
-        assert choose_k(rule, rows[13:14], torch.arange(13, 14)).tolist() == whole[13:14].tolist()
+        whole = choose_k(rule, rows, torch.arange(20), engine=ENGINE)
+        alone = choose_k(rule, rows[13:14], torch.arange(13, 14), engine=ENGINE)
+        assert alone.tolist() == whole[13:14].tolist()
 
 
 def test_an_unknown_rule_method_or_distance_is_named_with_the_known_ones():
     rows, seeds, engine = torch.rand(1, 4, 4), torch.arange(1), open_engine("batched", CPU)
     with pytest.raises(UserError, match="'silhouete' is not a rule; did you mean 'silhouette'"):
-        choose_k("silhouete", rows, seeds)
+        choose_k("silhouete", rows, seeds, engine=engine)
     with pytest.raises(UserError, match="'ward' is unknown; known: kmeans, spectral, agglomerative, hdbscan"):
         cluster("ward", rows, 2, seeds, engine=engine)
     with pytest.raises(UserError, match="'cosin' is unknown; did you mean 'cosine'"):

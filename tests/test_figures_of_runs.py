@@ -12,7 +12,7 @@ from matplotlib.text import Text
 
 from batchjob.errors import UserError
 from batchjob.figures import Look, canvas, objects, write, write_figures
-from batchjob.figures.look import scores_of_head, whose_scores
+from batchjob.figures.look import scores_of_head
 from batchjob.figures.outlines import Outline, choose_colours, count_words, key_entries, sharing
 from batchjob.figures.overview import overview
 from batchjob.figures.palette import OBJECT_COLOURS, object_likeness
@@ -249,13 +249,13 @@ def test_pictures_of_the_chosen_head_leave_out_the_images_that_chose_it(tmp_path
     run_stats([run.folder], annotations=str(made_up_runs.write_annotations(tmp_path / "a.json", 24)), jobs=1)
     assert run.best == (11, 1)
     chose = first_half(run.ids)
-    best, other = scores_of_head(run, 11, 1), scores_of_head(run, 11, 2)
+    (best, left_out), (other, none_left_out) = (scores_of_head(run, 11, head) for head in (1, 2))
     assert best is not None
     assert other is not None
     np.testing.assert_array_equal(np.isnan(best), chose)
     assert np.isfinite(other).all()
-    assert whose_scores(run, 11, 1) == "Only images that did not choose the head."
-    assert whose_scores(run, 11, 2) == ""
+    assert left_out == "Only images that did not choose the head."
+    assert none_left_out == ""
 
 
 def test_the_picture_of_pairs_by_distance_is_of_the_algorithm_that_chose_the_head(tmp_path: Path) -> None:

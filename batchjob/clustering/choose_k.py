@@ -1,12 +1,16 @@
 """The choice of the number of clusters of each problem, from the problem itself."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from batchjob.clustering import gram, lloyd
+from batchjob.clustering import gram
 from batchjob.clustering.algorithms import RULES, affinity, prepare, prepare_vectors
-from batchjob.clustering.base import check_finite
+from batchjob.clustering.base import Engine, check_finite
+from batchjob.clustering.search import AUTO
 from batchjob.clustering.spectral import decompose
+from batchjob.codes import NO_LABEL
 from batchjob.errors import UserError, nearest
 
 K_RANGE = (2, 16)  # the numbers of the study lie in it
@@ -18,10 +22,11 @@ def choose_k(
     x: Tensor,
     seeds: Tensor,
     *,
+    engine: Engine,
     distance: str = "euclidean",
+    n_init: int = AUTO,
     mask: Tensor | None = None,
     k_range: tuple[int, int] = K_RANGE,
-    n_init: int = 4,
     are_vectors: bool = False,
 ) -> Tensor:
     """Chooses the number of clusters of N problems by a rule; of equally good numbers, the smallest.
@@ -35,14 +40,14 @@ def choose_k(
         float [N, P, P] attention rows that sum to 1, or with `are_vectors` float [N, P, D].
     seeds
         int64 [N], for the k-means of the silhouette.
+    engine
+        Who computes the k-means of the silhouette.
     distance
         As in `cluster`; the eigengap takes no distance.
-    mask
-        bool [N, P], False for rows that take no part. None: all take part.
+    n_init, mask
+        As in `Engine.kmeans`.
     k_range
         The smallest and the largest number that may be chosen.
-    n_init
-        k-means++ starts for each k.
     are_vectors
         Whether `x` holds vectors in place of attention rows.
 
@@ -57,6 +62,12 @@ def choose_k(
     NotFiniteError
         Rows inside the mask hold NaN or infinity.
 
+    Notes
+    -----
+    A silhouette is that of one clustering, so the choice moves with the seed where k-means ends far from its optimum.
+    With 4 plain starts two seeds chose the same k in 52 % of 294 real problems (DINOv2 ViT-S/14, 256 rows), with 20
+    starts in 62 %, with the search of `auto` in 86 %.
+
     References
     ----------
     Rousseeuw 1987 (silhouette); von Luxburg 2007 (eigengap).
@@ -68,7 +79,16 @@ def choose_k(
     if rule == "eigengap":
         return _eigengap(affinity(x) if are_vectors else x, mask, rows, k_range).cpu()
     points = prepare_vectors(x, distance) if are_vectors else prepare(x, distance, mask)
-    return _silhouette(points, mask, seeds.to(x.device), k_range, n_init).cpu()
+
+    def solve(part: Tensor, k: int) -> Tensor:
+        wanted = torch.full((len(part),), k, device=x.device)
+        own_mask = None if mask is None else mask[part]
+        found = engine.kmeans(
+            points[part], wanted, seeds.to(x.device)[part], n_init=n_init, mask=own_mask, checks=False
+        )
+        return torch.where((found.k == k)[:, None], found.labels, NO_LABEL)
+
+    return _silhouette(points, mask, solve, k_range).cpu()
 
 
 def _eigengap(x: Tensor, mask: Tensor | None, rows: Tensor, k_range: tuple[int, int]) -> Tensor:
@@ -81,34 +101,41 @@ def _eigengap(x: Tensor, mask: Tensor | None, rows: Tensor, k_range: tuple[int, 
     return torch.where(allowed.any(1), best, rows.clamp(1, low))
 
 
-def _silhouette(x: Tensor, mask: Tensor | None, seeds: Tensor, k_range: tuple[int, int], n_init: int) -> Tensor:
+def _silhouette(
+    x: Tensor, mask: Tensor | None, solve: Callable[[Tensor, int], Tensor], k_range: tuple[int, int]
+) -> Tensor:
+    """int64 [N]: the k of the highest mean silhouette.
+
+    `solve` takes the numbers of T problems and k, and gives labels [T, P], which are `NO_LABEL` outside the mask and
+    where fewer than k clusters were found.
+    """
     n, p, d = x.shape
     tile = max(1, min(16 if x.device.type == "cpu" else 256, TILE_BYTES[x.device.type] // (4 * p * (3 * p + 2 * d))))
+    low, high = k_range[0], min(k_range[1], p - 1)
     chosen = torch.ones(n, dtype=torch.int64, device=x.device)
     for start in range(0, n, tile):
-        part = torch.arange(start, start + tile, device=x.device).clamp_max_(n - 1)
-        scores = _tile_scores(x[part], None if mask is None else mask[part], seeds[part], k_range, n_init)
-        best = scores.argmax(1) + k_range[0]
-        best = torch.where(scores.amax(1) > -torch.inf, best, 1)
-        chosen[part] = best
+        part = torch.arange(start, min(start + tile, n), device=x.device)
+        away = _distances(x[part], None if mask is None else mask[part])
+        best = torch.full((len(part),), -torch.inf, device=x.device)
+        for k in range(low, high + 1):
+            labels = solve(part, k)
+            ones = (labels[:, None] == torch.arange(k, device=x.device)[:, None]).float()  # [T, k, P]
+            score = _mean_silhouette(away, ones, None if mask is None else mask[part].float())
+            score = torch.where((ones.sum(-1) > 0).all(1), score, -torch.inf)
+            chosen[part] = torch.where(score > best, k, chosen[part])
+            best = torch.maximum(best, score)
     return chosen
 
 
-def _tile_scores(x: Tensor, mask: Tensor | None, seeds: Tensor, k_range: tuple[int, int], n_init: int) -> Tensor:
-    """float32 [T, 1 + high − low]: the mean silhouette for each k; −inf where k-means finds fewer than k clusters."""
+def _distances(x: Tensor, mask: Tensor | None) -> Tensor:
+    """float32 [T, P, P]: Euclidean distances between the rows of each problem."""
     t, p, _ = x.shape
     products = torch.empty(t, p, p, device=x.device)
     gram.centred_gram(x, mask, products)
     square = torch.diagonal(products, dim1=1, dim2=2)
-    member = None if mask is None else mask.float()
     away = (square[:, :, None] + square[:, None, :] - 2 * products).clamp_min_(0).sqrt_()
     torch.diagonal(away, dim1=1, dim2=2).zero_()
-    scores = torch.full((t, k_range[1] - k_range[0] + 1), -torch.inf, device=x.device)
-    for i, k in enumerate(range(k_range[0], min(k_range[1], p - 1) + 1)):
-        ones, _, starved = lloyd.solve_tile(products, member, k, seeds, n_init)
-        score = _mean_silhouette(away, ones, member)
-        scores[:, i] = torch.where(starved | (ones.sum(-1) == 0).any(1), -torch.inf, score)
-    return scores
+    return away
 
 
 def _mean_silhouette(away: Tensor, ones: Tensor, member: Tensor | None) -> Tensor:

@@ -111,11 +111,11 @@ def chosen_rows(run: Run, look: Look, count: int) -> list[int]:
     """
     score = None
     if look.images in ("best", "worst"):
-        score = scores_of_head(run, chosen_layer(run, look), chosen_head(run, look))
+        score, _ = scores_of_head(run, chosen_layer(run, look), chosen_head(run, look))
     return choose_rows(run, look.images, count, seed=look.seed, score=score)
 
 
-def scores_of_head(run: Run, layer: int, head: int) -> NDArray[np.float32] | None:
+def scores_of_head(run: Run, layer: int, head: int) -> tuple[NDArray[np.float32] | None, str]:
     """Returns the score of each image that tells good images from bad ones, for one head and the first algorithm.
 
     The images that chose the best head say nothing about it, so they have no score with it. Where fewer than three
@@ -130,27 +130,16 @@ def scores_of_head(run: Run, layer: int, head: int) -> NDArray[np.float32] | Non
 
     Returns
     -------
-    [images], NaN where an image has no score; None for a run without statistics.
+    (scores [images], NaN where an image has none; a sentence where images were left out, else empty). The scores are
+    None for a run without statistics.
     """
     if run.image_score is None:
-        return None
+        return None, ""
     scores = run.image_score[1][:, 0, run.layers.index(layer), run.heads.index(head)]
     others = np.where(first_half(run.ids), np.nan, scores)
-    is_best = run.best == (layer, head)
-    return others if is_best and np.isfinite(others[run.ok_rows]).sum() >= _FEWEST_OTHERS else scores
-
-
-def whose_scores(run: Run, layer: int, head: int) -> str:
-    """Says which images `scores_of_head` gives a score; empty where all of them have theirs.
-
-    Parameters
-    ----------
-    run, layer, head
-        As `scores_of_head`.
-    """
-    scores = scores_of_head(run, layer, head)
-    left_out = scores is not None and np.isnan(scores[first_half(run.ids)]).all() and run.best == (layer, head)
-    return "Only images that did not choose the head." if left_out else ""
+    if run.best == (layer, head) and np.isfinite(others[run.ok_rows]).sum() >= _FEWEST_OTHERS:
+        return others, "Only images that did not choose the head."
+    return scores, ""
 
 
 def check_query(run: Run, patch: tuple[int, int] | None) -> None:

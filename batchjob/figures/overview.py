@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from batchjob.figures import canvas, statistics
-from batchjob.figures.look import Look, scores_of_head, whose_scores
+from batchjob.figures.look import Look, scores_of_head
 from batchjob.figures.maps import Panel
 from batchjob.figures.palette import match_colours
 from batchjob.figures.pictures import headline, panel
@@ -79,7 +79,7 @@ def _answer(run: Run, head: tuple[int, int], said: Sequence[str]) -> str:
     tried, used = int(chosen[0]["chosen_n"]), int(chosen[0]["n"])
     halves = (
         f"The head was chosen on {tried:,} photo{'s' * (tried != 1)}, and the answer is on {used:,} "
-        f"other{'s' * (used != 1)} alone; {'b shows' if whose_scores(run, *head) else 'a and b show'} all."
+        f"other{'s' * (used != 1)} alone; {'b shows' if scores_of_head(run, *head)[1] else 'a and b show'} all."
     )
     return " ".join([*said, halves])
 
@@ -95,7 +95,7 @@ def _three(run: Run, layer: int, head: int, look: Look) -> tuple[list[Panel], in
 
     The second value is how many images have a score.
     """
-    scores = scores_of_head(run, layer, head)
+    scores, _ = scores_of_head(run, layer, head)
     assert scores is not None
     known = run.ok_rows[np.isfinite(scores[run.ok_rows])]
     order = known[np.argsort(-scores[known], kind="stable")]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from batchjob.errors import UserError
 from batchjob.figures import canvas, codebook, maps
 from batchjob.figures.grid import Scored, study_grid
-from batchjob.figures.look import Look, chosen_head, chosen_layer, scores_of_head, whose_scores
+from batchjob.figures.look import Look, chosen_head, chosen_layer, scores_of_head
 from batchjob.figures.objects import objects_of
 from batchjob.figures.outlines import Outline
 from batchjob.figures.photos import choose_rows, photo_of
@@ -118,7 +118,7 @@ def extremes(run: Run, layer: int, head: int, look: Look) -> Figure | None:
     -------
     The figure, or None where fewer than two images have a score.
     """
-    scores = scores_of_head(run, layer, head)
+    scores, left_out = scores_of_head(run, layer, head)
     count = 0 if scores is None else min(_EXTREMES, int(np.isfinite(scores[run.ok_rows]).sum()) // 2)
     if not count:
         return None
@@ -131,7 +131,7 @@ def extremes(run: Run, layer: int, head: int, look: Look) -> Figure | None:
         heading=f"The best and the worst images of head {head}\n{headline(run, layer)}",
         attention_name=run.attention_name,
         smooth=look.smooth,
-        remark=f"Numbers before the ids: {_score_words(run)}. {whose_scores(run, layer, head)}".strip(),
+        remark=f"Numbers before the ids: {_score_words(run)}. {left_out}".strip(),
     )
 
 
@@ -268,7 +268,7 @@ def panel(run: Run, row: int, layer: int, head: int, look: Look) -> maps.Panel:
     photo = photo_of(run, row)
     attention = run.stack(run.attention, [row], layer=layer, head=head)[0]
     labels = run.stack("labels", [row], layer=layer, head=head)[0, 0] if run.patch_algorithms else None
-    scores = scores_of_head(run, layer, head)
+    scores, _ = scores_of_head(run, layer, head)
     score = "" if scores is None else canvas.decimals(float(scores[row]))
     objects = objects_of(run, row) if look.objects else []
     return maps.Panel(photo.pixels, attention, labels, run.ids[row], photo.span, objects, score)

@@ -89,7 +89,16 @@ def open_clusterer(context: Context, engine: Engine) -> FindClusters:
 
             image = torch.from_numpy(batch.rows).to(device)
             any_k = clustering.problem_seeds(image, maps.layer, heads, 0, options.seed)
-            k = choose_k(options.k, rows, any_k, distance=options.distance, mask=mask, are_vectors=vectors).to(device)
+            k = choose_k(
+                options.k,
+                rows,
+                any_k,
+                engine=engine,
+                distance=options.distance,
+                n_init=options.starts,
+                mask=mask,
+                are_vectors=vectors,
+            ).to(device)
             seeds = clustering.problem_seeds(image, maps.layer, heads, k, options.seed)
         found = []
         for algorithm in options.algorithms:

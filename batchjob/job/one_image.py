@@ -220,6 +220,8 @@ def _labels(
     problems: NDArray[Any], seeds: torch.Tensor, mask: torch.Tensor | None, options: Options, normalise: bool
 ) -> NDArray[np.uint8]:
     device = choose_device("auto")
+    engine = clustering.find_engine("auto", device, rows=problems.shape[1])[0]
+    vectors = problems.shape[1] != problems.shape[2]
     x = torch.from_numpy(np.ascontiguousarray(problems, np.float32)).to(device)
     mask = None if mask is None else mask.to(device)
     if normalise:
@@ -229,16 +231,18 @@ def _labels(
     else:
         from batchjob.clustering.choose_k import choose_k
 
-        k = choose_k(options.k, x, seeds.to(device), distance=options.distance, mask=mask).to(device)
+        k = choose_k(
+            options.k, x, seeds.to(device), engine=engine, distance=options.distance, mask=mask, are_vectors=vectors
+        ).to(device)
     found = clustering.cluster(
         options.algorithm,
         x,
         k,
         seeds.to(device),
-        engine=clustering.find_engine("auto", device, rows=x.shape[1])[0],
+        engine=engine,
         distance=options.distance,
         mask=mask,
-        are_vectors=x.shape[1] != x.shape[2],
+        are_vectors=vectors,
     )
     return found.labels.cpu().numpy()
 
