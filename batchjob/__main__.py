@@ -156,6 +156,8 @@ def entry() -> NoReturn:
     signals.exit_at_once()
     code = main()
     signals.ignore()
+    if code:  # the last word is said; threads in the middle of a read would say that Python ends under them
+        ends.mute(sys.stderr)
     sys.exit(code)
 
 

@@ -118,6 +118,32 @@ def test_an_interrupt_inside_an_exec_ends_75_too(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr.count("interrupted")) == (75, 1)
 
 
+END_IN_A_READ = """
+import os, signal, sys, threading
+import zarr
+from batchjob import __main__ as command
+from batchjob.launch import ends
+
+array = zarr.create_array(sys.argv[1], shape=100_000, chunks=1, dtype="u1")
+
+def work():
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    array[:]
+    raise AssertionError("the read ended before the signal came")
+
+command.main = lambda: ends.code_of(work)
+command.entry()
+"""
+
+
+def test_a_command_that_ends_while_zarr_reads_says_one_line(tmp_path: Path) -> None:
+    """zarr's thread goes on reading while Python ends, and has a traceback for each chunk that it can't read."""
+    command = [sys.executable, "-c", END_IN_A_READ, str(tmp_path / "a.zarr")]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 75
+    assert ended.stderr == "batchjob: interrupted (SIGTERM); the same command goes on where it stopped\n"
+
+
 def test_a_run_whose_reader_goes_away_ends_with_work_left_and_goes_on(tmp_path: Path) -> None:
     photos, run = make_photos(tmp_path / "photos", 2), tmp_path / "run"
     arguments = ["run", str(photos), str(run), *TINY, "--workers", "0"]

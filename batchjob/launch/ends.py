@@ -58,7 +58,7 @@ def code_of(work: Callable[[], int], *, only_shows: bool = False) -> int:
         exec("")
         return _say(f"interrupted ({error or 'SIGINT'}); the same command goes on where it stopped", WORK_LEFT)
     except BrokenPipeError:
-        _mute(sys.stdout, sys.stderr)
+        mute(sys.stdout, sys.stderr)
         return 0 if only_shows else code
     except OSError as error:
         number = errno_of(error)
@@ -68,13 +68,16 @@ def code_of(work: Callable[[], int], *, only_shows: bool = False) -> int:
         try:
             sys.stdout.flush()
         except OSError:  # it is stdout that is full, and Python's own last flush would make the code 120
-            _mute(sys.stdout)
+            mute(sys.stdout)
         file = f": {os.fsdecode(error.filename)}" if error.filename else ""
         return _say(f"{os.strerror(number)}{file}; {remedy}", code)
 
 
-def _mute(*streams: Any) -> None:
-    """Sends what these streams still buffer nowhere, so that Python's own last flush does not fail."""
+def mute(*streams: Any) -> None:
+    """Sends what these streams still buffer, and what is written to them from now on, nowhere.
+
+    Python's own last flush can't fail then.
+    """
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in streams:
         with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -85,5 +88,5 @@ def _say(message: object, code: int) -> int:
     try:
         print(f"batchjob: {printable(message)}", file=sys.stderr, flush=True)
     except OSError:
-        _mute(sys.stderr)
+        mute(sys.stderr)
     return code
