@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from batchjob.config import Options, Runtime, to_json
+from batchjob.config import Options, Runtime, command_of, to_json
 from batchjob.errors import UserError, printable, tell
 
 Kind = TypeVar("Kind", Options, Runtime)
@@ -93,7 +93,9 @@ def show(args: Namespace) -> int:
     found = plans.load(folder, checks_index=False)
     changed = _changed(folder, found, everything=args.verify)
     missing = set(store.missing(folder, found))
+    command = command_of(found.data, folder, to_json(found.options))
     _print(f"run       {folder}")
+    _print(f"command   {command}")
     _print(f"data      {found.data} ({found.row_count:,} images)")
     _print(
         f"model     {found.options.model}, {found.model.input_px[0]}x{found.model.input_px[1]} px, {found.precision}"
@@ -129,7 +131,7 @@ def show(args: Namespace) -> int:
         _print(f"damaged   {damage}")
     if damages:
         store.forget(folder, damages)
-        _print(f"repair    batchjob run {found.data} {folder}")
+        _print(f"repair    {command}")
     _print(f"verified  {'every published shard is as it was written' if not damages else f'{len(damages)} damaged'}")
     return 2 if changed else 1 if damages else 0
 

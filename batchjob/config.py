@@ -4,8 +4,10 @@ import dataclasses
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from batchjob.errors import UserError, nearest
@@ -232,6 +234,25 @@ def as_arguments(options: Mapping[str, Any], *, without: Sequence[str] = ()) -> 
         if value != f.default and f.name not in without:
             words += [f"--{f.name.replace('_', '-')}", str(value)]
     return words
+
+
+def command_of(data: str, run: str | Path, options: Mapping[str, Any], *more: str) -> str:
+    """Writes the command that makes a run, or goes on with it, as a shell takes it.
+
+    Parameters
+    ----------
+    data, run
+        DATA as it was planned, and the folder of the run.
+    options
+        The result options of the run by name, without which the command would be refused.
+    *more
+        Further words.
+
+    Returns
+    -------
+    A line such as `batchjob run photos runs/a --k 7`.
+    """
+    return shlex.join(["batchjob", "run", data, str(run), *as_arguments(options), *more])
 
 
 def options_from_json(values: dict[str, Any]) -> Options:

@@ -25,7 +25,7 @@ _CHUNK_ROWS = (
 )
 _LEAST_CHUNK_ROWS = 64
 _MOST_ROWS = 4096
-_AGAIN = "where DATA is unchanged, it is made again by: batchjob run DATA"
+_AGAIN = "where DATA is unchanged, it is made again by the command that made the run: batchjob run DATA"
 _MOST_ROWS_ON_CPU = 256  # a kill then costs two minutes at 2 images/s; a GPU labels 4096 images in seconds
 _FEWEST_ROWS = 8
 _FEWEST_ROWS_ON_GPU = 64  # batches don't cross partitions
@@ -332,14 +332,14 @@ def load(run: Path, *, checks_index: bool = True) -> Plan:
             f"{run} is not a run: it has no plan.json ({error.strerror}); make one with: batchjob plan DATA {run}"
         ) from error
     except ValueError as error:
-        raise DamagedPlan(f"{path} is not JSON ({error}); {_AGAIN} {run}") from error
+        raise DamagedPlan(f"{path} is not JSON ({error}); {_AGAIN} {run} …") from error
     if not isinstance(values, dict) or values.get("schema") != SCHEMA:
         found = values.get("schema") if isinstance(values, dict) else None
         raise UserError(f"{path} has schema {found}, this version reads {SCHEMA}; use the version that wrote it")
     decisive = {name: v for name, v in values.items() if name not in ("versions", "digest", "versions_digest")}
     versions_digest = _digest(values.get("versions", {}))
     if _digest(decisive) != values.get("digest") or values.get("versions_digest", versions_digest) != versions_digest:
-        raise DamagedPlan(f"{path} is damaged or was changed by hand: its hash is not its content's; {_AGAIN} {run}")
+        raise DamagedPlan(f"{path} is damaged or was changed by hand: its hash is not its content's; {_AGAIN} {run} …")
     fields = {f.name: values.get(f.name, {}) for f in dataclasses.fields(Plan)}
     fields |= {"options": options_from_json(values["options"]), "model": ModelSpec.from_json(values["model"])}
     fields |= {name: tuple(values[name]) for name in ("layers", "heads", "kept_rows")}

@@ -1,11 +1,10 @@
 """The failures whose cause may be gone at the next attempt, and the command that tries these images again."""
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from batchjob.config import as_arguments
+from batchjob.config import command_of
 
 MAY_PASS = ("missing", "unreadable")
 COUNT = " or ".join(MAY_PASS)  # what stats/counts.json calls the number of these images
@@ -34,5 +33,5 @@ def sentence(count: int, data: str, run: Path, options: Mapping[str, Any]) -> st
     """
     if not count:
         return ""
-    words = ["batchjob", "run", data, str(run), *as_arguments(options), "--retry-failed"]
-    return f"those that are {COUNT} ({count:,}) are tried again by: {shlex.join(words)} (with make: RETRY_FAILED=1)"
+    again = command_of(data, run, options, "--retry-failed")
+    return f"those that are {COUNT} ({count:,}) are tried again by: {again} (with make: RETRY_FAILED=1)"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -287,6 +288,24 @@ def test_show_prints_what_is_done_and_what_failed(tmp_path: Path, batchjob: Comm
     assert ended.code == 75
     assert "0, 1" in ended.err
     assert batchjob("label", run, "--partition", 7).code == 2
+
+
+def test_the_printed_command_makes_what_is_damaged_again(tmp_path: Path, batchjob: Command) -> None:
+    """The run has options, without which the command would be refused, and names that a shell would split."""
+    photos, run = make_photos(tmp_path / "my photos", 3), tmp_path / "a run"
+    assert batchjob("run", photos, run, *TINY, "--seed", 7, "--keep-maps", 1).code == 0
+    shard = next((run / "labels.zarr" / "labels").glob("c.*"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1])
+    ended = batchjob("stats", run)
+    assert ended.code == 2
+    assert f"batchjob show {run} --verify lists all and says how to mend it" in ended.err
+    ended = batchjob("show", run, "--verify")
+    assert ended.code == 1
+    printed = dict(line.split(maxsplit=1) for line in ended.out.splitlines())
+    assert printed["repair"] == printed["command"]
+    assert batchjob(*shlex.split(printed["repair"])[1:]).code == 0
+    assert shard.read_bytes() == whole
 
 
 def test_opening_a_folder_that_is_not_a_run_says_so(tmp_path: Path) -> None:

@@ -246,7 +246,7 @@ def test_wrong_input_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
 
 def test_a_run_without_a_labelled_image_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", 3, failed=(0, 1, 2))
-    with pytest.raises(UserError, match=r"run has no labelled image to score; go on with: batchjob run DATA"):
+    with pytest.raises(UserError, match=r"run has no labelled image to score; .* that batchjob show \S+run prints"):
         run_stats([run])
     assert not (run / "stats").exists()
 

@@ -248,7 +248,7 @@ def _fit_all(
                 current = (state.centroids if state.on_host is None else state.on_host).cpu().numpy()
                 stored.save(run, Checkpoint(found, layer, head, current, state.iterations, state.done))
             if group.largest(float(context.should_stop())):
-                raise WorkLeft(f"stopped in the fit of {run}; go on with: batchjob run {plan.data} {run}")
+                raise WorkLeft(f"stopped in the fit of {run}; go on with the same command")
 
         result = dataset.fit(rows.problem(layer, head, group), refiner, start=start, keep=keep)
         found.centroids[layer, head] = result.centroids.cpu().numpy()

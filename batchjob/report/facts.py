@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import json
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from batchjob import retries
-from batchjob.config import Options, as_arguments
+from batchjob.config import Options, command_of
 from batchjob.errors import tell
 from batchjob.figures.pictures import model_name
 from batchjob.stats.text import left_out, settled
@@ -87,18 +86,12 @@ def gather(run: Run) -> Facts:
         settled=settled(_counts(run), run.options),
         retry=retries.sentence(retries.count_of(dict(causes)), run.data_asked, run.folder, run.options),
         timing=_timing(run.folder / "logs"),
-        command=_command(plan, run.folder),
+        command=command_of(plan["data"], run.folder, plan["options"]),
         rows=_rows(run),
         options=options,
         versions=[(name, str(value)) for name, value in plan.get("versions", {}).items()],
         plan=json.dumps(plan, indent=1),
     )
-
-
-def _command(plan: dict[str, Any], folder: Path) -> str:
-    """Writes the command line that makes the run again, with the options that differ from the defaults."""
-    words = ["batchjob", "run", str(plan["data"]), str(folder), *as_arguments(plan["options"])]
-    return " ".join(shlex.quote(word) for word in words)
 
 
 def _rows(run: Run) -> list[tuple[str, str]]:

@@ -80,7 +80,9 @@ def run_stats(
     if jobs < 0:
         raise UserError(f"--jobs {jobs} is not a number of processes; give 1 or more, or leave it out")
     if empty := [v.folder for v in opened if not len(v.ok_rows)]:
-        raise UserError(f"{empty[0]} has no labelled image to score; go on with: batchjob run DATA {empty[0]}")
+        raise UserError(
+            f"{empty[0]} has no labelled image to score; go on with the command that batchjob show {empty[0]} prints"
+        )
     randoms = match_randoms(opened)
     known = _open_each(opened, annotations, say)
     lines: list[str] = []

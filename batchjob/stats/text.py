@@ -1,5 +1,6 @@
 """Writes what `batchjob stats` prints: what a run holds, its best heads with their nulls, and what is missing."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -205,7 +206,7 @@ def missing_inputs(run: Run, names: Sequence[str], *, has_annotations: bool, has
     """
     hints = []
     others = as_arguments(run.options, without=("weights", "seed", "scores", "annotations"))
-    again = " ".join(["batchjob run DATA", *others])
+    again = f"batchjob run DATA {shlex.join(others)}".rstrip()
     if not has_annotations:
         hints.append(
             f"scores against objects need masks; give them: batchjob stats {run.folder} --annotations instances.json"
@@ -226,7 +227,7 @@ def missing_inputs(run: Run, names: Sequence[str], *, has_annotations: bool, has
             f"{', '.join(pairs)} {why}they come from: {again} --scores attention,pairs --annotations instances.json"
         )
     if not has_random and not run.is_random:
-        same = " ".join(["batchjob run DATA", *as_arguments(run.options, without=("weights", "seed"))])
+        same = f"batchjob run DATA {shlex.join(as_arguments(run.options, without=('weights', 'seed')))}".rstrip()
         hints.append(
             f"the random null needs untrained runs that are equal but for the seed: {same} --weights random --seed N, "
             f"three seeds; then batchjob stats {run.folder} RANDOM_RUN …"

@@ -283,7 +283,7 @@ def read_root(run: Path) -> dict[str, Any]:
             raise UserError(
                 f"{run} is not a run: it has no labels.zarr; make one with: batchjob run DATA {run}"
             ) from error
-        raise DamagedRoot(f"{path} is damaged; mend it with: batchjob run, on the same RUN") from error
+        raise DamagedRoot(f"{path} is damaged; it is mended by the command that batchjob show {run} prints") from error
     found = attributes.get("schema_version")
     if found != SCHEMA:
         raise UserError(

@@ -270,7 +270,8 @@ def finish(run: Path) -> Finished:
     damaged = {d.partition for d in check_all(run, sorted(done), contents=False)}
     holes = sorted(set(range(count)) - (done - damaged))
     static = unseal_file(run / "done" / "store.json")
-    damaged_metadata = f"the metadata of {run} is damaged; it is made again by: batchjob run DATA {run}"
+    again = f"again by the command that batchjob show {run} prints"
+    damaged_metadata = f"the metadata of {run} is damaged; it is made {again}"
     others = (
         {path: check for path, check in static["files"].items() if not path.startswith(_REWRITTEN)} if static else {}
     )
@@ -286,7 +287,7 @@ def finish(run: Path) -> Finished:
         if any(not damage.path.startswith(_MADE_ANEW) for damage in check_static(run, contents=True)):
             raise WorkLeft(damaged_metadata)
         if lost := _lost_centroids(run):
-            raise WorkLeft(f"{run / lost[0].path} is missing; it is fitted again by: batchjob run DATA {run}")
+            raise WorkLeft(f"{run / lost[0].path} is missing; it is fitted {again}")
         causes, failed = _failures(run, count)
         files = centroids.store_files(run) | {"failures.csv": failed}
         for name in ("scores.zarr", "labels.zarr"):

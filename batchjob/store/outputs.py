@@ -88,8 +88,7 @@ def raise_for_damage(run: Path, find_static: Callable[[], list[Damage]], *, stat
     if damages:
         more = f" (and {len(damages) - 1} more)" if len(damages) > 1 else ""
         raise UserError(
-            f"{run} is damaged: {damages[0]}{more}; find and mend all with: batchjob show {run} --verify, then "
-            f"batchjob run DATA {run}"
+            f"{run} is damaged: {damages[0]}{more}; batchjob show {run} --verify lists all and says how to mend it"
         )
 
 
