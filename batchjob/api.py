@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batchjob.config import Options, Runtime
+from batchjob.config import RULES, Options, Runtime
 from batchjob.errors import UserError, nearest, tell
 
 if TYPE_CHECKING:
@@ -248,7 +248,7 @@ def cluster(
     wanted = _pick(Options, {"k": k, "algorithm": algorithm, "distance": distance, "seed": seed})
     if len(wanted.algorithms) != 1:
         raise UserError(f"cluster takes one algorithm, found {algorithm!r}; call it once for each")
-    if not (wanted.k.isdigit() or wanted.k in ("silhouette", "eigengap")):
+    if not (wanted.k.isdigit() or wanted.k in RULES):
         raise UserError(f"cluster takes k as a number, 'silhouette' or 'eigengap', found {k!r}")
     return one_image.cluster(rows, wanted, normalise=normalise)
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from batchjob.config import Options, Runtime, command_of, to_json
+from batchjob.config import RULES, Options, Runtime, command_of, to_json
 from batchjob.errors import UserError, printable, tell
 
 Kind = TypeVar("Kind", Options, Runtime)
@@ -262,7 +262,7 @@ def _clipped(folder: Path, plan: Any, missing: set[int]) -> tuple[int, int]:
 
     options = plan.options
     algorithms = [i for i, name in enumerate(options.algorithms) if name != "hdbscan"]  # it takes no k
-    if options.scope != "image" or options.k in ("silhouette", "eigengap") or not algorithms:
+    if options.scope != "image" or options.k in RULES or not algorithms:
         return 0, 0
     if damages := store.check_static(folder, contents=True):
         return 0, len(damages)

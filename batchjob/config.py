@@ -15,7 +15,8 @@ from batchjob.errors import UserError, nearest
 ALGORITHMS = ("kmeans", "spectral", "agglomerative", "hdbscan")
 SCORES = ("attention", "pairs")
 _CLUSTER_ON = ("attention", "query", "key", "value", "token")
-K_RULES = ("instances", "silhouette", "eigengap")
+RULES = ("silhouette", "eigengap")  # that choose k of each problem
+K_RULES = ("instances", *RULES)
 _MOST_REPEATS = 100
 MAX_K = 254  # 255 is "none", 254 "noise" in the labels array; clusters are numbered from 0
 

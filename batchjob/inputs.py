@@ -80,8 +80,8 @@ def raise_for_changes(run: Path, planned: Mapping[str, str], *, index: bool = Tr
     if found := differences(run, planned, index=index, annotations=annotations):
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise UserError(
-            f"{found[0]}{more}; bring it back as it was, make a damaged index again with: batchjob run DATA {run}, "
-            "or plan anew into another RUN"
+            f"{found[0]}{more}; bring it back as it was, make a damaged index again by the command that batchjob show "
+            f"{run} prints, or plan anew into another RUN"
         )
 
 

@@ -15,7 +15,7 @@ from tests.made_up_runs import write_run
 
 QUESTION = {"score": "instance_ari", "algorithm": "kmeans", "layer": 11, "head": 1, "n": 113, "informative": 90}
 
-QUESTION |= {"mean": 0.44, "better": 3, "worse": 1, "too_few": 0, "heads": 12}
+QUESTION |= {"mean": 0.44, "better": 3, "worse": 1, "too_few": 0, "heads": 12, "enough": True, "sure": True}
 
 SWAP = QUESTION | {"null": "swap", "null_mean": 0.21, "gain": 0.23, "gain_low": 0.18, "gain_high": 0.27, "p": 1e-5}
 
@@ -30,14 +30,14 @@ def test_the_answer_is_a_whole_sentence(tmp_path: Path) -> None:
         "[+0.18, +0.27], p < 0.001, n = 113, chosen on the other half) and 0.33 by position alone (+0.11 [+0.05, "
         "+0.16], p = 0.02)."
     )
-    open_ = sentences.sentence(run, [SWAP | {"p": 0.2}, PLACE])
+    open_ = sentences.sentence(run, [SWAP | {"p": 0.2, "sure": False}, PLACE])
     assert open_.startswith("It is open whether head 1 of layer 11 separates objects of one class: ARI 0.44")
     worse = sentences.sentence(run, [SWAP | {"gain": -0.2}, PLACE])
     assert worse.startswith("Head 1 of layer 11 does worse than with other photos' objects: ARI 0.44")
-    for few in ({"n": 19}, {"informative": 9}):
-        told = sentences.sentence(run, [SWAP | few, PLACE | few])
-        assert told.startswith("Too few to say whether head 1 of layer 11 separates objects of one class: ARI 0.44")
-        assert "p " not in told.replace("photos", "")
+    few = {"enough": False, "sure": False}
+    told = sentences.sentence(run, [SWAP | few, PLACE | few])
+    assert told.startswith("Too few to say whether head 1 of layer 11 separates objects of one class: ARI 0.44")
+    assert "p " not in told.replace("photos", "")
     example = sentences.sentence(run, [SWAP | {"n": 5}, PLACE | {"n": 5}])
     assert example == (
         "An example, 5 photos: head 1 of layer 11 has ARI 0.44, against 0.21 with other photos' objects and 0.33 by "
@@ -49,6 +49,35 @@ def test_the_answer_is_a_whole_sentence(tmp_path: Path) -> None:
     )
     whole = sentences.answer(run, pd.DataFrame([SWAP | {"n": 40}, PLACE | {"n": 40}]))
     assert whole[-1].startswith("Under 50 images (here 40)")
+
+
+def test_a_null_that_is_known_on_fewer_photos_is_told_with_the_score_on_these(tmp_path: Path) -> None:
+    """Else the reader subtracts two figures of different photos, and the printed gain contradicts them."""
+    run = Run(write_run(tmp_path / "run", 2))
+    fewer = PLACE | {"n": 6, "mean": 0.3, "null_mean": 0.31, "gain": -0.01, "gain_low": -0.1, "gain_high": 0.1}
+    told = sentences.sentence(run, [SWAP, fewer | {"enough": False}])
+    assert told.endswith("and 0.31 by position alone (−0.01 [−0.10, +0.10], on 6 photos, where it has 0.30).")
+    example = sentences.sentence(run, [SWAP | {"n": 7}, fewer])
+    assert example.endswith("0.31 by position alone (on 6 photos, where it has 0.30).")
+
+
+@pytest.mark.parametrize(
+    ("cluster_on", "asked", "who"),
+    [
+        ("attention", "self-attention", "Head 1 separates"),
+        ("key", "keys", "Head 1 by its keys separates"),
+        ("query", "queries", "Head 1 by its queries separates"),
+        ("token", "tokens", "Layer 11 by its tokens separates"),
+    ],
+)
+def test_the_question_and_the_answer_name_what_was_clustered(
+    tmp_path: Path, cluster_on: str, asked: str, who: str
+) -> None:
+    run = Run(write_run(tmp_path / "run", 2, cluster_on=cluster_on))
+    assert sentences.question([run]) == f"Do clusters of {asked} separate objects of the same class?"
+    assert sentences.sentence(run, [SWAP, PLACE]).startswith(f"{who} objects of one class: ARI 0.44")
+    of_maps = sentences.sentence(run, [SWAP | {"score": "jaccard_60"}])
+    assert " by its " not in of_maps, "the CLS map is the same, whatever is clustered"
 
 
 RANDOM = QUESTION | {"null": "random", "null_mean": 0.1, "gain": 0.34, "gain_low": 0.28, "gain_high": 0.4, "p": 1e-5}
@@ -165,9 +194,6 @@ def test_heads_of_which_too_little_is_known_are_not_counted() -> None:
 
 def test_one_of_a_thing_is_told_in_the_singular() -> None:
     assert [counted(n, "photo") for n in (0, 1, 1204)] == ["0 photos", "1 photo", "1,204 photos"]
-    row = {"layer": 0, "head": 0, "algorithm": "kmeans", "modifier": "smaller", "low": 2.0, "high": 4.0, "gain": 0.05}
-    row |= {"gain_low": -0.1, "gain_high": 0.2, "pairs": 1, "correlation": np.nan}
-    assert describe_modifiers(pd.DataFrame([row]), 0, 0, "kmeans")[0].endswith("(1 pair)")
     assert text.left_out({"left out: a crowd": 1}) == ["1 annotation left out: a crowd"]
 
 
@@ -178,9 +204,19 @@ def test_p_is_not_printed_of_too_few_images() -> None:
 
 def test_a_rank_correlation_of_constant_values_is_not_printed() -> None:
     row = {"layer": 0, "head": 0, "algorithm": "kmeans", "modifier": "smaller", "low": 2.0, "high": 4.0, "gain": 0.05}
-    row |= {"gain_low": -0.1, "gain_high": 0.2, "pairs": 2, "correlation": np.nan}
+    row |= {"gain_low": -0.1, "gain_high": 0.2, "pairs": 50, "images": 40, "correlation": np.nan}
     (line,) = describe_modifiers(pd.DataFrame([row]), 0, 0, "kmeans")
-    assert line == "pair_ari over position by smaller: 2 to 4 +0.05 [−0.10, +0.20] (2 pairs)"
+    assert line == "pair_ari over position by smaller: 2 to 4 +0.05 [−0.10, +0.20] (50 pairs, 40 photos)"
+
+
+def test_pairs_of_few_photos_have_no_interval_and_those_of_an_example_are_not_told() -> None:
+    """Forty pairs of one photo gave an interval of no width."""
+    row = {"layer": 0, "head": 0, "algorithm": "kmeans", "modifier": "smaller", "low": 2.0, "high": 4.0, "gain": 0.05}
+    row |= {"gain_low": 0.05, "gain_high": 0.05, "pairs": 40, "images": 1, "correlation": np.nan}
+    few = row | {"low": 4.0, "high": 8.0, "pairs": 20, "images": 19}
+    (line,) = describe_modifiers(pd.DataFrame([row, few]), 0, 0, "kmeans")
+    assert line.endswith("by smaller: 2 to 4 +0.05 (40 pairs, 1 photo); 4 to 8 +0.05 (20 pairs, 19 photos)")
+    assert describe_modifiers(pd.DataFrame([row]), 0, 0, "kmeans") == []
 
 
 def test_a_cnns_self_similarity_is_nowhere_called_attention(tmp_path: Path) -> None:
@@ -193,7 +229,7 @@ def test_a_cnns_self_similarity_is_nowhere_called_attention(tmp_path: Path) -> N
     assert "atten" not in sentences.sentence(cnn, [row])
     hints = text.missing_inputs(cnn, [], has_annotations=True, has_random=True)
     assert all("the attention itself" not in hint for hint in hints)
-    lines = text.describe(cnn, {}, pd.DataFrame({"score": [], "mean": [], "null": [], "head": []}), pd.DataFrame())
+    lines = text.describe(cnn, {}, pd.DataFrame({"score": [], "mean": [], "null": [], "head": []}), [])
     assert any("a CNN has no attention" in line for line in lines)
 
 

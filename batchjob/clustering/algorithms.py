@@ -11,7 +11,6 @@ from batchjob.clustering.search import AUTO
 from batchjob.config import ALGORITHMS
 from batchjob.errors import UserError, nearest
 
-RULES = ("silhouette", "eigengap")  # that choose k
 _DETERMINISTIC = ("agglomerative", "hdbscan")
 
 

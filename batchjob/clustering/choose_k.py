@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from batchjob.clustering import gram
-from batchjob.clustering.algorithms import RULES, affinity, prepare, prepare_vectors
+from batchjob.clustering.algorithms import affinity, prepare, prepare_vectors
 from batchjob.clustering.base import Engine, check_finite
 from batchjob.clustering.search import AUTO
 from batchjob.clustering.spectral import decompose
 from batchjob.codes import NO_LABEL
+from batchjob.config import RULES
 from batchjob.errors import UserError, nearest
 
 K_RANGE = (2, 16)  # the numbers of the study lie in it

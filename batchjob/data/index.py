@@ -177,6 +177,27 @@ class ImageIndex:
         return index
 
 
+def sizes_in_bytes(folder: Path) -> NDArray[np.int64] | None:
+    """Reads from a saved index how large each image's file or tar member was when it was planned.
+
+    Parameters
+    ----------
+    folder
+        What `ImageIndex.save` wrote.
+
+    Returns
+    -------
+    [rows], 0 or less where it could not be seen; None where there is no index, or the images lie in Parquet files.
+    """
+    meta, where = folder / "index.json", folder / "where.npy"
+    kind = json.loads(meta.read_text())["kind"] if meta.exists() else ""
+    column = {"": 0, "tar": 2}.get(kind)
+    if column is None or not where.exists():
+        return None
+    found: NDArray[np.int64] = np.load(where, mmap_mode="r")[:, column]
+    return found
+
+
 class IndexBuilder:
     """Collects rows, of which `build` makes the index.
 

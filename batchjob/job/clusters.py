@@ -8,9 +8,10 @@ from torch import Tensor
 
 from batchjob import clustering
 from batchjob.clustering import Clusters, Engine, pools
-from batchjob.clustering.algorithms import RULES, cluster_repeatedly
+from batchjob.clustering.algorithms import cluster_repeatedly
 from batchjob.codebook.features import nearest_centroids
 from batchjob.codebook.rows import row_kind
+from batchjob.config import RULES
 from batchjob.job.context import Context
 from batchjob.job.upload import DeviceBatch, Prepare, pinned
 from batchjob.model.attention import LayerMaps, renormalise

@@ -13,6 +13,7 @@ Floats = NDArray[np.float64]
 RESAMPLES = 2000
 FLIPS = 100_000
 ENOUGH_IMAGES = 50  # with fewer, a 95 % interval covers less than it says (docs/metrics.md)
+AN_EXAMPLE = 8  # images; a result on fewer is told as an example
 FEWEST_IMAGES = 20  # with fewer, nothing is claimed
 FEWEST_INFORMATIVE = 10  # images whose value is not the most common one; with fewer, nothing is claimed
 SURE = 0.05  # the largest p-value of a claim, corrected where several heads were tested

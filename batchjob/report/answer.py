@@ -52,12 +52,16 @@ def differences(runs: Sequence[Run]) -> Differences:
 
     If none of them has a comparison, the note says why there can't be one, or which command makes it.
     """
-    names = [run.name for run in runs]
+    outdated = ""
     for run in runs:
         table = run.table("comparison")
         if table is None or not len(table):
             continue
+        digests = {other.stats_digest for other in runs}
+        names = [name for name, digest in run.compared.items() if digest in digests]
         table = table[table["run_a"].isin(names) & table["run_b"].isin(names) & (table["of"] != "head")]
+        if not len(table) and len(set(run.compared) & {other.name for other in runs}) > 1:
+            outdated = "The runs were compared before their statistics were made again. "
         if len(table):
             several = len(runs) > 2
             is_asked = table["score"].isin([catalogue.QUESTION, f"{catalogue.QUESTION} over position"])
@@ -69,7 +73,7 @@ def differences(runs: Sequence[Run]) -> Differences:
             header = [*_DIFFERENCES_HEADER[:3], *((first, second) if not several else _DIFFERENCES_HEADER[3:5])]
             header += _DIFFERENCES_HEADER[5:]
             return Differences(_NOTE, (["Runs"] if several else []) + header, rows, others)
-    return Differences(_why_none(runs))
+    return Differences(outdated + _why_none(runs))
 
 
 def _why_none(runs: Sequence[Run]) -> str:

@@ -1,6 +1,8 @@
 """Scores several runs on the same images, on one grid, with the same instances and equal k.
 
-Labels are laid on the finest grid. An instance counts only if it owns enough patches on the grid of every run.
+Labels are laid on the finest grid. An instance counts only if it owns enough patches on the grid of every run. Equal k
+means that the same k was asked for. How many clusters were found is a result, and to choose images by a result would
+bias what is compared.
 """
 
 import functools
@@ -11,13 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batchjob.codes import NO_LABEL, OK
+from batchjob.codes import NO_LABEL
+from batchjob.config import RULES
 from batchjob.data.annotations import Annotations, ImageAnnotations, PatchInstances, instances_on_grid
+from batchjob.data.index import sizes_in_bytes
 from batchjob.geometry import Geometry
 from batchjob.metrics import catalogue
 from batchjob.metrics.agreement import ari, contingency
 from batchjob.metrics.objects import Labelled, Mapped, Objects
 from batchjob.metrics.saliency import normalise
+from batchjob.stats.image import count_groups
 from batchjob.stats.pool import ROWS_AT_ONCE, Pool
 from batchjob.stats.position import position_labels
 from batchjob.store.run import Part, Run
@@ -36,7 +41,8 @@ class Common:
     # laid on the finest grid as its labels are.
     values: list[dict[str, Floats]]
     agreement: dict[tuple[int, int], Floats]  # [n, C] adjusted Rand index of the same head, for two runs of equal shape
-    other_k: int  # images left out because the runs have different k for them
+    other_k: int = 0  # images left out because other k was asked for in the runs
+    other_file: int = 0  # images left out because the runs saw other files of the same id
 
 
 def comparable(runs: Sequence[Run]) -> str:
@@ -48,7 +54,30 @@ def comparable(runs: Sequence[Run]) -> str:
             return f"{run.name} was resized by {other.resize}, {runs[0].name} by {first.resize}"
         if other.height * first.width != other.width * first.height:
             return f"the inputs of {run.name} and {runs[0].name} have different aspect ratios"
-    return "" if all(v.has_labels for v in runs) else "a run has no labels of patches"
+    if not all(v.has_labels for v in runs):
+        return "a run has no labels of patches"
+    asked = {run.name: str(run.options["k"]) for run in runs if _takes_k(run)}
+    if set(asked.values()) & set(RULES) and len(set(asked.values())) > 1:
+        return f"k was chosen otherwise: {', '.join(f'{k} in {name}' for name, k in asked.items())}"
+    return ""
+
+
+def _takes_k(run: Run) -> bool:
+    return any(algorithm != "hdbscan" for algorithm in run.algorithms)
+
+
+def _asked_k(run: Run) -> NDArray[np.int64] | None:
+    """Returns [rows], the k that was asked for; None where each head has its own, found by a rule or by hdbscan."""
+    asked = str(run.options["k"])
+    if asked in RULES or not _takes_k(run):
+        return None
+    if asked.isdigit():
+        return np.full(run.rows, int(asked))
+    path = run.folder / "index" / "k.npy"
+    if path.exists():
+        return np.asarray(np.load(path), np.int64)
+    of_algorithm = [algorithm != "hdbscan" for algorithm in run.algorithms]
+    return np.asarray(run.clusters_found[:, of_algorithm].max(axis=(1, 2, 3)), np.int64)
 
 
 def _finest(runs: Sequence[Run]) -> Geometry:
@@ -82,7 +111,7 @@ def upsample(values: NDArray[Any], grid: tuple[int, int], finer: tuple[int, int]
 
 
 def compare(runs: Sequence[Run], annotations: Annotations | None, pool: Pool) -> Common:
-    """Scores several runs on the images that all of them labelled with the same k.
+    """Scores several runs on the images that all of them labelled, from one file and with one k.
 
     Parameters
     ----------
@@ -93,36 +122,46 @@ def compare(runs: Sequence[Run], annotations: Annotations | None, pool: Pool) ->
     pool
         The processes that share the images.
     """
-    ids = [run.ids for run in runs]
-    places = [{name: row for row, name in enumerate(names)} for names in ids]
-    shared = [name for name in ids[0] if all(name in p for p in places)]
-    rows = np.array([[p[name] for name in shared] for p in places]).reshape(len(runs), -1)
+    places = [{name: row for row, name in enumerate(run.ids)} for run in runs]
+    shared = [name for name in runs[0].ids if all(name in p for p in places)]
+    rows = np.array([[p[name] for name in shared] for p in places], np.int64).reshape(len(runs), -1)
+    ok = np.all([np.isin(of_run, run.ok_rows) for run, of_run in zip(runs, rows, strict=True)], axis=0)
+    same_file = _equal([sizes_in_bytes(run.folder / "index") for run in runs], rows)
+    same_file &= _equal([run.image_sizes for run in runs], rows)
+    same_k = _equal([_asked_k(run) for run in runs], rows)
+    used = np.flatnonzero(ok & same_file & same_k)
+    blocks = [used[start : start + ROWS_AT_ONCE] for start in range(0, len(used), ROWS_AT_ONCE)]
     tasks = (
-        (
-            rows[:, start : start + ROWS_AT_ONCE],
-            [annotations.image(name) if annotations else None for name in shared[start : start + ROWS_AT_ONCE]],
-        )
-        for start in range(0, len(shared), ROWS_AT_ONCE)
+        (rows[:, block], [annotations.image(shared[i]) if annotations else None for i in block]) for block in blocks
     )
     parts = list(pool.map(functools.partial(_compare_block, tuple(runs)), tasks))
-    used = np.concatenate([p[0] for p in parts]) if parts else np.zeros(0, bool)
     values = [
-        {name: np.concatenate([p[1][r][name] for p in parts]) for name in parts[0][1][r]} if parts else {}
+        {name: np.concatenate([p[0][r][name] for p in parts]) for name in parts[0][0][r]} if parts else {}
         for r in range(len(runs))
     ]
-    pairs = list(parts[0][2]) if parts else []
+    pairs = list(parts[0][1]) if parts else []
     return Common(
-        ids=[name for name, use in zip(shared, used, strict=True) if use],
+        ids=[shared[i] for i in used],
         grid=_finest(runs).grid,
         values=values,
-        agreement={pair: np.concatenate([p[2][pair] for p in parts]) for pair in pairs},
-        other_k=sum(p[3] for p in parts),
+        agreement={pair: np.concatenate([p[1][pair] for p in parts]) for pair in pairs},
+        other_k=int((ok & same_file & ~same_k).sum()),
+        other_file=int((ok & ~same_file).sum()),
     )
+
+
+def _equal(known: Sequence[NDArray[Any] | None], rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Returns [n]: whether all runs that know a value have the same one, in their own `rows` [runs, n]."""
+    found = [values[of_run] for values, of_run in zip(known, rows, strict=True) if values is not None]
+    equal = np.ones(rows.shape[1], bool)
+    for values in found[1:]:
+        equal &= (values == found[0]).reshape(len(equal), -1).all(axis=1)
+    return equal
 
 
 def _compare_block(
     runs: Sequence[Run], task: tuple[NDArray[np.int64], list[ImageAnnotations | None]]
-) -> tuple[NDArray[np.bool_], list[dict[str, Floats]], dict[tuple[int, int], Floats], int]:
+) -> tuple[list[dict[str, Floats]], dict[tuple[int, int], Floats]]:
     rows, annotated = task
     parts = [run.read_rows(of_run) for run, of_run in zip(runs, rows, strict=True)]
     fine = _finest(runs)
@@ -130,15 +169,7 @@ def _compare_block(
     values: list[dict[str, list[Floats]]] = [{name: [] for name in names} for _ in runs]
     alike = [(a, b) for a in range(len(runs)) for b in range(a + 1, len(runs)) if runs[a].shape == runs[b].shape]
     agreement: dict[tuple[int, int], list[Floats]] = {pair: [] for pair in alike}
-    used, other_k = np.zeros(rows.shape[1], bool), 0
     for i in range(rows.shape[1]):
-        if any(part.status[i] != OK for part in parts):
-            continue
-        ks = {int(np.max(part.k[i])) for part in parts if part.k is not None}
-        if len(ks) > 1:
-            other_k += 1
-            continue
-        used[i] = True
         truths = _surviving(annotated[i], [*(v.geometry for v in runs), fine], parts[0], i)
         stacks = []
         for r, (run, part) in enumerate(zip(runs, parts, strict=True)):
@@ -153,7 +184,7 @@ def _compare_block(
         for run, of_run in zip(runs, values, strict=True)
     ]
     same = {pair: np.array(v).reshape(-1, int(np.prod(runs[pair[0]].shape))) for pair, v in agreement.items()}
-    return used, whole, same, other_k
+    return whole, same
 
 
 def _size(run: Run, name: str) -> int:
@@ -192,7 +223,7 @@ def _score_one(
     of_labels = [s for s in catalogue.SCORES if s.is_compared and s.source == "labels"]
     beside = Labelled(labels, fine.grid, on_fine)
     found = {s.name: s.compute(beside) for s in of_labels if s.compute}
-    k = part.k[i].ravel()
+    k = count_groups(coarse, part.k[i].ravel())
     for value in np.unique(k[k > 0]):
         keep = np.all(coarse != NO_LABEL, axis=0)
         places = position_labels(grid, int(value), seed=int(run.options["seed"]), keep=keep)

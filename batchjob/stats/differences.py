@@ -1,12 +1,14 @@
 """Compares runs by paired differences: of their best heads, of the mean over heads, and head by head."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from batchjob.config import RULES
 from batchjob.metrics import catalogue
 from batchjob.metrics.uncertainty import SURE, first_half, holm, informative, interval, is_enough, sign_flip
 from batchjob.stats.compare import COMPARED, Common
@@ -60,8 +62,9 @@ def differences(runs: Sequence[Run], common: Common) -> pd.DataFrame:
 
     Returns
     -------
-    Rows whose `of` is `best head` or `mean of heads`, and a row for each `head` where both runs have the same heads.
-    `p` comes from sign flips; `p_holm` is corrected over the heads, and NaN in the other rows. `n` counts the images
+    For each algorithm that both runs have, or else for the first one of each: a row whose `of` is `best head`, one of
+    the `mean of heads`, and a row for each `head` where both runs have the same heads. `p` comes from sign flips;
+    `p_holm` is corrected over the heads and layers of an algorithm, and NaN in the other rows. `n` counts the images
     that have the score in both runs, and `informative` those of them whose difference is not the most common one (two
     runs that mostly agree differ by zero). `enough` says whether both are enough for a claim. `sure` says whether the
     difference may be called more or less than zero: there are enough images, and p is at most `SURE`, after the
@@ -79,50 +82,65 @@ def differences(runs: Sequence[Run], common: Common) -> pd.DataFrame:
 
 
 def _pair(a: Run, b: Run, score: str, one: Floats, other: Floats, first: NDArray[np.bool_]) -> list[tuple[Any, ...]]:
-    names_a, names_b = (columns_of(run, score.removesuffix(_OVER)) for run in (a, b))
+    columns = [np.array(columns_of(run, score.removesuffix(_OVER)), object) for run in (a, b)]
+    found = [list(dict.fromkeys(of_run[:, 0])) for of_run in columns]
+    common = [(algorithm, algorithm) for algorithm in found[0] if algorithm in found[1]]
     rows: list[tuple[Any, ...]] = []
-
-    def compare_columns(of: str, x: Floats, y: Floats, heads: list[tuple[Any, ...]]) -> None:
-        known = np.isfinite(x) & np.isfinite(y)
-        stack = [np.where(known, values, np.nan) for values in (x, y, x - y)]
-        left, right, gap = (interval(values) for values in stack)
-        p = sign_flip(stack[2])
-        corrected = holm(p) if of == "head" else np.full(len(p), np.nan)
-        tested = corrected if of == "head" else p  # the other rows have one test each
-        for i, head in enumerate(heads):
-            if gap.n[i]:
-                n, telling = int(gap.n[i]), informative(stack[2][:, i])
-                enough = is_enough(n, telling)
-                figures = (left.mean[i], right.mean[i], gap.mean[i], gap.low[i], gap.high[i], p[i], corrected[i])
-                claims = (enough, bool(enough and tested[i] <= SURE))
-                rows.append((a.name, b.name, score, of, *head, n, telling, *figures, *claims))
-
-    i, j = _best(a, score, names_a), _best(b, score, names_b)
-    if i is not None and j is not None:
-        algorithm = names_a[i][0] if names_a[i][0] == names_b[j][0] else f"{names_a[i][0]}|{names_b[j][0]}"
-        compare_columns(
-            "best head", one[~first][:, [i]], other[~first][:, [j]], [(algorithm, *names_a[i][1:], *names_b[j][1:])]
-        )
-    mean_a, mean_b = one.mean(axis=1, keepdims=True), other.mean(axis=1, keepdims=True)
-    compare_columns("mean of heads", mean_a, mean_b, [("", -1, -1, -1, -1)])
-    if names_a == names_b:
-        compare_columns("head", one, other, [(m, x, h, x, h) for m, x, h in names_a])
+    for algorithms in common or [(found[0][0], found[1][0])]:
+        sides = []
+        for run, values, of_run, algorithm in zip((a, b), (one, other), columns, algorithms, strict=True):
+            mine = of_run[:, 0] == algorithm
+            heads = [(int(layer), int(head)) for _, layer, head in of_run[mine]]
+            sides.append(_Side(values[:, mine], heads, _best(run, score, algorithm)))
+        name = algorithms[0] if algorithms[0] == algorithms[1] else "|".join(algorithms)
+        rows += [(a.name, b.name, score, of, name, *row) for of, row in _compare_sides(sides[0], sides[1], first)]
     return rows
 
 
-def _best(run: Run, score: str, columns: list[tuple[str, int, int]]) -> int | None:
-    """Returns the place of the head that has the largest gain over `swap` on the half that chooses, if one was chosen.
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """One run's values of a score by one algorithm."""
 
-    Of several algorithms it is the one whose head has the largest gain.
-    """
+    values: Floats  # [n, C]
+    heads: list[tuple[int, int]]  # (layer, head) of each column
+    best: tuple[int, int] | None  # the head that `stats` chose
+
+
+def _compare_sides(a: _Side, b: _Side, first: NDArray[np.bool_]) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Yields (`of`, the rest of a row): of the best heads, of the mean over heads, and of each head."""
+    if a.best is not None and b.best is not None:
+        x, y = (side.values[~first][:, [side.heads.index(side.best)]] for side in (a, b) if side.best)
+        yield from _rows("best head", x, y, [(*a.best, *b.best)])
+    x, y = (side.values.mean(axis=1, keepdims=True) for side in (a, b))
+    yield from _rows("mean of heads", x, y, [(-1, -1, -1, -1)])
+    if a.heads == b.heads:
+        yield from _rows("head", a.values, b.values, [(*head, *head) for head in a.heads])
+
+
+def _rows(
+    of: str, x: Floats, y: Floats, heads: list[tuple[int, int, int, int]]
+) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Yields a row for each column of x and y [n, C] in which an image has both."""
+    known = np.isfinite(x) & np.isfinite(y)
+    stack = [np.where(known, values, np.nan) for values in (x, y, x - y)]
+    left, right, gap = (interval(values) for values in stack)
+    p = sign_flip(stack[2])
+    corrected = holm(p) if of == "head" else np.full(len(p), np.nan)
+    tested = corrected if of == "head" else p  # the other rows have one test each
+    for i in np.flatnonzero(gap.n):
+        n, telling = int(gap.n[i]), informative(stack[2][:, i])
+        enough = is_enough(n, telling)
+        figures = (left.mean[i], right.mean[i], gap.mean[i], gap.low[i], gap.high[i], p[i], corrected[i])
+        yield of, (*heads[i], n, telling, *figures, enough, bool(enough and tested[i] <= SURE))
+
+
+def _best(run: Run, score: str, algorithm: str) -> tuple[int, int] | None:
+    """Returns the (layer, head) that has the largest gain over `swap` on the half that chooses, if one was chosen."""
     selection = run.table("selection")
     if selection is None:
         return None
-    chosen: list[dict[str, Any]] = selection[selection["score"] == score.removesuffix(_OVER)].to_dict("records")  # type: ignore[assignment]
-    if not chosen:
-        return None
-    row = max(chosen, key=lambda one: float(one["chosen_gain"]))
-    return columns.index((row["algorithm"], int(row["layer"]), int(row["head"])))
+    chosen = selection[(selection["score"] == score.removesuffix(_OVER)) & (selection["algorithm"] == algorithm)]
+    return (int(chosen["layer"].iloc[0]), int(chosen["head"].iloc[0])) if len(chosen) else None
 
 
 def agreements(runs: Sequence[Run], common: Common) -> pd.DataFrame:
@@ -146,6 +164,18 @@ def agreements(runs: Sequence[Run], common: Common) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["run_a", "run_b", "algorithm", "layer", "head", "n", "mean", "low", "high"])
 
 
+def why_none(common: Common) -> str:
+    """Says why no image could be compared."""
+    if common.other_file:
+        return f"the {counted(common.other_file, 'image')} with ids in common are other files or sizes in each"
+    if common.other_k:
+        return (
+            f"none of the {counted(common.other_k, 'image')} that all of them labelled was asked for the same k in "
+            "each; give all runs one --k"
+        )
+    return "no image is labelled in all of them"
+
+
 def describe(runs: Sequence[Run], common: Common, table: pd.DataFrame) -> list[str]:
     """Says what the comparison found.
 
@@ -160,24 +190,32 @@ def describe(runs: Sequence[Run], common: Common, table: pd.DataFrame) -> list[s
     -------
     Lines for a person to read.
     """
+    rule = str(runs[0].options["k"])
+    k = f"k by {rule} in each" if rule in RULES else "equal k"
     lines = [
         f"{len(runs)} runs on the same {counted(len(common.ids), 'image')}, on {common.grid[0]}×{common.grid[1]} "
-        "patches, instances that survive on every grid, equal k"
+        f"patches, instances that survive on every grid, {k}"
     ]
     if common.other_k:
         lines.append(
-            f"{counted(common.other_k, 'image')} left out because k differs between the runs (instances counted on "
-            "each run's own grid); give all runs one --k FILE.csv to leave none out"
+            f"{counted(common.other_k, 'image')} left out because k differs between the runs (with k = instances, "
+            "each run counts them on its own grid); give all runs one --k FILE.csv to leave none out"
+        )
+    if common.other_file:
+        lines.append(
+            f"{counted(common.other_file, 'image')} left out because the runs saw other files or sizes of the same id"
         )
     shown = table[table.score.isin(["instance_ari", "instance_ari over position"]) & (table.of != "head")]
     records: list[dict[str, Any]] = shown.to_dict("records")  # type: ignore[assignment]
+    several = table["algorithm"].nunique() > 1
     for row in records:
         a, b = str(row["run_a"]), str(row["run_b"])
+        by = f" by {row['algorithm']}" if several and row["algorithm"] else ""
         if row["of"] == "best head":
             a += f" (layer {row['layer_a']} head {row['head_a']})"
             b += f" (layer {row['layer_b']} head {row['head_b']})"
         lines.append(
-            f"{row['score']}, {row['of']}: {a} {number(row['mean_a'])}, {b} {number(row['mean_b'])}; "
+            f"{row['score']}, {row['of']}{by}: {a} {number(row['mean_a'])}, {b} {number(row['mean_b'])}; "
             f"difference {gain(row['difference'])} {gain_interval(row['low'], row['high'])}, "
             f"n = {row['n']}, {p_value(row['p'], enough=row['enough'])}"
         )
@@ -188,14 +226,16 @@ def _head_by_head(table: pd.DataFrame) -> list[str]:
     """Says of each two runs of equal heads in how many heads one is surely above the other."""
     lines = []
     heads = table[(table.score == "instance_ari") & (table.of == "head")]
-    for (a, b), rows in heads.groupby(["run_a", "run_b"], sort=False):
+    several = heads["algorithm"].nunique() > 1
+    for (a, b, algorithm), rows in heads.groupby(["run_a", "run_b", "algorithm"], sort=False):
+        of = f"instance_ari, head by head{f' by {algorithm}' if several else ''}"
         sure, few = rows[rows.sure], int((~rows.enough).sum())
         if few == len(rows):
-            lines.append(f"instance_ari, head by head: too few images to say where {a} is above {b}")
+            lines.append(f"{of}: too few images to say where {a} is above {b}")
             continue
         above, below = int((sure.difference > 0).sum()), int((sure.difference < 0).sum())
         told = f"{a} is above {b} in {above} of {counted(len(rows), 'head')} and below in {below}"
         unknown = f"; of {few} too little is known to say" if few else ""
         how = f"(p ≤ {SURE} after Holm's correction over the heads)"
-        lines.append(f"instance_ari, head by head: {told}{unknown} {how}")
+        lines.append(f"{of}: {told}{unknown} {how}")
     return lines

@@ -44,15 +44,18 @@ def stats(
     import pandas as pd
 
     from batchjob.stats.run import run_stats
+    from batchjob.store.run import Run, tell_apart
 
     folders = [Path(run) for run in runs]
     run_stats(folders, annotations=str(annotations), jobs=jobs, say=lambda line: print(line, file=sys.stderr))
+    opened = [Run(folder) for folder in folders]
+    tell_apart(opened)
     found: dict[str, list[pd.DataFrame]] = {}
-    for folder in folders:
-        for path in sorted((folder / "stats").glob("*.parquet")):
+    for run in opened:
+        for path in sorted((run.folder / "stats").glob("*.parquet")):
             table = pd.read_parquet(path)
-            if len(folders) > 1 and "run" not in table.columns:
-                table.insert(0, "run", folder.absolute().name)
+            if len(opened) > 1 and "run" not in table.columns:
+                table.insert(0, "run", run.name)
             found.setdefault(path.stem, []).append(table)
     return {
         name: tables[0] if len(tables) == 1 else pd.concat(tables, ignore_index=True) for name, tables in found.items()

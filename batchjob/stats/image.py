@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from batchjob.codes import NOISE
 from batchjob.metrics import catalogue, clusters
 from batchjob.metrics.nulls import BY_LENDER
 from batchjob.metrics.objects import Labelled, Mapped, Objects
@@ -39,6 +40,23 @@ class Scene:
     donors: Mapping[int, Objects] = field(default_factory=dict)  # other photos' objects, by row, for the `swap` null
 
 
+def count_groups(labels: NDArray[np.uint8], k: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Counts the groups of each labelling as scores take them: its k clusters, and hdbscan's noise as one more.
+
+    Parameters
+    ----------
+    labels
+        [C, P].
+    k
+        [C], without noise.
+
+    Returns
+    -------
+    [C].
+    """
+    return np.add(k, np.any(labels == NOISE, axis=1), dtype=np.int64)
+
+
 def score_labels(labels: NDArray[np.uint8], k: NDArray[np.uint8], scene: Scene) -> dict[str, Floats]:
     """Computes every score of an image's labels and of its nulls; without objects, the scores that need none.
 
@@ -47,7 +65,7 @@ def score_labels(labels: NDArray[np.uint8], k: NDArray[np.uint8], scene: Scene) 
     labels
         [C, P], 255 for no label.
     k
-        [C] clusters of each labelling: the position null gets as many.
+        [C] clusters of each labelling: the position null gets as many, and one more for noise.
     scene
         The image.
 
@@ -60,14 +78,15 @@ def score_labels(labels: NDArray[np.uint8], k: NDArray[np.uint8], scene: Scene) 
     rows = [s for s in rows if scene.objects is not None or not s.needs_objects]
     own = Labelled(labels, scene.grid, scene.objects)
     others = [Labelled(labels, scene.grid, lent) for lent in scene.donors.values()]
-    places = _by_position(k, scene)
+    groups = count_groups(labels, k)
+    places = _by_position(groups, scene)
     found: dict[str, Floats] = {}
     for score in rows:
         found |= _with_swap(score, own, others)
         if "position" in score.nulls and score.compute:
             found[f"{score.name}.position"] = np.full(len(labels), np.nan)
             for value, of_place in places.items():
-                found[f"{score.name}.position"][k == value] = score.compute(of_place).mean()
+                found[f"{score.name}.position"][groups == value] = score.compute(of_place).mean()
     return found
 
 
@@ -89,15 +108,16 @@ def pair_table(labels: NDArray[np.uint8], k: NDArray[np.uint8], scene: Scene) ->
     pairs = own.pairs
     if not len(pairs.first):
         return None
+    groups = count_groups(labels, k)
     position = np.full((len(labels), len(pairs.first)), np.nan)
-    for value, of_place in _by_position(k, scene).items():
-        position[k == value] = clusters.pair_ari(of_place.table[:, :, 1:], pairs.first, pairs.second).mean(axis=0)
+    for value, of_place in _by_position(groups, scene).items():
+        position[groups == value] = clusters.pair_ari(of_place.table[:, :, 1:], pairs.first, pairs.second).mean(axis=0)
     return PairTable(pairs, clusters.pair_ari(own.table[:, :, 1:], pairs.first, pairs.second), position)
 
 
-def _by_position(k: NDArray[np.uint8], scene: Scene) -> dict[int, Labelled]:
-    """Returns the labellings of the position null, one for each seed, by k."""
-    values = [int(value) for value in np.unique(k[k > 0])]
+def _by_position(groups: NDArray[np.int64], scene: Scene) -> dict[int, Labelled]:
+    """Returns the labellings of the position null, one for each seed, by the number of groups."""
+    values = [int(value) for value in np.unique(groups[groups > 0])]
     stacks = {v: position_labels(scene.grid, v, seed=scene.seed, keep=scene.keep) for v in values}
     return {v: Labelled(stack, scene.grid, scene.objects) for v, stack in stacks.items()}
 

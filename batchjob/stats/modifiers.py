@@ -1,8 +1,9 @@
 """Tabulates how well heads separate two instances by their overlap, distance and size, from the table of pairs."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from batchjob.metrics.uncertainty import first_half, resampled_ratios
+from batchjob.metrics.uncertainty import AN_EXAMPLE, FEWEST_IMAGES, first_half, resampled_ratios
 from batchjob.stats.numbers import counted, gain_interval
 from batchjob.stats.numbers import gain as signed
 from batchjob.stats.pool import Pool
@@ -119,23 +120,28 @@ def describe(table: pd.DataFrame, layer: int, head: int, algorithm: str) -> list
 
     Returns
     -------
-    One line a modifier.
+    One line a modifier, with an interval where a bin has `FEWEST_IMAGES`. None where no bin has `AN_EXAMPLE` images.
     """
     mine = table[(table.layer == layer) & (table["head"] == head) & (table.algorithm == algorithm)]
     of = f"{algorithm}: " if table.algorithm.nunique() > 1 else ""
     lines = []
     for modifier, of_it in mine.groupby("modifier", sort=False):
-        bins = [
-            f"{_bound(low, high)} {signed(gain, 2)} {gain_interval(a, b, 2)} ({counted(pairs, 'pair')})"
-            for low, high, gain, a, b, pairs in zip(
-                *(of_it[c] for c in ("low", "high", "gain", "gain_low", "gain_high", "pairs")), strict=True
-            )
-        ]
+        if of_it["images"].max() < AN_EXAMPLE:
+            continue
+        bins = [_bin(row) for row in of_it.to_dict("records")]
         rank = of_it["correlation"].iloc[0]
         said = f" (rank correlation {signed(rank, 2)})" if np.isfinite(rank) else ""
         line = f"{of}pair_ari over position by {modifier}{said}: "
         lines.append((line + "; ".join(bins)).replace("-", "−"))
     return lines
+
+
+def _bin(row: Mapping[Any, Any]) -> str:
+    """Writes a bin: `3 to 5 +0.12 [+0.02, +0.21] (80 pairs, 31 photos)`."""
+    parts = [_bound(row["low"], row["high"]), signed(row["gain"], 2)]
+    if row["images"] >= FEWEST_IMAGES:
+        parts.append(gain_interval(row["gain_low"], row["gain_high"], 2))
+    return f"{' '.join(parts)} ({counted(row['pairs'], 'pair')}, {counted(row['images'], 'photo')})"
 
 
 def _bound(low: float, high: float) -> str:

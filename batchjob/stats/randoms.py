@@ -3,16 +3,19 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from batchjob.config import Options
+from batchjob.data.index import sizes_in_bytes
 from batchjob.errors import UserError
+from batchjob.stats.numbers import counted
 from batchjob.store.run import Run
 
 _MAY_DIFFER = ("weights", "seed")
 _INDEX = {  # files of RUN/index, in words
-    "where.npy": ("the size of the file", "images"),
     "k.npy": ("k", "images"),
     "instances_category.npy": ("the category", "objects"),
     "instances_owner.npy": ("the object of a patch", "images"),
@@ -56,6 +59,8 @@ def _differences(trained: Run, random: Run) -> list[str]:
         values = [run.options.get(f.name, f.default) for run in (trained, random)]
         if f.name not in _MAY_DIFFER and values[0] != values[1]:
             parts.append(f"--{f.name.replace('_', '-')} is {values[0]!r} there, {values[1]!r} here")
+    if parts:  # what follows from the options differs as well
+        return parts
     known: dict[str, tuple[object, object]] = {
         "layers": (trained.layers, random.layers),
         "heads": (trained.heads, random.heads),
@@ -69,14 +74,22 @@ def _differences(trained: Run, random: Run) -> list[str]:
 
 
 def _other_arrays(trained: Run, random: Run) -> Iterator[str]:
-    """Yields a phrase for each array of RUN/index that differs; none where a run was copied without its index."""
+    """Yields a phrase for each array that differs; compares none of RUN/index where a run was copied without it."""
+    runs = (trained, random)
+    sizes = [sizes_in_bytes(run.folder / "index") for run in runs]
+    if sizes[0] is not None and sizes[1] is not None:
+        yield from _gap(sizes[0], sizes[1], "the size of the file", "images")
     for name, (what, of) in _INDEX.items():
-        paths = [run.folder / "index" / name for run in (trained, random)]
+        paths = [run.folder / "index" / name for run in runs]
         if all(path.exists() for path in paths):
             there, here = (np.load(path, mmap_mode="r") for path in paths)
-            if name == "where.npy":
-                there, here = there[:, 0], here[:, 0]  # without the time of the last change, which copying changes
-            if there.shape != here.shape:
-                yield f"{len(there):,} {of} there, {len(here):,} here"
-            elif count := int((there != here).reshape(len(there), -1).any(axis=1).sum()):
-                yield f"{what} differs for {count:,} of {len(there):,} {of}"
+            yield from _gap(there, here, what, of)
+    if missing := np.intersect1d(trained.ok_rows, random.pending_rows).size:
+        yield f"{counted(missing, 'image')} labelled there and not yet here"
+
+
+def _gap(there: NDArray[Any], here: NDArray[Any], what: str, of: str) -> Iterator[str]:
+    if there.shape != here.shape:
+        yield f"{len(there):,} {of} there, {len(here):,} here"
+    elif count := int((there != here).reshape(len(there), -1).any(axis=1).sum()):
+        yield f"{what} differs for {count:,} of {len(there):,} {of}"

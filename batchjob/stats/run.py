@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from batchjob.stats.summary import agreement_table, select_heads, summarise
 from batchjob.stats.tables import Tables
 from batchjob.stats.truth import lay_out
 from batchjob.store.outputs import writing_stats
-from batchjob.store.run import ANNOTATIONS_SCORED, Run
+from batchjob.store.run import ANNOTATIONS_SCORED, COMPARED_RUNS, Run, tell_apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,7 @@ def run_stats(
         raise UserError(
             f"{empty[0]} has no labelled image to score; go on with the command that batchjob show {empty[0]} prints"
         )
+    tell_apart(opened)
     randoms = match_randoms(opened)
     known = _open_each(opened, annotations, say)
     lines: list[str] = []
@@ -103,7 +104,7 @@ def run_stats(
         # untrained runs are not compared: they are a null in the trained runs' own tables
         sides = [v for v in opened if not v.is_random] or opened
         if len(sides) > 1:
-            lines += ["", *_compare(sides, known[sides[0].folder], manner)]
+            lines += ["", *_compare(sides, known, manner)]
     return lines[1:]
 
 
@@ -161,12 +162,16 @@ def _tabulate(
     _write(modifiers, run, "modifiers", csv=csv)
     counts = json.loads((run.folder / "stats" / "counts.json").read_text())
     hints = text.missing_inputs(run, sorted(names), has_annotations=annotations is not None, has_random=bool(randoms))
-    lines = text.describe(run, counts, summary, selection)
-    answer = {"question": sentences.question([run]), "lines": sentences.answer(run, selection)}
+    said = sentences.answer(run, selection)
+    if not said and catalogue.QUESTION in names and annotations is not None:
+        said = sentences.why_none(counts)
+    lines = text.describe(run, counts, summary, [*said, *sentences.exploratory(run, selection)])
+    answer = {"question": sentences.question([run]), "lines": said}
     (run.folder / "stats" / "answer.json").write_text(json.dumps(answer, indent=1, ensure_ascii=False))
     main = catalogue.main_null("pair_ari")
     for row in selection[(selection.score == "pair_ari") & (selection.null == main)].to_dict("records"):
-        lines += ["", *describe_modifiers(modifiers, row["layer"], row["head"], row["algorithm"])]
+        of_pairs = describe_modifiers(modifiers, row["layer"], row["head"], row["algorithm"])
+        lines += ["", *of_pairs] if of_pairs else []
     clusters: list[str] = []
     if run.options.get("scope") == "dataset":
         found = codebook.tables(codebook.count(run, annotations, are_planned=manner.are_planned))
@@ -179,17 +184,35 @@ def _tabulate(
     return [*folded[:1], *clusters, *folded[1:]], [*lines, *([""] if hints else []), *hints, "", tables]
 
 
-def _compare(runs: Sequence[Run], annotations: Annotations | None, manner: _Manner) -> list[str]:
+def _compare(runs: Sequence[Run], known: Mapping[Path, Annotations | None], manner: _Manner) -> list[str]:
     """Writes the paired tables into the first run's folder and returns what they say."""
     if reason := comparable(runs):
         return [f"the runs are not compared patch by patch: {reason}"]
+    if reason := _other_annotations(runs) if manner.are_planned else "":
+        return [f"the runs are not compared: {reason}; give all the same: batchjob stats … --annotations FILE"]
+    annotations = next((found for run in runs if (found := known[run.folder]) is not None), None)
     common = compare(runs, annotations, manner.pool)
     if not common.ids:
-        return ["the runs are not compared: no image is labelled in all of them, with one k"]
+        return [f"the runs are not compared: {differences.why_none(common)}"]
     table = differences.differences(runs, common)
     _write(table, runs[0], "comparison", csv=manner.csv)
     _write(differences.agreements(runs, common), runs[0], "agreement_runs", csv=manner.csv)
+    digests = {run.name: run.stats_digest for run in runs}
+    (runs[0].folder / COMPARED_RUNS).write_text(json.dumps(digests, indent=1))
     return [*differences.describe(runs, common, table), "", f"comparison: {runs[0].folder / 'stats'}"]
+
+
+def _other_annotations(runs: Sequence[Run]) -> str:
+    """Says with which annotations each run was planned, if their contents differ; empty if they don't."""
+    of_run = {run.name: run.annotations for run in runs if run.annotations}
+    contents = {
+        frozenset(digest for path, digest in run.plan["inputs"].items() if Path(path).is_absolute())
+        for run in runs
+        if run.annotations
+    }
+    return (
+        "their annotations differ: " + ", ".join(f"{p} of {n}" for n, p in of_run.items()) if len(contents) > 1 else ""
+    )
 
 
 def _write(table: pd.DataFrame, run: Run, name: str, *, csv: bool) -> None:

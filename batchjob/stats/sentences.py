@@ -6,12 +6,12 @@ from typing import Any
 import pandas as pd
 
 from batchjob.metrics import catalogue
-from batchjob.metrics.uncertainty import ENOUGH_IMAGES, SURE, is_enough
+from batchjob.metrics.uncertainty import AN_EXAMPLE, ENOUGH_IMAGES, SURE
 from batchjob.stats.numbers import SEEDS, counted, gain, gain_interval, listed, number, p_value, seeds
 from batchjob.store.run import Run
 
-_AN_EXAMPLE = 8  # images; a result on fewer is told as an example
 _QUESTION = "Do clusters of {rows} separate objects of the same class?"
+_VECTORS = {"query": "queries", "key": "keys", "value": "values", "token": "tokens"}
 Row = Mapping[str, Any]  # of stats/selection.parquet
 # The words for a null model in place of X in "0.44, against 0.21 X".
 _AGAINST = {
@@ -30,13 +30,24 @@ _THAN = {
 
 
 def question(runs: Sequence[Run]) -> str:
-    """Asks the study's question about self-attention, and for a CNN about self-similarity."""
-    rows = dict.fromkeys("self-similarity" if run.rows_name != "attention" else "self-attention" for run in runs)
-    return _QUESTION.format(rows=" or ".join(rows))
+    """Asks the study's question about what the runs cluster: self-attention, keys, or a CNN's self-similarity."""
+    return _QUESTION.format(rows=" or ".join(dict.fromkeys(map(_clustered, runs))))
 
 
-def _head_name(run: Run, layer: int, head: int) -> str:
-    return f"head {head}" if len(run.layers) == 1 else f"head {head} of layer {layer}"
+def _clustered(run: Run) -> str:
+    what = str(run.options.get("cluster_on", "attention"))
+    if what == "attention":
+        return "self-attention" if run.rows_name == "attention" else run.rows_name
+    return "features" if run.spec.get("kind") == "cnn" else _VECTORS[what]
+
+
+def _head_name(run: Run, layer: int, head: int, *, is_of_labels: bool) -> str:
+    """Names a head, and where vectors were clustered which ones: `head 3 of layer 11 by its keys`."""
+    if run.options.get("cluster_on") == "token":
+        return f"layer {layer} by its {_clustered(run)}" if is_of_labels else f"layer {layer}"
+    name = f"head {head}" if len(run.layers) == 1 else f"head {head} of layer {layer}"
+    is_by = is_of_labels and run.options.get("cluster_on", "attention") != "attention"
+    return f"{name} by its {_clustered(run)}" if is_by else name
 
 
 def _claim(score: str, rows_name: str) -> str:
@@ -65,35 +76,47 @@ def sentence(run: Run, rows: Sequence[Row]) -> str:
     main, score = rows[0], str(rows[0]["score"])
     row = catalogue.score(score)
     what = row.short if row and row.short else score.replace("_", " ")
-    who = _head_name(run, main["layer"], main["head"])
+    who = _head_name(run, main["layer"], main["head"], is_of_labels=catalogue.is_of_labels(score))
     claim = _claim(score, run.rows_name)
     if len(run.algorithms) > 1 and main["algorithm"]:
         who += f" by {main['algorithm']}"
     value = f"{what} {number(main['mean'], 2)}"
-    if main["n"] < _AN_EXAMPLE:
-        nulls = listed([f"{number(r['null_mean'], 2)} {_AGAINST[r['null']]}{_few_seeds(r)}" for r in rows])
+    if main["n"] < AN_EXAMPLE:
+        nulls = listed([f"{number(r['null_mean'], 2)} {_AGAINST[r['null']]}{_remarks(r, main)}" for r in rows])
         return f"An example, {counted(main['n'], 'photo')}: {who} has {value}, against {nulls}."
-    if not is_enough(main["n"], main["informative"]):
+    if not main["enough"]:
         start = f"Too few to say whether {who} {claim}"
-    elif main["p"] > SURE:
+    elif not main["sure"]:
         start = f"It is open whether {who} {claim}"
     elif main["gain"] > 0:
         start = f"{who[0].upper()}{who[1:]} {claim}"
     else:
         start = f"{who[0].upper()}{who[1:]} does worse {_THAN[main['null']]}"
-    return f"{start}: {value}, against {listed([_against(r, is_first=r is main) for r in rows])}."
+    return f"{start}: {value}, against {listed([_against(r, main) for r in rows])}."
 
 
-def _few_seeds(row: Row) -> str:
-    return f" ({seeds(row['seeds'])})" if row["null"] == catalogue.RANDOM and row["seeds"] < SEEDS else ""
+def _remarks(row: Row, main: Row) -> str:
+    parts = [seeds(row["seeds"])] if row["null"] == catalogue.RANDOM and row["seeds"] < SEEDS else []
+    parts += _other_photos(row, main)
+    return f" ({', '.join(parts)})" if parts else ""
 
 
-def _against(row: Row, *, is_first: bool) -> str:
+def _other_photos(row: Row, main: Row) -> list[str]:
+    """Says on how many photos a null is known and what the head has on these, if they are not those of the main null.
+
+    The gain over it is not the difference between its figure and the head's figure that is printed first.
+    """
+    return [] if row["n"] == main["n"] else [f"on {counted(row['n'], 'photo')}, where it has {number(row['mean'], 2)}"]
+
+
+def _against(row: Row, main: Row) -> str:
     parts = [f"{gain(row['gain'], 2)} {gain_interval(row['gain_low'], row['gain_high'], 2)}"]
-    if is_enough(row["n"], row["informative"]):
+    if row["enough"]:
         parts.append(p_value(row["p"]))
-    if is_first:
+    if row is main:
         parts += [f"n = {row['n']}", "chosen on the other half"]
+    else:
+        parts += _other_photos(row, main)
     if row["null"] == catalogue.RANDOM:
         parts.append(seeds(row["seeds"]))
     return f"{number(row['null_mean'], 2)} {_AGAINST[row['null']]} ({', '.join(parts)})"
@@ -145,12 +168,35 @@ def answer(run: Run, selection: pd.DataFrame) -> list[str]:
         lines.append(sentence(run, rows))
         lines += [found] if (found := counts(rows)) else []
         n = int(rows[0]["n"])
-        if _AN_EXAMPLE <= n < ENOUGH_IMAGES:
+        if AN_EXAMPLE <= n < ENOUGH_IMAGES:
             lines.append(
                 f"Under {ENOUGH_IMAGES} images (here {n}) a 95 % interval covers less than it says: 0.93 at 20, 0.90 "
                 "at 10, and far less for a score that is mostly 0."
             )
     return lines
+
+
+def why_none(counts: Mapping[str, int]) -> list[str]:
+    """Says why the question has no answer in a run that was scored against objects.
+
+    Parameters
+    ----------
+    counts
+        stats/counts.json.
+
+    Returns
+    -------
+    One sentence.
+    """
+    found = counts.get("with two of a category", 0)
+    if not found:
+        return [
+            "No photo has two objects of one category that the patch grid shows, so the question has no answer here."
+        ]
+    return [
+        f"The best head is chosen on one half of the photos and measured on the other half. Of the "
+        f"{counted(found, 'photo')} with two objects of one category, all are in one half: too few to say."
+    ]
 
 
 def exploratory(run: Run, selection: pd.DataFrame, scores: Sequence[str] = ()) -> list[str]:

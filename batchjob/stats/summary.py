@@ -32,7 +32,7 @@ Floats = NDArray[np.float64]
 _COLUMNS = ["score", "algorithm", "layer", "head", "null", "n", "informative", "mean", "low", "high"]
 _COLUMNS += ["null_mean", "gain_n", "gain", "gain_low", "gain_high", "p", "p_holm", "enough", "sure"]
 _CHOSEN = ["score", "algorithm", "layer", "head", "null", "chosen_n", "chosen_gain", "n", "informative"]
-_CHOSEN += ["mean", "low", "high", "null_mean", "gain", "gain_low", "gain_high", "p"]
+_CHOSEN += ["mean", "low", "high", "null_mean", "gain", "gain_low", "gain_high", "p", "enough", "sure"]
 _COUNTED = ["worse", "better", "too_few", "heads"]
 
 
@@ -198,7 +198,8 @@ def select_heads(run: Run, summary: pd.DataFrame, randoms: Sequence[Run], pool: 
     Returns
     -------
     One row for each score, algorithm and null. `chosen_n` and `chosen_gain` are of the half that chose; all other
-    figures of the head are of the other half. `heads` counts the heads; `worse` and `better` count those whose gain
+    figures of the head are of the other half; `enough` and `sure` say what may be claimed of it, as in `summarise`, by
+    one test. `heads` counts the heads; `worse` and `better` count those whose gain
     over all images is surely below or above zero, and `too_few` those with too few images to say. `seeds` is as in
     `summarise`.
     """
@@ -244,9 +245,11 @@ def _select_of_score(run: Run, randoms: Sequence[Run], score: str) -> list[tuple
             if sides.n[0]:
                 gains = held[:, :1] - held[:, 1:]
                 gain, p = _test_gains(run, score, null, gains, [best], halves=slice(1, HALVES))
-                figures = (*_of(sides, 0), float(sides.mean[1]), *_of(gain, 0), float(p[0]))
                 counts = (int(sides.n[0]), informative(held[:, 0]))
-                rows.append((score, *columns[best], null, *chosen, *counts, *figures))
+                enough = is_enough(*counts)
+                figures = (*_of(sides, 0), float(sides.mean[1]), *_of(gain, 0), float(p[0]))
+                claims = (enough, bool(enough and p[0] <= SURE))
+                rows.append((score, *columns[best], null, *chosen, *counts, *figures, *claims))
     return rows
 
 

@@ -10,7 +10,6 @@ import pandas as pd
 from batchjob import retries
 from batchjob.config import as_arguments
 from batchjob.metrics import catalogue
-from batchjob.stats import sentences
 from batchjob.stats.numbers import counted, gain, gain_interval, listed, number, p_number, seeds
 from batchjob.stats.stream import CLUSTERINGS, SEARCHES, SETTLED
 from batchjob.store.run import Run
@@ -22,7 +21,8 @@ LEFT_OUT = "left out: "  # in counts.json, begins the keys that count annotation
 def _head_table(run: Run, summary: pd.DataFrame, score: str) -> list[str]:
     """Writes a table of one score, a line a head, the best first; no line where no head has the score.
 
-    A line has the mean and its interval; for each null model its mean, the gain over it and the p-value.
+    A line has the mean and its interval; for each null model its mean, the gain over it and the p-value; and n. A null
+    model that lacks some of the n images has an n of its own.
     """
     found = summary[(summary.score == score) & summary["mean"].notna() & (summary["head"] >= 0)]
     if found.empty:
@@ -32,9 +32,12 @@ def _head_table(run: Run, summary: pd.DataFrame, score: str) -> list[str]:
     by_null = {null: found[found.null == null].set_index(key) for null in nulls}
     main = found[found.null == nulls[0]] if nulls else found.drop_duplicates(key)
     main = main.sort_values(["mean", "layer", "head"], ascending=[False, True, True])
-    widths = [14, 6, 6, 8, 17, *[9, 9, 18, 10] * len(nulls), 7]
-    heading = ["algorithm", "layer", "head", "mean", "interval"]
-    heading += [name for null in nulls for name in (null, "gain", "interval", "p")] + ["n"]
+    fewer = {null for null in nulls if (by_null[null]["gain_n"] < by_null[null]["n"]).any()}
+    widths, heading = [14, 6, 6, 8, 17], ["algorithm", "layer", "head", "mean", "interval"]
+    for null in nulls:
+        widths += [9, 9, 18, 10, *[6] * (null in fewer)]
+        heading += [null, "gain", "interval", "p", *["n"] * (null in fewer)]
+    widths, heading = [*widths, 7], [*heading, "n"]
     against = f" against {listed(nulls)}; p by Holm" if nulls else ""
     if catalogue.RANDOM in nulls:
         against += f"; {catalogue.RANDOM} is of {seeds(int(by_null[catalogue.RANDOM]['seeds'].iloc[0]))}"
@@ -45,7 +48,8 @@ def _head_table(run: Run, summary: pd.DataFrame, score: str) -> list[str]:
         cells = [row["algorithm"] or "–", str(row["layer"]), str(row["head"])]
         cells += [number(row["mean"]), f"[{number(row['low'])}, {number(row['high'])}]"]
         for null in nulls:
-            cells += _against(by_null[null].loc[[place]].iloc[0])
+            against_it = by_null[null].loc[[place]].iloc[0]
+            cells += [*_against(against_it), *[str(against_it["gain_n"])] * (null in fewer)]
         lines.append(_line([*cells, str(row["n"])], widths))
     if len(main) > _MOST_ROWS:
         lines.append(f"… {len(main) - _MOST_ROWS} more in {run.folder / 'stats' / 'summary.parquet'}")
@@ -63,7 +67,7 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     return cells[0].ljust(widths[0]) + "".join(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))
 
 
-def describe(run: Run, counts: Mapping[str, int], summary: pd.DataFrame, selection: pd.DataFrame) -> list[str]:
+def describe(run: Run, counts: Mapping[str, int], summary: pd.DataFrame, said: Sequence[str]) -> list[str]:
     """Says all that the statistics found about one run: what it holds, its heads, and the sentences about them.
 
     Parameters
@@ -72,8 +76,10 @@ def describe(run: Run, counts: Mapping[str, int], summary: pd.DataFrame, selecti
         The run that was scored.
     counts
         stats/counts.json.
-    summary, selection
-        stats/summary.parquet and stats/selection.parquet.
+    summary
+        stats/summary.parquet.
+    said
+        The answer in sentences, and those about the other scores.
 
     Returns
     -------
@@ -87,8 +93,9 @@ def describe(run: Run, counts: Mapping[str, int], summary: pd.DataFrame, selecti
             f"a CNN has no attention: its one head is the {run.rows_name} of features, its map their "
             f"{run.attention}; scores keep their names (attention_distance is the distance of similar patches)"
         )
-    pending = f", {counts['pending']:,} not labelled yet" if counts.get("pending") else ""
-    lines.append(f"{counted(counts.get('images', 0), 'image')}, {counts.get('failed', 0):,} of them failed{pending}")
+    lines.append(
+        f"{counted(counts.get('images', 0), 'image')}, {counts.get('failed', 0):,} of them failed{_pending(counts)}"
+    )
     lines += _retry(run, counts) + settled(counts, run.options)
     if counts.get("annotated"):
         total, kept = counts.get("instances", 0), counts.get("instances kept", 0)
@@ -106,7 +113,6 @@ def describe(run: Run, counts: Mapping[str, int], summary: pd.DataFrame, selecti
         tables = [_head_table(run, summary, s) for s in ("coherence", "attention_distance")]
     for table in tables:
         lines += ["", *table] if table else []
-    said = sentences.answer(run, selection) + sentences.exploratory(run, selection)
     return lines + (["", *said] if said else [])
 
 
@@ -128,7 +134,7 @@ def fold(run: Run, counts: Mapping[str, int], answer: Mapping[str, Any], hints: 
     """
     untrained = ", untrained" if run.is_random else ""
     images = counted(counts.get("images", 0), "image")
-    lines = [f"{run.name}: {run.model}{untrained}, {images}, {counts.get('failed', 0):,} failed"]
+    lines = [f"{run.name}: {run.model}{untrained}, {images}, {counts.get('failed', 0):,} failed{_pending(counts)}"]
     lines += _retry(run, counts) + settled(counts, run.options) + left_out(counts)
     if answer["lines"]:
         lines += ["", answer["question"], *answer["lines"]]
@@ -136,6 +142,10 @@ def fold(run: Run, counts: Mapping[str, int], answer: Mapping[str, Any], hints: 
         lines += hints[:1]
     folder = run.folder / "stats"
     return [*lines, "", f"tables: {folder}", f"heads, other scores and nulls: batchjob stats {run.folder} --verbose"]
+
+
+def _pending(counts: Mapping[str, int]) -> str:
+    return f", {counts['pending']:,} not labelled yet" if counts.get("pending") else ""
 
 
 def _retry(run: Run, counts: Mapping[str, int]) -> list[str]:

@@ -14,6 +14,11 @@ from batchjob.store.partitions import Damage, check_all, check_files, published,
 
 _SEAL = "done/stats.json"
 _AGAIN = "make it again with: batchjob stats"
+_TABLES = {  # the names, without what follows the dot, of the files that `stats` writes in RUN/stats
+    *("agreement", "agreement_runs", "annotations", "answer", "comparison", "counts", "modifiers", "pairs", "scores"),
+    *("selection", "summary", "codebook", "codebook_agreement", "codebook_categories", "codebook_images"),
+    "codebook_positions",
+}
 
 
 @contextmanager
@@ -27,6 +32,9 @@ def writing_stats(run: Path) -> Iterator[None]:
         labels = _checks_of_labels(run)
         _drop_own_scores(run)
         _seal(run, {"ended": False, "labels": labels, "files": {}})
+        for path in (run / "stats").glob("*.*"):  # else tables of other annotations or runs stay beside the new ones
+            if path.stem in _TABLES and path.suffix in (".parquet", ".csv", ".json"):
+                path.unlink()
         yield
         _seal(run, {"ended": True, "labels": labels, "files": checks_of(run, _written(run))})
         drop_scratch(run)

@@ -1,5 +1,6 @@
 """A run as `stats`, `figures` and `report` read it: what it is, its arrays, and the tables that `stats` wrote."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from batchjob.codes import OK
+from batchjob.codes import OK, PENDING
 from batchjob.errors import UserError
 from batchjob.geometry import Geometry
 from batchjob.metrics import catalogue
@@ -30,8 +31,9 @@ class Run:
     Another process that it is handed to opens the folder again. Raises UserError where the folder is not a run.
     """
 
-    def __init__(self, folder: str | PathLike[str]) -> None:
+    def __init__(self, folder: str | PathLike[str], name: str = "") -> None:
         self.folder = Path(folder)
+        self.name = name or self.folder.absolute().name  # what tables call the run by
         attributes: dict[str, Any] = dict(_open(self.folder / "labels.zarr").attrs)
         self.options: Mapping[str, Any] = attributes["options"]  # the result options, as plan.json has them
         self.spec: Mapping[str, Any] = attributes["model"]  # the fields of `plan.ModelSpec`
@@ -41,13 +43,8 @@ class Run:
         self.weights: Mapping[str, Any] = attributes.get("weights", {})
         self.precision = str(attributes.get("precision", ""))  # fp32, fp16 or bf16: what `auto` came to
 
-    def __reduce__(self) -> tuple[type["Run"], tuple[Path]]:
-        return Run, (self.folder,)
-
-    @property
-    def name(self) -> str:
-        """The folder's name, which tables call the run by."""
-        return self.folder.absolute().name
+    def __reduce__(self) -> tuple[type["Run"], tuple[Path, str]]:
+        return Run, (self.folder, self.name)
 
     @cached_property
     def geometry(self) -> Geometry:
@@ -152,8 +149,27 @@ class Run:
 
     @cached_property
     def ok_rows(self) -> NDArray[np.intp]:
-        """The rows of the images that did not fail."""
-        return np.flatnonzero(self._array("status")[:] == OK)
+        """The rows of the images that are labelled."""
+        return np.flatnonzero(self._status == OK)
+
+    @cached_property
+    def pending_rows(self) -> NDArray[np.intp]:
+        """The rows of the images that are neither labelled nor failed."""
+        return np.flatnonzero(self._status == PENDING)
+
+    @cached_property
+    def _status(self) -> NDArray[np.uint8]:
+        return np.asarray(self._array("status")[:], np.uint8)
+
+    @cached_property
+    def image_sizes(self) -> NDArray[np.int32]:
+        """[rows, 2]: the height and width of each photo in pixels, 0 where it is not labelled."""
+        return np.stack([self._array("height")[:], self._array("width")[:]], axis=1)
+
+    @cached_property
+    def clusters_found(self) -> NDArray[np.uint8]:
+        """[rows, algorithm, layer, head]: how many clusters each clustering found."""
+        return np.asarray(self._array("k")[:], np.uint8)
 
     @cached_property
     def kept_rows(self) -> list[int]:
@@ -295,6 +311,21 @@ class Run:
         path = self.folder / "stats" / f"{name}.parquet"
         return pd.read_parquet(path) if path.exists() else None
 
+    @property
+    def stats_digest(self) -> str:
+        """The sha256 of the heads' figures, which tells whether a comparison is of these; empty without statistics."""
+        paths = [self.folder / "stats" / f"{name}.parquet" for name in ("summary", "selection")]
+        if not all(path.exists() for path in paths):
+            return ""
+        return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+
+    @property
+    def compared(self) -> dict[str, str]:
+        """The runs that the table `comparison` is of: name -> `stats_digest` when they were compared."""
+        path = self.folder / COMPARED_RUNS
+        found: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+        return found
+
     @cached_property
     def answer(self) -> tuple[str, list[str]]:
         """The study's question, and the sentences of the answer that `stats` wrote; none where it could not answer."""
@@ -337,6 +368,23 @@ class Run:
         return _values(self._group, name)
 
 
+def tell_apart(runs: Sequence[Run]) -> None:
+    """Names runs whose folders have one name by as many folders above them as tell all of them apart: `a/run`, `b/run`.
+
+    Parameters
+    ----------
+    runs
+        Runs of different folders; their `name` is set.
+    """
+    paths, names = [run.folder.absolute().parts for run in runs], [run.name for run in runs]
+    for depth in range(1, max(map(len, paths), default=0) + 1):
+        names = ["/".join(parts[-depth:]) for parts in paths]
+        if len(set(names)) == len(runs):
+            break
+    for run, name in zip(runs, names, strict=True):
+        run.name = name
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """The arrays of n images; None for an array that the run lacks, or that was not asked for.
@@ -360,6 +408,7 @@ class Part:
 
 
 ANNOTATIONS_SCORED = "stats/annotations.json"
+COMPARED_RUNS = "stats/comparison.json"  # the runs of comparison.parquet: name -> `stats_digest`
 _FIELDS = ("status", "height", "width", "labels", "k", "repeats", "maps", "prefix_mass", "instance", "category")
 
 

@@ -1,0 +1,167 @@
+"""What several runs have to share before `stats` compares them, and what becomes of an older comparison."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+from batchjob.codes import NOISE
+from batchjob.errors import UserError
+from batchjob.metrics.objects import Objects
+from batchjob.report.answer import differences
+from batchjob.stats import run_stats
+from batchjob.stats.compare import compare
+from batchjob.stats.image import Scene, score_labels
+from batchjob.stats.pool import Pool
+from batchjob.stats.run import _other_annotations
+from batchjob.store.run import Run, tell_apart
+from tests.made_up_runs import table, write_annotations, write_run
+
+IMAGES = 8
+
+
+def stats(runs: list[Path], annotations: Path) -> list[str]:
+    return run_stats(runs, annotations=str(annotations), jobs=1)
+
+
+def array(run: Path, name: str) -> zarr.Array[Any]:
+    found = zarr.open_group(str(run / "labels.zarr"), mode="r+")[name]
+    assert isinstance(found, zarr.Array)
+    return found
+
+
+@pytest.fixture(scope="module")
+def annotations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_annotations(tmp_path_factory.mktemp("known") / "a.json", IMAGES)
+
+
+def test_the_number_of_clusters_that_were_found_leaves_no_image_out(tmp_path: Path) -> None:
+    """It is a result. In dataset scope it is how many of the k clusters an image shows."""
+    runs = [write_run(tmp_path / name, IMAGES, k="6", scope="dataset") for name in "ab"]
+    found = array(runs[1], "k")
+    found[:3] = np.asarray(found[:3]) + 1
+    common = compare([Run(run) for run in runs], None, Pool(1))
+    assert len(common.ids) == IMAGES
+    assert common.other_k == 0
+
+
+def test_images_of_another_k_are_left_out(tmp_path: Path, annotations: Path) -> None:
+    runs = [write_run(tmp_path / name, IMAGES) for name in "ab"]
+    for run, first in zip(runs, (3, 4), strict=True):
+        np.save(run / "index" / "k.npy", np.array([first, *[3] * (IMAGES - 1)], np.uint8))
+    lines = stats(runs, annotations)
+    assert any(line.startswith(f"2 runs on the same {IMAGES - 1} images") for line in lines)
+    assert any(line.startswith("1 image left out because k differs between the runs") for line in lines)
+    np.save(runs[0] / "index" / "k.npy", np.full(IMAGES, 5, np.uint8))
+    np.save(runs[1] / "index" / "k.npy", np.full(IMAGES, 6, np.uint8))
+    said = f"the runs are not compared: none of the {IMAGES} images that all of them labelled was asked for the same k"
+    assert stats(runs, annotations)[-1].startswith(said)
+
+
+def test_a_rule_for_k_is_compared_with_the_same_rule_alone(tmp_path: Path, annotations: Path) -> None:
+    runs = [
+        write_run(tmp_path / name, IMAGES, k=k) for name, k in (("a", "silhouette"), ("b", "silhouette"), ("c", "5"))
+    ]
+    found = array(runs[1], "k")
+    found[:] = np.asarray(found[:]) + 1
+    assert any(line.endswith("k by silhouette in each") for line in stats(runs[:2], annotations))
+    refused = stats(runs[1:], annotations)[-1]
+    assert refused == "the runs are not compared patch by patch: k was chosen otherwise: silhouette in b, 5 in c"
+
+
+@pytest.mark.parametrize("by", ["size in bytes", "size in pixels"])
+def test_other_photos_of_the_same_id_are_left_out(tmp_path: Path, annotations: Path, by: str) -> None:
+    runs = [write_run(tmp_path / name, IMAGES) for name in "ab"]
+
+    def make_differ(count: int) -> None:
+        if by == "size in pixels":
+            array(runs[1], "height")[:count] = 50
+            return
+        for number, run in enumerate(runs):
+            sizes = 1000 + np.arange(IMAGES) + number * (np.arange(IMAGES) < count)
+            np.save(run / "index" / "where.npy", np.stack([sizes, sizes + number], axis=1))
+
+    make_differ(2)
+    lines = stats(runs, annotations)
+    assert any(line.startswith(f"2 runs on the same {IMAGES - 2} images") for line in lines)
+    assert "2 images left out because the runs saw other files or sizes of the same id" in lines
+    make_differ(IMAGES)
+    said = f"the runs are not compared: the {IMAGES} images with ids in common are other files or sizes in each"
+    assert stats(runs, annotations)[-1] == said
+    assert not (runs[0] / "stats" / "comparison.parquet").exists()
+
+
+def test_runs_that_were_planned_with_other_annotations_are_not_compared() -> None:
+    def planned(name: str, path: str, digest: str) -> Any:
+        inputs = {"index/k.npy": name, path: digest} if path else {}
+        return SimpleNamespace(name=name, annotations=path, plan={"inputs": inputs})
+
+    one, copy = planned("a", "/x/a.json", "1"), planned("b", "/y/copy.json", "1")
+    other, none = planned("c", "/x/c.json", "2"), planned("d", "", "")
+    assert _other_annotations([one, copy, none]) == ""
+    assert _other_annotations([one, none, other]) == "their annotations differ: /x/a.json of a, /x/c.json of c"
+
+
+def test_runs_of_one_folder_name_are_told_apart(tmp_path: Path, annotations: Path) -> None:
+    folders = [tmp_path / "x" / "run", tmp_path / "y" / "run", tmp_path / "z" / "run"]
+    runs = [write_run(folder, IMAGES, kinds=["instance", "local"]) for folder in folders]
+    lines = stats(runs, annotations)
+    found = table(runs[0], "comparison").query("of == 'head' and score == 'instance_ari'")
+    pairs = found.groupby(["run_a", "run_b"], sort=False).size()
+    assert list(pairs.index) == [("x/run", "y/run"), ("x/run", "z/run"), ("y/run", "z/run")]
+    assert set(pairs) == {2}
+    assert sum("head by head" in line for line in lines) == 3
+    opened = [Run(folder) for folder in folders]
+    tell_apart(opened)
+    assert differences(opened).rows[0][0] == "x/run − y/run"
+
+
+def test_a_comparison_of_older_statistics_is_not_shown(tmp_path: Path, annotations: Path) -> None:
+    runs = [write_run(tmp_path / name, IMAGES, seed=i) for i, name in enumerate("ab")]
+    stats(runs, annotations)
+    opened = [Run(run) for run in runs]
+    assert differences(opened).rows
+    stats([runs[1]], annotations)
+    assert differences(opened).rows, "the same figures again"
+    fewer = write_annotations(tmp_path / "fewer.json", IMAGES - 2)
+    stats([runs[1]], fewer)
+    assert not differences(opened).rows
+    assert differences(opened).note.startswith("The runs were compared before their statistics were made again. ")
+    stats([runs[0]], fewer)
+    assert not (runs[0] / "stats" / "comparison.parquet").exists()
+
+
+def test_no_table_of_earlier_statistics_stays_beside_the_new_ones(tmp_path: Path, annotations: Path) -> None:
+    run = write_run(tmp_path / "run", IMAGES)
+    run_stats([run], annotations=str(annotations), jobs=1, csv=True)
+    assert (run / "stats" / "summary.csv").exists()
+    (run / "stats" / "mine.csv").write_text("of the user")
+    stats([run], annotations)
+    assert sorted(path.name for path in (run / "stats").glob("*.csv")) == ["mine.csv"]
+
+
+def test_an_untrained_run_that_is_not_finished_is_no_null(tmp_path: Path, annotations: Path) -> None:
+    run = write_run(tmp_path / "trained", IMAGES)
+    untrained = write_run(tmp_path / "untrained", IMAGES, weights="random", pending=(1, 2))
+    with pytest.raises(UserError, match="2 images labelled there and not yet here"):
+        stats([run, untrained], annotations)
+
+
+def test_position_gets_as_many_clusters_as_there_are_groups_with_noise_as_one() -> None:
+    """A clustering that calls all patches noise has one group and scores 0, as position does with one cluster."""
+    owner = np.full(36, -1, np.int16)
+    owner[[7, 8, 13]], owner[[22, 27, 28]] = 0, 1
+    objects = Objects(owner, np.zeros(2, np.int64), np.zeros((2, 4)), np.zeros((2, 36)))
+    scene = Scene((6, 6), seed=0, objects=objects)
+    noise = np.full((1, len(owner)), NOISE, np.uint8)
+    found = score_labels(noise, np.zeros(1, np.uint8), scene)
+    assert found["instance_ari"] == found["instance_ari.position"] == 0
+    labels = np.where(owner >= 0, owner, 2).astype(np.uint8)
+    with_noise = np.where(labels == 2, NOISE, labels).astype(np.uint8)
+    as_clusters = score_labels(labels[None], np.full(1, 3, np.uint8), scene)
+    as_noise = score_labels(with_noise[None], np.full(1, 2, np.uint8), scene)
+    for name, value in as_clusters.items():
+        np.testing.assert_array_equal(as_noise[name], value, err_msg=name)
