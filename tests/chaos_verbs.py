@@ -125,12 +125,14 @@ def _heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _begin(order: dict[str, Any]) -> NoReturn:
+def _begin(order: dict[str, Any], begun: int) -> NoReturn:
+    """Becomes the command; writes to the pipe `begun` as soon as it can answer to signals."""
     from batchjob.__main__ import entry
     from batchjob.launch import signals
 
     _heed_interrupts()
     signals.exit_at_once()
+    os.write(begun, b".")
     os.setsid()
     os.chdir(order["folder"])
     log = os.open(order["log"], os.O_WRONLY | os.O_APPEND)
@@ -151,9 +153,13 @@ def main() -> None:
         if "wait" in order:
             print(os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1]), flush=True)
             continue
+        reader, writer = os.pipe()
         child = os.fork()
         if child == 0:
-            _begin(order)
+            _begin(order, writer)
+        os.read(reader, 1)  # a busy machine may take longer to begin with the child than the signal takes
+        for end in (reader, writer):
+            os.close(end)
         print(child, flush=True)
 
 
