@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from batchjob.figures.statistics import NULLS, score_name
 from batchjob.metrics import catalogue
 from batchjob.stats import sentences as told
 from batchjob.stats.compare import comparable
@@ -98,7 +99,7 @@ def _difference(row: Any, several: bool) -> list[str]:
         places = [f"{row[f'layer_{x}']}/{row[f'head_{x}']}" for x in "ab"]
         heads = f"best: {places[0]} and {places[1]} (layer/head)"
     cells = [
-        str(row["score"]).replace("_", " "),
+        _score_words(str(row["score"])),
         heads,
         str(row["n"]),
         number(row["mean_a"]),
@@ -108,3 +109,9 @@ def _difference(row: Any, several: bool) -> list[str]:
         p_number(row["p"], enough=row["enough"]),
     ]
     return ([f"{row['run_a']} − {row['run_b']}"] if several else []) + cells
+
+
+def _score_words(compared: str) -> str:
+    """Writes the words for `SCORE`, or for `SCORE over NULL`, which compares gains."""
+    score, over, null = compared.partition(" over ")
+    return f"{score_name(score)}{over}{NULLS[null][1] if null in NULLS else null}"

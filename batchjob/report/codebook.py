@@ -14,6 +14,7 @@ from batchjob.store.run import Run
 _MOST = 24  # the most clusters in a head's picture; `batchjob figures` draws up to 96
 _HEADS = 12  # the most heads; more would make the page too large
 _NO_CATEGORY = "no instance"
+_PLACE = "from 0 to 1 of the image's width and height, counted from the upper left"
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,9 @@ def note(run: Run, layer: int) -> str:
     if run.table("codebook") is None:
         text += f"Categories and positions come with: batchjob stats {run.folder}"
     elif options["queries"] == "cls":
-        text += "Mean position: where the centroid attends."
+        text += f"Mean x and y: where the centroid attends, {_PLACE}."
     else:
-        text += "Mean position: where the cluster's patches are."
+        text += f"Mean x and y: where the cluster's patches are, {_PLACE}."
     return text
 
 
@@ -142,15 +143,17 @@ def table_of(clusters: pd.DataFrame, find: str) -> Table:
     """
     has_stats = "images" in clusters
     has_categories = has_stats and bool((clusters["category"] != _NO_CATEGORY).any())
-    columns = [Column("Cluster", "number"), Column("Prevalence", "number", "share of all rows that are in the cluster")]
+    columns = [Column("Cluster", "number"), Column("Share of rows", "number", "of all rows, those in the cluster")]
     if has_stats:
         columns.append(Column("Images", "number", "in which it occurs"))
     if has_categories:
-        columns.append(Column("Best category", "text", "what tells most about it; in small, its share of the cluster"))
-        columns.append(Column("Lift", "number", "how many times as often as in all clusters"))
+        columns.append(
+            Column("Best category", "text", "which it says most about; in small, its share of the cluster's rows")
+        )
+        columns.append(Column("Lift", "number", "how many times as often as in all annotated rows of the head"))
     if has_stats:
-        columns.append(Column("Mean x", "number", "0 left, 1 right"))
-        columns.append(Column("Mean y", "number", "0 top, 1 bottom"))
+        columns.append(Column("Mean x", "number", "0–1 of the width, from the left"))
+        columns.append(Column("Mean y", "number", "0–1 of the height, from the top"))
     rows = []
     for line in clusters.to_dict("records"):
         cluster, share = int(line["cluster"]), float(line["share"])
@@ -158,7 +161,7 @@ def table_of(clusters: pd.DataFrame, find: str) -> Table:
         if has_stats:
             cells.append(Cell(f"{line['images']:,}", str(line["images"])))
         if has_categories and line["category"] != _NO_CATEGORY and line["images"] > 0:
-            cells.append(Cell(line["category"], small=f"{line['category_share']:.0%}".replace("%", " %")))
+            cells.append(Cell(line["category"], small=f"{100 * line['category_share']:.0f} % of its rows"))
             cells.append(number(line["lift"], 1))
         elif has_categories:
             cells += [Cell("–"), Cell("–", "")]

@@ -1,4 +1,4 @@
-"""Makes the map of layers × heads on the page: each head's gain over its main null, linked to the image browser."""
+"""Makes the map of layers × heads on the page: each head's gain over its main null, linked to the head's images."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ class Tile:
     share: int  # strength of its colour in percent
     side: str  # of zero: up, down, or empty
     is_sure: bool  # whether the gain is sure, as in `sure` of the summary
-    link: str  # to the head in the browser
+    link: str  # to the head's images
     title: str  # shown on hovering
 
 

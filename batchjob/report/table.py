@@ -8,7 +8,7 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 
-from batchjob.figures.statistics import of_score, score_name
+from batchjob.figures.statistics import NULLS, of_score, score_name
 from batchjob.metrics import catalogue
 from batchjob.stats import numbers
 from batchjob.store.run import Run
@@ -150,8 +150,9 @@ def scored(run: Run, summary: pd.DataFrame) -> Table:
     columns = _place_columns(len(algorithms))
     columns.append(Column(score_name(lead), "number", _hint(run, lead)))
     if has_gain:
-        columns.append(Column(f"{null} null", "number", "the mean of the null model on the same images"))
-        columns.append(Column("Gain", "number", "over the null, with its 95 % interval over images"))
+        words = NULLS[null][1] if null in NULLS else null
+        columns.append(Column(words[0].upper() + words[1:], "number", "the null model's mean on the same images"))
+        columns.append(Column("Gain", "number", f"over {words}, with its 95 % interval over images"))
         p = "sign flips, corrected over all heads and layers (Holm)"
         columns.append(Column("p", "number", p, first="ascending"))
     second = _over(summary, lead, "position") if null != "position" else {}
@@ -175,7 +176,7 @@ def scored(run: Run, summary: pd.DataFrame) -> Table:
         made.append(_row(algorithm, layer, head, cells, clear=bool(row["sure"])))
     note = (
         f"By {score_name(lead)}, best first; means over images with 95 % intervals. A click on a column's name sorts "
-        "the table; a click on a head shows it in the browser."
+        "the table; a click on a head shows its images."
     )
     zero = 100 * (0 - low) / (high - low)
     return Table(columns, made, _filters(algorithms, sorted(set(rows["layer"]))), note, has_gain, zero)
@@ -194,7 +195,7 @@ def _place(algorithm: str, layer: int, head: int) -> list[Cell]:
 
 
 def address(algorithm: str, layer: int, head: int, number: int = 0) -> str:
-    """Writes the part of the page's address that shows a head in the browser.
+    """Writes the part of the page's address that shows a head's images.
 
     Parameters
     ----------
