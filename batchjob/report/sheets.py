@@ -5,11 +5,13 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
+from batchjob.errors import UserError
 from batchjob.figures import canvas, look, statistics, write
 from batchjob.figures import pictures as drawn
 from batchjob.figures.look import Look
@@ -33,16 +35,16 @@ _CHARTS = {
     "stats-forest": (
         "Heads and their null models",
         "Each head's gain over its null models on the same images, with 95 % intervals, the best first. A filled mark "
-        "stays clear of zero after the correction for the number of heads, and has enough images to say so.",
+        "is sure: p ≤ 0.05 after Holm's correction, on enough images.",
     ),
     "stats-gain": (
         "Gain by layer and head",
-        "What each head separates within categories beyond what it does with other photos' objects.",
+        "What each head scores within categories beyond its score with other photos' objects.",
     ),
     "stats-nulls": (
         "Each head against two null models",
-        "The gain over other photos' objects against the gain over position alone, with both 95 % intervals. Only a "
-        "head in the upper right does what neither null model can do.",
+        "The gain over other photos' objects against the gain over position alone, with both 95 % intervals. A head "
+        "in the upper right scores more than both null models.",
     ),
     "stats-distance": ("Attention distance", "How far each head looks on average, in patches."),
     "stats-instances": (
@@ -72,8 +74,11 @@ class Picture:
 
 
 def pictures(runs: Sequence[Run]) -> list[Picture]:
-    """Draws the figures of the page, of a few images each; `batchjob figures` draws more of them, and larger."""
-    run = runs[0]
+    """Draws the figures of the page, of a few images each; `batchjob figures` draws more of them, and larger.
+
+    Raises UserError if several runs have no labelled image in common.
+    """
+    run, common = runs[0], common_rows(runs)
     how = Look(count=_PICTURE_IMAGES)
     layer, head = look.chosen_layer(run, how), look.chosen_head(run, how)
     rows = choose_rows(run, "spread", how.count)
@@ -83,15 +88,18 @@ def pictures(runs: Sequence[Run]) -> list[Picture]:
         found.append(picture(figure, "Overview", caption, caption))
     for _, figure in drawn.grids(run, rows, layer, how):
         what = " and ".join([run.attention_name, "clusters"] if run.patch_algorithms else [run.attention_name])
-        caption = (
-            f"{what} of every head, layer {layer}. In a row of clusters, one colour is one cluster; "
-            "colours are matched between heads by overlap, so that a region keeps its colour."
+        colours = (
+            "stands for one of the head's centroids, in every image"
+            if run.has_shared_centroids
+            else "is one cluster; colours are matched between heads by overlap, so that a region keeps its colour"
         )
+        caption = f"{what} of every head, layer {layer}. In a row of clusters, one colour {colours}."
         alt = f"Grid of {len(rows)} photos by heads {_span(run.heads)} of layer {layer}: {what}."
         found.append(picture(figure, "Images and heads", caption, alt))
     if len(runs) > 1:
         caption = "The same photos through the models of the runs, one head of each."
-        found.append(picture(drawn.models(runs, rows, how), "Models side by side", caption, caption))
+        figure = drawn.models(runs, _spread(common, how.count), how)
+        found.append(picture(figure, "Models side by side", caption, caption))
     caption = f"The fewest patches that hold 60 % of the {run.attention_name}, outlined on the photo."
     found.append(picture(drawn.masks(run, rows, layer, how), "Masks of 60 %", caption, f"{caption} Layer {layer}."))
     for name, figure in drawn.layers(run, rows[0], how):
@@ -109,6 +117,24 @@ def pictures(runs: Sequence[Run]) -> list[Picture]:
     caption = f"Layer {layer}, head {head}, over {counted(len(many), 'image')}."
     found.append(picture(drawn.head_gallery(run, many, layer, head, how), "One head", caption, caption))
     return found
+
+
+def common_rows(runs: Sequence[Run]) -> list[int]:
+    """Lists the rows, in the first run, of the images that all runs have labelled. Raises UserError without any."""
+    first = runs[0]
+    shared = set.intersection(*({run.ids[row] for row in run.ok_rows} for run in runs))
+    rows = [int(row) for row in first.ok_rows if first.ids[row] in shared]
+    if not rows:
+        examples = ", ".join(f"{run.ids[run.ok_rows[0]]!r} in {run.folder}" for run in runs)
+        raise UserError(
+            f"the runs have no labelled image in common ({examples}); give runs of one DATA, or make a report of each"
+        )
+    return rows
+
+
+def _spread(rows: Sequence[int], count: int) -> list[int]:
+    """Picks rows at even distances."""
+    return [rows[int(i)] for i in np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int))]
 
 
 def _chart(figure: Figure, name: str, rows_name: str) -> Picture:
