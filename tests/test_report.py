@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from batchjob.errors import UserError
+from batchjob.figures.canvas import decimals
+from batchjob.figures.look import scores_of_head
 from batchjob.figures.photos import open_run
 from batchjob.report import answer, codebook, facts
 from batchjob.report import browser as packing
@@ -25,7 +28,7 @@ def test_a_codebook_has_a_section_of_its_own_with_a_line_for_every_cluster(codeb
     section = text.split('<section id="codebook">')[1].split("</section>")[0]
     assert section.count("data:image/webp") == section.count('<details class="book"') == 3  # heads
     assert section.count("<tr data-find") == 3 * 6
-    for column in ("Prevalence", "Images", "Best category", "Lift", "Mean x", "Mean y"):
+    for column in ("Share of rows", "Images", "Best category", "Lift", "Mean x", "Mean y"):
         assert section.count(f">{column}</button>") == 3
     assert '<section id="codebook">' not in page.read_text()
     assert 'href="#codebook"' not in page.read_text()
@@ -85,7 +88,7 @@ def test_a_codebook_without_statistics_shows_how_common_clusters_are_and_how_to_
     view = open_run(tmp_path / "run")
     clusters = codebook.clusters_of(view, 11, 1)
     assert clusters["share"].sum() == pytest.approx(1)
-    assert [c.name for c in codebook.table_of(clusters, "").columns] == ["Cluster", "Prevalence"]
+    assert [c.name for c in codebook.table_of(clusters, "").columns] == ["Cluster", "Share of rows"]
     assert f"batchjob stats {tmp_path / 'run'}" in codebook.note(view, 11)
 
 
@@ -144,6 +147,58 @@ def test_every_run_of_a_page_has_attention_rows_of_its_first_head(
     for image in both.json["images"]:
         first, second = (one["rows"] for one in image["runs"])
         assert ("0,2" in first) == ("1,1" in second) == (image["id"] in [view.ids[row] for row in view.kept_rows])
+
+
+def test_the_page_holds_the_best_and_worst_images_that_did_not_choose_the_head(runs: list[Path]) -> None:
+    view = open_run(runs[0])
+    assert view.best is not None
+    scores, note = scores_of_head(view, *view.best)
+    assert scores is not None
+    assert note == "Only images that did not choose the head."
+    known = np.flatnonzero(np.isfinite(scores))
+    order = known[np.argsort(scores[known], kind="stable")]
+    assert report_page._wanted(view, 0)[: 2 * min(3, len(order)) : 2] == order[::-1][:3].tolist()
+    everything = packing.pack([view], view.ok_rows.tolist(), [None], [(0, 2)]).json
+    chosen = everything["runs"][0]["chosen"]
+    assert (view.layers[chosen["layer"]], view.heads[chosen["head"]]) == view.best
+    assert chosen["note"] == note
+    chose = [image["runs"][0]["row"] for image in everything["images"] if image["runs"][0]["chose"]]
+    assert chose
+    assert np.isnan(scores[chose]).all()
+    others = [image["runs"][0]["row"] for image in everything["images"] if not image["runs"][0]["chose"]]
+    assert set(known) <= set(others)
+
+
+def test_a_score_is_shortened_only_where_two_decimals_stay_the_same() -> None:
+    values = np.array([[-0.0045123, -0.00496, 0.123456789], [0.00501, 0.004999, np.nan]], np.float32)
+    found = packing.rounded(values)
+    assert [[value if value is None else decimals(value) for value in row] for row in found] == [
+        ["0.00", "0.00", "0.12"],
+        ["0.01", "0.00", None],
+    ]
+    assert found[0][2] == 0.1235
+
+
+def test_runs_without_a_common_image_get_no_page(runs: list[Path]) -> None:
+    both = [Run(run) for run in runs]
+    both[1].__dict__["ids"] = [f"elsewhere-{i}.jpg" for i in range(len(both[1].ids))]
+    with pytest.raises(UserError) as told:
+        report_page.render(both)
+    assert str(told.value) == (
+        f"the runs have no labelled image in common ('{both[0].ids[both[0].ok_rows[0]]}' in {runs[0]}, "
+        f"'elsewhere-{both[1].ok_rows[0]}.jpg' in {runs[1]}); give runs of one DATA, or make a report of each"
+    )
+
+
+def test_the_page_has_one_word_for_one_thing(both_runs: Path, codebook_page: Path) -> None:
+    for path in (both_runs, codebook_page):
+        text = re.sub(r"<(script|style)\b.*?</\1>", "", path.read_text(), flags=re.S)
+        text = re.sub(r"<pre.*?</pre>|base64,[^\"]+", "", text, flags=re.S)
+        for word in ("swap null", "instance ari", "Prevalence", "Codebook", "the browser", "image browser"):
+            assert word not in text, (path, word)
+        assert ">Other photos' objects</button>" in text.replace("&#39;", "'")
+    assert "ARI within categories over position alone" in both_runs.read_text()
+    assert "one colour stands for one of the head's centroids" in codebook_page.read_text().replace("&#39;", "'")
 
 
 def test_attention_of_fine_grids_is_averaged_over_cells() -> None:

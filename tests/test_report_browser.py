@@ -2,9 +2,14 @@
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+import numpy as np
 import pytest
 
+from batchjob.figures.canvas import decimals
+from batchjob.figures.look import scores_of_head
+from batchjob.store.run import Run
 from tests.pages import EVIL, browse, open_page, pixels_of, requests_of, until
 
 OPENS_WITHIN_S = 2.0
@@ -117,6 +122,75 @@ def test_the_browser_goes_through_images_layers_heads_and_orders_by_keyboard_too
         tops.append(float(chromium.execute_script(top)))
     assert tops[0] > tops[1]
     assert chromium.get_log("browser") == []
+
+
+@pytest.mark.browser
+def test_images_that_chose_the_head_are_not_its_best_or_worst(chromium: Any, page: Path, runs: list[Path]) -> None:
+    run = Run(runs[0])
+    assert run.best is not None
+    other = (run.best[0], next(head for head in run.heads if head != run.best[1]))
+    extremes = "return [...document.querySelectorAll('#extremes button')].map(b => b.title)"
+    note = "return [...document.querySelectorAll('#extremes p')].map(p => p.textContent)"
+    order = "const s = document.getElementById('order'); s.value = arguments[0]; s.dispatchEvent(new Event('change'))"
+    sequence = "return browser.sequence.map(i => page.images[i].id)"
+    for layer, head in (run.best, other):
+        scores, said = scores_of_head(run, layer, head)
+        assert scores is not None
+        assert bool(said) == ((layer, head) == run.best)
+        allowed = {run.ids[row] for row in run.ok_rows if np.isfinite(scores[row])}
+        open_page(chromium, page, part=f"layer={layer}&head={head}")
+        browse(chromium)
+        found = chromium.execute_script(extremes)
+        assert 2 <= len(found) <= len(allowed)
+        assert set(found) <= allowed
+        assert chromium.execute_script(note) == ([said] if said else [])
+        told = "return document.getElementById('ordered').hidden ? '' : document.getElementById('ordered').textContent"
+        assert chromium.execute_script(told) == ""
+        chromium.execute_script(order, "best")
+        assert set(chromium.execute_script(sequence)) == allowed
+        assert chromium.execute_script(told) == said
+
+
+@pytest.mark.browser
+def test_an_image_of_the_address_is_shown_although_it_chose_the_head(
+    chromium: Any, page: Path, runs: list[Path]
+) -> None:
+    run = Run(runs[0])
+    assert run.best is not None
+    scores, _ = scores_of_head(run, *run.best)
+    assert scores is not None
+    name = next(run.ids[row] for row in run.ok_rows if np.isnan(scores[row]) and run.ids[row].startswith("val2017/p"))
+    layer, head = run.best
+    open_page(chromium, page, part=f"layer={layer}&head={head}&order=best&image={quote(name, safe='')}")
+    until(lambda: chromium.execute_script("return document.body.dataset.shown") == name, "the image of the address")
+    assert chromium.execute_script("return document.getElementById('order').value") == "row"
+
+
+@pytest.mark.browser
+def test_the_page_rounds_as_the_figures_do(chromium: Any, page: Path) -> None:
+    values = [-0.0045, -0.005, 0.00499, 0.005, 0.125, -0.125, 0.375, 0.625, 0.875, -0.004, 0.285, 1.0, 0.0]
+    open_page(chromium, page)
+    assert chromium.execute_script("return arguments[0].map(two)", values) == [decimals(value) for value in values]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [390, 1000, 1400])
+def test_no_card_of_a_best_or_worst_image_is_cut(chromium: Any, page: Path, width: int) -> None:
+    open_page(chromium, page, width=width, part="layer=10&head=1")
+    browse(chromium)
+    boxes = """
+      const strips = [...document.querySelectorAll('#extremes .strip, .panel .strip')];
+      const edge = node => node.getBoundingClientRect();
+      const whole = strips.filter(s => getComputedStyle(s).overflowX !== 'auto');
+      return whole.map(s => [edge(s).right, ...[...s.children].map(c => edge(c).right)]);"""
+    found = chromium.execute_script(boxes)
+    assert len(found) >= 2
+    for right, *cards in found:
+        assert cards
+        assert max(cards) <= right
+    heights = "return [...document.querySelectorAll('#extremes canvas')].map(c => c.getBoundingClientRect().height)"
+    until(lambda: chromium.execute_script(heights), "the pictures of the cards")
+    assert set(chromium.execute_script(heights)) == {108}
 
 
 @pytest.mark.browser

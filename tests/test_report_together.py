@@ -192,5 +192,7 @@ def test_two_runs_are_shown_side_by_side_image_by_image(
 def test_the_patch_is_the_same_in_both_runs(chromium: Any, both_runs: Path) -> None:
     open_page(chromium, both_runs)
     browse(chromium)
+    first, second = chromium.execute_script("return browser.panels.map(p => p.at)")
+    assert first == second  # before any patch is pointed at
     chromium.execute_script("browser.panels[0].moveTo(2, 1)")
     assert chromium.execute_script("return browser.panels.map(p => p.at)") == [[2, 1], [2, 1]]

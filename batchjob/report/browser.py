@@ -13,11 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from batchjob.figures.canvas import peak
+from batchjob.figures.canvas import decimals, peak
+from batchjob.figures.look import scores_of_head
 from batchjob.figures.objects import objects_of
 from batchjob.figures.outlines import count_words, sharing
 from batchjob.figures.palette import MAP_COLOURS, label_colours, match_colours
 from batchjob.figures.photos import photo_of
+from batchjob.metrics.uncertainty import first_half
 from batchjob.store.run import Run
 
 MAX_IMAGES = 80
@@ -80,6 +82,10 @@ def pack(
     page_data = PageData()
     first = runs[0]
     places = [{name: row for row, name in enumerate(run.ids)} if run is not first else {} for run in runs]
+    said = [_chosen_note(run) for run in runs]
+    chose = [
+        first_half(run.ids) if note else np.zeros(len(run.ids), bool) for run, note in zip(runs, said, strict=True)
+    ]
     chosen: dict[int, dict[str, Any]] = {}
     for row in _in_turn(first.kept_rows[:8], wanted):
         if row in chosen:
@@ -87,7 +93,7 @@ def pack(
         if len(chosen) >= MAX_IMAGES or page_data.size > IMAGES_BYTES:
             break
         rows = [row if run is first else place.get(first.ids[row]) for run, place in zip(runs, places, strict=True)]
-        chosen[row] = _image(page_data, runs, rows, scores)
+        chosen[row] = _image(page_data, runs, rows, scores, chose)
     for number, run in enumerate(runs):
         limit = ROWS_BYTES * (number + 1) // len(runs)  # for all runs so far, so that each run gets its part
         _pack_rows(page_data, run, list(chosen.values()), (number, *starts[number]), limit)
@@ -96,15 +102,28 @@ def pack(
         "categories": page_data.categories,
         "palette": _bytes(label_colours()),
         "heat": _bytes(matplotlib.colormaps[MAP_COLOURS](np.arange(256))),
-        "runs": [_run(run) for run in runs],
+        "runs": [_run(run, note) for run, note in zip(runs, said, strict=True)],
         "images": images,
     }
     return page_data
 
 
-def _run(run: Run) -> dict[str, Any]:
+def _chosen_note(run: Run) -> str:
+    """Says which images are ordered by the head that the statistics chose; empty where all images are.
+
+    As in the figures, the half of the images that chose the head says nothing about it.
+    """
+    return scores_of_head(run, *run.best)[1] if run.best else ""
+
+
+def _run(run: Run, note: str) -> dict[str, Any]:
     grid = run.geometry.grid
+    chosen = None
+    if note and run.best:
+        layer, head = run.best
+        chosen = {"layer": run.layers.index(layer), "head": run.heads.index(head), "note": note}
     return {
+        "chosen": chosen,
         "model": run.model,
         "layers": run.layers,
         "heads": run.heads,
@@ -113,7 +132,6 @@ def _run(run: Run) -> dict[str, Any]:
         "cell": _cell(grid),
         "attention": run.attention_name,
         "rows_name": run.rows_name,
-        "matched": not run.has_shared_centroids,
     }
 
 
@@ -122,6 +140,7 @@ def _image(
     runs: Sequence[Run],
     rows: Sequence[int | None],
     scores: Sequence[NDArray[np.floating[Any]] | None],
+    chose: Sequence[NDArray[np.bool_]],
 ) -> dict[str, Any]:
     first, row = runs[0], rows[0]
     assert row is not None
@@ -141,7 +160,8 @@ def _image(
                 "row": at,
                 "span": [round(v, 5) for v in span],
                 "maps": page_data.add(f"maps-{number}-{row}", zlib.compress(_maps(run, at), 9)),
-                "score": None if score is None else _rounded(score[at]),
+                "score": None if score is None else rounded(score[at]),
+                "chose": bool(chose[number][at]),
                 "rows": {},
             }
         )
@@ -256,10 +276,24 @@ def _in_turn(first: Iterable[int], then: Iterable[int]) -> Iterator[int]:
     yield from then
 
 
-def _rounded(values: NDArray[np.floating[Any]]) -> Any:
-    rounded = np.round(values.astype(np.float64), 3).astype(object)
-    rounded[~np.isfinite(values)] = None  # JSON knows no NaN
-    return rounded.tolist()
+def rounded(values: NDArray[np.floating[Any]]) -> Any:
+    """Shortens scores for the page, which shows two decimals of them.
+
+    Parameters
+    ----------
+    values
+        Any shape.
+
+    Returns
+    -------
+    Lists of numbers with four decimals, and of None for NaN. A score keeps all its digits if the shorter one would be
+    shown as another number than in the figures: −0.00496 has three decimals −0.005, which are shown as −0.01.
+    """
+    found = np.empty(values.shape, object)
+    for at, value in np.ndenumerate(values.astype(np.float64)):
+        short = round(float(value), 4) if np.isfinite(value) else None  # JSON knows no NaN
+        found[at] = float(value) if short is not None and decimals(short) != decimals(value) else short
+    return found.tolist()
 
 
 def _bytes(colours: NDArray[np.floating[Any]]) -> list[list[int]]:

@@ -124,7 +124,13 @@ function setUpFilters() {
 setUpFilters();
 
 // --- the image browser ----------------------------------------------------------------------------------------------
-const two = (value) => (Math.abs(value) < 0.005 ? "0.00" : value.toFixed(2).replace("-", "−"));
+// Writes two decimals as the figures do: zero has no sign, and a tie goes to the even digit (0.125 is 0.12).
+const two = (value) => {
+  const isTie = Math.abs(value * 8 % 4) === 1;
+  const text = (isTie ? value - Math.sign(value) * 1e-6 : value).toFixed(2).replace("-", "−");
+  return text === "−0.00" ? "0.00" : text;
+};
+const signed = (value) => (value > 0 && two(value) !== "0.00" ? "+" : "") + two(value);
 let page = null; // the parsed data, from when the browser comes into view
 const unpacked = new Map();
 
@@ -168,8 +174,7 @@ class Panel {
     }
     this.views = {};
     const views = make("div", { className: "views" });
-    const photo = number === 0 ? { photo: "Photo" } : {};
-    const names = { ...photo, clusters: "Clusters", heat: run.attention, row: `${capital(run.rows_name)} of the patch` };
+    const names = { photo: "Photo", clusters: "Clusters", heat: run.attention, row: `${capital(run.rows_name)} of the patch` };
     for (const [key, name] of Object.entries(names)) {
       if (key === "clusters" && !run.algorithms.length) continue;
       const canvas = make("canvas", { tabIndex: 0 });
@@ -229,7 +234,8 @@ class Panel {
     this.layerLabel.lastChild.value = this.layer;
     this.headLabel.lastChild.value = this.head;
     if (this.algorithmLabel) this.algorithmLabel.lastChild.value = this.algorithm;
-    if (!this.at) this.at = this.brightest();
+    const [leader] = browser.panels;
+    if (!this.at) this.at = this === leader ? this.brightest() : leader.placeIn(this);
     this.drawStrip();
     const name = inside.rows[`${this.layer},${this.head}`];
     const rows = name ? await unpack(name) : null;
@@ -263,13 +269,16 @@ class Panel {
     if (at[0] === this.at[0] && at[1] === this.at[1]) return;
     this.at = at;
     this.draw();
-    // The other runs mark the patch at the same place of the photo.
-    const place = [0, 1].map((i) => (at[i] + 0.5) / this.run.grid[i] * this.inside.span[i]);
     for (const other of browser.panels.filter((p) => p !== this && p.inside)) {
-      other.at = [0, 1].map((i) => Math.max(0, Math.min(other.run.grid[i] - 1, Math.floor(place[i] / other.inside.span[i] * other.run.grid[i]))));
+      other.at = this.placeIn(other);
       other.draw();
     }
     address.write();
+  }
+  // The patch of another run at the same place of the photo.
+  placeIn(other) {
+    const place = [0, 1].map((i) => (this.at[i] + 0.5) / this.run.grid[i] * this.inside.span[i]);
+    return [0, 1].map((i) => Math.max(0, Math.min(other.run.grid[i] - 1, Math.floor(place[i] / other.inside.span[i] * other.run.grid[i]))));
   }
 
   drawStrip() {
@@ -297,13 +306,11 @@ class Panel {
     const [rows, columns] = this.run.grid, [y, x] = this.at, strength = Number($("opacity").value) / 100;
     const labels = this.labelsOf(this.head), width = 480, height = Math.round(width * this.image.height / this.image.width);
     for (const { canvas } of Object.values(this.views)) { canvas.width = width; canvas.height = height; }
-    if (this.views.photo) {
-      const { canvas, caption } = this.views.photo, context = canvas.getContext("2d");
-      context.drawImage(this.photo, 0, 0, width, height);
-      outlineObjects(canvas, this.outlines, true);
-      caption.replaceChildren(objectsKey(this.image));
-      this.describe(canvas, `Photo ${this.image.id}`);
-    }
+    const seen = this.views.photo;
+    seen.canvas.getContext("2d").drawImage(this.photo, 0, 0, width, height);
+    outlineObjects(seen.canvas, this.outlines, true);
+    seen.caption.replaceChildren(objectsKey(this.image));
+    this.describe(seen.canvas, `Photo ${this.image.id}`);
     const head = `layer ${this.run.layers[this.layer]}, head ${this.run.heads[this.head]}`;
     if (labels) {
       const { canvas, caption, name } = this.views.clusters, own = labels[y * columns + x];
@@ -482,8 +489,16 @@ const browser = {
     const panel = this.panels[number], scores = image.runs[number]?.score;
     return scores ? scores[panel.algorithm]?.[panel.layer]?.[panel.head] ?? null : null;
   },
-  gapOf(image) { // the first run's score minus the second's
-    const [a, b] = [this.scoreOf(image), this.panels[1] ? this.scoreOf(image, 1) : null];
+  // Images are ordered by the score, but not by that of the images that chose the head: it says nothing about the head.
+  chosenOf(number) {
+    const { run, layer, head } = this.panels[number];
+    return run.chosen?.layer === layer && run.chosen.head === head ? run.chosen : null;
+  },
+  rankOf(image, number = 0) {
+    return this.chosenOf(number) && image.runs[number]?.chose ? null : this.scoreOf(image, number);
+  },
+  gapOf(image, score = this.scoreOf) { // the first run's score minus the second's
+    const [a, b] = [score.call(this, image, 0), this.panels[1] ? score.call(this, image, 1) : null];
     return a === null || b === null ? null : a - b;
   },
 
@@ -508,31 +523,43 @@ const browser = {
     $("next").addEventListener("click", () => this.step(1));
     $("opacity").addEventListener("input", () => this.panels.forEach((p) => p.maps && p.inside && p.draw()));
     $("browser").hidden = false;
-    this.goTo(address.read() ?? page.start.image);
+    this.goTo(address.read(), page.start.image);
     addEventListener("hashchange", () => this.follow());
   },
 
   // Shows what the address asks for, after a click on a head or on Back.
   follow() {
     if (!location.hash.includes("=") || location.hash === address.written) return;
-    this.goTo(address.read() ?? this.sequence[this.position]);
+    this.goTo(address.read(), this.sequence[this.position]);
     $("images").scrollIntoView();
   },
-  goTo(image) {
+  goTo(named, otherwise) {
     this.arrange();
-    this.position = Math.max(0, this.sequence.indexOf(image));
+    if (named !== null && !this.sequence.includes(named)) { // an order by score lacks the image that the address names
+      $("order").value = "row";
+      this.arrange();
+    }
+    this.position = Math.max(0, this.sequence.indexOf(named ?? otherwise));
     this.extremes();
     this.show();
   },
 
+  showNumber(image) { // its place in the sequence may be none: an order by score leaves images out
+    const place = this.sequence.indexOf(image);
+    if (place < 0) this.goTo(image);
+    else { this.position = place; this.show(); }
+    address.write();
+  },
+
   arrange() {
     const order = $("order").value, sign = order === "worst" || order === "behind" ? 1 : -1;
-    this.sequence = page.images.map((_, i) => i);
-    if (order !== "row") {
-      const value = (i) => (order === "ahead" || order === "behind" ? this.gapOf(page.images[i]) : this.scoreOf(page.images[i]));
-      this.sequence = this.sequence.filter((i) => value(i) !== null).sort((a, b) => sign * (value(a) - value(b)));
-      if (!this.sequence.length) this.sequence = page.images.map((_, i) => i);
-    }
+    const isGap = order === "ahead" || order === "behind", all = page.images.map((_, i) => i);
+    const value = (i) => (isGap ? this.gapOf(page.images[i], this.rankOf) : this.rankOf(page.images[i]));
+    const ranked = order === "row" ? [] : all.filter((i) => value(i) !== null).sort((a, b) => sign * (value(a) - value(b)));
+    this.sequence = ranked.length ? ranked : all;
+    const note = (this.chosenOf(0) ?? (isGap ? this.chosenOf(1) : null))?.note ?? "";
+    $("ordered").textContent = note;
+    $("ordered").hidden = !ranked.length || !note;
     $("image").replaceChildren(...this.sequence.map((i, position) => {
       const score = this.scoreOf(page.images[i]), kept = page.images[i].runs.some((r) => r && Object.keys(r.rows).length);
       const text = page.images[i].id + (score === null ? "" : ` · ${two(score)}`) + (kept ? " · attention kept" : "");
@@ -564,15 +591,18 @@ const browser = {
     if (image !== page.images[this.sequence[this.position]]) return;
     const outlines = await outlinesOf(image);
     if (!keepsPatch) this.panels.forEach((panel, i) => { panel.at = i ? null : address.known().get("image") === image.id ? address.patch() : null; });
-    await Promise.all(this.panels.map((panel) => panel.show(image, photo, outlines)));
+    const [leader, ...others] = this.panels;
+    await leader.show(image, photo, outlines); // the others mark its patch
+    if (image !== page.images[this.sequence[this.position]]) return;
+    await Promise.all(others.map((panel) => panel.show(image, photo, outlines)));
     const gap = this.gapOf(image);
     $("paired").hidden = gap === null;
-    if (gap !== null) $("paired").textContent = `${capital(page.score)} of this image: ${two(this.scoreOf(image))} and ${two(this.scoreOf(image, 1))}, difference ${gap > 0 ? "+" : ""}${two(gap)}`;
+    if (gap !== null) $("paired").textContent = `${capital(page.score)} of this image: ${two(this.scoreOf(image))} and ${two(this.scoreOf(image, 1))}, difference ${signed(gap)}`;
     document.body.dataset.shown = image.id;
   },
 
   extremes() {
-    const scored = page.images.map((image, i) => [this.scoreOf(image), i]).filter(([s]) => s !== null).sort((a, b) => b[0] - a[0]);
+    const scored = page.images.map((image, i) => [this.rankOf(image), i]).filter(([s]) => s !== null).sort((a, b) => b[0] - a[0]);
     if (scored.length < 2) { $("extremes").replaceChildren(); return; }
     const some = Math.min(5, Math.floor(scored.length / 2)), { run, layer, head } = this.panels[0];
     const group = (name, list) => make("div", {}, make("h3", { textContent: `${name} of layer ${run.layers[layer]}, head ${run.heads[head]}` }),
@@ -580,11 +610,13 @@ const browser = {
         const image = page.images[i];
         const button = make("button", { type: "button", title: image.id }, `${two(score)}`);
         button.setAttribute("aria-label", `${image.id}, ${two(score)}`);
-        button.addEventListener("click", () => { this.position = Math.max(0, this.sequence.indexOf(i)); this.show(); address.write(); $("browser").scrollIntoView({ block: "start" }); });
+        button.addEventListener("click", () => { this.showNumber(i); $("browser").scrollIntoView({ block: "start" }); });
         this.thumbnails(button, image);
         return button;
       })));
-    $("extremes").replaceChildren(group("Best images", scored.slice(0, some)), group("Worst images", scored.slice(-some).reverse()));
+    const notes = [this.chosenOf(0)?.note, page.is_sample ? "Only images on this page." : ""].filter(Boolean).join(" ");
+    const said = notes ? [make("p", { className: "quiet", textContent: notes })] : [];
+    $("extremes").replaceChildren(...said, group("Best images", scored.slice(0, some)), group("Worst images", scored.slice(-some).reverse()));
   },
 };
 
@@ -594,7 +626,7 @@ browser.thumbnails = async (button, image) => {
   photo.src = photoUrl(image);
   const [outlines, maps] = await Promise.all([outlinesOf(image), unpack(inside.maps), photo.decode()]);
   const look = Object.create(panel, { photo: { value: photo }, inside: { value: inside }, maps: { value: maps } });
-  const labels = look.labelsOf(panel.head), size = { width: 264, height: Math.round(264 * image.height / image.width) };
+  const labels = look.labelsOf(panel.head), size = { width: Math.round(216 * image.width / image.height), height: 216 };
   const above = make("canvas", size), below = make("canvas", size);
   above.getContext("2d").drawImage(photo, 0, 0, size.width, size.height);
   outlineObjects(above, outlines, true, 1.2);

@@ -13,11 +13,12 @@ import numpy as np
 from markupsafe import Markup
 
 from batchjob.codes import VERSION
-from batchjob.figures.look import Look, chosen_head, chosen_layer
+from batchjob.figures.look import Look, chosen_head, chosen_layer, scores_of_head
 from batchjob.figures.photos import open_run
+from batchjob.figures.statistics import score_name
 from batchjob.report import answer, browser, codebook, facts, table
 from batchjob.report.headmap import head_map
-from batchjob.report.sheets import picture, pictures
+from batchjob.report.sheets import common_rows, picture, pictures
 from batchjob.stats import sentences as told
 from batchjob.stats.numbers import counted
 from batchjob.store.run import Run
@@ -33,7 +34,7 @@ _SECTIONS = (
     ("map", "Layers × heads"),
     ("heads", "Heads"),
     ("figures", "Figures"),
-    ("codebook", "Codebook"),
+    ("codebook", "Clusters of the data set"),
     ("failures", "Failures"),
     ("timing", "Timing"),
     ("plan", "Plan"),
@@ -57,7 +58,7 @@ def write_report(runs: Sequence[Path], *, seed: int = 0) -> Path:
     Raises
     ------
     UserError
-        If a folder is not a run, or no image of it is labelled.
+        If a folder is not a run, no image of it is labelled, or several runs have no labelled image in common.
     """
     opened = [open_run(Path(run)) for run in runs]
     text = render(opened, seed=seed)
@@ -79,12 +80,15 @@ def render(runs: Sequence[Run], *, seed: int = 0) -> str:
         As `write_report`.
     """
     run = runs[0]
+    common_rows(runs)  # fails before anything is drawn
     known = [facts.gather(one) for one in runs]
     scores = [None if one.image_score is None else one.image_score[1] for one in runs]
     starts = [_start(one) for one in runs]
     page_data = browser.pack(runs, _wanted(run, seed), scores, starts)
     images = page_data.json["images"]
-    page_data.json |= {"score": (run.image_score or ("",))[0].replace("_", " "), "start": _first(starts, images)}
+    score = score_name(run.image_score[0]) if run.image_score else ""
+    is_sample = len(images) < len(run.ok_rows)
+    page_data.json |= {"score": score, "is_sample": is_sample, "start": _first(starts, images)}
     for packed, one, fact in zip(page_data.json["runs"], runs, known, strict=True):
         packed["name"], packed["kept"] = fact.folder, len(one.kept_rows)
     shown = len(images)
@@ -137,17 +141,23 @@ def _first(starts: Sequence[tuple[int, int]], images: Sequence[dict[str, Any]]) 
 
 
 def _wanted(run: Run, seed: int) -> list[int]:
-    """Chooses rows for the browser: in turn one of the best and worst images of the best heads, and one at random."""
+    """Chooses rows for the browser: in turn one of the best and worst images of the best heads, and one at random.
+
+    The head that the statistics chose comes first, with images that did not choose it.
+    """
     rows = [int(r) for r in np.random.default_rng(seed).permutation(run.ok_rows)[:_SAMPLE]]
     if run.image_score is None:
         return rows
     scores = run.image_score[1].reshape(len(run.ids), -1)[run.ok_rows]
     counts = np.isfinite(scores).sum(axis=0)
     means = np.where(counts > 0, np.nansum(scores, axis=0) / np.maximum(counts, 1), -np.inf)
+    ordered = [scores[:, head] for head in np.argsort(-means)[:_EXTREME_HEADS]]
+    if run.best and (of_best := scores_of_head(run, *run.best)[0]) is not None:
+        ordered.insert(0, of_best[run.ok_rows])
     extremes: list[int] = []
-    for head in np.argsort(-means)[:_EXTREME_HEADS]:
-        known = np.flatnonzero(np.isfinite(scores[:, head]))
-        order = known[np.argsort(scores[known, head], kind="stable")]
+    for values in ordered:
+        known = np.flatnonzero(np.isfinite(values))
+        order = known[np.argsort(values[known], kind="stable")]
         extremes += [int(run.ok_rows[i]) for i in (*order[::-1][:_EXTREMES], *order[:_EXTREMES])]
     return [row for pair in zip_longest(extremes, rows) for row in pair if row is not None]
 
@@ -180,7 +190,7 @@ def _tiles(known: facts.Facts, run: Run) -> list[tuple[str, str]]:
     tiles.append((f"{low}" if low == high else f"{low}–{high}", "clusters, k"))
     if known.timing:
         tiles.append((f"{known.timing.rate:.3g}", "images/s"))
-        tiles.append((f"{known.timing.stages[0][1]:.0%} {known.timing.stages[0][0]}", "bottleneck"))
+        tiles.append((f"{100 * known.timing.stages[0][1]:.0f} % {known.timing.stages[0][0]}", "bottleneck"))
     return tiles
 
 
@@ -199,7 +209,8 @@ def _sample_note(shown: int, count: int, run: Run) -> str:
         text = (
             f"A sample of {shown:,} of {count:,} labelled images, so that the page stays small: those whose attention "
         )
-        text += "was kept, and others drawn at random."
+        text += "was kept, the best and worst of the best heads, " if run.image_score else "was kept, "
+        text += "and others drawn at random."
     if not run.kept_rows:
         text += " No attention rows were stored; a run with --keep-maps N shows what each patch of N images attends to."
     return text
