@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from batchjob.errors import UserError
+from batchjob.figures import look
 from batchjob.figures.canvas import decimals
 from batchjob.figures.look import scores_of_head
 from batchjob.figures.photos import open_run
@@ -167,6 +168,16 @@ def test_the_page_holds_the_best_and_worst_images_that_did_not_choose_the_head(r
     assert np.isnan(scores[chose]).all()
     others = [image["runs"][0]["row"] for image in everything["images"] if not image["runs"][0]["chose"]]
     assert set(known) <= set(others)
+
+
+def test_the_page_says_where_images_that_chose_the_head_are_best_or_worst_too(
+    runs: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(look, "_FEWEST_OTHERS", 100)
+    view = open_run(runs[0])
+    data = packing.pack([view], view.ok_rows.tolist(), [None], [(0, 2)]).json
+    assert data["runs"][0]["chosen"]["note"].startswith("Over all images, also those that chose the head")
+    assert not any(image["runs"][0]["chose"] for image in data["images"])
 
 
 def test_a_score_is_shortened_only_where_two_decimals_stay_the_same() -> None:

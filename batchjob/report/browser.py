@@ -27,6 +27,7 @@ IMAGES_BYTES = 9_000_000  # the most base64 of photos, clusters and CLS maps in 
 ROWS_BYTES = 4_500_000  # the most base64 of attention rows in the page
 _PHOTO_PX = 400  # the longer side of a photo
 _MAX_CELLS = 400  # of a grid whose attention rows are shown; finer grids are averaged
+_ALL = "Over all images, also those that chose the head: too few others have a score."
 _MAX_MATCHED = 64  # maps of one image whose colours are matched to each other
 
 
@@ -82,10 +83,7 @@ def pack(
     page_data = PageData()
     first = runs[0]
     places = [{name: row for row, name in enumerate(run.ids)} if run is not first else {} for run in runs]
-    said = [_chosen_note(run) for run in runs]
-    chose = [
-        first_half(run.ids) if note else np.zeros(len(run.ids), bool) for run, note in zip(runs, said, strict=True)
-    ]
+    chose = [_chose(run) for run in runs]
     chosen: dict[int, dict[str, Any]] = {}
     for row in _in_turn(first.kept_rows[:8], wanted):
         if row in chosen:
@@ -102,25 +100,24 @@ def pack(
         "categories": page_data.categories,
         "palette": _bytes(label_colours()),
         "heat": _bytes(matplotlib.colormaps[MAP_COLOURS](np.arange(256))),
-        "runs": [_run(run, note) for run, note in zip(runs, said, strict=True)],
+        "runs": [_run(run, bool(left_out.any())) for run, left_out in zip(runs, chose, strict=True)],
         "images": images,
     }
     return page_data
 
 
-def _chosen_note(run: Run) -> str:
-    """Says which images are ordered by the head that the statistics chose; empty where all images are.
-
-    As in the figures, the half of the images that chose the head says nothing about it.
-    """
-    return scores_of_head(run, *run.best)[1] if run.best else ""
+def _chose(run: Run) -> NDArray[np.bool_]:
+    """Marks the images that are not ordered by the score of the head that they chose, as the figures do."""
+    leaves_out = run.best is not None and bool(scores_of_head(run, *run.best)[1])
+    return first_half(run.ids) if leaves_out else np.zeros(len(run.ids), bool)
 
 
-def _run(run: Run, note: str) -> dict[str, Any]:
+def _run(run: Run, leaves_out: bool) -> dict[str, Any]:
     grid = run.geometry.grid
     chosen = None
-    if note and run.best:
+    if run.best and run.image_score is not None:
         layer, head = run.best
+        note = scores_of_head(run, layer, head)[1] if leaves_out else _ALL
         chosen = {"layer": run.layers.index(layer), "head": run.heads.index(head), "note": note}
     return {
         "chosen": chosen,
