@@ -33,15 +33,13 @@ class Differences:
 def sentences(run: Run) -> list[str]:
     """Says the answer to the study's question first, and then the exploratory results; nothing without statistics."""
     selection = run.table("selection")
-    if selection is None or not len(selection):
-        return _without_objects(run)
-    lines = told.answer(run, selection)
-    return [*lines, *told.exploratory(run, selection, catalogue.leading()[:4])] or _without_objects(run)
+    if selection is None:
+        return []
+    lines = run.answer[1] or _without_objects(run)
+    return [*lines, *told.exploratory(run, selection, catalogue.leading()[:4])]
 
 
 def _without_objects(run: Run) -> list[str]:
-    if run.table("summary") is None:
-        return []
     return [
         "The statistics know no objects: the question needs instance masks.",
         f"Give them: batchjob stats {run.folder} --annotations instances.json. The table below has what needs none.",

@@ -21,7 +21,7 @@ from batchjob.report.headmap import head_map
 from batchjob.report.sheets import common_rows, picture, pictures
 from batchjob.stats import sentences as told
 from batchjob.stats.numbers import counted
-from batchjob.store.run import Run
+from batchjob.store.run import Run, tell_apart
 
 _SAMPLE = 60  # images drawn at random for the browser
 _EXTREME_HEADS, _EXTREMES = 6, 3  # heads whose best and worst images are in the browser, and how many of each kind
@@ -61,6 +61,7 @@ def write_report(runs: Sequence[Path], *, seed: int = 0) -> Path:
         If a folder is not a run, no image of it is labelled, or several runs have no labelled image in common.
     """
     opened = [open_run(Path(run)) for run in runs]
+    tell_apart(opened)
     text = render(opened, seed=seed)
     path = opened[0].folder / "report.html"
     part = path.with_suffix(f".html.part{os.getpid()}")

@@ -158,7 +158,7 @@ def scored(run: Run, summary: pd.DataFrame) -> Table:
     second = _over(summary, lead, "position") if null != "position" else {}
     if second:
         columns.append(Column("Over position", "number", "gain over position alone, with its 95 % interval"))
-    columns.append(Column("n", "number", "images"))
+    columns.append(Column("n", "number", "images; in brackets those of the gain, where they are fewer"))
     columns += [Column(score_name(s), "number", _hint(run, s), shown=False) for s in others]
     made = []
     for row in rows.to_dict("records"):
@@ -169,7 +169,8 @@ def scored(run: Run, summary: pd.DataFrame) -> Table:
             cells += [number(row["null_mean"]), _gain(row, low, high), _p_value(row)]
         if second:
             cells.append(second.get((algorithm, layer, head), Cell("–", "")))
-        cells.append(Cell(f"{row['n']:,}", str(row["n"])))
+        fewer = f" ({row['gain_n']:,})" if has_gain and row["gain_n"] < row["n"] else ""
+        cells.append(Cell(f"{row['n']:,}{fewer}", str(row["n"])))
         cells += [
             number(values[s].get((algorithm, layer, head), values[s].get(("", layer, head), np.nan))) for s in others
         ]
