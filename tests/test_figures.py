@@ -6,15 +6,17 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from PIL import Image
 
 from batchjob import figures
 from batchjob.codes import NO_LABEL, NOISE
 from batchjob.errors import UserError
-from batchjob.figures import canvas, maps, nulls, palette, statistics
+from batchjob.figures import canvas, codebook, maps, nulls, palette, statistics
 from batchjob.figures import photos as view
 from batchjob.geometry import Geometry
+from batchjob.metrics.uncertainty import FEWEST_IMAGES
 
 QUARTERS = np.kron(np.array([[0, 1], [2, 3]], dtype=np.uint8), np.ones((4, 4), dtype=np.uint8))
 
@@ -86,15 +88,39 @@ def test_the_attended_mask_is_the_fewest_patches_that_hold_the_mass() -> None:
     assert not maps.attended(np.full((2, 2), np.nan), 0.6).any()
 
 
-def test_long_ids_keep_their_names_and_lose_their_folders() -> None:
-    assert canvas.short_id("a/long/folder/name.jpg", 12) == "…/name.jpg"
-    assert canvas.short_id("short.jpg", 12) == "short.jpg"
-    assert len(canvas.short_id("x" * 50, 12)) == 12
-    assert canvas.short_id("line\nbreak", 20) == "line\\nbreak"
+def test_titles_are_names_without_folders_where_these_tell_the_images_apart() -> None:
+    assert canvas.titles_of(["val/1.jpg", "val/2.jpg", "3.jpg"], [9, 9, 9]) == ["1.jpg", "2.jpg", "3.jpg"]
+    assert canvas.titles_of(["a/1.jpg", "b/1.jpg"], [9, 9]) == ["a/1.jpg", "b/1.jpg"]
+    assert canvas.titles_of(["a/1.jpg", "a/1.jpg"], [9, 9]) == ["1.jpg", "1.jpg"]
+
+
+def test_titles_without_room_lose_their_extensions_together_and_then_their_beginnings() -> None:
+    ids = [f"val2017/0000000{number}.jpg" for number in (51191, 30213, 2592)]
+    room = canvas.width_of("000000051191")
+    assert canvas.titles_of(ids, [9, 9, room]) == ["000000051191", "000000030213", "00000002592"]
+    narrow = canvas.titles_of(ids, [9, 9, canvas.width_of("…02592")])
+    assert narrow == ["000000051191", "000000030213", "…02592"]
+    narrow = canvas.titles_of(["0001.jpg", "0001.png"], [9, canvas.width_of("…1.png")])
+    assert narrow == ["0001.jpg", "…1.png"], "the extension tells them apart"
+    assert canvas.titles_of(["x" * 50], [0.001]) == ["…x"]
 
 
 def test_letters_that_the_font_lacks_are_escaped_so_that_names_stay_apart() -> None:
-    assert canvas.short_id("é漢.jpg", 20) == "é\\u6f22.jpg"
+    assert canvas.titles_of(["é漢.jpg", "line\nbreak"], [9, 9]) == ["é\\u6f22.jpg", "line\\nbreak"]
+    assert canvas.shorten("é漢.jpg", 20) == "é\\u6f22.jpg"
+
+
+@pytest.mark.parametrize("words", [1, 12, 13, 40, 200])
+def test_the_small_print_takes_the_height_that_it_says(words: int) -> None:
+    text, heat = " ".join(["Outlined"] * words), "attention of the marked patch"
+    with canvas.style():
+        figure = canvas.sheet(4.5, 1 + canvas.note_height(4.5, text, heat=heat))
+        canvas.note(figure, 1, text, heat=heat)
+        figure.draw_without_rendering()
+    colours, small = (t.get_window_extent() for t in figure.texts)
+    assert colours.y0 >= small.y1
+    assert 0 <= small.y0 < 0.5 * figure.dpi
+    assert max(colours.x1, small.x1) <= figure.bbox.x1
 
 
 @pytest.mark.parametrize("wrong", [{"count": 0}, {"heads_across": 0}, {"seed": -1}])
@@ -216,6 +242,7 @@ def test_a_forest_begins_with_the_best_head_and_cuts_the_middle_of_very_many() -
     axes = statistics.forest(summary_of(1, 4), score="instance_ari", heading="model").axes[0]
     names = [" ".join(label.get_text().split()) for label in axes.get_yticklabels()]
     assert names == ["head 3 0.60", "head 2 0.50", "head 1 0.40", "head 0 0.30"]  # with the mean score
+    assert [text.get_text() for text in axes.texts] == ["mean ARI"]
     axes = statistics.forest(summary_of(12, 12), score="instance_ari", heading="model").axes[0]
     assert len(axes.get_yticklabels()) == 30
 
@@ -238,8 +265,80 @@ def test_heads_are_placed_by_their_gains_over_two_nulls_and_their_names_never_ov
     if layers * heads > 8:
         assert ("the 8 best" in told) if named == 8 else (f"{named} of the 8 best" in told)
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
+    assert crossed(axes) == []
     spread = np.ptp(points[:, 0]) / np.ptp(axes.get_xlim())
     assert spread > 0.5  # the picture is well filled
+
+
+def crossed(axes: Axes) -> list[str]:
+    """Returns the words that a line from a point to another point's name runs through."""
+    ties = [line for line in axes.lines + axes.artists if line.get_color() == canvas.QUIET and line.get_zorder() == 5]
+    boxes = {text.get_text(): text.get_window_extent() for text in axes.texts}
+    found = []
+    for tie in ties:
+        path = axes.transData.transform_path(tie.get_path())
+        end = path.vertices[-1]
+        mine = min(boxes, key=lambda name: np.hypot(*(np.clip(end, boxes[name].min, boxes[name].max) - end)))
+        found += [name for name, box in boxes.items() if name != mine and path.intersects_bbox(box, filled=False)]
+    return found
+
+
+def test_no_line_from_a_point_to_its_name_runs_through_another_name() -> None:
+    """The gains are those of the embedded sample, where it did."""
+    gains = {
+        "position": [-0.198891, 0.103073, -0.253989, -0.050159, -0.078880, -0.056740],
+        "swap": [-0.014991, 0.220803, -0.004056, 0.091483, 0.110452, 0.096184],
+    }
+    summary = summary_of(1, 6)
+    for null, values in gains.items():
+        summary.loc[summary["null"] == null, "gain"] = values * 3
+    summary["gain_low"], summary["gain_high"] = summary["gain"] - 0.18, summary["gain"] + 0.2
+    figure = nulls.against_nulls(summary, score="instance_ari", heading="model")
+    figure.draw_without_rendering()
+    assert sum(text.get_text().startswith("head") for text in figure.axes[0].texts) == 6
+    assert crossed(figure.axes[0]) == []
+
+
+def bins_of(images: list[int]) -> pd.DataFrame:
+    """Makes the bins of one head and modifier."""
+    count = len(images)
+    low = np.arange(count, dtype=float)
+    bins = pd.DataFrame({"low": low, "high": [*low[1:], np.inf], "pairs": [7] * count, "images": images})
+    return bins.assign(pair_ari=0.4, pair_ari_low=0.3, pair_ari_high=0.5, position=0.2)
+
+
+def test_a_bin_of_few_photos_says_so_and_has_open_marks_without_an_interval() -> None:
+    figure = statistics.by_modifier(bins_of([1, FEWEST_IMAGES - 1, FEWEST_IMAGES]), heading="head")
+    axes = figure.axes[0]
+    ticks = [" ".join(label.get_text().split()) for label in axes.get_xticklabels()]
+    assert ticks == ["0–1 7 pairs, 1 photo", "1–2 7 pairs, 19 photos", "≥ 2 7 pairs, 20 photos"]
+    assert [segment[0][0] for segment in axes.collections[0].get_segments()] == [2]
+    open_at = [x for line in axes.lines if line.get_markerfacecolor() == "white" for x in line.get_xdata()]
+    assert open_at == [0, 1, 0, 1]
+    told = " ".join(figure.texts[-1].get_text().split())
+    assert told == "Lines: 95 % intervals over photos. Open: fewer than 20 photos, too few to say."
+
+
+def test_a_bin_chart_of_many_photos_has_no_open_marks_to_explain() -> None:
+    figure = statistics.by_modifier(bins_of([FEWEST_IMAGES] * 2), heading="head")
+    assert figure.texts[-1].get_text() == "Lines: 95 % intervals over photos."
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_the_chart_of_distances_says_over_how_many_images(layers: int) -> None:
+    told = statistics.distance_by_layer(summary_of(layers, 2), heading="model").texts[-1].get_text()
+    assert "mean" in told
+    assert "40 images" in told
+    assert ("Lines: 95 % intervals" in told) == (layers == 1), "where there are lines"
+
+
+def test_photos_of_a_codebook_have_their_own_shape() -> None:
+    wide, inside = np.zeros((60, 120, 3), np.uint8), np.eye(4, dtype=bool)
+    entry = codebook.Entry(0, np.ones((4, 4)), 0.5, [codebook.Typical(wide, inside)])
+    figure = codebook.codebook([entry], note="small print")
+    sizes = figure.get_size_inches()
+    ratios = [box.height * sizes[1] / (box.width * sizes[0]) for box in (a.get_position() for a in figure.axes)]
+    assert ratios == pytest.approx([1, 0.5])
 
 
 def test_a_head_has_a_filled_point_only_if_both_of_its_gains_are_sure() -> None:

@@ -1,5 +1,6 @@
 """The pictures of runs: each kind that the run has data for, outlines of objects, the best and worst images."""
 
+import itertools
 import json
 import shutil
 from dataclasses import replace
@@ -8,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from batchjob import plan
 from batchjob.errors import UserError
 from batchjob.figures import Look, canvas, objects, write, write_figures
 from batchjob.figures.look import scores_of_head
@@ -17,7 +20,7 @@ from batchjob.figures.outlines import Outline, choose_colours, count_words, key_
 from batchjob.figures.overview import overview
 from batchjob.figures.palette import OBJECT_COLOURS, object_likeness
 from batchjob.figures.photos import open_run, photo_of
-from batchjob.figures.pictures import extremes, grids
+from batchjob.figures.pictures import extremes, grids, head_gallery, models
 from batchjob.metrics.uncertainty import first_half
 from batchjob.report.browser import pack
 from batchjob.stats.run import run_stats
@@ -194,6 +197,83 @@ def test_no_heading_is_cut(runs: list[Path]) -> None:
             assert "…" not in figure.texts[1].get_text(), name
 
 
+def test_every_word_is_on_its_sheet_and_covers_no_other(runs: list[Path]) -> None:
+    seen = 0
+    for name, figure in write._pictures([open_run(folder) for folder in runs], Look(count=2)):
+        figure.draw_without_rendering()
+        boxes = {text: text.get_window_extent() for text in figure.texts if text.get_text().strip()}
+        for text, box in boxes.items():
+            seen += 1
+            assert figure.bbox.padded(1).fully_containsx(box.x1), (name, text.get_text())
+            assert box.y0 >= -1, (name, text.get_text())
+        for one, other in itertools.combinations(boxes, 2):
+            assert not boxes[one].padded(-1.5).overlaps(boxes[other].padded(-1.5)), (name, one.get_text())
+    assert seen > 100
+
+
+def words_of(figure: Figure | None) -> str:
+    """Returns all words of a sheet, in one line."""
+    assert figure is not None
+    return " ".join(" ".join(text.get_text().split()) for text in figure.texts)
+
+
+def test_the_null_in_a_caption_is_that_of_what_is_shown(runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_run(runs[0])
+    table = made_up_runs.table(run.folder, "summary")
+    table["null_mean"] = 0.01 * table["head"] + 0.1 * (table["layer"] == 11)
+    summary = pd.concat([table.assign(algorithm="ward", null_mean=0.9), table])
+    read = Run.table
+    monkeypatch.setattr(Run, "table", lambda run, name: summary if name == "summary" else read(run, name))
+    rows = run.ok_rows.tolist()
+    for head in (0, 2):
+        for figure in (head_gallery(run, rows, 11, head, Look()), extremes(run, 11, head, Look())):
+            assert f"(with other photos' objects 0.1{head} on average)" in words_of(figure)
+    (_, figure), *_ = grids(run, rows[:1], run.layers[0], Look())
+    mean = np.mean(run.heads) * 0.01 + 0.1 * (run.layers[0] == 11)
+    assert f"objects {canvas.decimals(mean)} on average over the heads)" in words_of(figure)
+
+
+def test_a_dash_over_a_photo_is_explained(tmp_path: Path, runs: list[Path]) -> None:
+    run = open_run(runs[0])
+    assert run.best is not None
+    scores, left_out = scores_of_head(run, *run.best)
+    assert scores is not None
+    known = [row for row in run.ok_rows.tolist() if np.isfinite(scores[row])]
+    unknown = [row for row in run.ok_rows.tolist() if np.isnan(scores[row])]
+    why = "–: no score, or the image chose the head." if left_out else "–: no score."
+    assert why in words_of(head_gallery(run, unknown[:1], *run.best, Look()))
+    assert "–: no score" not in words_of(head_gallery(run, known[:1], *run.best, Look()))
+
+
+def test_the_picture_of_several_runs_says_which_is_which_and_has_no_numbers(runs: list[Path]) -> None:
+    opened = [open_run(folder) for folder in runs]
+    figure = models(opened, opened[0].ok_rows[:3].tolist(), Look())
+    words = words_of(figure)
+    for run in opened:
+        assert f"{run.folder.name}: attention of {run.model}" in words
+    assert "Numbers" not in words
+    assert not any(text.get_text().lstrip("−–")[:2] in ("0.", "1.") for text in figure.texts)
+
+
+def test_what_a_run_clustered_stands_in_its_name(runs: list[Path], tmp_path: Path) -> None:
+    keys = shutil.copytree(runs[0], tmp_path / "keys")
+    planned = plan.load(keys)
+    plan.save(replace(planned, options=replace(planned.options, cluster_on="key", scores="pairs")), keys)
+    opened = [open_run(runs[0]), Run(keys)]
+    words = words_of(models(opened, opened[0].ok_rows[:1].tolist(), Look()))
+    assert f"keys: keys of {opened[0].model}, layer " in words
+
+
+def test_charts_of_a_run_with_one_layer_name_it(tmp_path: Path) -> None:
+    run = Run(made_up_runs.write_run(tmp_path / "run", 12))
+    run_stats([run.folder], annotations=str(made_up_runs.write_annotations(tmp_path / "a.json", 12)), jobs=1)
+    assert len(run.layers) == 1
+    charts = dict(write.charts(run))
+    assert {"stats-forest", "stats-nulls", "stats-instances"} <= set(charts)
+    for name, figure in charts.items():
+        assert f"layer {run.layers[0]}" in words_of(figure), name
+
+
 def test_objects_are_drawn_unless_they_are_switched_off(runs: list[Path]) -> None:
     said = []
     for look in (Look(), Look(objects=False)):
@@ -215,7 +295,9 @@ def test_the_best_images_come_before_the_worst_with_their_scores(runs: list[Path
     best, worst = np.nanargmax(values), np.nanargmin(values)
     for row in (best, worst):
         score = f"{values[row]:.2f}".replace("-", "−")
-        assert any(text.startswith(score) and Path(run.ids[row]).name[-9:] in text for text in words)
+        name = Path(run.ids[row])
+        over = [words[at + 1] for at, title in enumerate(words) if title in (name.name, name.stem)]
+        assert score in over, "below the id"
     assert words.index("Best") < words.index("Worst")
 
 
@@ -224,11 +306,20 @@ def test_the_overview_asks_the_question_shows_three_photos_and_answers(runs: lis
     assert figure is not None
     words = " ".join(text.get_text() for text in figure.texts)
     assert "Do clusters of self-attention separate objects of the same class?" in words
-    for word in ("best ", "median ", "worst ", "An example", "(n = ", "The head was chosen on "):
+    for word in (
+        "best ",
+        "median ",
+        "worst ",
+        "An example",
+        "(n = ",
+        "The head was chosen on ",
+        " is from the ",
+        " over all ",
+    ):
         assert word in words
     assert len(figure.axes) == 2 * 3 + 1  # photos, their clusters, the forest
     assert len(figure.axes[-1].get_yticklabels()) == 6
-    assert [text.get_text() for text in figure.axes[-1].texts] == ["mean"]
+    assert [text.get_text() for text in figure.axes[-1].texts] == ["mean ARI"]
     assert min(text.get_fontsize() for text in figure.findobj(Text) if text.get_text()) >= 7
 
 

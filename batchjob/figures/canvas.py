@@ -4,7 +4,7 @@ import functools
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import matplotlib as mpl
@@ -45,6 +45,8 @@ _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "batchjob",
 }
+_LINE, _BAR = 0.136, 0.5  # inches from line to line of the small print, and of the bar with the colours of maps
+_FINE = 1200  # dots per inch at which letters are measured: a coarse grid would round the width of each
 KEY_SIZE, KEY_LINE = 7.0, 0.12  # points of the key under a photo, and inches from line to line
 OBJECTS_NOTE = "Outlines: annotated objects; dotted, too small for the patch grid; dashed, crowds. Neither is scored."
 PHOTO_SHARE = 0.36  # of the photo's grey in a pixel with a cluster's colour: objects stay visible, the colour dominates
@@ -113,8 +115,14 @@ def _drawn_characters() -> frozenset[int]:
     return frozenset(font.get_charmap())
 
 
+def printable(text: str) -> str:
+    """Escapes the characters that the font can't draw: control characters and letters stand as `\\x1b` or `\\u6f22`."""
+    drawn = _drawn_characters()
+    return "".join(c if c.isprintable() and ord(c) in drawn else c.encode("unicode_escape").decode() for c in text)
+
+
 def shorten(text: str, limit: int) -> str:
-    """Shortens a text by leaving its middle out, and escapes characters that the font can't draw.
+    """Shortens a text by leaving its middle out, and makes it `printable`.
 
     Parameters
     ----------
@@ -122,38 +130,56 @@ def shorten(text: str, limit: int) -> str:
         Any text, such as the name of a file.
     limit
         The most characters to return.
-
-    Returns
-    -------
-    The text; control characters and letters that the font lacks stand in it as `\\x1b` or `\\u6f22`.
     """
-    drawn = _drawn_characters()
-    text = "".join(c if c.isprintable() and ord(c) in drawn else c.encode("unicode_escape").decode() for c in text)
+    text = printable(text)
     if len(text) <= limit:
         return text
     tail = (limit - 1) * 2 // 3
     return text[: limit - 1 - tail] + "…" + text[len(text) - tail :]
 
 
-def short_id(text: str, limit: int) -> str:
-    """Shortens an image's id by leaving out its folders first, because names tell images apart.
+def width_of(text: str, size: float = 7.0) -> float:
+    """Computes the inches that a line of text takes.
 
     Parameters
     ----------
     text
-        The id.
-    limit
-        As `shorten`.
-
-    Returns
-    -------
-    The id; `…/` stands for the folders that were left out.
+        The line.
+    size
+        Of its letters, in points.
     """
-    text = shorten(text, 10_000)
-    while len(text) > limit and "/" in text.removeprefix("…/"):
-        text = "…/" + text.removeprefix("…/").split("/", 1)[1]
-    bare = text.removeprefix("…/")
-    return shorten(bare, limit) if len(text) > limit else text
+    font = font_manager.get_font(font_manager.findfont(_STYLE["font.family"]))
+    font.set_size(size, _FINE)
+    font.set_text(text)
+    return float(font.get_width_height()[0]) / 64 / _FINE
+
+
+def titles_of(ids: Sequence[str], rooms: Sequence[float]) -> list[str]:
+    """Shortens the ids of one picture's images so that each fits over its image and still tells it from the others.
+
+    The folders are left out where the names tell the images apart. Where a name is too long for its image, all names
+    lose their extension, unless that makes two alike; one that is still too long loses its beginning.
+
+    Parameters
+    ----------
+    ids
+        The ids.
+    rooms
+        For each id, the inches that its title may take.
+    """
+    titles, count = [printable(text) for text in ids], len(set(ids))
+    names = [text.rsplit("/", 1)[-1] for text in titles]
+    titles = names if len(set(names)) == count else titles
+    if any(width_of(title) > room for title, room in zip(titles, rooms, strict=True)):
+        bare = [text.removesuffix(PurePosixPath(text).suffix) for text in titles]
+        titles = bare if len(set(bare)) == count else titles
+    return [_end_of(title, room) for title, room in zip(titles, rooms, strict=True)]
+
+
+def _end_of(text: str, room: float) -> str:
+    """Returns the text, or an ellipsis and as much of its end as the room has place for."""
+    ends = (text[-length:] for length in reversed(range(1, len(text))))
+    return next((t for t in (text, *(f"…{end}" for end in ends)) if width_of(t) <= room), f"…{text[-1:]}")
 
 
 def decimals(value: float) -> str:
@@ -180,34 +206,60 @@ def heading(figure: Figure, text: str, *, size: float = 9.5) -> None:
         write(figure, MARGIN, MARGIN + (0.2 if number else 0), shorten(line, room), **how)
 
 
-def heat_note(figure: Figure, left: float, top: float, text: str) -> None:
-    """Writes small print behind a bar that explains the colours of attention maps.
+def note(figure: Figure, top: float, text: str, *, heat: str = "") -> None:
+    """Writes the small print of a sheet, in lines that fit it.
 
     Parameters
     ----------
-    figure, left, top
-        As `place`.
-    text
-        What follows the explanation of the bar.
-    """
-    bar = place(figure, left + 0.1, top, 0.5, 0.085)
-    bar.imshow(np.linspace(0, 1, 128)[None], cmap=MAP_COLOURS, aspect="auto")
-    write(figure, left, top - 0.01, "0", size=7, color=QUIET)
-    note(figure, left + 0.66, top - 0.01, f"each map's own 99th percentile and more. {text}".rstrip())
-
-
-def note(figure: Figure, left: float, top: float, text: str) -> None:
-    """Writes small print, broken into lines that fit the sheet.
-
-    Parameters
-    ----------
-    figure, left, top
-        As `place`.
+    figure
+        The sheet.
+    top
+        In inches from the upper edge of the sheet.
     text
         The small print.
+    heat
+        What the attention maps of the sheet show. A bar with their colours, and what these mean, come first.
     """
-    room = int((figure.get_size_inches()[0] - left - 0.1) / 0.058)  # a character of 7 points
-    write(figure, left, top, "\n".join(textwrap.wrap(text, max(room, 20))), size=7, color=QUIET, linespacing=1.35)
+    colours, lines = _small_print(figure.get_size_inches()[0], text, heat)
+    how: dict[str, Any] = {"size": 7, "color": QUIET, "linespacing": 1.35}
+    if colours:
+        bar = place(figure, MARGIN, top + 0.015, _BAR, 0.085)
+        bar.imshow(np.linspace(0, 1, 128)[None], cmap=MAP_COLOURS, aspect="auto")
+        write(figure, MARGIN + _BAR + 0.07, top, "\n".join(colours), **how)
+    write(figure, MARGIN, top + _LINE * len(colours), "\n".join(lines), **how)
+
+
+def note_height(width: float, text: str, *, heat: str = "") -> float:
+    """Returns the inches that `note` takes on a sheet of this width, with the margin below.
+
+    Parameters
+    ----------
+    width
+        Of the sheet, in inches.
+    text, heat
+        As `note`.
+    """
+    return _LINE * sum(len(lines) for lines in _small_print(width, text, heat)) + MARGIN
+
+
+def _small_print(width: float, text: str, heat: str) -> tuple[list[str], list[str]]:
+    """Returns the lines that say what the colours of maps mean, and the lines of the text."""
+    scale = f"{heat[:1].upper()}{heat[1:]}: from 0 (dark) to each map's 99th percentile and above (bright)."
+    room = width - 2 * MARGIN
+    return wrapped(scale, room - _BAR - 0.07) if heat else [], wrapped(text, room)
+
+
+def wrapped(text: str, room: float) -> list[str]:
+    """Breaks a text into lines.
+
+    Parameters
+    ----------
+    text
+        The text, to be written in letters of 7 points.
+    room
+        The most inches that a line may take.
+    """
+    return textwrap.wrap(text, max(20, int(room / 0.056)))
 
 
 def show_photo(axes: Axes, photo: NDArray[np.uint8]) -> None:

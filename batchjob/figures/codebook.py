@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -61,34 +62,40 @@ def codebook(entries: Sequence[Entry], *, heading: str = "", note: str = "", is_
     wide = (has_maps + photos) * (_CELL + _GAP) - _GAP
     width = 2 * _MARGIN + across * wide + (across - 1) * _APART
     top = _MARGIN + (0.5 if heading else 0.0)
-    height = top + down * (_CELL + _CAPTION + _APART) + 0.5
+    below = top + down * (_CELL + _CAPTION + _APART) + 0.05
     with canvas.style():
-        figure = canvas.sheet(width, height)
+        figure = canvas.sheet(width, below + canvas.note_height(width, note))
         if heading:
             canvas.heading(figure, heading)
         for i, entry in enumerate(entries):
             left = _MARGIN + (i % across) * (wide + _APART)
             _entry(figure, entry, left, top + (i // across) * (_CELL + _CAPTION + _APART), is_relative)
-        canvas.note(figure, _MARGIN, height - 0.45, note)
+        canvas.note(figure, below, note)
     return figure
 
 
 def _entry(figure: Figure, entry: Entry, left: float, top: float, is_relative: bool) -> None:
-    caption = f"{entry.number}   {entry.share:.1%}" if entry.share >= 0.001 else f"{entry.number}   {entry.share:.2%}"
+    caption = f"{entry.number}   {100 * entry.share:.{1 if entry.share >= 0.001 else 2}f} %"
     canvas.write(figure, left, top + _CAPTION - 0.04, caption, va="bottom", size=7)
     if entry.centroid is not None:
         values = entry.centroid.astype(np.float64)
-        axes = canvas.place(figure, left, top + _CAPTION, _CELL, _CELL)
+        axes = _cell(figure, left, top + _CAPTION, values.shape)
         peak = float(np.nanpercentile(values, 99)) if np.isfinite(values).any() else 0.0
         canvas.show_map(axes, values, cmap=MAP_COLOURS, vmin=0, vmax=peak if peak > 0 else float(values.max()) or 1)
         if is_relative:
             axes.plot(0.5, 0.5, "+", color="#56b4e9", markersize=6, markeredgewidth=0.8)
     for j, photo in enumerate(entry.photos, start=entry.centroid is not None):
-        axes = canvas.place(figure, left + j * (_CELL + _GAP), top + _CAPTION, _CELL, _CELL)
+        axes = _cell(figure, left + j * (_CELL + _GAP), top + _CAPTION, photo.pixels.shape)
         canvas.show_photo(axes, photo.pixels if photo.inside is None else _spotlight(photo))
         if photo.inside is not None:
             lines = canvas.borders(photo.inside)
             canvas.show_lines(axes, lines, photo.inside.shape, photo.span, colors="white", linewidths=0.4)
+
+
+def _cell(figure: Figure, left: float, top: float, shape: tuple[int, ...]) -> Axes:
+    """Places axes in the shape (height, width, …) of a photo or map, as large as a cell takes, in its middle."""
+    height, width = (_CELL * side / max(shape[:2]) for side in shape[:2])
+    return canvas.place(figure, left + (_CELL - width) / 2, top + (_CELL - height) / 2, width, height)
 
 
 def _spotlight(photo: Typical) -> NDArray[np.uint8]:
@@ -208,16 +215,19 @@ def explain(run: Run, shown: int) -> str:
         How many of its clusters the picture shows.
     """
     options, k = run.options, int(run.options["k"])
-    what = "CLS rows" if options["queries"] == "cls" else clustered(options)
-    where = "the query is in the middle, marked +" if options["features"] == "relative" else "by key position"
+    is_of_images = options["queries"] == "cls"
+    what = "CLS rows" if is_of_images else clustered(options)
     order = "all of them" if shown == k else f"the {shown} most common of {k}"
-    photos = (
-        "photos nearest to the centroid"
-        if options["queries"] == "cls"
-        else "photos with most such patches, these in colour"
+    where = (
+        "around the query, which is in the middle, marked +"
+        if options["features"] == "relative"
+        else "over key positions"
     )
-    return (
-        f"Clusters of {what} over the whole dataset, {order}: number, share of all rows, "
-        + (f"centroid ({where}; 0 is dark), " if options["cluster_on"] == "attention" else "")
-        + f"{photos}."
+    parts = ["its number and share of all rows"]
+    parts += [f"its centroid {where} (0 is dark)"] * (options["cluster_on"] == "attention")
+    parts.append(
+        "the photos nearest to the centroid"
+        if is_of_images
+        else "the photos with most of its patches, which are in colour"
     )
+    return f"Clusters of {what} over the whole data set, {order}. Each cluster: {'; '.join(parts)}."

@@ -95,9 +95,11 @@ def study_grid(
     lifted = _NUMBERS if scored and not len(algorithms) else 0.0  # the titles of the heads, over the numbers
     top = _MARGIN + (0.48 if heading else 0.0) + 0.20 + lifted
     width = left + len(heads) * (wide + _GAP) - _GAP + _MARGIN
-    height = top + sum(blocks) + (len(blocks) - 1) * between + 0.62 + (0.1 + _KEY if is_outlined else 0)
+    below = top + sum(blocks) + (len(blocks) - 1) * between + 0.14 + (2 * _KEY if is_outlined else 0)
+    told = _explain(match, is_outlined, scored)
+    shown = canvas.titles_of(titles, [photo_width] * len(photos))
     with canvas.style():
-        figure = canvas.sheet(width, height)
+        figure = canvas.sheet(width, below + canvas.note_height(width, told, heat=attention_name))
         if heading:
             canvas.heading(figure, heading)
         for column, head in enumerate(heads):
@@ -114,7 +116,7 @@ def study_grid(
                 photo,
                 (cls_attention[i], maps),
                 at=(left, top, cells[i], photo_width, wide, apart),
-                title=titles[i],
+                title=shown[i],
                 row_titles=[attention_name, *(_row_title(m, labels[i, r]) for r, m in enumerate(algorithms))],
                 span=spans[i],
                 smooth=smooth,
@@ -122,15 +124,13 @@ def study_grid(
                 scores=scored.values[i] if scored else None,
             )
             top += blocks[i] + between
-        top += 0.14 - between + (2 * _KEY if is_outlined else 0)
-        canvas.heat_note(figure, _MARGIN, top, f"({attention_name})")
-        canvas.note(figure, _MARGIN, top + 0.13, _explain(match, is_outlined, scored))
+        canvas.note(figure, below, told, heat=attention_name)
     return figure
 
 
 def _explain(match: bool, is_outlined: bool, scored: Scored | None) -> str:
     parts = ["Clusters: colours matched within an image; they mean nothing across images."] if match else []
-    parts += [f"Numbers over the maps: {scored.name}; – where it is not defined."] if scored else []
+    parts += [f"Numbers over the maps: {scored.name}; –: no score."] if scored else []
     return " ".join(parts + [canvas.OBJECTS_NOTE] * is_outlined)
 
 
@@ -156,7 +156,7 @@ def _block(
     canvas.show_photo(photo_axes, photo)
     canvas.show_objects(photo_axes, objects)
     canvas.key(figure, _MARGIN, top + shown * ratio + 0.03, photo_width, objects, lines=2)
-    canvas.write(figure, _MARGIN, top - 0.05, canvas.short_id(title, int(photo_width * 15)), va="bottom", size=7)
+    canvas.write(figure, _MARGIN, top - 0.05, title, va="bottom", size=7)
     for row, (y, text) in enumerate(zip(tops, row_titles, strict=True)):
         canvas.write(
             figure, left - 0.07, y + cell / 2, text, rotation=90, ha="right", va="center", size=7, color=canvas.QUIET

@@ -29,7 +29,17 @@ class Panel:
     title: str
     span: tuple[float, float] = (1.0, 1.0)  # as `canvas.show_map` takes it
     objects: Sequence[Outline] = ()
-    score: str = ""  # written before the title
+    score: str = ""  # written over the photo, below the title
+
+
+@dataclass(frozen=True, slots=True)
+class _Heights:
+    """What the parts of a strip of photos take, in inches."""
+
+    row: float  # the photos, and each row of maps
+    scores: float  # the line over the photos
+    key: float  # the lines under the photos
+    name: float  # the lines over each model's maps
 
 
 def one_head(
@@ -74,7 +84,7 @@ def side_by_side(
     photos
         For each photo, one panel a model. The photo is drawn once.
     models
-        The names of the models.
+        The names of the models, written over their blocks.
     heading, attention_name, smooth
         As `one_head`.
     """
@@ -89,36 +99,43 @@ def _columns(
     smooth: bool,
     remark: str = "",
 ) -> Figure:
-    row_height, titles = 1.02, 0.95 if models[0] else 0.30
+    height, titles = 1.02, 0.30
     photos = [panels for group in groups.values() for panels in group]
     is_outlined = any(panels[0].objects for panels in photos)
-    key = 2 * _KEY if is_outlined else 0.0  # two lines
-    widths = [row_height * float(np.clip(p[0].photo.shape[1] / p[0].photo.shape[0], 0.4, 2.2)) for p in photos]
+    widths = [height * float(np.clip(p[0].photo.shape[1] / p[0].photo.shape[0], 0.4, 2.2)) for p in photos]
     strips = _strips(groups, widths, _SHEET - 2 * _MARGIN - titles)
-    has_labels = any(panel.labels is not None for panels in photos for panel in panels)
-    rows = 1 + len(models) * (2 if has_labels else 1)
-    block = rows * (row_height + _GAP) + key + (len(models) - 1) * 0.08 + 0.34
     used = max(sum(widths[i] + _GAP for i in strip) for _, strip in strips)
     width = max(min(_SHEET, 2 * _MARGIN + titles + used), 4.5)
+    names = [canvas.wrapped(canvas.printable(name), width - 2 * _MARGIN - titles) for name in models]
+    lines = max(len(name) for name in names)
+    size = _Heights(
+        height,
+        scores=0.12 * any(panels[0].score for panels in photos),
+        key=2 * _KEY * is_outlined,
+        name=lines and 0.08 + 0.13 * lines,
+    )
+    has_labels = any(panel.labels is not None for panels in photos for panel in panels)
+    rows = 2 if has_labels else 1
+    block = size.scores + height + _GAP + size.key + len(models) * (size.name + rows * (height + _GAP) + 0.08) + 0.26
     named = 0.2  # inches over a strip that begins a group with a name
-    top = _MARGIN + 0.62
-    height = top + len(strips) * block + named * sum(bool(name) for name, _ in strips) + 0.3
+    top = _MARGIN + 0.62 + size.scores
+    below = top + len(strips) * block + named * sum(bool(name) for name, _ in strips) - size.scores - 0.12
+    told = " ".join([remark] * bool(remark) + [canvas.OBJECTS_NOTE] * is_outlined)
+    ids = canvas.titles_of([panels[0].title for panels in photos], [w - 0.03 for w in widths])
     with canvas.style():
-        figure = canvas.sheet(width, height + (0.12 if is_outlined else 0))
+        figure = canvas.sheet(width, below + canvas.note_height(width, told, heat=attention_name))
         canvas.heading(figure, heading)
         for name, strip in strips:
             if name:
-                canvas.write(figure, _MARGIN, top - 0.13, name, size=8)
+                canvas.write(figure, _MARGIN, top - size.scores - 0.13, name, size=8)
                 top += named
-            _row_names(figure, top + key, row_height, models, attention_name, has_labels)
+            _row_names(figure, top, size, names, (attention_name, *["clusters"] * has_labels))
             left = _MARGIN + titles
             for i in strip:
-                _column(figure, photos[i], (left, top, widths[i], row_height), smooth, key)
+                _column(figure, photos[i], ids[i], (left, top, widths[i]), size, smooth)
                 left += widths[i] + _GAP
             top += block
-        canvas.heat_note(figure, _MARGIN, top - 0.12, f"({attention_name})")
-        told = [remark] * bool(remark) + [canvas.OBJECTS_NOTE] * is_outlined
-        canvas.note(figure, _MARGIN, top + 0.01, " ".join(told))
+        canvas.note(figure, below, told, heat=attention_name)
     return figure
 
 
@@ -135,21 +152,23 @@ def _strips(groups: Mapping[str, Sequence[Any]], widths: Sequence[float], room: 
 def _column(
     figure: Figure,
     panels: Sequence[Panel],
-    at: tuple[float, float, float, float],
+    title: str,
+    at: tuple[float, float, float],
+    size: _Heights,
     smooth: bool,
-    key: float,
 ) -> None:
-    left, top, width, height = at
-    first = panels[0]
-    room = max(8, int(width * 15) - len(first.score))
-    title = f"{first.score}  {canvas.short_id(first.title, room)}".strip()
-    canvas.write(figure, left, top - 0.03, title, va="bottom", size=7, color=canvas.QUIET)
+    left, top, width = at
+    first, height = panels[0], size.row
+    quiet: dict[str, Any] = {"va": "bottom", "size": 7, "color": canvas.QUIET}
+    canvas.write(figure, left, top - 0.03 - size.scores, title, **quiet)
+    canvas.write(figure, left, top - 0.03, first.score, **quiet)
     axes = canvas.place(figure, left, top, width, height)
     canvas.show_photo(axes, first.photo)
     canvas.show_objects(axes, first.objects, width=0.8)
     canvas.key(figure, left, top + height + 0.025, width, first.objects, lines=2)
-    y = top + height + _GAP + key
+    y = top + height + _GAP + size.key
     for panel in panels:
+        y += size.name
         axes = canvas.place(figure, left, y, width, height)
         canvas.show_heat(axes, panel.attention, span=panel.span, smooth=smooth)
         y += height + _GAP
@@ -161,19 +180,18 @@ def _column(
         y += 0.08
 
 
-def _row_names(figure: Figure, top: float, height: float, models: Sequence[str], name: str, has_labels: bool) -> None:
-    y = top + height + _GAP
+def _row_names(
+    figure: Figure, top: float, size: _Heights, models: Sequence[Sequence[str]], rows: Sequence[str]
+) -> None:
+    y = top + size.row + _GAP + size.key
     quiet: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "center", "size": 7, "color": canvas.QUIET}
-    for model in models:
-        if model:
-            lines = "\n".join(canvas.shorten(part, 24) for part in model.split("\n"))
-            middle = y + height + _GAP / 2
-            canvas.write(figure, _MARGIN, middle, lines, rotation=90, ha="left", va="center", size=7)
-        x = _MARGIN + (0.72 if model else 0.12)
-        canvas.write(figure, x, y + height / 2, name, **quiet)
-        if has_labels:
-            canvas.write(figure, x, y + 1.5 * height + _GAP, "clusters", **quiet)
-        y += (2 if has_labels else 1) * (height + _GAP) + 0.08
+    for lines in models:
+        y += size.name
+        canvas.write(figure, _MARGIN + 0.3, y - 0.04, "\n".join(lines), va="bottom", size=7, linespacing=1.35)
+        for name in rows:
+            canvas.write(figure, _MARGIN + 0.12, y + size.row / 2, name, **quiet)
+            y += size.row + _GAP
+        y += 0.08
 
 
 def layer_grid(
@@ -216,9 +234,10 @@ def layer_grid(
     photo_width = float(np.clip(len(layers) * cell, cell, min(2.6, 3.2 / ratio)))
     left, head = _MARGIN + photo_width + 0.62, _MARGIN + 0.68
     width = left + len(heads) * (cell + _GAP) + _MARGIN
-    height = head + max(len(layers) * (tall + _GAP), photo_width * ratio + 0.25) + 0.28
+    below = head + max(len(layers) * (tall + _GAP), photo_width * ratio + 0.3) + 0.08
+    told = canvas.OBJECTS_NOTE if objects else ""
     with canvas.style():
-        figure = canvas.sheet(width, height)
+        figure = canvas.sheet(width, below + canvas.note_height(width, told, heat=what))
         canvas.heading(figure, heading)
         axes = canvas.place(figure, _MARGIN, head, photo_width, photo_width * ratio)
         canvas.show_photo(axes, photo)
@@ -235,7 +254,7 @@ def layer_grid(
                 axes = canvas.place(figure, left + column * (cell + _GAP), y, cell, tall)
                 canvas.show_heat(axes, maps[row, column], span=span, smooth=smooth)
                 _mark(axes, query, maps.shape[-2:], span, 3.5)
-        canvas.heat_note(figure, _MARGIN, height - 0.2, f"({what})")
+        canvas.note(figure, below, told, heat=what)
     return figure
 
 
@@ -273,31 +292,31 @@ def mask_grid(
     cell, top = float(np.clip(11.0 / (len(heads) + 1), 0.86, 1.45)), _MARGIN + 0.68
     ratios = [float(np.clip(p.shape[0] / p.shape[1], 0.4, 1.8)) for p in photos]
     width = 2 * _MARGIN + (len(heads) + 1) * (cell + _GAP)
-    height = top + sum(cell * r + apart for r in ratios) + 0.3
+    below = top + sum(cell * r + apart for r in ratios) - 0.06
+    told = f"Bright, in orange: the fewest patches that hold {100 * mass:.0f} % of the {attention_name}."
+    told += f" {canvas.OBJECTS_NOTE}" * is_outlined
     with canvas.style():
-        figure = canvas.sheet(width, height)
+        figure = canvas.sheet(width, below + canvas.note_height(width, told))
         canvas.heading(figure, heading)
         for column, number in enumerate(heads):
             x = _MARGIN + (column + 1.5) * (cell + _GAP)
             canvas.write(figure, x, top - 0.05, f"head {number}", ha="center", va="bottom", size=7.5)
         outlined = objects or [()] * len(photos)
+        shown = canvas.titles_of(titles, [cell] * len(photos))
         for photo, maps, title, span, ratio, own in zip(
-            photos, cls_attention, titles, spans, ratios, outlined, strict=True
+            photos, cls_attention, shown, spans, ratios, outlined, strict=True
         ):
             axes = canvas.place(figure, _MARGIN, top, cell, cell * ratio)
             canvas.show_photo(axes, photo)
             canvas.show_objects(axes, own, width=0.8)
             canvas.key(figure, _MARGIN, top + cell * ratio + 0.025, 3 * cell, own)
-            canvas.write(
-                figure, _MARGIN, top - 0.04, canvas.short_id(title, 20), va="bottom", size=7, color=canvas.QUIET
-            )
+            canvas.write(figure, _MARGIN, top - 0.04, title, va="bottom", size=7, color=canvas.QUIET)
             for column, values in enumerate(maps):
                 axes = canvas.place(figure, _MARGIN + (column + 1) * (cell + _GAP), top, cell, cell * ratio)
                 _outline(axes, photo, attended(values, mass), span)
                 canvas.show_objects(axes, own, is_white=True, width=0.45)
             top += cell * ratio + apart
-        note = f"Bright, in orange: the fewest patches that hold {mass:.0%} of the {attention_name}."
-        canvas.note(figure, _MARGIN, height - 0.36, note + f" {canvas.OBJECTS_NOTE}" * is_outlined)
+        canvas.note(figure, below, told)
     return figure
 
 

@@ -13,6 +13,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.path import Path
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
@@ -53,8 +54,16 @@ def against_nulls(summary: pd.DataFrame, *, score: str, heading: str, algorithm:
     layers = both["layer"].to_numpy(dtype=int)
     several = len(set(layers)) > 1
     x, y = both["gain_x"].to_numpy(float), both["gain_y"].to_numpy(float)
+    names = [f"{r.layer}/{r.head}" if several else f"head {r.head}" for r in both.itertuples()]
+    order = [int(i) for i in np.argsort(-np.minimum(x, y), kind="stable")[:_MOST_NAMES]]
+    told = (
+        f"Lines: 95 % intervals over {statistics.count_words(both['n_x'], 'image')}. Filled: both gains have "
+        f"p ≤ {SURE} after Holm's correction, on enough images to say. "
+    )
+    longest = told + _told_names(len(order) - 1, len(order), len(x), several)
     with canvas.style():
-        figure, axes = statistics.chart((5.2, 5.22), heading, (0.75, 0.7, 3.7 if several else 4.2, 3.55))
+        tall = 4.74 + canvas.note_height(5.2, longest)
+        figure, axes = statistics.chart((5.2, tall), heading, (0.75, 0.7, 3.7 if several else 4.2, 3.55))
         for line in (axes.axhline, axes.axvline):
             line(0, color=canvas.QUIET, lw=0.7, zorder=1)
         wide: dict[str, Any] = {"color": canvas.RULE, "lw": 0.9, "zorder": 2}
@@ -67,23 +76,16 @@ def against_nulls(summary: pd.DataFrame, *, score: str, heading: str, algorithm:
         axes.scatter(x, y, s=20, lw=0.9, ec=inks, fc=fills, zorder=4)
         axes.margins(0.06)
         axes.set_xlabel(f"{statistics.score_name(score)}: gain over position alone")
-        axes.set_ylabel("gain over other photos' objects")
+        axes.set_ylabel(f"{statistics.score_name(score)}: gain over other photos' objects")
         if several:
             bar = figure.add_axes(statistics.fraction(figure, 4.6, 0.7, 0.1, 3.55))
             figure.colorbar(shades, cax=bar, ticks=sorted(set(layers))).set_label("layer", size=7)
             bar.invert_yaxis()  # the first layer on top, as in the other pictures
-        names = [f"{r.layer}/{r.head}" if several else f"head {r.head}" for r in both.itertuples()]
-        order = [int(i) for i in np.argsort(-np.minimum(x, y), kind="stable")[:_MOST_NAMES]]
         lines = [*zip(both["gain_low_x"], y, both["gain_high_x"], y, strict=True)]
         lines += zip(x, both["gain_low_y"], x, both["gain_high_y"], strict=True)
         _name_corners(figure, axes, np.column_stack([x, y]))
         named = _name_points(figure, axes, np.column_stack([x, y]), [(i, names[i]) for i in order], np.array(lines))
-        told = (
-            f"Lines: 95 % intervals over {statistics.count_words(both['n_x'], 'image')}. Filled: both gains have "
-            f"p ≤ {SURE} after Holm's correction, on enough images to say. "
-            f"{_told_names(named, len(order), len(x), several)}"
-        )
-        canvas.note(figure, 0.14, 4.74, told)
+        canvas.note(figure, 4.74, told + _told_names(named, len(order), len(x), several))
     return figure
 
 
@@ -133,6 +135,8 @@ def _name_points(
 ) -> int:
     """Writes names beside points where they cover neither a point nor a word, and as few lines as possible.
 
+    The line from a point to its name runs through no word either.
+
     Parameters
     ----------
     figure, axes
@@ -161,34 +165,40 @@ def _name_points(
         Bbox.from_extents(frame.x0, zero[1], frame.x1, zero[1]),
         Bbox.from_extents(zero[0], frame.y0, zero[0], frame.y1),
     ]
-    count = 0
+    count, ties = 0, list[Path]()
     for i, name in names:
-        best: tuple[float, Text, Bbox] | None = None
+        best: tuple[float, Text, Bbox, Path | None] | None = None
         for dx, dy in _PLACES:
             how: dict[str, Any] = {"ha": "left" if dx > 0 else "right" if dx < 0 else "center"}
             how["va"] = "bottom" if dy > 0 else "top" if dy < 0 else "center"
             text = axes.annotate(name, points[i], (dx, dy), textcoords="offset points", size=7, zorder=5, **how)
             box = text.get_window_extent(renderer)
-            free = not any(box.overlaps(other) for other in taken) and frame.x0 <= box.x0 and box.x1 <= frame.x1
-            cost = sum(box.overlaps(line) for line in drawn) + 0.09 * np.hypot(dx, dy)
-            if free and frame.y0 <= box.y0 and box.y1 <= frame.y1 and (best is None or cost < best[0]):
+            tie = _tie(pixels[i], box, 5.0 * figure.dpi / 72)
+            free = not any(box.overlaps(other) for other in taken) and not any(
+                t.intersects_bbox(box, filled=False) for t in ties
+            )
+            crossed = [tie is not None and tie.intersects_bbox(other, filled=False) for other in taken]
+            free = free and not any(crossed[len(points) :])
+            cost = sum(box.overlaps(line) for line in drawn) + sum(crossed) + 0.09 * np.hypot(dx, dy)
+            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+            if free and inside and (best is None or cost < best[0]):
                 if best:
                     best[1].remove()
-                best = (cost, text, box)
+                best = (cost, text, box, tie)
             else:
                 text.remove()
         if best:
             taken.append(best[2])
-            _tie(axes, pixels[i], best[2], 5.0 * figure.dpi / 72)
+            if best[3]:
+                ties.append(best[3])
+                x, y = axes.transData.inverted().transform(best[3].vertices).T
+                axes.add_artist(Line2D(x, y, color=canvas.QUIET, lw=0.6, zorder=5))
             count += 1
     return count
 
 
-def _tie(axes: Axes, point: NDArray[np.float64], box: Bbox, near: float) -> None:
-    """Draws a line from a point to its name, if the name is further away than `near`; all are in pixels."""
+def _tie(point: NDArray[np.float64], box: Bbox, near: float) -> Path | None:
+    """Returns the line from a point to its name, if the name is further away than `near`; all are in pixels."""
     end = np.clip(point, box.min, box.max)
     away = float(np.hypot(*(end - point)))
-    if away > near:
-        start = point + (end - point) * min(1.0, 0.7 * near / away)
-        x, y = axes.transData.inverted().transform([start, end]).T
-        axes.add_artist(Line2D(x, y, color=canvas.QUIET, lw=0.6, zorder=5))
+    return Path([point + (end - point) * min(1.0, 0.7 * near / away), end]) if away > near else None

@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from batchjob.figures import canvas, statistics
@@ -37,17 +38,19 @@ def overview(run: Run, look: Look) -> Figure | None:
     (question, said), summary = run.answer, run.table("summary")
     if run.best is None or summary is None or run.image_score is None or not said or not run.patch_algorithms:
         return None
-    found = statistics.of_score(summary, catalogue.QUESTION)
+    found = statistics.of_score(summary, catalogue.QUESTION, algorithm=run.algorithms[0])
     layer, head = run.best
     shown, count = _three(run, layer, head, look)
     heads = statistics.best_first(found)
-    wrapped = textwrap.wrap(_answer(run, (layer, head), said[:2]), 76)
+    wrapped = textwrap.wrap(_answer(run, (layer, head), said[:2], heads), 76)
     left, top = canvas.MARGIN + 3 * (_CELL + _GAP) + 0.1 + _FOREST, canvas.MARGIN + 0.86
     tall = max(max(2 * _size(p)[1] for p in shown) + _KEY, 0.2 * min(len(heads), _HEADS) + 0.3)
     below = top + tall + max(0.16 + 0.142 * len(wrapped), 0.75)
+    by = f"{run.algorithms[0]}, " if len(run.algorithms) > 1 else ""
+    told = _explain(head, layer, len(heads), is_outlined=any(one.objects for one in shown))
     with canvas.style():
-        figure = canvas.sheet(_WIDTH, below + 0.62)
-        canvas.heading(figure, f"{question}\n{headline(run, layer)}, k = {run.options['k']}")
+        figure = canvas.sheet(_WIDTH, below + canvas.note_height(_WIDTH, told))
+        canvas.heading(figure, f"{question}\n{headline(run, layer)}, {by}k = {run.options['k']}")
         name = statistics.score_name(catalogue.QUESTION)
         _title(figure, canvas.MARGIN, top - 0.24, "a", f"Head {head} on single photos (n = {count:,}): {name}")
         _photos(figure, shown, top)
@@ -58,7 +61,7 @@ def overview(run: Run, look: Look) -> Figure | None:
         _title(figure, left - _FOREST + 0.1, top - 0.24, "b", f"Each head's mean and gains (n = {photos})")
         statistics.legend(figure, axes, left - _FOREST + 0.1, top + tall + 0.38, columns=1)
         canvas.write(figure, canvas.MARGIN, top + tall + 0.16, "\n".join(wrapped), size=7, linespacing=1.35)
-        canvas.note(figure, canvas.MARGIN, below, _explain(head, layer, len(heads)))
+        canvas.note(figure, below, told)
     return figure
 
 
@@ -67,19 +70,29 @@ def _title(figure: Figure, left: float, top: float, letter: str, text: str) -> N
     canvas.write(figure, left + 0.13, top, text, va="bottom", size=7)
 
 
-def _answer(run: Run, head: tuple[int, int], said: Sequence[str]) -> str:
+def _answer(run: Run, head: tuple[int, int], said: Sequence[str], heads: pd.DataFrame) -> str:
     """Writes the answer, and which photos it is on, since its score is not that of the photos shown.
 
-    `head` is the pair (layer, head) that was chosen.
+    Parameters
+    ----------
+    run
+        The run.
+    head
+        The pair (layer, head) that was chosen.
+    said
+        The sentences of the answer.
+    heads
+        The rows of the heads in b.
     """
     selection = run.table("selection")
     chosen = [] if selection is None else selection[selection["score"] == catalogue.QUESTION].to_dict("records")
     if not chosen:
         return " ".join(said)
     tried, used = int(chosen[0]["chosen_n"]), int(chosen[0]["n"])
+    everything = statistics.count_words(heads["n"])
     halves = (
-        f"The head was chosen on {tried:,} photo{'s' * (tried != 1)}, and the answer is on {used:,} "
-        f"other{'s' * (used != 1)} alone; {'b shows' if scores_of_head(run, *head)[1] else 'a and b show'} all."
+        f"The head was chosen on {tried:,} photo{'s' * (tried != 1)}; the answer is from the {used:,} "
+        f"other{'s' * (used != 1)}; {'b is' if scores_of_head(run, *head)[1] else 'a and b are'} over all {everything}."
     )
     return " ".join([*said, halves])
 
@@ -120,10 +133,10 @@ def _photos(figure: Figure, shown: list[Panel], top: float) -> None:
             canvas.show_objects(axes, one.objects, is_white=True, width=0.5)
 
 
-def _explain(head: int, layer: int, count: int) -> str:
+def _explain(head: int, layer: int, count: int, *, is_outlined: bool) -> str:
     best = f"the {_HEADS} of {count} heads with the largest gain" if count > _HEADS else "all heads"
     return (
         f"a: annotated objects, and below them the clusters of head {head} of layer {layer}, for the photos where it "
         f"scores highest, median and lowest. b: {best}; the mean score, and its gains over the null models with 95 % "
-        f"intervals. {statistics.OPEN}"
+        f"intervals. {statistics.OPEN}" + f" {canvas.OBJECTS_NOTE}" * is_outlined
     )

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -14,7 +15,7 @@ from batchjob.figures.look import Look, chosen_head, chosen_layer, scores_of_hea
 from batchjob.figures.objects import objects_of
 from batchjob.figures.outlines import Outline
 from batchjob.figures.photos import choose_rows, photo_of
-from batchjob.figures.statistics import score_name
+from batchjob.figures.statistics import of_score, score_name
 from batchjob.metrics import catalogue
 from batchjob.store.run import Run
 
@@ -102,7 +103,7 @@ def head_gallery(run: Run, rows: Sequence[int], layer: int, head: int, look: Loo
         heading=f"Head {head} over {len(rows)} image{'s' * (len(rows) != 1)}\n{headline(run, layer)}",
         attention_name=run.attention_name,
         smooth=look.smooth,
-        remark=f"Numbers before the ids: {_score_words(run)}." if run.image_score else "",
+        remark=_score_remark(run, rows, layer, head),
     )
 
 
@@ -118,20 +119,18 @@ def extremes(run: Run, layer: int, head: int, look: Look) -> Figure | None:
     -------
     The figure, or None where fewer than two images have a score.
     """
-    scores, left_out = scores_of_head(run, layer, head)
+    scores, _ = scores_of_head(run, layer, head)
     count = 0 if scores is None else min(_EXTREMES, int(np.isfinite(scores[run.ok_rows]).sum()) // 2)
     if not count:
         return None
-    groups = {
-        name.capitalize(): [panel(run, row, layer, head, look) for row in choose_rows(run, name, count, score=scores)]
-        for name in ("best", "worst")
-    }
+    rows = {name: choose_rows(run, name, count, score=scores) for name in ("best", "worst")}
+    groups = {name.capitalize(): [panel(run, row, layer, head, look) for row in mine] for name, mine in rows.items()}
     return maps.one_head(
         groups,
         heading=f"The best and the worst images of head {head}\n{headline(run, layer)}",
         attention_name=run.attention_name,
         smooth=look.smooth,
-        remark=f"Numbers before the ids: {_score_words(run)}. {left_out}".strip(),
+        remark=_score_remark(run, [row for mine in rows.values() for row in mine], layer, head),
     )
 
 
@@ -173,7 +172,7 @@ def layers(run: Run, row: int, look: Look) -> Iterator[tuple[str, Figure]]:
     `layers-cls` and a figure of the CLS rows, for a run of several layers. `layers-query` and a figure of a query
     patch's rows, for a run that kept maps; where those of this image were not kept, it shows the first that has them.
     """
-    model = f"{model_name(run)}, {run.spec['input_px'][0]} px"
+    model = headline(run)
     draw = functools.partial(maps.layer_grid, layers=run.layers, heads=run.heads, smooth=look.smooth)
     if len(run.layers) > 1:
         photo = photo_of(run, row)
@@ -237,15 +236,23 @@ def models(runs: Sequence[Run], rows: Sequence[int], look: Look) -> Figure:
         )
     heads = [(chosen_layer(run, Look()), chosen_head(run, Look())) for run in runs]
     panels = [
-        [panel(run, place[first.ids[row]], *at, look) for run, place, at in zip(runs, places, heads, strict=True)]
+        [
+            replace(panel(run, place[first.ids[row]], *at, look), score="")  # one number can't stand for several heads
+            for run, place, at in zip(runs, places, heads, strict=True)
+        ]
         for row in shared
     ]
-    names = [f"{model_name(run)}\nlayer {at[0]}, head {at[1]}" for run, at in zip(runs, heads, strict=True)]
+    folders = [run.folder.name for run in runs]
+    folders = folders if len(set(folders)) == len(runs) else [str(run.folder) for run in runs]
+    names = [
+        f"{folder}: {_clustered(run)} of {model_name(run)}, layer {layer}, head {head}"
+        for folder, run, (layer, head) in zip(folders, runs, heads, strict=True)
+    ]
     kinds = dict.fromkeys("saliency" if run.attention == "saliency" else "attention" for run in runs)
     return maps.side_by_side(
         panels,
         models=names,
-        heading="The same photos through each model\none head of each",
+        heading="The same photos in each run\none head of each",
         attention_name=" or ".join(kinds),
         smooth=look.smooth,
     )
@@ -280,7 +287,7 @@ def _outlines(run: Run, rows: Sequence[int], look: Look) -> list[list[Outline]] 
     return found if any(found) else None
 
 
-def headline(run: Run, layer: int) -> str:
+def headline(run: Run, layer: int | None = None) -> str:
     """Writes the second line of a heading: the model, `untrained` where its weights are random, layer and input size.
 
     Parameters
@@ -288,11 +295,12 @@ def headline(run: Run, layer: int) -> str:
     run
         The run.
     layer
-        The layer's number.
+        The layer's number; by default that of a run with one layer, and none for a run with several.
     """
     height, width = run.spec["input_px"]
     size = f"{height} px" if height == width else f"{height}×{width} px"
-    return f"{model_name(run)}, layer {layer}, {size}"
+    layer = run.layers[0] if layer is None and len(run.layers) == 1 else layer
+    return ", ".join([model_name(run), *([] if layer is None else [f"layer {layer}"]), size])
 
 
 def model_name(run: Run) -> str:
@@ -308,18 +316,61 @@ def _scored(run: Run, rows: Sequence[int], layer: int) -> Scored | None:
     """Reads the score of each image and head, by the first algorithm; returns None without statistics."""
     if run.image_score is None:
         return None
-    return Scored(_score_words(run), run.image_score[1][list(rows), 0, run.layers.index(layer)])
+    return Scored(_score_words(run, layer), run.image_score[1][list(rows), 0, run.layers.index(layer)])
 
 
-def _score_words(run: Run) -> str:
-    """Names the score and says its `swap` null: `… of the image (with other photos' objects 0.18 on average)`."""
+def _clustered(run: Run) -> str:
+    """Names what the run clustered: `attention`, `keys`, or `CLS attention` where each image has one row."""
+    on = str(run.options["cluster_on"])
+    if run.patch_algorithms:
+        return run.rows_name if on == "attention" else f"{on.replace('query', 'querie')}s"
+    return run.attention_name if on == "attention" else f"CLS {on}"
+
+
+def _score_remark(run: Run, rows: Sequence[int], layer: int, head: int) -> str:
+    """Says what the numbers over the photos of one head are, and what a dash means if one of the rows has it."""
+    scores, left_out = scores_of_head(run, layer, head)
+    several = f" Clusters: those of {run.algorithms[0]}." if len(run.patch_algorithms) > 1 else ""
+    if scores is None:
+        return several.strip()
+    dash = (
+        f" –: no score{', or the image chose the head' if left_out else ''}."
+        if np.isnan(scores[list(rows)]).any()
+        else ""
+    )
+    return (
+        f"Numbers over the photos: {_score_words(run, layer, head)}.{dash} {left_out if not dash else ''}".strip()
+        + several
+    )
+
+
+def _score_words(run: Run, layer: int, head: int | None = None) -> str:
+    """Names the score and what it is with other photos' objects, for the run's first algorithm.
+
+    Parameters
+    ----------
+    run
+        A run with statistics.
+    layer, head
+        The head whose scores are shown; without a head, all heads of the layer.
+
+    Returns
+    -------
+    `ARI within categories of the image (with other photos' objects 0.18 on average)`, where the score has the null
+    model `swap`; else without the brackets.
+    """
     assert run.image_score is not None
     name = run.image_score[0]
     words = f"{score_name(name)} of the image"
-    summary, null = run.table("summary"), catalogue.main_null(name)
-    if summary is None or not null:
+    if len(run.patch_algorithms) > 1 and catalogue.is_of_labels(name):
+        words += f", of {run.algorithms[0]}"
+    summary = run.table("summary")
+    if summary is None or catalogue.main_null(name) != "swap":
         return words
-    found = summary[(summary["score"] == name) & (summary["null"] == null)]["null_mean"].dropna()
-    if not len(found) or null != "swap":
+    found = of_score(summary, name, null="swap", algorithm=run.algorithms[0])
+    found = found[(found["layer"] == layer) & (found["head"].isin(run.heads if head is None else [head]))]
+    known = found["null_mean"].dropna()
+    if not len(known):
         return words
-    return f"{words} (with other photos' objects {found.mean():.2f} on average)"
+    over = " over the heads" if head is None else ""
+    return f"{words} (with other photos' objects {canvas.decimals(known.mean())} on average{over})"

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from batchjob.figures import canvas
 from batchjob.metrics import catalogue
-from batchjob.metrics.uncertainty import SURE
+from batchjob.metrics.uncertainty import FEWEST_IMAGES, SURE
 
 BLUE, RED = "#0072b2", "#d55e00"
 NULLS = {  # marker and words of each null model
@@ -74,7 +74,10 @@ def gain_map(rows: pd.DataFrame, *, heading: str, null: str = "swap") -> Figure:
     cell = float(np.clip(6.4 / max(values.shape), 0.26, 0.62))
     size = (values.shape[1] * cell, values.shape[0] * cell * 0.72)
     with canvas.style():
-        figure, axes = chart((max(size[0], 2.6) + 1.75, size[1] + 1.35), heading, (0.75, 0.65, size[0], size[1]))
+        wide, below = max(size[0], 2.6) + 1.75, size[1] + 1.1
+        told = f"Means over {count_words(rows['n'], 'image')}. ● p ≤ {SURE} after Holm's correction, on enough images."
+        tall = below + canvas.note_height(wide, told)
+        figure, axes = chart((wide, tall), heading, (0.75, 0.65, size[0], size[1]))
         image = axes.imshow(values, cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto")
         axes.set_xticks(range(len(table.columns)), [str(h) for h in table.columns])
         axes.set_yticks(range(len(table.index)), [str(x) for x in table.index])
@@ -89,7 +92,7 @@ def gain_map(rows: pd.DataFrame, *, heading: str, null: str = "swap") -> Figure:
         bar = figure.add_axes(fraction(figure, 0.75 + size[0] + 0.15, 0.65, 0.1, size[1]))
         figure.colorbar(image, cax=bar).set_label(f"{score_name(str(rows['score'].iloc[0]))}: gain", size=7)
         bar.tick_params(length=2)
-        canvas.note(figure, 0.14, size[1] + 1.1, f"● p ≤ {SURE} after Holm's correction, on enough images to say")
+        canvas.note(figure, below, told)
     return figure
 
 
@@ -126,17 +129,15 @@ def forest(summary: pd.DataFrame, *, score: str, heading: str, algorithm: str = 
     if cut:
         heads = pd.concat([heads.head(half), heads.tail(half)])
     height = 0.24 * len(heads) + 0.1
+    told = f"Shown: the {half} heads of {count} with the largest and the {half} with the smallest gain. " * cut
+    told += f"Lines: 95 % intervals. {OPEN}" if found["null"].isin(list(NULLS)).any() else ""
     with canvas.style():
-        figure, axes = chart((6.2, height + 1.62), heading, (1.45, 0.65, 4.5, height))
+        size = (6.2, height + 1.36 + canvas.note_height(6.2, told))
+        figure, axes = chart(size, heading, (1.45, 0.65, 4.5, height))
         forest_on(axes, found, heads, score)
         if cut:
             axes.axhline(half - 0.5, color=canvas.RULE, lw=0.8, ls=(0, (4, 3)))
-        shown = (
-            f"Shown: the {half} heads of {count} with the largest and the {half} with the smallest gain. "
-            if cut
-            else ""
-        )
-        canvas.note(figure, 0.14, height + 1.36, f"{shown}{OPEN}" if found["null"].isin(list(NULLS)).any() else shown)
+        canvas.note(figure, height + 1.36, told)
         legend(figure, axes, 0.14, height + 1.15)
     return figure
 
@@ -181,7 +182,13 @@ def forest_on(axes: Axes, found: pd.DataFrame, heads: pd.DataFrame, score: str) 
     axes.set_xlabel(f"{what}, over {count_words(heads['n'], 'image')}")
     if nulls:
         how: dict[str, Any] = {"ha": "right", "va": "bottom", "textcoords": "offset points", "color": canvas.QUIET}
-        axes.annotate("mean", (0, 1), (-7, 2), xycoords="axes fraction", **how)
+        axes.annotate(f"mean {_unit(score)}", (0, 1), (-7, 2), xycoords="axes fraction", **how)
+
+
+def _unit(score: str) -> str:
+    """Returns the short word for a score, such as ARI, or its name on an axis where it has none."""
+    row = catalogue.score(score)
+    return row.short if row and row.short else score_name(score)
 
 
 def _gains(axes: Axes, rows: pd.DataFrame, y: Any, null: str, colour: str) -> None:
@@ -210,8 +217,10 @@ def distance_by_layer(summary: pd.DataFrame, *, heading: str, rows_name: str = "
     rows = of_score(summary, "attention_distance").drop_duplicates(["layer", "head"])
     several = rows["layer"].nunique() > 1
     x = rows["layer" if several else "head"].to_numpy(dtype=float)
+    images = count_words(rows["n"], "image")
+    told = f"Each head: the mean over {images}." if several else f"Lines: 95 % intervals of the means over {images}."
     with canvas.style():
-        figure, axes = chart((5.2, 3.6), heading, (0.7, 0.65, 4.2, 2.35))
+        figure, axes = chart((5.2, 3.45 + canvas.note_height(5.2, told)), heading, (0.7, 0.65, 4.2, 2.35))
         if several:
             by_layer = rows.groupby("layer")["mean"].mean()
             axes.plot(by_layer.index, by_layer, "-", color=canvas.QUIET, lw=1, label="mean of the heads")
@@ -225,6 +234,7 @@ def distance_by_layer(summary: pd.DataFrame, *, heading: str, rows_name: str = "
         axes.set_ylabel(f"{rows_name} distance, patches")
         if several:
             axes.legend(loc="best")
+        canvas.note(figure, 3.45, told)
     return figure
 
 
@@ -232,6 +242,8 @@ def by_modifier(
     rows: pd.DataFrame, *, heading: str, xlabel: str = "distance between the centroids of two instances, patches"
 ) -> Figure:
     """Draws a head's `pair_ari` in bins of a modifier with 95 % intervals over images, and the position null.
+
+    A bin of few images has open marks and no interval, because nothing can be claimed from it.
 
     Parameters
     ----------
@@ -243,28 +255,43 @@ def by_modifier(
         What the modifier is.
     """
     rows = rows.sort_values("low")
-    x = np.arange(len(rows))
+    x, enough = np.arange(len(rows)), (rows["images"] >= FEWEST_IMAGES).to_numpy()
+    told = "Lines: 95 % intervals over photos. " * bool(enough.any())
+    told += f"Open: fewer than {FEWEST_IMAGES} photos, too few to say." * (not enough.all())
     with canvas.style():
-        figure, axes = chart((5.2, 3.85), heading, (0.7, 0.65, 4.2, 2.3))
+        figure, axes = chart((5.2, 4.02 + canvas.note_height(5.2, told)), heading, (0.7, 0.65, 4.2, 2.3))
         axes.axhline(0, color=canvas.RULE, lw=0.8, zorder=0)
-        axes.plot(
-            x, rows["position"], "D--", ms=4, lw=0.9, mfc="none", color=canvas.QUIET, label="null: position alone"
-        )
-        axes.vlines(x, rows["pair_ari_low"], rows["pair_ari_high"], color=BLUE, lw=1.4)
-        axes.plot(x, rows["pair_ari"], "o-", ms=4.5, lw=1.1, color=BLUE, label="head, with its 95 % interval")
-        axes.set_xticks(x, [f"{_bin(r.low, r.high)}\n{r.pairs} pair{'s' * (r.pairs != 1)}" for r in rows.itertuples()])
+        axes.vlines(x[enough], rows["pair_ari_low"][enough], rows["pair_ari_high"][enough], color=BLUE, lw=1.4)
+        kinds = (("position", "D--", canvas.QUIET, "null: position alone"), ("pair_ari", "o-", BLUE, "head"))
+        for column, line, colour, name in kinds:
+            values = rows[column].to_numpy()
+            axes.plot(x, values, line[1:], lw=1, color=colour)
+            how: dict[str, Any] = {"ls": "none", "marker": line[0], "ms": 4.2, "mec": colour, "mew": 0.9}
+            axes.plot(x[enough], values[enough], mfc=colour, **how)
+            axes.plot(x[~enough], values[~enough], mfc="white", **how)
+            axes.plot([], [], line, ms=4.2, lw=1, color=colour, label=name)
+        bins = [
+            f"{_bin(r.low, r.high)}\n{_counted(r.pairs, 'pair')},\n{_counted(r.images, 'photo')}"
+            for r in rows.itertuples()
+        ]
+        axes.set_xticks(x, bins)
         axes.set_xlim(-0.4, len(rows) - 0.6)
         axes.set_xlabel(xlabel)
         axes.set_ylabel("ARI of pairs")
-        legend(figure, axes, 0.14, 3.6)
+        legend(figure, axes, 0.14, 3.75)
+        canvas.note(figure, 4.02, told)
     return figure
+
+
+def _counted(number: Any, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _bin(low: Any, high: Any) -> str:
     return f"≥ {low:g}" if not np.isfinite(high) else f"{low:g}–{high:g}"
 
 
-def count_words(n: "pd.Series[Any]", noun: str) -> str:
+def count_words(n: "pd.Series[Any]", noun: str = "") -> str:
     """Writes how many images a column of a table counts.
 
     Parameters
@@ -272,7 +299,7 @@ def count_words(n: "pd.Series[Any]", noun: str) -> str:
     n
         The column.
     noun
-        The word for one image.
+        The word for one image; by default none is written.
 
     Returns
     -------
@@ -280,7 +307,7 @@ def count_words(n: "pd.Series[Any]", noun: str) -> str:
     """
     low, high = n.min(), n.max()
     count = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-    return f"{count} {noun}{'' if high == 1 else 's'}"
+    return f"{count} {noun}{'' if high == 1 else 's'}" if noun else count
 
 
 def chart(size: tuple[float, float], heading: str, box: tuple[float, float, float, float]) -> tuple[Figure, Axes]:

@@ -1,5 +1,6 @@
 """Writes the pictures under RUN/figures, and decides which pictures a run gets by what it holds."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,7 +11,6 @@ from batchjob.figures import canvas, nulls, pictures, statistics
 from batchjob.figures.look import Look, check_query, chosen_head, chosen_layer, chosen_rows
 from batchjob.figures.overview import overview
 from batchjob.figures.photos import open_run
-from batchjob.figures.pictures import model_name
 from batchjob.metrics import catalogue
 from batchjob.store.run import Run
 
@@ -69,34 +69,29 @@ def charts(run: Run) -> Iterator[tuple[str, Figure]]:
     summary = run.table("summary")
     if summary is None or not len(summary):
         return
-    name, height = model_name(run), run.spec["input_px"][0]
-    about = f"{name}, {height} px"
-    scored = [s for s in catalogue.leading() if len(statistics.of_score(summary, s))]
-    if scored:
-        title = "Gain of each head over its null models, image by image"
-        yield "stats-forest", statistics.forest(summary, score=scored[0], heading=f"{title}\n{about}")
+    about, first = pictures.headline(run), run.algorithms[0]
+    by = f"{about}, {first}" if len(run.algorithms) > 1 else about  # of scores of clusters
+    rows_of = functools.partial(statistics.of_score, summary, algorithm=first)
+    if scored := [name for name in catalogue.leading() if len(rows_of(name))]:
+        of = by if catalogue.is_of_labels(scored[0]) else about
+        heading = f"Gain of each head over its null models, image by image\n{of}"
+        yield "stats-forest", statistics.forest(summary, score=scored[0], heading=heading, algorithm=first)
     question = catalogue.QUESTION
-    gains, places = (statistics.of_score(summary, question, null=null) for null in ("swap", "position"))
+    gains, places = (rows_of(question, null=null) for null in ("swap", "position"))
     if len(gains) and len(run.layers) > 1:
-        title = "Gain over other photos' objects, by layer and head"
-        yield "stats-gain", statistics.gain_map(gains, heading=f"{title}\n{about}")
+        heading = f"Gain over other photos' objects, by layer and head\n{by}"
+        yield "stats-gain", statistics.gain_map(gains, heading=heading)
     if len(gains) and len(places):
-        title = "Each head against two null models"
-        yield "stats-nulls", nulls.against_nulls(summary, score=question, heading=f"{title}\n{about}")
-    if len(statistics.of_score(summary, "attention_distance")):
-        title = f"How far each head looks: mean {run.rows_name} distance"
-        yield (
-            "stats-distance",
-            statistics.distance_by_layer(summary, heading=f"{title}\n{about}", rows_name=run.rows_name),
-        )
+        heading = f"Each head against two null models\n{by}"
+        yield "stats-nulls", nulls.against_nulls(summary, score=question, heading=heading, algorithm=first)
+    if len(rows_of("attention_distance")):
+        heading = f"How far each head looks: mean {run.rows_name} distance\n{about}"
+        yield "stats-distance", statistics.distance_by_layer(summary, heading=heading, rows_name=run.rows_name)
     mine = _by_distance(run)
     if len(mine) and run.best:
-        by = f", {run.algorithms[0]}" if len(run.algorithms) > 1 else ""
-        title = f"Pairs of one category by their distance: head {run.best[1]} of layer {run.best[0]}{by}"
-        yield (
-            "stats-instances",
-            statistics.by_modifier(mine, heading=f"{title}\n{about}; not the images that chose it"),
-        )
+        head = f"head {run.best[1]}" + (f" of layer {run.best[0]}" if len(run.layers) > 1 else "")
+        heading = f"Pairs of one category by their distance: {head}\n{by}; not the images that chose it"
+        yield "stats-instances", statistics.by_modifier(mine, heading=heading)
 
 
 def _by_distance(run: Run) -> pd.DataFrame:
