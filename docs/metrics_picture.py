@@ -74,7 +74,7 @@ def draw_scenes() -> Any:
         below = f"instance_ari {figure_of(instance)}\nimage_ari {figure_of(image)}{seeds}"
         show(lower, aligned(labels[0], owner), "", below, owner=owner, cmap="labels")
     mark(top[0], query)
-    top[0].set_ylabel("attention of the\nmarked patch")
+    top[0].set_ylabel("objects and a marked\npatch; its attention")
     bottom[0].set_ylabel("objects; clusters, k = 4")
     return figure
 
@@ -130,8 +130,9 @@ def draw_clusters() -> Any:
     show(axes[7], collapsed, "cluster sizes:\na collapsed head", below, cmap="labels")
     quarters, left = (Y >= 7) * 2 + (X >= 7) + 1, (Y >= 7) * 2 + (X >= 5) + 1
     value = figure_of(float(clusters.agreement(quarters.astype(np.uint8), left.astype(np.uint8))[0, 0]))
-    show(axes[8], quarters, "agreement:\none head's clusters …", f"agreement {value},", cmap="labels")
-    show(axes[9], left, "… and another's", "though neither\nknows an object", cmap="labels")
+    show(axes[8], quarters, "agreement: clusters\nof one head", f"agreement {value}", cmap="labels")
+    below = f"agreement {value}\n(neither knows an object)"
+    show(axes[9], left, "agreement: clusters\nof another head", below, cmap="labels")
     return figure
 
 

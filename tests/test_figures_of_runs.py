@@ -261,7 +261,7 @@ def test_what_a_run_clustered_stands_in_its_name(runs: list[Path], tmp_path: Pat
     plan.save(replace(planned, options=replace(planned.options, cluster_on="key", scores="pairs")), keys)
     opened = [open_run(runs[0]), Run(keys)]
     words = words_of(models(opened, opened[0].ok_rows[:1].tolist(), Look()))
-    assert f"keys: keys of {opened[0].model}, layer " in words
+    assert f"keys: keys of {opened[0].model} (untrained), layer " in words
 
 
 def test_charts_of_a_run_with_one_layer_name_it(tmp_path: Path) -> None:
