@@ -12,7 +12,6 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from batchjob import plan
 from batchjob.errors import UserError
 from batchjob.figures import Look, canvas, objects, write, write_figures
 from batchjob.figures.look import scores_of_head
@@ -256,10 +255,8 @@ def test_the_picture_of_several_runs_says_which_is_which_and_has_no_numbers(runs
 
 
 def test_what_a_run_clustered_stands_in_its_name(runs: list[Path], tmp_path: Path) -> None:
-    keys = shutil.copytree(runs[0], tmp_path / "keys")
-    planned = plan.load(keys)
-    plan.save(replace(planned, options=replace(planned.options, cluster_on="key", scores="pairs")), keys)
-    opened = [open_run(runs[0]), Run(keys)]
+    opened = [open_run(runs[0]), Run(shutil.copytree(runs[0], tmp_path / "keys"))]
+    opened[1].options = {**opened[1].options, "cluster_on": "key"}
     words = words_of(models(opened, opened[0].ok_rows[:1].tolist(), Look()))
     assert f"keys: keys of {opened[0].model} (untrained), layer " in words
 
