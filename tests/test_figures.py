@@ -332,6 +332,19 @@ def test_the_chart_of_distances_says_over_how_many_images(layers: int) -> None:
     assert ("Lines: 95 % intervals" in told) == (layers == 1), "where there are lines"
 
 
+def test_a_run_without_clusters_beside_one_with_them_has_its_maps_under_its_own_name() -> None:
+    photo, attention, labels = np.zeros((60, 90, 3), np.uint8), np.ones((4, 4)), np.eye(4, dtype=np.uint8)
+    panels = [maps.Panel(photo, attention, own, "1.jpg") for own in (None, labels, labels)]
+    figure = maps.side_by_side([panels], models=["first", "second", "third"], heading="runs")
+    places = {text.get_text(): text.get_position()[1] for text in figure.texts}
+    assert sum(text.get_text() == "clusters" for text in figure.texts) == 2
+    tops = [axes.get_position().y1 for axes in figure.axes[1:6]]  # attention; attention, clusters; attention, clusters
+    assert tops[0] < places["first"] < 1
+    assert tops[1] < places["second"] < tops[0]
+    assert tops[3] < places["third"] < tops[2]
+    assert places["third"] < figure.axes[3].get_position().y0
+
+
 def test_photos_of_a_codebook_have_their_own_shape() -> None:
     wide, inside = np.zeros((60, 120, 3), np.uint8), np.eye(4, dtype=bool)
     entry = codebook.Entry(0, np.ones((4, 4)), 0.5, [codebook.Typical(wide, inside)])

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from batchjob.errors import UserError
-from batchjob.figures import Look, canvas, objects, write, write_figures
+from batchjob.figures import Look, canvas, objects, pictures, write, write_figures
 from batchjob.figures.look import scores_of_head
 from batchjob.figures.outlines import Outline, choose_colours, count_words, key_entries, sharing
 from batchjob.figures.overview import overview
@@ -232,7 +232,17 @@ def test_the_null_in_a_caption_is_that_of_what_is_shown(runs: list[Path], monkey
     assert f"objects {canvas.decimals(mean)} on average over the heads)" in words_of(figure)
 
 
-def test_a_dash_over_a_photo_is_explained(tmp_path: Path, runs: list[Path]) -> None:
+def test_captions_of_a_run_with_two_algorithms_name_the_one_that_the_scores_are_of(
+    runs: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = open_run(runs[0])
+    for algorithms in (("kmeans",), ("kmeans", "ward")):
+        monkeypatch.setattr(Run, "patch_algorithms", algorithms)
+        for head in (None, 0):
+            assert (", of kmeans (" in pictures._score_words(run, 11, head)) == (len(algorithms) == 2)
+
+
+def test_a_dash_over_a_photo_is_explained(runs: list[Path]) -> None:
     run = open_run(runs[0])
     assert run.best is not None
     scores, left_out = scores_of_head(run, *run.best)

@@ -114,9 +114,9 @@ def _columns(
         key=2 * _KEY * is_outlined,
         name=lines and 0.08 + 0.13 * lines,
     )
-    has_labels = any(panel.labels is not None for panels in photos for panel in panels)
-    rows = 2 if has_labels else 1
-    block = size.scores + height + _GAP + size.key + len(models) * (size.name + rows * (height + _GAP) + 0.08) + 0.26
+    rows = [(attention_name, *["clusters"] * (panel.labels is not None)) for panel in photos[0]]  # of each model
+    block = size.scores + height + _GAP + size.key + 0.26
+    block += sum(size.name + len(mine) * (height + _GAP) + 0.08 for mine in rows)
     named = 0.2  # inches over a strip that begins a group with a name
     top = _MARGIN + 0.62 + size.scores
     below = top + len(strips) * block + named * sum(bool(name) for name, _ in strips) - size.scores - 0.12
@@ -129,7 +129,7 @@ def _columns(
             if name:
                 canvas.write(figure, _MARGIN, top - size.scores - 0.13, name, size=8)
                 top += named
-            _row_names(figure, top, size, names, (attention_name, *["clusters"] * has_labels))
+            _row_names(figure, top, size, names, rows)
             left = _MARGIN + titles
             for i in strip:
                 _column(figure, photos[i], ids[i], (left, top, widths[i]), size, smooth)
@@ -181,14 +181,14 @@ def _column(
 
 
 def _row_names(
-    figure: Figure, top: float, size: _Heights, models: Sequence[Sequence[str]], rows: Sequence[str]
+    figure: Figure, top: float, size: _Heights, models: Sequence[Sequence[str]], rows: Sequence[Sequence[str]]
 ) -> None:
     y = top + size.row + _GAP + size.key
     quiet: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "center", "size": 7, "color": canvas.QUIET}
-    for lines in models:
+    for lines, names in zip(models, rows, strict=True):
         y += size.name
         canvas.write(figure, _MARGIN + 0.3, y - 0.04, "\n".join(lines), va="bottom", size=7, linespacing=1.35)
-        for name in rows:
+        for name in names:
             canvas.write(figure, _MARGIN + 0.12, y + size.row / 2, name, **quiet)
             y += size.row + _GAP
         y += 0.08

@@ -246,6 +246,7 @@ def models(runs: Sequence[Run], rows: Sequence[int], look: Look) -> Figure:
     folders = folders if len(set(folders)) == len(runs) else [str(run.folder) for run in runs]
     names = [
         f"{folder}: {_clustered(run)} of {model_name(run)}, layer {layer}, head {head}"
+        + (f", {run.algorithms[0]}" if len(run.patch_algorithms) > 1 else "")
         for folder, run, (layer, head) in zip(folders, runs, heads, strict=True)
     ]
     kinds = dict.fromkeys("saliency" if run.attention == "saliency" else "attention" for run in runs)

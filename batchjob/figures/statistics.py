@@ -239,7 +239,11 @@ def distance_by_layer(summary: pd.DataFrame, *, heading: str, rows_name: str = "
 
 
 def by_modifier(
-    rows: pd.DataFrame, *, heading: str, xlabel: str = "distance between the centroids of two instances, patches"
+    rows: pd.DataFrame,
+    *,
+    heading: str,
+    xlabel: str = "distance between the centroids of two instances, patches",
+    remark: str = "",
 ) -> Figure:
     """Draws a head's `pair_ari` in bins of a modifier with 95 % intervals over images, and the position null.
 
@@ -253,11 +257,13 @@ def by_modifier(
         As `gain_map`.
     xlabel
         What the modifier is.
+    remark
+        For the small print.
     """
     rows = rows.sort_values("low")
     x, enough = np.arange(len(rows)), (rows["images"] >= FEWEST_IMAGES).to_numpy()
     told = "Lines: 95 % intervals over photos. " * bool(enough.any())
-    told += f"Open: fewer than {FEWEST_IMAGES} photos, too few to say." * (not enough.all())
+    told += f"Open: fewer than {FEWEST_IMAGES} photos, too few to say. " * (not enough.all()) + remark
     with canvas.style():
         figure, axes = chart((5.2, 4.02 + canvas.note_height(5.2, told)), heading, (0.7, 0.65, 4.2, 2.3))
         axes.axhline(0, color=canvas.RULE, lw=0.8, zorder=0)

@@ -90,8 +90,9 @@ def charts(run: Run) -> Iterator[tuple[str, Figure]]:
     mine = _by_distance(run)
     if len(mine) and run.best:
         head = f"head {run.best[1]}" + (f" of layer {run.best[0]}" if len(run.layers) > 1 else "")
-        heading = f"Pairs of one category by their distance: {head}\n{by}; not the images that chose it"
-        yield "stats-instances", statistics.by_modifier(mine, heading=heading)
+        heading = f"Pairs of one category by their distance: {head}\n{by}"
+        only = "Only images that did not choose the head."
+        yield "stats-instances", statistics.by_modifier(mine, heading=heading, remark=only)
 
 
 def _by_distance(run: Run) -> pd.DataFrame:
