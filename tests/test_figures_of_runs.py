@@ -245,11 +245,12 @@ def test_captions_of_a_run_with_two_algorithms_name_the_one_that_the_scores_are_
 def test_a_dash_over_a_photo_is_explained(runs: list[Path]) -> None:
     run = open_run(runs[0])
     assert run.best is not None
-    scores, left_out = scores_of_head(run, *run.best)
+    found = scores_of_head(run, *run.best)
+    scores = found.values
     assert scores is not None
     known = [row for row in run.ok_rows.tolist() if np.isfinite(scores[row])]
     unknown = [row for row in run.ok_rows.tolist() if np.isnan(scores[row])]
-    why = "–: no score, or the image chose the head." if left_out else "–: no score."
+    why = "–: no score, or the image chose the head." if found.leaves_out else "–: no score."
     assert why in words_of(head_gallery(run, unknown[:1], *run.best, Look()))
     assert "–: no score" not in words_of(head_gallery(run, known[:1], *run.best, Look()))
 
@@ -347,13 +348,25 @@ def test_pictures_of_the_chosen_head_leave_out_the_images_that_chose_it(tmp_path
     run_stats([run.folder], annotations=str(made_up_runs.write_annotations(tmp_path / "a.json", 24)), jobs=1)
     assert run.best == (11, 1)
     chose = first_half(run.ids)
-    (best, left_out), (other, none_left_out) = (scores_of_head(run, 11, head) for head in (1, 2))
-    assert best is not None
-    assert other is not None
-    np.testing.assert_array_equal(np.isnan(best), chose)
-    assert np.isfinite(other).all()
-    assert left_out == "Only images that did not choose the head."
-    assert none_left_out == ""
+    best, other = (scores_of_head(run, 11, head) for head in (1, 2))
+    assert best.values is not None
+    assert other.values is not None
+    np.testing.assert_array_equal(np.isnan(best.values), chose)
+    assert np.isfinite(other.values).all()
+    assert best.note == "Only images that did not choose the head."
+    assert other.note == ""
+
+
+def test_pictures_say_where_the_images_that_chose_the_head_are_among_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("batchjob.figures.look._FEWEST_OTHERS", 100)
+    run = Run(made_up_runs.write_run(tmp_path / "run", 8))
+    run_stats([run.folder], annotations=str(made_up_runs.write_annotations(tmp_path / "a.json", 8)), jobs=1)
+    assert run.best is not None
+    told = "Over all images, also those that chose the head: too few others have a score."
+    assert told in words_of(extremes(run, *run.best, Look()))
+    assert "a and b are over all" in words_of(overview(run, Look()))
 
 
 def test_the_picture_of_pairs_by_distance_is_of_the_algorithm_that_chose_the_head(tmp_path: Path) -> None:

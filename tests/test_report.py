@@ -153,7 +153,8 @@ def test_every_run_of_a_page_has_attention_rows_of_its_first_head(
 def test_the_page_holds_the_best_and_worst_images_that_did_not_choose_the_head(runs: list[Path]) -> None:
     view = open_run(runs[0])
     assert view.best is not None
-    scores, note = scores_of_head(view, *view.best)
+    found = scores_of_head(view, *view.best)
+    scores, note = found.values, found.note
     assert scores is not None
     assert note == "Only images that did not choose the head."
     known = np.flatnonzero(np.isfinite(scores))

@@ -134,7 +134,8 @@ def test_images_that_chose_the_head_are_not_its_best_or_worst(chromium: Any, pag
     order = "const s = document.getElementById('order'); s.value = arguments[0]; s.dispatchEvent(new Event('change'))"
     sequence = "return browser.sequence.map(i => page.images[i].id)"
     for layer, head in (run.best, other):
-        scores, said = scores_of_head(run, layer, head)
+        known = scores_of_head(run, layer, head)
+        scores, said = known.values, known.note
         assert scores is not None
         assert bool(said) == ((layer, head) == run.best)
         allowed = {run.ids[row] for row in run.ok_rows if np.isfinite(scores[row])}
@@ -157,7 +158,7 @@ def test_an_image_of_the_address_is_shown_although_it_chose_the_head(
 ) -> None:
     run = Run(runs[0])
     assert run.best is not None
-    scores, _ = scores_of_head(run, *run.best)
+    scores = scores_of_head(run, *run.best).values
     assert scores is not None
     name = next(run.ids[row] for row in run.ok_rows if np.isnan(scores[row]) and run.ids[row].startswith("val2017/p"))
     layer, head = run.best

@@ -111,12 +111,21 @@ def chosen_rows(run: Run, look: Look, count: int) -> list[int]:
     """
     score = None
     if look.images in ("best", "worst"):
-        score, _ = scores_of_head(run, chosen_layer(run, look), chosen_head(run, look))
+        score = scores_of_head(run, chosen_layer(run, look), chosen_head(run, look)).values
     return choose_rows(run, look.images, count, seed=look.seed, score=score)
 
 
-def scores_of_head(run: Run, layer: int, head: int) -> tuple[NDArray[np.float32] | None, str]:
-    """Returns the score of each image that tells good images from bad ones, for one head and the first algorithm.
+@dataclass(frozen=True, slots=True)
+class ImageScores:
+    """The score of each image that tells good images from bad ones, for one head and the run's first algorithm."""
+
+    values: NDArray[np.float32] | None  # [images], NaN where an image has none; None for a run without statistics
+    leaves_out: bool = False  # whether the images that chose the head have none
+    note: str = ""  # for the best head: which images have a score
+
+
+def scores_of_head(run: Run, layer: int, head: int) -> ImageScores:
+    """Returns the scores of the images for one head.
 
     The images that chose the best head say nothing about it, so they have no score with it. Where fewer than three
     others have one, all images keep theirs.
@@ -127,19 +136,16 @@ def scores_of_head(run: Run, layer: int, head: int) -> tuple[NDArray[np.float32]
         The run.
     layer, head
         Their numbers.
-
-    Returns
-    -------
-    (scores [images], NaN where an image has none; a sentence where images were left out, else empty). The scores are
-    None for a run without statistics.
     """
     if run.image_score is None:
-        return None, ""
+        return ImageScores(None)
     scores = run.image_score[1][:, 0, run.layers.index(layer), run.heads.index(head)]
+    if run.best != (layer, head):
+        return ImageScores(scores)
     others = np.where(first_half(run.ids), np.nan, scores)
-    if run.best == (layer, head) and np.isfinite(others[run.ok_rows]).sum() >= _FEWEST_OTHERS:
-        return others, "Only images that did not choose the head."
-    return scores, ""
+    if np.isfinite(others[run.ok_rows]).sum() >= _FEWEST_OTHERS:
+        return ImageScores(others, leaves_out=True, note="Only images that did not choose the head.")
+    return ImageScores(scores, note="Over all images, also those that chose the head: too few others have a score.")
 
 
 def check_query(run: Run, patch: tuple[int, int] | None) -> None:

@@ -90,9 +90,10 @@ def _answer(run: Run, head: tuple[int, int], said: Sequence[str], heads: pd.Data
         return " ".join(said)
     tried, used = int(chosen[0]["chosen_n"]), int(chosen[0]["n"])
     everything = statistics.count_words(heads["n"])
+    which = "b is" if scores_of_head(run, *head).leaves_out else "a and b are"
     halves = (
         f"The head was chosen on {tried:,} photo{'s' * (tried != 1)}; the answer is from the {used:,} "
-        f"other{'s' * (used != 1)}; {'b is' if scores_of_head(run, *head)[1] else 'a and b are'} over all {everything}."
+        f"other{'s' * (used != 1)}; {which} over all {everything}."
     )
     return " ".join([*said, halves])
 
@@ -108,7 +109,7 @@ def _three(run: Run, layer: int, head: int, look: Look) -> tuple[list[Panel], in
 
     The second value is how many images have a score.
     """
-    scores, _ = scores_of_head(run, layer, head)
+    scores = scores_of_head(run, layer, head).values
     assert scores is not None
     known = run.ok_rows[np.isfinite(scores[run.ok_rows])]
     order = known[np.argsort(-scores[known], kind="stable")]

@@ -119,7 +119,7 @@ def extremes(run: Run, layer: int, head: int, look: Look) -> Figure | None:
     -------
     The figure, or None where fewer than two images have a score.
     """
-    scores, _ = scores_of_head(run, layer, head)
+    scores = scores_of_head(run, layer, head).values
     count = 0 if scores is None else min(_EXTREMES, int(np.isfinite(scores[run.ok_rows]).sum()) // 2)
     if not count:
         return None
@@ -242,8 +242,7 @@ def models(runs: Sequence[Run], rows: Sequence[int], look: Look) -> Figure:
         ]
         for row in shared
     ]
-    folders = [run.folder.name for run in runs]
-    folders = folders if len(set(folders)) == len(runs) else [str(run.folder) for run in runs]
+    folders = [run.name for run in runs]
     names = [
         f"{folder}: {_clustered(run)} of {model_name(run)}, layer {layer}, head {head}"
         + (f", {run.algorithms[0]}" if len(run.patch_algorithms) > 1 else "")
@@ -276,7 +275,7 @@ def panel(run: Run, row: int, layer: int, head: int, look: Look) -> maps.Panel:
     photo = photo_of(run, row)
     attention = run.stack(run.attention, [row], layer=layer, head=head)[0]
     labels = run.stack("labels", [row], layer=layer, head=head)[0, 0] if run.patch_algorithms else None
-    scores, _ = scores_of_head(run, layer, head)
+    scores = scores_of_head(run, layer, head).values
     score = "" if scores is None else canvas.decimals(float(scores[row]))
     objects = objects_of(run, row) if look.objects else []
     return maps.Panel(photo.pixels, attention, labels, run.ids[row], photo.span, objects, score)
@@ -330,19 +329,16 @@ def _clustered(run: Run) -> str:
 
 def _score_remark(run: Run, rows: Sequence[int], layer: int, head: int) -> str:
     """Says what the numbers over the photos of one head are, and what a dash means if one of the rows has it."""
-    scores, left_out = scores_of_head(run, layer, head)
+    found = scores_of_head(run, layer, head)
     several = f" Clusters: those of {run.algorithms[0]}." if len(run.patch_algorithms) > 1 else ""
-    if scores is None:
+    if found.values is None:
         return several.strip()
-    dash = (
-        f" –: no score{', or the image chose the head' if left_out else ''}."
-        if np.isnan(scores[list(rows)]).any()
-        else ""
-    )
-    return (
-        f"Numbers over the photos: {_score_words(run, layer, head)}.{dash} {left_out if not dash else ''}".strip()
-        + several
-    )
+    parts = [f"Numbers over the photos: {_score_words(run, layer, head)}."]
+    if np.isnan(found.values[list(rows)]).any():
+        parts.append(f"–: no score{', or the image chose the head' if found.leaves_out else ''}.")
+    elif found.note:
+        parts.append(found.note)
+    return " ".join(parts) + several
 
 
 def _score_words(run: Run, layer: int, head: int | None = None) -> str:

@@ -12,7 +12,7 @@ from batchjob.figures.look import Look, check_query, chosen_head, chosen_layer, 
 from batchjob.figures.overview import overview
 from batchjob.figures.photos import open_run
 from batchjob.metrics import catalogue
-from batchjob.store.run import Run
+from batchjob.store.run import Run, tell_apart
 
 
 def write_figures(runs: Path | Sequence[Path], look: Look | None = None) -> list[Path]:
@@ -37,6 +37,7 @@ def write_figures(runs: Path | Sequence[Path], look: Look | None = None) -> list
     look = look or Look()
     folders = [runs] if isinstance(runs, Path) else list(runs)
     opened = [open_run(folder) for folder in folders]
+    tell_apart(opened)
     written: list[Path] = []
     for name, figure in _pictures(opened, look):
         written += canvas.save(figure, folders[0] / "figures" / name, formats=look.formats)

@@ -27,7 +27,6 @@ IMAGES_BYTES = 9_000_000  # the most base64 of photos, clusters and CLS maps in 
 ROWS_BYTES = 4_500_000  # the most base64 of attention rows in the page
 _PHOTO_PX = 400  # the longer side of a photo
 _MAX_CELLS = 400  # of a grid whose attention rows are shown; finer grids are averaged
-_ALL = "Over all images, also those that chose the head: too few others have a score."
 _MAX_MATCHED = 64  # maps of one image whose colours are matched to each other
 
 
@@ -100,7 +99,7 @@ def pack(
         "categories": page_data.categories,
         "palette": _bytes(label_colours()),
         "heat": _bytes(matplotlib.colormaps[MAP_COLOURS](np.arange(256))),
-        "runs": [_run(run, bool(left_out.any())) for run, left_out in zip(runs, chose, strict=True)],
+        "runs": [_run(run) for run in runs],
         "images": images,
     }
     return page_data
@@ -108,16 +107,16 @@ def pack(
 
 def _chose(run: Run) -> NDArray[np.bool_]:
     """Marks the images that are not ordered by the score of the head that they chose, as the figures do."""
-    leaves_out = run.best is not None and bool(scores_of_head(run, *run.best)[1])
+    leaves_out = run.best is not None and scores_of_head(run, *run.best).leaves_out
     return first_half(run.ids) if leaves_out else np.zeros(len(run.ids), bool)
 
 
-def _run(run: Run, leaves_out: bool) -> dict[str, Any]:
+def _run(run: Run) -> dict[str, Any]:
     grid = run.geometry.grid
     chosen = None
     if run.best and run.image_score is not None:
         layer, head = run.best
-        note = scores_of_head(run, layer, head)[1] if leaves_out else _ALL
+        note = scores_of_head(run, layer, head).note
         chosen = {"layer": run.layers.index(layer), "head": run.heads.index(head), "note": note}
     return {
         "chosen": chosen,

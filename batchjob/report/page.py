@@ -153,7 +153,7 @@ def _wanted(run: Run, seed: int) -> list[int]:
     counts = np.isfinite(scores).sum(axis=0)
     means = np.where(counts > 0, np.nansum(scores, axis=0) / np.maximum(counts, 1), -np.inf)
     ordered = [scores[:, head] for head in np.argsort(-means)[:_EXTREME_HEADS]]
-    if run.best and (of_best := scores_of_head(run, *run.best)[0]) is not None:
+    if run.best and (of_best := scores_of_head(run, *run.best).values) is not None:
         ordered.insert(0, of_best[run.ok_rows])
     extremes: list[int] = []
     for values in ordered:
