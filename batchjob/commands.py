@@ -30,6 +30,7 @@ def run(args: Namespace) -> int:
     folder, runtime = _folder(args), _pick(Runtime, args)
     check_input(args.data, folder, _pick(Options, args))  # before the workers' imports, which take seconds
     _start_workers(runtime)
+    dispatch.raise_for_no_device(runtime)  # before there is a plan
     _plan_run(args, folder)
     planned = plans.load(folder)
     if damages := store.mend(folder, planned, ImageIndex.load(folder / "index")):

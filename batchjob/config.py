@@ -155,7 +155,9 @@ class Runtime:
     engine: str = _option(
         "auto", "who computes k-means", choices=("auto", "compiled", "batched", "triton", "cuml", "sklearn")
     )
-    gpus: str = _option("all", "all, a number, or a list such as 0,2", metavar="LIST")
+    gpus: str = _option(
+        "all", "all, a number, or a list such as 0,2; with --device cpu, a number of processes", metavar="LIST"
+    )
     batch_size: str = _option("auto", "images of one forward pass", metavar="N")
     workers: str = _option("auto", "decoding processes of each rank", metavar="N")
     max_failures: float = _option(0.01, "share of failed images above which `finish` ends 1", metavar="FRACTION")

@@ -1,4 +1,4 @@
-"""The two errors with which a command ends without a defect of the program, and text that is safe to show."""
+"""The two errors with which a command ends without a defect of the program, and how text and counts are shown."""
 
 import sys
 from collections.abc import Sequence
@@ -34,6 +34,24 @@ def printable(text: object, *, keep: str = "") -> str:
 def tell(line: str) -> None:
     """Shows a line of progress on stderr, with control characters escaped."""
     print(printable(line), file=sys.stderr, flush=True)
+
+
+def counted(count: int, noun: str) -> str:
+    """Writes how many there are of something.
+
+    Parameters
+    ----------
+    count
+        Their number.
+    noun
+        The word for one. Its plural ends with s, or with es as that of `patch`, `box` and `process`.
+
+    Returns
+    -------
+    `1 photo`, `1,204 photos`, `0 patches`.
+    """
+    plural = "es" if noun.endswith(("s", "x", "ch")) else "s"
+    return f"{count:,} {noun}{'' if count == 1 else plural}"
 
 
 def nearest(name: str, known: list[str]) -> str:

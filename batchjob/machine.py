@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from batchjob.errors import UserError, WorkLeft
 
@@ -46,10 +46,8 @@ def choose_device(asked: str, environment: Mapping[str, str] = os.environ) -> "t
     if asked == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        if asked == "cuda" and not node:
-            raise UserError("--device cuda: torch sees no GPU; check nvidia-smi and the driver, or use --device cpu")
         if asked == "cuda":
-            raise WorkLeft(f"--device cuda: torch sees no GPU on {node}; check nvidia-smi and the driver there")
+            raise_for_no_gpu("--device cuda", environment)
         if given := _gpus_given(environment):
             raise WorkLeft(
                 f"this job was given GPUs ({given}) and torch sees none on {node}; check nvidia-smi and the driver "
@@ -64,6 +62,31 @@ def choose_device(asked: str, environment: Mapping[str, str] = os.environ) -> "t
     torch.cuda.set_device(device)  # Triton and NCCL use the current one
     _use_full_float32()
     return device
+
+
+def raise_for_no_gpu(asked: str, environment: Mapping[str, str] = os.environ) -> NoReturn:
+    """Raises the error for GPUs that were asked for on a machine where torch sees none.
+
+    Parameters
+    ----------
+    asked
+        The option and its value: `--device cuda`, or `--gpus 2`.
+    environment
+        The environment variables: Slurm says in them which node this is, and which GPUs the job has.
+
+    Raises
+    ------
+    WorkLeft
+        On a node of Slurm for `--device cuda`, and for `--gpus` where the job was given GPUs: the node is at fault, and
+        the work may succeed on another one.
+    UserError
+        Anywhere else.
+    """
+    node = environment.get("SLURMD_NODENAME")
+    if node and (asked == "--device cuda" or _gpus_given(environment)):
+        raise WorkLeft(f"{asked}: torch sees no GPU on {node}; check nvidia-smi and the driver there")
+    more = ", with which --gpus is the number of processes" if asked.startswith("--gpus") else ""
+    raise UserError(f"{asked}: torch sees no GPU; check nvidia-smi and the driver, or use --device cpu{more}")
 
 
 def _gpus_given(environment: Mapping[str, str]) -> str:

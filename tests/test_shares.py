@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from batchjob.config import Runtime
 from batchjob.errors import UserError, WorkLeft
+from batchjob.job import dispatch
 from batchjob.launch import processes as launch
 from batchjob.launch import shares
 from batchjob.launch.progress import SharedProgress
@@ -219,6 +220,33 @@ def test_the_devices_of_a_machine(gpus: str, device: str, visible: int, numbers:
 def test_gpus_that_are_not_there_are_refused(gpus: str) -> None:
     with pytest.raises(UserError, match="--gpus"):
         launch.devices(Runtime(gpus=gpus, device="cuda"), 4)
+
+
+@pytest.mark.parametrize(("gpus", "device"), [("2", "auto"), ("0,", "auto"), ("2", "cuda"), ("all", "cuda")])
+def test_gpus_that_are_asked_for_where_there_is_none_are_not_replaced_by_the_cpu(
+    gpus: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SLURMD_NODENAME", "SLURM_JOB_GPUS", "SLURM_STEP_GPUS"):
+        monkeypatch.delenv(name, raising=False)
+    runtime = Runtime(gpus=gpus, device=device)
+    with pytest.raises(UserError, match=r"torch sees no GPU; check nvidia-smi .* or use --device cpu"):
+        launch.devices(runtime, 0)
+    monkeypatch.setenv("SLURMD_NODENAME", "node7")
+    monkeypatch.setenv("SLURM_JOB_GPUS", "0,1")
+    with pytest.raises(WorkLeft, match="torch sees no GPU on node7"):
+        launch.devices(runtime, 0)
+
+
+@pytest.mark.parametrize("option", [("--device", "cuda"), ("--gpus", "2")])
+def test_a_run_that_is_refused_for_want_of_gpus_is_not_planned(
+    option: tuple[str, str], tmp_path: Path, batchjob: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "visible_gpus", lambda device: 0)
+    monkeypatch.delenv("SLURMD_NODENAME", raising=False)
+    ended = batchjob("run", make_photos(tmp_path / "photos", 2), tmp_path / "run", *TINY, *option, "--workers", "0")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert f"{' '.join(option)}: torch sees no GPU" in ended.err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_signal_or_a_lost_parent_stops_the_work(monkeypatch: pytest.MonkeyPatch) -> None:

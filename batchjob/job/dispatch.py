@@ -18,6 +18,15 @@ from batchjob.store import lifecycle as store
 _Say = Callable[[str], None]
 
 
+def raise_for_no_device(runtime: Runtime) -> None:
+    """Checks that the GPUs are there that `--device` or `--gpus` asks for; costs nothing where neither does.
+
+    Raises UserError, or WorkLeft on a node of Slurm that should have GPUs.
+    """
+    if runtime.device == "cuda" or runtime.gpus != "all":
+        processes.devices(runtime, visible_gpus(runtime.device))
+
+
 def fit(run: Path, plan: Plan, runtime: Runtime, *, say: _Say) -> None:
     """Fits the centroids of a dataset-scope run, in one process a device. Does nothing if the run has them already.
 

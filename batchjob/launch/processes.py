@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Literal
 
 from batchjob.config import Runtime, to_json
-from batchjob.errors import UserError, WorkLeft
+from batchjob.errors import UserError, WorkLeft, counted
 from batchjob.launch.shares import ATTEMPT
 from batchjob.launch.signals import PARENT, WORK_LEFT, Stop
+from batchjob.machine import raise_for_no_gpu
 
 _POLL_S = 0.2
 _GRACE_S = 10.0
@@ -27,7 +28,7 @@ def devices(runtime: Runtime, visible: int) -> list[int]:
     Parameters
     ----------
     runtime
-        The runtime options. On a CPU `--gpus N` stands for N processes, and `--gpus all` for one.
+        The runtime options. With `--device cpu`, `--gpus N` stands for N processes, and `--gpus all` for one.
     visible
         How many GPUs this machine shows.
 
@@ -38,21 +39,28 @@ def devices(runtime: Runtime, visible: int) -> list[int]:
     Raises
     ------
     UserError
-        `--gpus` is not a number or a list, or names a GPU that is not there.
+        `--gpus` is not a number or a list, or GPUs are asked for that are not there.
+    WorkLeft
+        The same for a node of Slurm that should have GPUs and shows none.
     """
-    on_cpu = runtime.device == "cpu" or (runtime.device == "auto" and visible == 0)
+    on_cpu = runtime.device == "cpu"
     if runtime.gpus == "all":
-        return [0] if on_cpu else list(range(visible))
+        if not visible and runtime.device == "cuda":
+            raise_for_no_gpu("--device cuda")
+        return list(range(visible)) if visible and not on_cpu else [0]
     try:
         asked = [int(number) for number in runtime.gpus.split(",") if number.strip()]
     except ValueError as error:
         raise UserError(f"--gpus {runtime.gpus!r} is not a number or a list; give 2, or 0,2, or all") from error
     if "," not in runtime.gpus:
         asked = list(range(asked[0])) if asked else []
+    if asked and not visible and not on_cpu:
+        raise_for_no_gpu(f"--gpus {runtime.gpus}")
     wrong = [number for number in asked if number < 0 or (not on_cpu and number >= visible)]
     if not asked or wrong or len(set(asked)) != len(asked):
         raise UserError(
-            f"--gpus {runtime.gpus}: this machine shows {visible} GPUs; give a number, or a list of 0-based ones"
+            f"--gpus {runtime.gpus}: this machine shows {counted(visible, 'GPU')}; "
+            "give a number, or a list of 0-based ones"
         )
     return asked
 

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from batchjob.errors import counted as counted  # it writes counts for every package
+
 SEEDS = 3  # of untrained runs that the null `random` should be a mean of
 _WORDS = ("no", "one", "two", "three")
 
@@ -107,20 +109,3 @@ def p_number(value: float, *, enough: bool = True) -> str:
     if not np.isfinite(value):
         return "–"
     return "too few" if not enough else "< 0.001" if value < 1e-3 else f"{value:.2g}"
-
-
-def counted(count: int, noun: str) -> str:
-    """Writes how many there are of something.
-
-    Parameters
-    ----------
-    count
-        Their number.
-    noun
-        The word for one; its plural ends with s.
-
-    Returns
-    -------
-    `1 photo`, `1,204 photos`, `0 photos`.
-    """
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
