@@ -52,11 +52,19 @@ def test_the_notebook_is_the_tutorial_and_runs(here: Path) -> None:
     code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / "tutorial.md").read_text(), re.S)
     assert code == [block.strip() for block in blocks]
+    assert printed(notebook) in (DOCS / "tutorial.md").read_text(), "both show the same table"
     assert (DOCS / "tutorial.ipynb").stat().st_size < 100_000, "outputs are kept small"
     assert len(pictures_of(notebook)) == 2, "it shows its pictures to who only reads it"
     where = {"metadata": {"path": str(here)}}
     NotebookClient(notebook, timeout=120, kernel_name="python3", resources=where).execute()
     assert len(pictures_of(notebook)) == 2, "a plot shows by itself in a notebook"
+    assert re.sub(r"[ \d.-]+", " ", printed(notebook)).startswith(" layer head null mean gain enough\n swap False\n")
+
+
+def printed(notebook: Any) -> str:
+    """Returns what the last cell of a notebook with code printed to stdout."""
+    outputs = [cell for cell in notebook.cells if cell.cell_type == "code"][-1].outputs
+    return "".join(out.text for out in outputs if out.get("name") == "stdout")
 
 
 def pictures_of(notebook: Any) -> list[Any]:
