@@ -42,12 +42,42 @@ def test_a_root_or_photos_that_are_gone_end_the_label_before_it_begins(
     photos.rename(tmp_path / "away")
     ended = batchjob("label", run, *RUNTIME)
     assert ended.code == 75
-    assert f"DATA {photos} was planned and can't be seen on" in ended.err
+    assert f"DATA {photos} was planned and can't be seen; bring it back" in ended.err
     photos.mkdir()  # like the folder of a disk that is not mounted
     ended = batchjob("label", run, *RUNTIME)
     assert ended.code == 75
-    assert f"none of 12 photos looked at of DATA {photos} can be seen" in ended.err
+    assert f"none of the 12 photos of DATA {photos} can be seen; bring it back" in ended.err
+    assert os.uname().nodename not in ended.err.replace(str(photos), ""), "who has one machine needs no name of it"
     assert list((run / "done").glob("[0-9]*.json")) == []
+
+
+def test_photos_whose_names_are_not_utf_8_are_seen(tmp_path: Path, photos: Path, batchjob: Command) -> None:
+    for number, name in enumerate(sorted(os.listdir(photos))):
+        os.rename(photos / name, os.fsencode(photos) + b"/\xe9%d.jpg" % number)
+    assert batchjob("run", photos, tmp_path / "run", *TINY, *RUNTIME).code == 0
+
+
+def test_a_list_of_paths_none_of_which_is_there_is_refused_before_it_is_planned(
+    tmp_path: Path, photos: Path, batchjob: Command
+) -> None:
+    (tmp_path / "gone.txt").write_text("".join(f"no{number}.jpg\n" for number in range(6)))
+    ended = batchjob("run", tmp_path / "gone.txt", tmp_path / "run", *TINY, *RUNTIME)
+    assert ended.code == 2
+    assert f"none of the 6 paths of {tmp_path}/gone.txt is there, such as {tmp_path}/no0.jpg" in ended.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_list_whose_photos_are_gone_after_the_plan_is_named_with_one_of_them(
+    tmp_path: Path, photos: Path, batchjob: Command
+) -> None:
+    names = [f"photos/{name}" for name in sorted(os.listdir(photos))]
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    assert batchjob("plan", tmp_path / "list.txt", tmp_path / "run", *TINY).code == 0
+    photos.rename(tmp_path / "away")
+    ended = batchjob("label", tmp_path / "run", *RUNTIME)
+    assert ended.code == 75
+    said = f"none of the 12 paths of {tmp_path}/list.txt can be seen, such as {tmp_path}/{names[0]}; bring the photos"
+    assert said in ended.err
 
 
 def test_a_partition_that_lost_its_photos_is_not_published_and_comes_with_the_next_run(

@@ -130,6 +130,12 @@ class ImageIndex:
             return escape(os.path.join(self.root, self._names[i]))
         return f"{self.shards[int(self._where[i, 0])].path}: {escape(self._names[i])}"
 
+    def file(self, i: int) -> str:
+        """Returns the path of the file that holds image i: the photo, or its shard. It is for the system's calls."""
+        if self.shards:
+            return self.shards[int(self._where[i, 0])].path
+        return os.fsdecode(os.path.join(self.root, self._names[i]))
+
     def read(self, i: int) -> bytes:
         """Reads the bytes of image i. Raises ReadFailure, and nothing else whatever the disk holds."""
         numbers = tuple(int(v) for v in self._where[i])

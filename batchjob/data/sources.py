@@ -74,6 +74,25 @@ def raise_for_missing(data: str) -> None:
         )
 
 
+def raise_for_absent_list(data: str) -> None:
+    """Raises UserError where DATA is a list and none of its paths is there; reads it up to the first that is."""
+    path, first, count = Path(data), "", 0
+    if path.suffix.lower() not in LISTS or not path.is_file():
+        return
+    folder = os.path.abspath(path.parent)
+    for name, _ in read_list(path):
+        place, count = os.path.join(folder, name), count + 1
+        if os.path.lexists(place):
+            return
+        first = first or place
+    if count:  # an empty list has its own message
+        what = f"none of the {count:,} paths" if count > 1 else "the one path"
+        raise UserError(
+            f"{what} of {data} is there{', such as' if count > 1 else ':'} {escape(os.fsencode(first))}; correct the "
+            "list: its paths are relative to the folder that it is in, or begin with /"
+        )
+
+
 def raise_for_split(data: str, split: str) -> None:
     """Checks `--split` against DATA.
 

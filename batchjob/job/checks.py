@@ -52,6 +52,7 @@ def check_input(data: str, run: Path, options: Options) -> Plan | None:
 def _check_alone(data: str, options: Options) -> None:
     """Raises UserError where DATA, a split or a file is not there, or a name or a number can't be meant."""
     sources.raise_for_missing(data)
+    sources.raise_for_absent_list(data)
     sources.raise_for_split(data, options.split)
     names.raise_for_unknown(options.model)
     plans.choose_rows_per_partition(options.rows_per_partition, 1, is_for_gpu=False)

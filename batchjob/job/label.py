@@ -72,7 +72,7 @@ def label(
             try:
                 arrays, failures = job.guard.run(lambda: _compute(job, partition, cluster, score))  # noqa: B023
                 if may_pass(failures):  # a few photos may be gone, but not DATA itself
-                    raise_for_absence(job.index)
+                    raise_for_absence(job.index, plan.data)
             except WorkLeft:
                 writer.release(partition)
                 raise

@@ -92,7 +92,7 @@ def open_job(
     began = time.monotonic()
     plan, device = context.plan, context.device
     index = ImageIndex.load(context.run / "index")
-    raise_for_absence(index)
+    raise_for_absence(index, plan.data)
     instances = GridInstances.load(context.run / "index") if plan.annotations else None
     batch_size, reason = choose_batch_size(context.runtime.batch_size, plan, device, taken_bytes=taken_bytes)
     context.say(f"batch size {batch_size}: {reason}")

@@ -14,18 +14,39 @@ _SMALL_SHARE = 0.05  # of a partition may be missing, or more where --max-failur
 _LOOKED_AT = 16
 
 
-def raise_for_absence(index: ImageIndex) -> None:
-    """Raises WorkLeft where DATA's folder is not there, or none of 16 photos (or of their shards) can be seen."""
-    node = os.environ.get("SLURMD_NODENAME") or os.uname().nodename
+def raise_for_absence(index: ImageIndex, data: str) -> None:
+    """Checks that this process sees DATA.
+
+    Parameters
+    ----------
+    index
+        The images.
+    data
+        DATA as it was planned.
+
+    Raises
+    ------
+    WorkLeft
+        DATA's folder is not there, or none of 16 photos (or of their shards) can be seen.
+    """
+    node = os.environ.get("SLURMD_NODENAME")  # on a cluster the node may be ill; elsewhere there is one machine
+    where = f" on {node}" if node else ""
     again = "bring it back and run the same command again"
     if not index.shards and not os.path.isdir(index.root):
-        raise WorkLeft(f"DATA {escape(index.root)} was planned and can't be seen on {node}; {again}")
+        raise WorkLeft(f"DATA {escape(index.root)} was planned and can't be seen{where}; {again}")
     count = len(index)
     rows = sorted({i * (count - 1) // max(1, _LOOKED_AT - 1) for i in range(_LOOKED_AT)})
-    places = [index.where(row).split(": ")[0] if index.shards else index.where(row) for row in rows]
-    if count > _FEW_IMAGES and not any(os.path.lexists(place) for place in places):
-        what = "the shards" if index.shards else f"{len(rows)} photos looked at"
-        raise WorkLeft(f"none of {what} of DATA {escape(index.root)} can be seen on {node}; {again}")
+    if count <= _FEW_IMAGES or any(os.path.lexists(index.file(row)) for row in rows):
+        return
+    if index.shards:
+        raise WorkLeft(f"none of the shards of DATA {data} can be seen{where}; {again}")
+    looked_at = "the" if len(rows) == count else f"{len(rows)} of the"
+    if not os.path.isdir(data):
+        raise WorkLeft(
+            f"none of {looked_at} {count:,} paths of {data} can be seen{where}, such as {index.where(0)}; bring the "
+            "photos back and run the same command again"
+        )
+    raise WorkLeft(f"none of {looked_at} {count:,} photos of DATA {data} can be seen{where}; {again}")
 
 
 def may_pass(failures: Sequence[Failure]) -> int:
