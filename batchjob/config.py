@@ -18,6 +18,7 @@ _CLUSTER_ON = ("attention", "query", "key", "value", "token")
 RULES = ("silhouette", "eigengap")  # that choose k of each problem
 K_RULES = ("instances", *RULES)
 _MOST_REPEATS = 100
+ANNOTATIONS = "COCO or panoptic JSON, several with commas, a COCO root, or a VOC folder"
 MAX_K = 254  # 255 is "none", 254 "noise" in the labels array; clusters are numbered from 0
 
 
@@ -57,7 +58,7 @@ class Options:
     precision: str = _option(
         "auto", "auto: fp16 where a GPU is seen or planned for, else fp32", choices=("auto", "fp16", "bf16", "fp32")
     )
-    annotations: str = _option("", "COCO JSON or VOC folder; else the COCO root's own", metavar="FILE")
+    annotations: str = _option("", f"{ANNOTATIONS}; else the COCO root's own", metavar="FILE")
     split: str = _option("", "of a COCO root, e.g. val2017; else all found", metavar="NAME")
     scores: str = _option("none", f"computed while labelling: {', '.join(SCORES)}", metavar="LIST")
     keep_maps: str = _option("0", "store the attention rows of N images, or of those named in a file", metavar="N|FILE")
@@ -91,7 +92,9 @@ class Options:
         if self.limit < 0:
             raise UserError(f"--limit {self.limit} is negative; give 0 (all images) or more")
         if self.k.lstrip("+-").isdigit() and not 2 <= int(self.k) <= MAX_K:
-            raise UserError(f"--k {self.k} is out of range; one cluster tells nothing apart: give 2 to {MAX_K}")
+            why = {1: "one cluster tells nothing apart: "}.get(int(self.k), "")
+            most = " clusters, which is what a label of one byte can name" if int(self.k) > MAX_K else ""
+            raise UserError(f"--k {self.k} is out of range; {why}give 2 to {MAX_K}{most}")
         if self.queries == "cls" and self.scope != "dataset":
             raise UserError("--queries cls clusters one row an image, which needs --scope dataset")
         if self.cluster_on != "attention":
@@ -283,8 +286,13 @@ def difference(asked: Options, planned: Options) -> str:
     for f in dataclasses.fields(Options):
         a, b = getattr(asked, f.name), getattr(planned, f.name)
         if a != b:
-            parts.append(f"{f.name.replace('_', '-')}: planned {b!r}, asked {a!r}")
+            parts.append(f"{f.name.replace('_', '-')}: planned {_shown(b)}, asked {_shown(a)}")
     return "; ".join(parts)
+
+
+def _shown(value: object) -> str:
+    """A value for a message. Nothing was given where an option is empty, so that '' would puzzle the reader."""
+    return "the default" if value == "" else repr(value)
 
 
 def _check_choices(options: Any) -> None:

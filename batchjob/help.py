@@ -1,5 +1,10 @@
 """What `--help` says besides the options' own words: groups of verbs, three examples a verb, the common options."""
 
+import dataclasses
+from collections.abc import Sequence
+
+from batchjob.config import Options
+
 GROUPS = {
     "the whole job": ("run",),
     "the same in steps, for many processes and nodes": ("plan", "fit", "label", "finish"),
@@ -83,6 +88,26 @@ def of_all_verbs(words: dict[str, str]) -> str:
         "batchjob VERB --help says more of each; batchjob --version says which this is.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def of_other_verbs(option: str, verbs: Sequence[str]) -> str:
+    """Says which verbs take an option that the present one does not.
+
+    Parameters
+    ----------
+    option
+        Such as `--device`.
+    verbs
+        One verb or more that take it.
+
+    Returns
+    -------
+    A sentence without its full stop.
+    """
+    taken_by = " and ".join([part for part in (", ".join(verbs[:-1]), *verbs[-1:]) if part])
+    is_frozen = option.removeprefix("--").replace("-", "_") in {field.name for field in dataclasses.fields(Options)}
+    more = ", frozen in RUN since; other values need another RUN" if is_frozen else ""
+    return f"{option} is an option of {taken_by}{more}"
 
 
 def examples(verb: str) -> str:

@@ -122,7 +122,7 @@ def test_typos_are_reported_without_torch(runs: list[Path], tmp_path: Path, is_p
         (["--layers", "0,-1"], "layers: planned '10,11', asked '0,-1'"),
         (["--heads", "2"], "heads: planned 'all', asked '2'"),
         (["--image-size", "96"], "image-size: planned '64', asked '96'"),
-        (["--split", "val2017"], "split: planned '', asked 'val2017'"),
+        (["--split", "val2017"], "split: planned the default, asked 'val2017'"),
         (["--keep-maps", "2"], "keep-maps: planned '3', asked '2'"),
         (["--model", "vit_small_patch16_224", "--heads", "5"], "heads: planned 'all', asked '5'"),
         (["--scope", "dataset"], "scope: planned 'image', asked 'dataset'"),

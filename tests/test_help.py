@@ -62,6 +62,20 @@ def test_one_cluster_is_refused_in_a_line_before_anything_heavy_is_imported() ->
     assert done.stderr == "batchjob: --k 1 is out of range; one cluster tells nothing apart: give 2 to 254\n"
 
 
+@pytest.mark.parametrize(("k", "said"), [("0", "give 2 to 254"), ("300", "give 2 to 254 clusters, which is what")])
+def test_a_k_that_is_out_of_range_is_refused_with_its_own_reason(batchjob: Command, k: str, said: str) -> None:
+    ended = batchjob("run", "photos", "--k", k)
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert f"--k {k} is out of range; {said}" in ended.err
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_of_every_verb_has_words(verb: str) -> None:
+    actions = make_parser(shows_all=True).verbs[verb]._actions
+    assert len(actions) > 1
+    assert [action.dest for action in actions if not action.help] == []
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -70,6 +84,10 @@ def test_one_cluster_is_refused_in_a_line_before_anything_heavy_is_imported() ->
         (["run", "photos", "-k", "3"], "-k 3; did you mean '--k'? see batchjob run --help-all"),
         (["stats", "runs/x", "--verbos"], "--verbos; did you mean '--verbose'? see batchjob stats --help"),
         (["label", "runs/x", "--partiton=3"], "--partiton=3; did you mean '--partition'? see batchjob label --help"),
+        (["plan", "photos", "--device", "cpu"], "--device cpu; --device is an option of run, fit and label; see"),
+        (["finish", "runs/x", "--workers=3"], "--workers=3; --workers is an option of run, fit and label; see"),
+        (["label", "runs/x", "--k", "3"], "--k 3; --k is an option of run and plan, frozen in RUN since; other values"),
+        (["report", "runs/x", "--verbose"], "--verbose is an option of stats; see batchjob report --help"),
         (["run", "photos", "runs/x", "--zzz"], "unrecognized arguments: --zzz; see batchjob run --help-all"),
         (["run", "photos", "--seed", "x"], "argument --seed: invalid int value: 'x'; see batchjob run --help-all"),
         (["stat", "runs/x"], "batchjob: verb 'stat' is unknown; did you mean 'stats'? known: run, plan, fit"),

