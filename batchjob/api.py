@@ -127,7 +127,7 @@ def run(
     from batchjob.store import lifecycle as store
 
     folder = plans.default_run(os.fspath(data), wanted) if run is None else Path(run)
-    dispatch.raise_for_no_device(runtime)
+    dispatch.check_runtime(runtime, wanted)
     planned = prepare(os.fspath(data), folder, wanted, say=tell)
     store.mend(folder, planned, ImageIndex.load(folder / "index"))
     dispatch.fit(folder, planned, runtime, say=tell)

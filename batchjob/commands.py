@@ -27,10 +27,10 @@ def run(args: Namespace) -> int:
     from batchjob.job.checks import check_input
     from batchjob.store import lifecycle as store
 
-    folder, runtime = _folder(args), _pick(Runtime, args)
-    check_input(args.data, folder, _pick(Options, args))  # before the workers' imports, which take seconds
+    folder, runtime, options = _folder(args), _pick(Runtime, args), _pick(Options, args)
+    check_input(args.data, folder, options)  # before the workers' imports, which take seconds
     _start_workers(runtime)
-    dispatch.raise_for_no_device(runtime)  # before there is a plan
+    dispatch.check_runtime(runtime, options)  # before there is a plan
     _plan_run(args, folder)
     planned = plans.load(folder)
     if damages := store.mend(folder, planned, ImageIndex.load(folder / "index")):

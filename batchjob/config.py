@@ -15,6 +15,8 @@ from batchjob.errors import UserError, nearest
 ALGORITHMS = ("kmeans", "spectral", "agglomerative", "hdbscan")
 SCORES = ("attention", "pairs")
 _CLUSTER_ON = ("attention", "query", "key", "value", "token")
+ENGINES = ("auto", "compiled", "batched", "triton", "cuml", "sklearn")
+_FIT_ENGINES = ("auto", "batched", "cuml", "sklearn")
 RULES = ("silhouette", "eigengap")  # that choose k of each problem
 K_RULES = ("instances", *RULES)
 _MOST_REPEATS = 100
@@ -155,9 +157,7 @@ class Runtime:
     """What doesn't change the result; `run`, `fit` and `label` take it, each time as they like."""
 
     device: str = _option("auto", "where the model and the clustering run", choices=("auto", "cuda", "cpu"))
-    engine: str = _option(
-        "auto", "who computes k-means", choices=("auto", "compiled", "batched", "triton", "cuml", "sklearn")
-    )
+    engine: str = _option("auto", "who computes k-means; the fit of --scope dataset has its own four", choices=ENGINES)
     gpus: str = _option(
         "all", "all, a number, or a list such as 0,2; with --device cpu, a number of processes", metavar="LIST"
     )
@@ -173,6 +173,18 @@ class Runtime:
                 raise UserError(f"--{name.replace('_', '-')} {value!r} is not a number; give a number, or auto")
         if not 0 <= self.max_failures <= 1:
             raise UserError(f"--max-failures {self.max_failures} is not a fraction; give 0 to 1")
+
+
+def raise_for_fit_engine(engine: str) -> None:
+    """Raises UserError where `--engine` is not one that fits centroids over the whole dataset."""
+    if engine in _FIT_ENGINES:
+        return
+    if engine in ENGINES:
+        raise UserError(
+            f"--engine {engine} solves the k-means of single images; "
+            f"the fit of a dataset takes {', '.join(_FIT_ENGINES)}"
+        )
+    raise UserError(f"--engine {engine!r} is unknown; {nearest(engine, list(_FIT_ENGINES))}")
 
 
 def split_list(text: str) -> list[str]:

@@ -195,6 +195,8 @@ def test_engines_that_cannot_run_are_refused() -> None:
         open_refiner("sklearn", cpu, Group(0, 2))
     with pytest.raises(UserError, match="did you mean"):
         open_refiner("batchd", cpu, ALONE)
+    with pytest.raises(UserError, match=r"--engine triton solves .* single images; the fit of a dataset takes auto"):
+        open_refiner("triton", cpu, ALONE)
 
 
 class FakeCuml:

@@ -249,6 +249,14 @@ def test_a_run_that_is_refused_for_want_of_gpus_is_not_planned(
     assert not (tmp_path / "run").exists()
 
 
+def test_an_engine_that_fits_no_dataset_is_refused_before_the_plan(tmp_path: Path, batchjob: Command) -> None:
+    options = [*TINY, "--scope", "dataset", "--workers", "0", "--engine", "compiled"]
+    ended = batchjob("run", make_photos(tmp_path / "photos", 2), tmp_path / "run", *options)
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "--engine compiled solves the k-means of single images; the fit of a dataset takes auto," in ended.err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_signal_or_a_lost_parent_stops_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     with Stop() as stop:
         assert not stop()

@@ -17,7 +17,8 @@ from torch import Tensor
 from batchjob.codebook.nearest import assign, chunks, cluster_sums, count_labels, greedy_starts
 from batchjob.codebook.processes import ALONE, Group
 from batchjob.codebook.rows import hash_numbers
-from batchjob.errors import UserError, nearest
+from batchjob.config import raise_for_fit_engine
+from batchjob.errors import UserError
 
 MAX_ITERATIONS = 300
 TOLERANCE = 1e-4  # as in scikit-learn: largest summed squared shift of a finished fit, in mean variances
@@ -306,6 +307,7 @@ def open_refiner(name: str, device: torch.device, group: Group) -> tuple[Refiner
     UserError
         The name is unknown, or the engine can't run here.
     """
+    raise_for_fit_engine(name)
     if name == "batched":
         return TorchRefiner(), "asked for"
     if name == "auto":
@@ -314,9 +316,7 @@ def open_refiner(name: str, device: torch.device, group: Group) -> tuple[Refiner
         if group.world > 1:
             raise UserError(f"--engine sklearn fits in one process, found {group.world}; use --engine batched")
         return SklearnRefiner(), "asked for"
-    if name == "cuml":
-        return CumlRefiner(device, group), "asked for"
-    raise UserError(f"--engine {name!r} is unknown; {nearest(name, ['auto', 'batched', 'cuml', 'sklearn'])}")
+    return CumlRefiner(device, group), "asked for"
 
 
 def _choose_refiner(device: torch.device, group: Group) -> tuple[Refiner, str]:

@@ -5,7 +5,7 @@ import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from batchjob.config import Runtime
+from batchjob.config import Options, Runtime, raise_for_fit_engine
 from batchjob.errors import UserError
 from batchjob.launch import processes, shares
 from batchjob.launch.progress import SharedProgress
@@ -18,11 +18,25 @@ from batchjob.store import lifecycle as store
 _Say = Callable[[str], None]
 
 
-def raise_for_no_device(runtime: Runtime) -> None:
-    """Checks that the GPUs are there that `--device` or `--gpus` asks for; costs nothing where neither does.
+def check_runtime(runtime: Runtime, options: Options) -> None:
+    """Checks what can be known of the runtime options before a run is planned.
 
-    Raises UserError, or WorkLeft on a node of Slurm that should have GPUs.
+    Parameters
+    ----------
+    runtime
+        The runtime options. Torch is imported only where `--device` or `--gpus` asks for GPUs.
+    options
+        The result options that the run will have.
+
+    Raises
+    ------
+    UserError
+        GPUs are asked for that are not there, or an engine that does not fit a dataset.
+    WorkLeft
+        A node of Slurm that should have GPUs has none.
     """
+    if options.scope == "dataset":
+        raise_for_fit_engine(runtime.engine)
     if runtime.device == "cuda" or runtime.gpus != "all":
         processes.devices(runtime, visible_gpus(runtime.device))
 
