@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchjob.config import RULES, Options, Runtime
-from batchjob.errors import UserError, nearest, tell
+from batchjob.errors import UserError, counted, nearest, tell
 
 if TYPE_CHECKING:
     import xarray
@@ -134,7 +134,9 @@ def run(
     dispatch.label(folder, planned, runtime, None, say=tell)
     done = store.finish(folder)
     if done.failed > runtime.max_failures * done.images:
-        said = f"{done.failed} of {done.images} images failed, more than max_failures {runtime.max_failures:g}"
+        said = (
+            f"{done.failed} of {counted(done.images, 'image')} failed, more than max_failures {runtime.max_failures:g}"
+        )
         warnings.warn(f"{said}; see {folder / 'failures.csv'}", stacklevel=2)
     return open(folder)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from batchjob.config import RULES, Options, Runtime, command_of, to_json
-from batchjob.errors import UserError, printable, tell
+from batchjob.errors import UserError, counted, printable, tell
 
 Kind = TypeVar("Kind", Options, Runtime)
 
@@ -34,7 +34,8 @@ def run(args: Namespace) -> int:
     _plan_run(args, folder)
     planned = plans.load(folder)
     if damages := store.mend(folder, planned, ImageIndex.load(folder / "index")):
-        tell(f"{len(damages)} damaged files are made again: {', '.join(d.path for d in damages[:3])}")
+        are = "is" if len(damages) == 1 else "are"
+        tell(f"{counted(len(damages), 'damaged file')} {are} made again: {', '.join(d.path for d in damages[:3])}")
     dispatch.fit(folder, planned, runtime, say=tell)
     dispatch.label(folder, planned, runtime, None, say=tell)
     code = _finish(folder, runtime.max_failures)
@@ -97,7 +98,7 @@ def show(args: Namespace) -> int:
     command = command_of(found.data, folder, to_json(found.options))
     _print(f"run       {folder}")
     _print(f"command   {command}")
-    _print(f"data      {found.data} ({found.row_count:,} images)")
+    _print(f"data      {found.data} ({counted(found.row_count, 'image')})")
     _print(
         f"model     {found.options.model}, {found.model.input_px[0]}x{found.model.input_px[1]} px, {found.precision}"
     )
@@ -112,21 +113,22 @@ def show(args: Namespace) -> int:
         except (UserError, LookupError) as error:
             _print(f"damaged   {error}")
     count = len(found.partitions)
-    _print(f"progress  {count - len(missing)} of {count} partitions published")
+    _print(f"progress  {count - len(missing)} of {counted(count, 'partition')} published")
     damages = store.verify(folder) if args.verify else []
     for line in _throughput(folder):
         _print(f"speed     {line}")
     for cause, images in store.failures(folder).most_common():
-        _print(f"failed    {images} images: {cause}")
+        _print(f"failed    {counted(images, 'image')}: {cause}")
     _tell_retry(folder, store.failures(folder))
     for sentence in changed:
         _print(f"changed   {sentence}")
     clipped, unread = (0, 0) if changed or damages else _clipped(folder, found, missing)
     if clipped:
-        _print(f"clipped   {clipped:,} problems have fewer different rows than k; their own k is stored")
+        have = "has" if clipped == 1 else "have"
+        _print(f"clipped   {counted(clipped, 'problem')} {have} fewer different rows than k; their own k is stored")
     if not args.verify:
         if unread:
-            _print(f"damaged   at least {unread} files; list them with: batchjob show {folder} --verify")
+            _print(f"damaged   at least {counted(unread, 'file')}; list all with: batchjob show {folder} --verify")
         return 2 if changed else 0
     for damage in damages:
         _print(f"damaged   {damage}")
@@ -192,7 +194,8 @@ def _plan_run(args: Namespace, folder: Path) -> None:
         from batchjob.store import lifecycle as store
 
         count = store.forget_failures(folder, MAY_PASS)
-        tell(f"--retry-failed: {count} images that were {COUNT} are tried again")
+        were, are = ("was", "is") if count == 1 else ("were", "are")
+        tell(f"--retry-failed: {counted(count, 'image')} that {were} {COUNT} {are} tried again")
 
 
 def _start_workers(runtime: Runtime) -> None:
@@ -214,11 +217,12 @@ def _finish(folder: Path, max_failures: float) -> int:
 
     done = store.finish(folder)
     causes = ", ".join(f"{count} {cause}" for cause, count in Counter(done.causes).most_common())
-    print(f"{done.images:,} images, {done.failed} failed{': ' + causes if causes else ''}")
+    print(f"{counted(done.images, 'image')}, {done.failed} failed{': ' + causes if causes else ''}")
     _tell_retry(folder, done.causes)
     if done.failed > max_failures * done.images:
         tell(
-            f"{done.failed} of {done.images} images failed ({causes}), more than --max-failures {max_failures:g}; "
+            f"{done.failed} of {counted(done.images, 'image')} failed ({causes}), "
+            f"more than --max-failures {max_failures:g}; "
             f"see {folder / 'failures.csv'}"
         )
         return 1
@@ -289,7 +293,7 @@ def _throughput(folder: Path) -> list[str]:
             facts = json.loads(path.read_text())
             shares = ", ".join(f"{name} {seconds / facts['seconds']:.0%}" for name, seconds in facts["stages"].items())
             rate = facts["images"] / facts["seconds"]
-            lines.append(f"{facts['images']:,} images at {rate:.1f} images/s on {facts['device']}: {shares}")
+            lines.append(f"{counted(facts['images'], 'image')} at {rate:.1f} images/s on {facts['device']}: {shares}")
         except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
             lines.append(f"{path} is damaged; no result depends on it")
     return lines

@@ -67,11 +67,12 @@ show_run() {
 }
 
 show_newest() {
-  local found
+  local found count
   readarray -d '' found < <(find runs -mindepth 2 -maxdepth 2 -name plan.json -printf '%T@ %h\0' 2>/dev/null | sort -z -rn | cut -z -d' ' -f2- | head -z -n 5)
   [ ${#found[@]} -gt 0 ] || { echo "no run in $PWD/runs; make submit DATA=… makes one there"; return; }
   for run in "${found[@]}"; do
-    echo "$run: $(find "$run/done" -name '[0-9]*.json' 2>/dev/null | wc -l) partitions published"
+    count=$(find "$run/done" -name '[0-9]*.json' 2>/dev/null | wc -l)
+    echo "$run: $count partition$([ "$count" = 1 ] || echo s) published"
     [ ! -f "$run/logs/jobs.txt" ] || describe_jobs | sed 's/^/  /'
   done
   echo "more of one of them: make status RUN=$(printf %q "${found[0]}")"

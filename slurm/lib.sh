@@ -36,6 +36,7 @@ mkdir -p "$RUN/work"
 begin_attempt() { kept >"$before"; }
 newly_kept() { kept | LC_ALL=C comm -13 "$before" -; }
 progress() { newly_kept | wc -l; }
+counted() { echo "$1 $2$([ "$1" = 1 ] || echo s)"; } # NUMBER NOUN: 1 partition, 2 partitions
 published() { find "$RUN/done" -name '[0-9]*.json' 2>/dev/null | wc -l; }
 more_time="give more time (BATCHJOB_TIME in slurm/site.sh), or plan with fewer --rows-per-partition"
 
@@ -119,7 +120,7 @@ requeue_or_end() {
   fi
   is_leaving=yes
   say "told to end: cancelled (submit again to go on), or preempted (Slurm brings it back);" \
-    "$(published) partitions are published"
+    "$(counted "$(published)" partition) published"
   # does not exit yet: a job that ends within the grace time of a preemption counts as finished and is not requeued
   await_the_end
   exit 75

@@ -258,7 +258,7 @@ def test_weights_in_several_files_are_read_by_their_index_and_all_of_them_are_ha
     save_file({key: state[key] + 1 for key in names[20:]}, tmp_path / "model-00002-of-00002.safetensors")
     assert sha256_of_weights(index) != before
     (tmp_path / "model-00001-of-00002.safetensors").unlink()
-    with pytest.raises(UserError, match="names 1 files that are not beside it, such as model-00001"):
+    with pytest.raises(UserError, match="names 1 file that is not beside it, such as model-00001"):
         read_checkpoint(index)
 
 

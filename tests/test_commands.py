@@ -1,13 +1,16 @@
 """Messages of the commands: `make run`'s last lines, and a typo on an existing run."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from batchjob.errors import counted
 from tests.conftest import ROOT, TINY, Command
+from tests.test_job import make_photos
 
 SAID = ["run: model, 8 images, 0 failed", "Do clusters separate objects?", "An example, 2 photos: 0.39 against 0.24."]
 
@@ -156,3 +159,23 @@ def test_missing_data_on_an_existing_run_is_reported_as_missing(runs: list[Path]
     ended = batchjob("run", runs[0].parent / "data", runs[0], *TINY, "--seed", "5")
     assert "was planned with other options: " in ended.err
     assert "seed: planned 0, asked 5" in ended.err
+
+
+def test_what_there_is_one_of_is_said_in_the_singular(tmp_path: Path, batchjob: Command) -> None:
+    photos, run = make_photos(tmp_path / "photos", 1), tmp_path / "run"
+    ended = batchjob("run", photos, run, *TINY, "--workers", "1", "--device", "cpu")
+    assert ended.code == 0, ended.err
+    assert "labelling 1 of 1 partition on cpu" in ended.err
+    assert "the model, and 1 decoding worker\n" in ended.err
+    assert "1 image, 0 failed" in ended.out
+    shown = batchjob("show", run).out
+    assert "(1 image)" in shown
+    assert "1 of 1 partition published" in shown
+    assert re.findall(r"\b1 [a-z]+s\b", ended.err + ended.out + shown) == []
+
+
+@pytest.mark.parametrize(
+    ("count", "noun", "said"), [(1, "patch", "1 patch"), (2, "patch", "2 patches"), (1204, "photo", "1,204 photos")]
+)
+def test_counts_have_their_plural(count: int, noun: str, said: str) -> None:
+    assert counted(count, noun) == said

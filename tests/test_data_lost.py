@@ -92,7 +92,7 @@ def test_a_partition_that_lost_its_photos_is_not_published_and_comes_with_the_ne
         (photos / name).rename(away / name)
     ended = batchjob("label", run, *RUNTIME)
     assert ended.code == 75
-    assert "not published: 4 of 6 images of partition 1 can't be read now (1 partitions)" in ended.err
+    assert "not published: 4 of 6 images of partition 1 can't be read now (1 partition)" in ended.err
     assert [path.name for path in (run / "done").glob("[0-9]*.json")] == ["000000.json"]
     for name in os.listdir(away):
         shutil.move(away / name, photos / name)
@@ -148,7 +148,7 @@ def test_photos_that_come_back_are_labelled_on_request_and_on_request_only(
     before = {path.name: path.stat().st_mtime_ns for path in (run / "done").glob("[0-9]*.json")}
     ended = batchjob("run", photos, run, *options, "--retry-failed")
     assert ended.code == 0
-    assert "--retry-failed: 1 images that were missing or unreadable are tried again" in ended.err
+    assert "--retry-failed: 1 image that was missing or unreadable is tried again" in ended.err
     after = {path.name: path.stat().st_mtime_ns for path in (run / "done").glob("[0-9]*.json")}
     assert [name for name in sorted(after) if after[name] != before[name]] == ["000001.json"]
     assert contents(run) == contents(calm)

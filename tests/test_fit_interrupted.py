@@ -81,7 +81,7 @@ def test_a_fit_that_is_told_to_stop_ends_75_and_goes_on_from_its_last_iteration(
     assert batchjob("label", run).code == 2  # there are no centroids yet
     ended = batchjob("fit", run)
     assert ended.code == 0
-    assert "going on with layer 11, head 0 after 1 iterations" in ended.err
+    assert "going on with layer 11, head 0 after 1 iteration" in ended.err
     assert not (run / "fit" / "checkpoint.npz").exists()
 
 

@@ -283,7 +283,7 @@ def test_show_prints_what_is_done_and_what_failed(tmp_path: Path, batchjob: Comm
     ended = batchjob("show", run, "--verify")
     assert ended.code == 0
     assert "1 of 3 partitions" in ended.out
-    assert "1 images: not_an_image" in ended.out
+    assert "1 image: not_an_image" in ended.out
     ended = batchjob("finish", run)
     assert ended.code == 75
     assert "0, 1" in ended.err

@@ -106,7 +106,7 @@ def test_auto_takes_the_largest_power_of_two_that_fits(monkeypatch: pytest.Monke
 
 def test_a_model_that_does_not_fit_at_all_is_refused_before_the_first_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "memory_budget", lambda device: 2**20)
-    with pytest.raises(UserError, match=r"224x224 does not fit: .* forecast for 1 images .* 1 MiB of cpu"):
+    with pytest.raises(UserError, match=r"224x224 does not fit: .* forecast for 1 image a batch .* 1 MiB of cpu"):
         choose_batch_size("auto", make_plan(), CPU)
 
 

@@ -65,7 +65,7 @@ KEEPS = {
     "fit": ('touch -d "$when" "$RUN/fit/new"; mv "$RUN/fit/new" "$RUN/fit/checkpoint.npz"', "done: the centroids are"),
     "label": (
         'echo \'{"job": "slurm-7"}\' >"$RUN/done/00000$attempt.json"; touch -d "$when" "$RUN/done/00000$attempt.json"',
-        "done: 3 partitions are published",
+        "done: 3 partitions published",
     ),
 }
 
@@ -81,7 +81,7 @@ def test_an_attempt_with_progress_is_followed_by_another_whatever_the_clock_says
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert ended.stdout.count("a task failed (exit 137)") == 2
-    assert "going on from what the fit has kept" in ended.stdout or "after 1 partitions: going on" in ended.stdout
+    assert "going on from what the fit has kept" in ended.stdout or "after 1 partition: going on" in ended.stdout
     assert end in ended.stdout
 
 

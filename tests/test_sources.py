@@ -83,7 +83,7 @@ def test_data_that_is_not_there_or_holds_no_image_is_an_error(tmp_path):
         with pytest.raises(UserError, match=message):
             index_images(data)
     write(tmp_path / "sub" / "b.tar")
-    with pytest.raises(UserError, match="it has 1 tars: name them"):
+    with pytest.raises(UserError, match="it has 1 tar: name each"):
         index_images(str(tmp_path))
 
 
@@ -173,7 +173,7 @@ def test_planning_shows_its_progress_and_its_memory(tmp_path, capfd):
     index_images(str(tmp_path / "l.txt"), progress=True)
     out, err = capfd.readouterr()
     assert out == ""
-    assert "20000 images" in err
+    assert "images found: 20000" in err
     assert " MB" in err
 
 

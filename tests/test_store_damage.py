@@ -87,7 +87,7 @@ def test_a_damaged_done_marker_counts_as_missing(finished_run: Path) -> None:
 def test_partitions_with_files_of_another_size_are_missing_without_being_read(finished_run: Path) -> None:
     _cut(finished_run / layout.shard_paths(layout.layout(SCORED_PLAN), SCORED_PLAN, 0)[0])
     assert store.missing(finished_run, SCORED_PLAN) == [0]
-    with pytest.raises(WorkLeft, match="1 of 3 partitions are not labelled: 0;"):
+    with pytest.raises(WorkLeft, match="1 of 3 partitions is not labelled: 0;"):
         store.finish(finished_run)
 
 

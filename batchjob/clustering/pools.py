@@ -12,6 +12,7 @@ from torch import Tensor
 from batchjob.children import ChildPool
 from batchjob.clustering.base import Clusters, check_finite, number_by_appearance
 from batchjob.codes import NO_LABEL, NOISE
+from batchjob.errors import counted
 from batchjob.machine import usable_cores
 
 WORTH_A_POOL = 512  # problems: fewer are done in the seconds that starting workers takes
@@ -92,7 +93,8 @@ def forecast(algorithm: str, problems: int, patches: int) -> str:
     unit, seconds = ("hours", 3600) if total >= 5400 else ("minutes", 60) if total >= 90 else ("seconds", 1)
     return (
         f"{algorithm} solves one problem after the other, {1e3 * one:.0f} ms each on a CPU: "
-        f"{problems:,} problems on {processes} CPUs take about {total / seconds:.1f} {unit}"
+        f"{counted(problems, 'problem')} on {counted(processes, 'CPU')} take{'s' * (problems == 1)} about "
+        f"{total / seconds:.1f} {unit}"
     )
 
 

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from batchjob.codes import NO_LABEL
 from batchjob.config import MAX_K
+from batchjob.errors import counted
 
 AUTO = 0  # as n_init: search until two further starts find the lowest inertia, too
 MAX_STARTS = 12  # of `AUTO`
@@ -27,7 +28,8 @@ class NotFiniteError(ValueError):
     def __init__(self, problems: Sequence[int]) -> None:
         self.problems = tuple(problems)
         shown = ", ".join(map(str, self.problems[:10])) + (", …" if len(self.problems) > 10 else "")
-        super().__init__(f"{len(self.problems)} clustering problems hold NaN or infinity: {shown}")
+        hold = "holds" if len(self.problems) == 1 else "hold"
+        super().__init__(f"{counted(len(self.problems), 'clustering problem')} {hold} NaN or infinity: {shown}")
 
 
 @dataclass(frozen=True, slots=True)

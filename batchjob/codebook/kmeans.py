@@ -18,7 +18,7 @@ from batchjob.codebook.nearest import assign, chunks, cluster_sums, count_labels
 from batchjob.codebook.processes import ALONE, Group
 from batchjob.codebook.rows import hash_numbers
 from batchjob.config import raise_for_fit_engine
-from batchjob.errors import UserError
+from batchjob.errors import UserError, counted
 
 MAX_ITERATIONS = 300
 TOLERANCE = 1e-4  # as in scikit-learn: largest summed squared shift of a finished fit, in mean variances
@@ -114,7 +114,10 @@ def fit(problem: Problem, refiner: Refiner, *, start: State | None, keep: Callab
     k = problem.k
     rows, variance = _size_and_variance(problem)
     if rows < k:
-        raise UserError(f"{k} clusters of {rows} rows were asked for; give --k {max(rows, 1)} or less, or more images")
+        raise UserError(
+            f"{counted(k, 'cluster')} of {counted(rows, 'row')} were asked for; "
+            f"give --k {max(rows, 1)} or less, or more images"
+        )
     problem = replace(problem, tolerance=TOLERANCE * variance)
     state = _descend(problem, refiner, start or State(_first_centroids(problem, rows), 0), keep)
     counts, inertia = _measure(problem, state.centroids)

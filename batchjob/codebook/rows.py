@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchjob.config import Options
-from batchjob.errors import UserError
+from batchjob.errors import UserError, counted
 
 AUTO_ROWS = 1 << 20  # 4096 rows a centroid at k = 254; more rows move the centroids less than another seed does
 CELLS = 15  # the most cells of a relative map along an axis
@@ -107,7 +107,9 @@ def check_rows(options: Options, grid: tuple[int, int], images: int) -> None:
     """
     rows = images * row_kind(options, grid).per_image
     if rows < int(options.k):
-        raise UserError(f"--k {options.k} needs as many rows, found {rows} in {images} images; give --k {rows} or less")
+        raise UserError(
+            f"--k {options.k} needs as many rows, found {rows} in {counted(images, 'image')}; give --k {rows} or less"
+        )
 
 
 def asked_rows(options: Options) -> int:
@@ -258,8 +260,8 @@ def affordable_rows(wanted: int, *, row_bytes: int, budget_bytes: int, largest_s
     fits = int(max(0.0, held - 6 * math.sqrt(max(held, 1.0))))  # a process may get more of the sample than its share
     if wanted <= fits:
         size = wanted * row_bytes * largest_share
-        return wanted, f"{wanted:,} rows: {_gib(size)} of a budget of {_gib(budget_bytes)} a process"
-    return fits, f"{fits:,} rows instead of {wanted:,}: that is the budget of {_gib(budget_bytes)} a process"
+        return wanted, f"{counted(wanted, 'row')}: {_gib(size)} of a budget of {_gib(budget_bytes)} a process"
+    return fits, f"{counted(fits, 'row')} instead of {wanted:,}: that is the budget of {_gib(budget_bytes)} a process"
 
 
 def _gib(size: float) -> str:

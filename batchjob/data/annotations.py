@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from batchjob.data import coco, voc
 from batchjob.data.joining import have_same_folders, join_ids, join_names
 from batchjob.data.masks import Box, Instance, Rle, read_masks
-from batchjob.errors import UserError
+from batchjob.errors import UserError, counted
 from batchjob.geometry import Geometry
 
 MIN_PATCHES = 2  # an instance that owns fewer patches is left out: the grid is too coarse for it
@@ -190,7 +190,8 @@ class Annotations:
 
     def remarks(self) -> list[str]:
         """Returns lines for the user: how many images are annotated, whether folders differ, what was left out."""
-        lines = [f"annotations: {len(self.entries):,} of {self.image_count:,} images are annotated"]
+        are = "is" if len(self.entries) == 1 else "are"
+        lines = [f"annotations: {len(self.entries):,} of {counted(self.image_count, 'image')} {are} annotated"]
         pairs = ((row, self.files.keys[entry]) for row, entry in self.entries.items())
         apart = [pair for pair in pairs if self.files.has_names and not have_same_folders(*pair)]
         if apart:

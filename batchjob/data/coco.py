@@ -18,7 +18,7 @@ import numpy as np
 from batchjob.data.coco_schema import Annotation, Broken, Category, Photo, Piece, Run, as_number, id_text, read_loosely
 from batchjob.data.decode import MAX_PIXELS
 from batchjob.data.masks import MAX_INSTANCES, BadMask, Box, Instance, Painted, Segment, check_polygon, check_rle
-from batchjob.errors import UserError
+from batchjob.errors import UserError, counted
 
 Entry = TypeVar("Entry", Category, Photo)
 MAX_CATEGORY = 2**31 - 1  # the store keeps categories as int32
@@ -181,7 +181,8 @@ def _fill(into: CocoFile, data: mmap.mmap, prefix: str) -> None:
     if not used and content.annotations:
         causes = "; ".join(f"{n} × {cause}" for cause, n in into.left_out.most_common(3))
         raise UserError(
-            f"--annotations {into.path}: none of its {len(content.annotations)} annotations can be used ({causes}); "
+            f"--annotations {into.path}: none of its {counted(len(content.annotations), 'annotation')} can be used "
+            f"({causes}); "
             "give instances, not captions"
         )
     into.categories |= {c: str(c) for c in sorted(used) if c not in into.categories}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from batchjob.errors import UserError
+from batchjob.errors import UserError, counted
 
 LISTS = (".txt", ".lst", ".list", ".csv", ".tsv")
 PATH_COLUMNS = ("path", "file", "file_name", "filename", "file_path", "filepath", "image", "image_path")
@@ -56,7 +56,9 @@ def _table(path: Path, file: Iterator[str]) -> Iterator[tuple[str, str]]:
     for first_line, row in _rows(path, reader):
         if row:
             if len(row) <= max(column, own):
-                raise UserError(f"line {first_line} of {str(path)!r} has {len(row)} of {len(header)} columns")
+                raise UserError(
+                    f"line {first_line} of {str(path)!r} has {len(row)} of {counted(len(header), 'column')}"
+                )
             yield row[column], row[own] if own >= 0 else ""
 
 

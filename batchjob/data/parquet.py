@@ -8,7 +8,7 @@ from typing import Any
 from batchjob.data.index import IndexBuilder
 from batchjob.data.reading import one_line
 from batchjob.data.shards import IMAGE_COLUMNS, Shard, leaf_of_images, open_parquet, parquet_errors
-from batchjob.errors import UserError
+from batchjob.errors import UserError, counted
 
 COLUMNS = ("class", "label", "category")  # kept, under their own names
 _PAGES_AT_ONCE = 3  # in memory is a page as it is stored, unpacked and taken apart; it may be a whole row group
@@ -73,7 +73,9 @@ def _open(path: str, size: int) -> Any:
             f"{path} is not a whole Parquet file ({one_line(error)}); get it again, or leave it out"
         ) from None
     if rows > size:
-        raise UserError(f"{path} is damaged: it says that it has {rows:,} rows in {size:,} bytes; get it again")
+        raise UserError(
+            f"{path} is damaged: it says that it has {counted(rows, 'row')} in {size:,} bytes; get it again"
+        )
     return file
 
 
@@ -126,7 +128,9 @@ def _read(path: str, file: Any, group: int, column: str) -> list[Any]:
     values: list[Any] = array.to_pylist()
     rows = file.metadata.row_group(group).num_rows
     if len(values) != rows:
-        raise UserError(f"{path} is damaged in its column {column}: {len(values)} of {rows} rows; get it again")
+        raise UserError(
+            f"{path} is damaged in its column {column}: {len(values)} of {counted(rows, 'row')}; get it again"
+        )
     return values
 
 

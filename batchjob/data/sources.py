@@ -16,7 +16,7 @@ from batchjob.data.lists import LISTS, read_list
 from batchjob.data.parquet import COLUMNS, add_parquet
 from batchjob.data.reading import escape
 from batchjob.data.tars import add_tars, expand
-from batchjob.errors import UserError, nearest
+from batchjob.errors import UserError, counted, nearest
 
 PARQUET = b".parquet"
 
@@ -155,7 +155,9 @@ def _parquet_files(root: bytes, split: str = "", *, below: bytes = b"") -> list[
         of_split = [name for name in names if os.path.basename(name).startswith((f"{split}-", f"{split}."))]
         if not of_split:
             known = sorted({os.path.basename(name).partition("-")[0].removesuffix(".parquet") for name in names})
-            raise UserError(f"--split {split!r} begins no name of {len(names)} Parquet files; {nearest(split, known)}")
+            raise UserError(
+                f"--split {split!r} begins no name of {counted(len(names), 'Parquet file')}; {nearest(split, known)}"
+            )
         names = of_split
     return [os.path.join(os.fsdecode(root), name) for name in names]
 
@@ -173,7 +175,10 @@ def _index_shards(data: str, paths: list[str], *, limit: int, progress: bool) ->
     absent = [path for path in paths if not os.path.isfile(path)]
     if absent:
         some = ", ".join(absent[:3]) + (", …" if len(absent) > 3 else "")
-        raise UserError(f"{len(absent)} of {len(paths)} shards of {data!r} are not there: {some}; correct the range")
+        are = "is" if len(absent) == 1 else "are"
+        raise UserError(
+            f"{len(absent)} of {counted(len(paths), 'shard')} of {data!r} {are} not there: {some}; correct the range"
+        )
     is_tar = kinds == {".tar"}
     builder = IndexBuilder("tar") if is_tar else IndexBuilder("parquet", columns=COLUMNS)
     rows = add_tars(builder, paths, EXTENSIONS, limit) if is_tar else add_parquet(builder, paths, limit)
@@ -185,7 +190,8 @@ def _index_shards(data: str, paths: list[str], *, limit: int, progress: bool) ->
                 remarks.append(remark)
                 bar.write(remark, file=sys.stderr)
     if not len(builder):
-        what = f"{len(paths)} tars; images are known by their extension" if is_tar else f"{len(paths)} Parquet files"
+        what = counted(len(paths), "tar" if is_tar else "Parquet file")
+        what += "; images are known by their extension" if is_tar else ""
         raise UserError(f"DATA {data!r} has no image in {what}")
     return builder.build(os.fsencode(os.path.dirname(paths[0])), remarks=remarks)
 
@@ -205,14 +211,14 @@ def _index_list(path: Path, *, limit: int, progress: bool) -> ImageIndex:
 
 def _what_else(others: Counter[str]) -> str:
     if others[".tar"]:
-        return f"it has {others['.tar']} tars: name them, as in 'shard-{{000000..000041}}.tar'"
+        return f"it has {counted(others['.tar'], 'tar')}: name each, as in 'shard-{{000000..000041}}.tar'"
     known = " ".join(sorted(e.decode() for e in EXTENSIONS))
     there = ", ".join(f"{n} {suffix or 'without extension'}" for suffix, n in others.most_common(3))
     return f"found: {there or 'nothing'}; read are {known}"
 
 
 def _bar(progress: bool) -> "tqdm[Never]":
-    return tqdm(desc="planning", unit=" images", disable=not progress, mininterval=0.5)
+    return tqdm(desc="images found", unit="", disable=not progress, mininterval=0.5)
 
 
 def _tick(bar: "tqdm[Never]", builder: IndexBuilder) -> None:

@@ -136,4 +136,4 @@ def raise_for_large_k(k: str, patches: int) -> None:
         There are fewer patches than clusters.
     """
     if int(k) > patches:
-        raise UserError(f"--k {k} is more than the {patches} patches of an image; give 1 to {patches}")
+        raise UserError(f"--k {k} is more than the {patches} patches of an image; give 2 to {patches}")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from batchjob.config import Options, Runtime, raise_for_fit_engine
-from batchjob.errors import UserError
+from batchjob.errors import UserError, counted
 from batchjob.launch import processes, shares
 from batchjob.launch.progress import SharedProgress
 from batchjob.launch.signals import Stop
@@ -60,7 +60,7 @@ def fit(run: Path, plan: Plan, runtime: Runtime, *, say: _Say) -> None:
         return
     in_body = shares.in_batch_body()
     if numbers := _devices_to_start(runtime, in_batch_body=in_body):
-        say(f"{len(numbers)} processes fit together, one a device: {', '.join(map(str, numbers))}")
+        say(f"fitting in {counted(len(numbers), 'process')}, one a device: {', '.join(map(str, numbers))}")
         processes.run_on(numbers, "fit", run, runtime)
         return
     if "SLURM_ARRAY_TASK_ID" in os.environ:
@@ -112,7 +112,7 @@ def _label(
         raise UserError(f"--partition {wrong[0]} is not in {run}, which has {count}; give 0 to {count - 1}")
     in_body = shares.in_batch_body()
     if numbers := _devices_to_start(runtime, in_batch_body=in_body):
-        say(f"{len(numbers)} processes, one a device: {', '.join(map(str, numbers))}")
+        say(f"{counted(len(numbers), 'process')}, one a device: {', '.join(map(str, numbers))}")
         processes.run_on(numbers, "label", run, runtime, partitions=named)
         return
 
@@ -128,7 +128,7 @@ def _label(
         return
     if share.count > 1:
         node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-        say(f"share {share.index} of {share.count} ({share.source}) on {node}: {len(own)} partitions")
+        say(f"share {share.index} of {share.count} ({share.source}) on {node}: {counted(len(own), 'partition')}")
     from batchjob.job.label import label as label_here
 
     with SharedProgress(run, attempt, share, plan, partitions) as shared:

@@ -15,7 +15,7 @@ from batchjob.codebook import kmeans as dataset
 from batchjob.codebook.processes import Group, join
 from batchjob.codebook.rows import RowKind, Sample, affordable_rows, asked_rows, draw_sample, row_kind
 from batchjob.config import Runtime
-from batchjob.errors import UserError, WorkLeft, tell
+from batchjob.errors import UserError, WorkLeft, counted, tell
 from batchjob.job.context import Context
 from batchjob.job.opening import Job, open_job
 from batchjob.job.progress import Progress
@@ -91,7 +91,8 @@ def fit(
         counts = group.all(float(len(rows)))
         if refiner.name == "cuml" and world > 1 and min(counts) < int(plan.options.k):
             refiner = dataset.TorchRefiner()  # KMeansMG raises there
-            tell(f"fitting in torch: a process has {min(counts):.0f} rows, cuml needs {plan.options.k} in each")
+            fewest = counted(int(min(counts)), "row")
+            tell(f"fitting in torch: a process has {fewest}, cuml needs {plan.options.k} in each")
         seen = int(sum(counts))
         shape = (len(plan.layers), len(plan.heads), int(plan.options.k), kind.width)
         wanted = Centroids.blank(
@@ -131,9 +132,8 @@ def _was_stopped(context: Context, rows: SampledRows, shares: Sequence[Range], k
     """
     done = rows.take(kept)
     if done:
-        context.say(
-            f"going on after {done} of {len(shares)} partitions of the first process, read by an earlier attempt"
-        )
+        of_all = f"{done} of {counted(len(shares), 'partition')}"
+        context.say(f"going on after {of_all} of the first process, read by an earlier attempt")
     if done == len(shares):
         return False
     left = shares[done:]
@@ -219,7 +219,7 @@ def sample_for(
     if rows < int(plan.options.k):
         raise UserError(f"--k {plan.options.k} needs as many rows, found {rows:,} ({why}); give a smaller k, or more")
     sample = draw_sample(total, rows, plan.options.seed)
-    return kind, sample, f"the fit sees {sample.rows:,} of {total:,} rows ({why})"
+    return kind, sample, f"the fit sees {sample.rows:,} of {counted(total, 'row')} ({why})"
 
 
 def _fit_all(
@@ -235,7 +235,7 @@ def _fit_all(
     found = before.finished if before else wanted
     if before:
         context.say(f"going on with layer {plan.layers[before.layer]}, head {plan.heads[before.head]} "
-            f"after {before.iterations} iterations")  # fmt: skip
+            f"after {counted(before.iterations, 'iteration')}")  # fmt: skip
     for layer, head in np.ndindex(found.inertia.shape):
         if found.counts[layer, head].sum() > 0:
             continue
@@ -254,6 +254,6 @@ def _fit_all(
         found.centroids[layer, head] = result.centroids.cpu().numpy()
         found.counts[layer, head] = result.counts.cpu().numpy()
         found.inertia[layer, head], found.iterations[layer, head] = result.inertia, result.iterations
-        context.say(f"layer {plan.layers[layer]}, head {plan.heads[head]}: {result.iterations} iterations, "
+        context.say(f"layer {plan.layers[layer]}, head {plan.heads[head]}: {counted(result.iterations, 'iteration')}, "
             f"inertia {result.inertia / result.rows:.4g} a row, {int((result.counts == 0).sum())} empty")  # fmt: skip
     return found

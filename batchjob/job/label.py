@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from batchjob import plan as plans
 from batchjob import retries
 from batchjob.config import Runtime, to_json
-from batchjob.errors import WorkLeft, tell
+from batchjob.errors import WorkLeft, counted, tell
 from batchjob.job.buffers import Buffers
 from batchjob.job.clusters import FindClusters, find_engine, forecast, open_clusterer, prepare_problems
 from batchjob.job.context import Context
@@ -56,7 +56,7 @@ def label(
     plan, device = plans.load(run), choose_device(runtime.device)
     context = Context(run, plan, runtime, device, should_stop, say)
     engine, reason = find_engine(context)
-    say(f"labelling {len(partitions)} of {plan.partition_count} partitions on {device}, {plan.precision}")
+    say(f"labelling {len(partitions)} of {counted(plan.partition_count, 'partition')} on {device}, {plan.precision}")
     say(f"engine {engine.name}: {reason}")
     for line in forecast(plan, partitions):
         say(line)
@@ -79,7 +79,7 @@ def label(
             start, stop = plan.rows_of(partition)
             if is_a_loss_of_data(failures, stop - start, runtime.max_failures):
                 writer.release(partition)
-                lost[partition] = f"{may_pass(failures)} of {stop - start} images of partition {partition}"
+                lost[partition] = f"{may_pass(failures)} of {counted(stop - start, 'image')} of partition {partition}"
                 continue
             failed.update(cause for _, cause, _ in failures)
             with job.stages("store"):
@@ -99,8 +99,9 @@ def label(
         say(describe_failures(failed, job.stages.images, retry=retry))
     if lost:
         raise WorkLeft(
-            f"not published: {'; '.join(list(lost.values())[:3])} can't be read now ({len(lost)} partitions); bring "
-            "DATA back and run the same command again, or, if they are gone for good, with a greater --max-failures"
+            f"not published: {'; '.join(list(lost.values())[:3])} can't be read now "
+            f"({counted(len(lost), 'partition')}); bring DATA back and run the same command again, or, if they are "
+            "gone for good, with a greater --max-failures"
         )
 
 

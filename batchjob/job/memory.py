@@ -8,7 +8,7 @@ from typing import TypeVar, cast
 import numpy as np
 import torch
 
-from batchjob.errors import UserError
+from batchjob.errors import UserError, counted
 from batchjob.loader.loader import Batch
 from batchjob.machine import total_memory_bytes
 from batchjob.model.attention import CHUNK_BYTES
@@ -43,7 +43,7 @@ class _Forecast:
         parts = ", ".join(
             f"{name} {_format_bytes(getattr(self, name))}" for name in ("weights", "activations", "maps", "clustering")
         )
-        return f"{_format_bytes(self.total)} forecast for {self.images} images a batch ({parts})"
+        return f"{_format_bytes(self.total)} forecast for {counted(self.images, 'image')} a batch ({parts})"
 
 
 def forecast(
@@ -173,13 +173,13 @@ class HalvingGuard:
         done, result = _try(attempt)
         if not done and not self.has_halved:
             self.has_halved = True
-            self.say(f"out of memory with {self._images} images a batch; going on with half as many")
+            self.say(f"out of memory with {counted(self._images, 'image')} a batch; going on with half as many")
             done, result = _try(attempt)
         if not done:
             most = max(1, self._images // 4)
             raise UserError(
-                f"out of memory with {self._images} images a batch, in halves too; give --batch-size {most} or less, "
-                "a smaller --image-size, or fewer --heads"
+                f"out of memory with {counted(self._images, 'image')} a batch, in halves too; "
+                f"give --batch-size {most} or less, a smaller --image-size, or fewer --heads"
             )
         return cast(T, result)
 

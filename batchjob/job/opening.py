@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from batchjob.data.index import ImageIndex
 from batchjob.data.instances import GridInstances
-from batchjob.errors import WorkLeft
+from batchjob.errors import WorkLeft, counted
 from batchjob.job.context import Context
 from batchjob.job.memory import HalvingGuard, choose_batch_size
 from batchjob.job.presence import raise_for_absence
@@ -103,7 +103,7 @@ def open_job(
         extract = Extractor(model, plan.layers, plan.heads, cluster_on=plan.options.cluster_on)
         loader.wait()
         start_s = time.monotonic() - began
-        context.say(f"ready after {start_s:.1f} s: the model, and {loader.workers} decoding workers")
+        context.say(f"ready after {start_s:.1f} s: the model, and {counted(loader.workers, 'decoding worker')}")
         with progress:
             yield Job(
                 context=context,

@@ -18,7 +18,7 @@ from batchjob.codebook import rows as sample_rows
 from batchjob.config import K_RULES, MAX_K, Options
 from batchjob.data import sources
 from batchjob.data.reading import escape
-from batchjob.errors import UserError
+from batchjob.errors import UserError, counted
 from batchjob.files import LOCK, clear_disk_errors, new_scratch, only_one
 from batchjob.geometry import Geometry
 from batchjob.job.checks import check_input, choose_heads, raise_for_large_k
@@ -263,7 +263,8 @@ def kept_rows(asked: str, index: "ImageIndex") -> tuple[int, ...]:
     rows = {index.id(row): row for row in range(len(index))}
     if unknown := [name for name in wanted if name not in rows]:
         raise UserError(
-            f"--keep-maps {asked} names {len(unknown)} images that the data has not: {', '.join(unknown[:3])}"
+            f"--keep-maps {asked} names {counted(len(unknown), 'image')} that the data has not: "
+            f"{', '.join(unknown[:3])}"
         )
     return tuple(sorted({rows[name] for name in wanted}))
 
@@ -307,6 +308,7 @@ def _k_from_csv(path_text: str, index: "ImageIndex", patches: int) -> NDArray[np
     ids = [index.id(row) for row in range(len(index))]
     if missing := [name for name in ids if name not in known]:
         raise UserError(
-            f"--k {path} has no line for {len(missing)} of {len(ids)} images, such as {missing[0]!r}; add them"
+            f"--k {path} has no line for {len(missing)} of {counted(len(ids), 'image')}, "
+            f"such as {missing[0]!r}; add them"
         )
     return np.array([known[name] for name in ids], np.uint8)

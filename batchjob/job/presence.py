@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from batchjob.data.index import ImageIndex
 from batchjob.data.reading import escape
-from batchjob.errors import WorkLeft
+from batchjob.errors import WorkLeft, counted
 from batchjob.retries import MAY_PASS
 from batchjob.store.writer import Failure
 
@@ -90,4 +90,4 @@ def describe_failures(causes: Mapping[str, int], count: int, *, retry: str) -> s
     A sentence.
     """
     told = ", ".join(f"{number} {cause}" for cause, number in sorted(causes.items(), key=lambda item: -item[1]))
-    return f"{sum(causes.values())} of {count} images failed: {told}{'; ' if retry else ''}{retry}"
+    return f"{sum(causes.values())} of {counted(count, 'image')} failed: {told}{'; ' if retry else ''}{retry}"

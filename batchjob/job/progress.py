@@ -11,6 +11,7 @@ from typing import NoReturn, Self, TypeVar
 
 from tqdm import tqdm
 
+from batchjob.errors import counted
 from batchjob.launch.progress import SharedProgress
 
 _LOG_EVERY_S = 60.0
@@ -69,7 +70,8 @@ class Progress:
         rate = (self._done - self._first) / seconds
         left = f"{minutes((self._total - self._done) / rate)} left" if rate > 0 else "time left unknown"
         share = self._done / self._total if self._total else 1.0
-        return f"{self._what}: {self._done:,} of {self._total:,} images ({share:.0%}), {rate:.1f} images/s, {left}"
+        done = f"{self._done:,} of {counted(self._total, 'image')}"
+        return f"{self._what}: {done} ({share:.0%}), {rate:.1f} images/s, {left}"
 
     def __enter__(self) -> Self:
         return self
@@ -132,7 +134,7 @@ class Stages:
         """A line with images, images/s and each stage's share of the time."""
         total = self.total_s
         shares = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in self.seconds.items())
-        return f"{self.images:,} images in {minutes(total)}, {self.images / total:.1f} images/s: {shares}"
+        return f"{counted(self.images, 'image')} in {minutes(total)}, {self.images / total:.1f} images/s: {shares}"
 
     def save(self, path: Path, **facts: str | int | float) -> None:
         """Writes the seconds and the number of images as JSON.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from batchjob.errors import UserError, WorkLeft
+from batchjob.errors import UserError, WorkLeft, counted
 from batchjob.files import new_scratch, seal_file, sync_folder, unseal_file, work_folder
 from batchjob.store import lifecycle as store
 from batchjob.store.writer import Writer
@@ -223,7 +223,8 @@ def _array_task(environment: Mapping[str, str]) -> tuple[int, int]:
     tasks = _number(environment, "SLURM_ARRAY_TASK_COUNT")
     if (high - low) // step + 1 != tasks:
         raise UserError(
-            f"the job array has {tasks} tasks from {low} to {high} in no regular step; give --array=0-{tasks - 1}"
+            f"the job array has {counted(tasks, 'task')} from {low} to {high} in no regular step; "
+            f"give --array=0-{tasks - 1}"
         )
     return (task - low) // step, tasks
 

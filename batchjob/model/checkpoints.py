@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batchjob.errors import UserError
+from batchjob.errors import UserError, counted
 from batchjob.inputs import sha256_of
 
 if TYPE_CHECKING:
@@ -213,7 +213,10 @@ def _shards(index: Path) -> list[Path]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index} is not an index of weights ({error}); give the one beside its files") from error
     if absent := [path.name for path in paths if not path.is_file()]:
-        raise UserError(f"{index} names {len(absent)} files that are not beside it, such as {absent[0]}; bring them")
+        are = "is" if len(absent) == 1 else "are"
+        raise UserError(
+            f"{index} names {counted(len(absent), 'file')} that {are} not beside it, such as {absent[0]}; bring all"
+        )
     return paths
 
 

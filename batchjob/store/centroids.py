@@ -14,7 +14,7 @@ from zarr.codecs import ZstdCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
-from batchjob.errors import UserError
+from batchjob.errors import UserError, counted
 from batchjob.files import clear_disk_errors, removed_if_torn
 from batchjob.store.partitions import Damage
 
@@ -135,13 +135,15 @@ def describe(run: Path) -> str:
         found = _from_arrays(arrays)
         heads = found.inertia.size
         return (
-            f"{found.counts.shape[2]} centroids for each of {heads} heads, from {found.rows:,} rows, by {found.engine}"
+            f"{counted(found.counts.shape[2], 'centroid')} for each of {counted(heads, 'head')}, "
+            f"from {counted(found.rows, 'row')}, by {found.engine}"
         )
     arrays = _read(run / "fit" / "checkpoint.npz")
     if arrays is None:
         return "not begun"
     done = int((_from_arrays(arrays).counts.sum(-1) > 0).sum())
-    return f"{done} of {arrays['counts'][..., 0].size} heads done, and {int(arrays['at'][2])} iterations of the next"
+    of_all, iterations = counted(arrays["counts"][..., 0].size, "head"), counted(int(arrays["at"][2]), "iteration")
+    return f"{done} of {of_all} done, and {iterations} of the next"
 
 
 def is_fitted(run: Path) -> bool:

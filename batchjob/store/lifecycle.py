@@ -14,7 +14,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batchjob.errors import UserError, WorkLeft, printable
+from batchjob.errors import UserError, WorkLeft, counted, printable
 from batchjob.files import (
     clear_disk_errors,
     clear_work,
@@ -279,8 +279,10 @@ def finish(run: Path) -> Finished:
         raise WorkLeft(damaged_metadata)
     if holes:
         shown = ", ".join(map(str, holes[:20])) + (", …" if len(holes) > 20 else "")
+        are = "is" if len(holes) == 1 else "are"
         raise WorkLeft(
-            f"{len(holes)} of {count} partitions are not labelled: {shown}; go on with: batchjob label {run}"
+            f"{len(holes)} of {counted(count, 'partition')} {are} not labelled: {shown}; "
+            f"go on with: batchjob label {run}"
         )
     with clear_disk_errors(run, f"cannot finish {run}"), only_one(run):
         static = unseal_file(run / "done" / "store.json") or {"files": others}  # another may have finished meanwhile
