@@ -78,7 +78,7 @@ run: env  ## run the whole job, on the sample or on DATA=/folder, tar, COCO root
 	  echo
 	  echo "open:    $$run/report.html"
 	  echo "figures: $$run/figures/  (overview.png stands for all)"
-	  echo "arrays:  $$run/labels.zarr  (README.md has five lines that load it)"
+	  echo "arrays:  $$run/labels.zarr  (README.md has the lines that load it)"
 	  echo "more:    $(PY) -m batchjob stats $$run --verbose; make run DATA=/your/images"
 	fi
 
