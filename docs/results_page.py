@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from batchjob.errors import counted
 from batchjob.metrics.catalogue import QUESTION
 from batchjob.metrics.uncertainty import SURE, holm, is_enough
-from batchjob.stats.numbers import counted, gain, gain_interval, listed, number, p_value
+from batchjob.stats.numbers import gain, gain_interval, listed, number, p_value
 from batchjob.stats.stream import CLUSTERINGS, SETTLED
 from docs import results_pictures
 

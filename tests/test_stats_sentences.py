@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from batchjob.errors import counted
 from batchjob.stats import sentences, text
 from batchjob.stats.modifiers import describe as describe_modifiers
-from batchjob.stats.numbers import counted, gain, number, p_number, p_value
+from batchjob.stats.numbers import gain, number, p_number, p_value
 from batchjob.store.run import Run
 from tests.made_up_runs import write_run
 

@@ -13,6 +13,7 @@ import numpy as np
 from markupsafe import Markup
 
 from batchjob.codes import VERSION
+from batchjob.errors import counted
 from batchjob.figures.look import Look, chosen_head, chosen_layer, scores_of_head
 from batchjob.figures.photos import open_run
 from batchjob.figures.statistics import score_name
@@ -20,7 +21,6 @@ from batchjob.report import answer, browser, codebook, facts, table
 from batchjob.report.headmap import head_map
 from batchjob.report.sheets import common_rows, picture, pictures
 from batchjob.stats import sentences as told
-from batchjob.stats.numbers import counted
 from batchjob.store.run import Run, tell_apart
 
 _SAMPLE = 60  # images drawn at random for the browser

@@ -11,13 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from batchjob.errors import UserError
+from batchjob.errors import UserError, counted
 from batchjob.figures import canvas, look, statistics, write
 from batchjob.figures import pictures as drawn
 from batchjob.figures.look import Look
 from batchjob.figures.overview import overview
 from batchjob.figures.photos import choose_rows
-from batchjob.stats.numbers import counted
 from batchjob.store.run import Run
 
 _PICTURE_DPI = 150

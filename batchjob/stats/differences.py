@@ -9,10 +9,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from batchjob.config import RULES
+from batchjob.errors import counted
 from batchjob.metrics import catalogue
 from batchjob.metrics.uncertainty import SURE, first_half, holm, informative, interval, is_enough, sign_flip
 from batchjob.stats.compare import COMPARED, Common
-from batchjob.stats.numbers import counted, gain, gain_interval, number, p_value
+from batchjob.stats.numbers import gain, gain_interval, number, p_value
 from batchjob.stats.summary import columns_of
 from batchjob.store.run import Run
 
@@ -207,10 +208,10 @@ def describe(runs: Sequence[Run], common: Common, table: pd.DataFrame) -> list[s
         )
     shown = table[table.score.isin(["instance_ari", "instance_ari over position"]) & (table.of != "head")]
     records: list[dict[str, Any]] = shown.to_dict("records")  # type: ignore[assignment]
-    several = table["algorithm"].nunique() > 1
+    several = shown["algorithm"].nunique() > 1
     for row in records:
         a, b = str(row["run_a"]), str(row["run_b"])
-        by = f" by {row['algorithm']}" if several and row["algorithm"] else ""
+        by = f" by {row['algorithm']}" if several else ""
         if row["of"] == "best head":
             a += f" (layer {row['layer_a']} head {row['head_a']})"
             b += f" (layer {row['layer_b']} head {row['head_b']})"

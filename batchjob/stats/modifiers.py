@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from batchjob.errors import counted
 from batchjob.metrics.uncertainty import AN_EXAMPLE, FEWEST_IMAGES, first_half, resampled_ratios
-from batchjob.stats.numbers import counted, gain_interval
 from batchjob.stats.numbers import gain as signed
+from batchjob.stats.numbers import gain_interval
 from batchjob.stats.pool import Pool
 from batchjob.store.run import Run
 

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from batchjob.errors import counted as counted  # it writes counts for every package
-
 SEEDS = 3  # of untrained runs that the null `random` should be a mean of
 _WORDS = ("no", "one", "two", "three")
 

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from batchjob.config import Options
 from batchjob.data.index import sizes_in_bytes
-from batchjob.errors import UserError
-from batchjob.stats.numbers import counted
+from batchjob.errors import UserError, counted
 from batchjob.store.run import Run
 
 _MAY_DIFFER = ("weights", "seed")

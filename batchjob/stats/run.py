@@ -10,14 +10,13 @@ from pathlib import Path
 import pandas as pd
 
 from batchjob.data.annotations import AnnotationFiles, Annotations, open_annotations
-from batchjob.errors import UserError
+from batchjob.errors import UserError, counted
 from batchjob.inputs import hashes_of_annotations, raise_for_changes
 from batchjob.metrics import catalogue
 from batchjob.stats import codebook, differences, sentences, text
 from batchjob.stats.compare import comparable, compare
 from batchjob.stats.modifiers import describe as describe_modifiers
 from batchjob.stats.modifiers import modifier_table
-from batchjob.stats.numbers import counted
 from batchjob.stats.pool import Pool, choose_jobs
 from batchjob.stats.randoms import match_randoms
 from batchjob.stats.stream import score_run

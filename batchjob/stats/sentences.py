@@ -5,9 +5,10 @@ from typing import Any
 
 import pandas as pd
 
+from batchjob.errors import counted
 from batchjob.metrics import catalogue
 from batchjob.metrics.uncertainty import AN_EXAMPLE, ENOUGH_IMAGES, SURE
-from batchjob.stats.numbers import SEEDS, counted, gain, gain_interval, listed, number, p_value, seeds
+from batchjob.stats.numbers import SEEDS, gain, gain_interval, listed, number, p_value, seeds
 from batchjob.store.run import Run
 
 _QUESTION = "Do clusters of {rows} separate objects of the same class?"

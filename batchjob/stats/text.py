@@ -9,8 +9,9 @@ import pandas as pd
 
 from batchjob import retries
 from batchjob.config import as_arguments
+from batchjob.errors import counted
 from batchjob.metrics import catalogue
-from batchjob.stats.numbers import counted, gain, gain_interval, listed, number, p_number, seeds
+from batchjob.stats.numbers import gain, gain_interval, listed, number, p_number, seeds
 from batchjob.stats.stream import CLUSTERINGS, SEARCHES, SETTLED
 from batchjob.store.run import Run
 
