@@ -8,6 +8,7 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 
+from batchjob.errors import counted
 from batchjob.figures.statistics import NULLS, of_score, score_name
 from batchjob.metrics import catalogue
 from batchjob.stats import numbers
@@ -94,7 +95,7 @@ def plain(run: Run) -> Table:
                 cells.append(number(_mean(data["inertia"][:, m, x, h]), 4))
                 cells.append(number(_mean(data["prefix_mass"][:, x, h])))
                 rows.append(_row(algorithm, layer, head, cells))
-    return Table(columns, rows, _filters(algorithms, run.layers), f"Means over {numbers.counted(len(ok), 'image')}.")
+    return Table(columns, rows, _filters(algorithms, run.layers), f"Means over {counted(len(ok), 'image')}.")
 
 
 def _filters(algorithms: Sequence[str], layers: Sequence[int]) -> list[tuple[str, str, list[str]]]:
