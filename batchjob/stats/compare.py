@@ -151,11 +151,15 @@ def compare(runs: Sequence[Run], annotations: Annotations | None, pool: Pool) ->
 
 
 def _equal(known: Sequence[NDArray[Any] | None], rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Returns [n]: whether all runs that know a value have the same one, in their own `rows` [runs, n]."""
+    """Returns [n]: whether all runs that know a value have the same one, in their own `rows` [runs, n].
+
+    A value below 0 is unknown.
+    """
     found = [values[of_run] for values, of_run in zip(known, rows, strict=True) if values is not None]
     equal = np.ones(rows.shape[1], bool)
     for values in found[1:]:
-        equal &= (values == found[0]).reshape(len(equal), -1).all(axis=1)
+        same = (values == found[0]) | (values < 0) | (found[0] < 0)
+        equal &= same.reshape(len(equal), -1).all(axis=1)
     return equal
 
 
