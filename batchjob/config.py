@@ -157,7 +157,7 @@ class Runtime:
     """What doesn't change the result; `run`, `fit` and `label` take it, each time as they like."""
 
     device: str = _option("auto", "where the model and the clustering run", choices=("auto", "cuda", "cpu"))
-    engine: str = _option("auto", "who computes k-means; the fit of --scope dataset has its own four", choices=ENGINES)
+    engine: str = _option("auto", "who computes k-means; a fit takes auto, batched, cuml or sklearn", choices=ENGINES)
     gpus: str = _option(
         "all", "all, a number, or a list such as 0,2; with --device cpu, a number of processes", metavar="LIST"
     )

@@ -105,7 +105,8 @@ def of_other_verbs(option: str, verbs: Sequence[str]) -> str:
     A sentence without its full stop.
     """
     taken_by = " and ".join([part for part in (", ".join(verbs[:-1]), *verbs[-1:]) if part])
-    is_frozen = option.removeprefix("--").replace("-", "_") in {field.name for field in dataclasses.fields(Options)}
+    name = option.removeprefix("--").replace("-", "_")
+    is_frozen = set(verbs) <= {"run", "plan"} and name in {field.name for field in dataclasses.fields(Options)}
     more = ", frozen in RUN since; other values need another RUN" if is_frozen else ""
     return f"{option} is an option of {taken_by}{more}"
 

@@ -136,9 +136,11 @@ def _use_full_float32() -> None:
 
 def visible_gpus(asked: str) -> int:
     """How many GPUs this process may use under `--device`; 0 with `cpu`."""
+    if asked == "cpu":
+        return 0
     import torch
 
-    return 0 if asked == "cpu" else torch.cuda.device_count()
+    return torch.cuda.device_count()
 
 
 def usable_cores() -> int:

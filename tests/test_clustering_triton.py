@@ -112,7 +112,7 @@ def test_rows_that_are_not_finite_raise_where_the_engine_checks_and_are_nan_wher
         engine, seeds = triton_engine.TritonEngine(GPU), torch.arange(3)
         found = engine.kmeans(x.to(GPU), torch.full((3,), 2), seeds, n_init=1)
         found.inertia.inner[1] = torch.nan
-        with pytest.raises(NotFiniteError, match="1 clustering problems hold NaN or infinity: 1"):
+        with pytest.raises(NotFiniteError, match="1 clustering problem holds NaN or infinity: 1"):
             triton_engine.raise_for_nan(found.inertia)
 
 

@@ -239,7 +239,7 @@ def test_captions_of_a_run_with_two_algorithms_name_the_one_that_the_scores_are_
     for algorithms in (("kmeans",), ("kmeans", "ward")):
         monkeypatch.setattr(Run, "patch_algorithms", algorithms)
         for head in (None, 0):
-            assert (", of kmeans (" in pictures._score_words(run, 11, head)) == (len(algorithms) == 2)
+            assert (", by kmeans (" in pictures._score_words(run, 11, head)) == (len(algorithms) == 2)
 
 
 def test_a_dash_over_a_photo_is_explained(runs: list[Path]) -> None:
@@ -358,15 +358,24 @@ def test_pictures_of_the_chosen_head_leave_out_the_images_that_chose_it(tmp_path
 
 
 def test_pictures_say_where_the_images_that_chose_the_head_are_among_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("batchjob.figures.look._FEWEST_OTHERS", 100)
-    run = Run(made_up_runs.write_run(tmp_path / "run", 8))
-    run_stats([run.folder], annotations=str(made_up_runs.write_annotations(tmp_path / "a.json", 8)), jobs=1)
+    run = open_run(runs[0])
     assert run.best is not None
     told = "Over all images, also those that chose the head: too few others have a score."
     assert told in words_of(extremes(run, *run.best, Look()))
+    assert told in words_of(head_gallery(run, run.ok_rows.tolist(), *run.best, Look())), "also where one has no score"
     assert "a and b are over all" in words_of(overview(run, Look()))
+
+
+def test_there_is_no_overview_where_the_question_has_no_answer(
+    runs: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer's lines then say why, and the images go by another score."""
+    run = open_run(runs[0])
+    run.image_score = ("image_ari", run.image_score[1]) if run.image_score else None
+    assert overview(run, Look()) is None
 
 
 def test_the_picture_of_pairs_by_distance_is_of_the_algorithm_that_chose_the_head(tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ def test_every_option_of_every_verb_has_words(verb: str) -> None:
         (["plan", "photos", "--device", "cpu"], "--device cpu; --device is an option of run, fit and label; see"),
         (["finish", "runs/x", "--workers=3"], "--workers=3; --workers is an option of run, fit and label; see"),
         (["label", "runs/x", "--k", "3"], "--k 3; --k is an option of run and plan, frozen in RUN since; other values"),
+        (["figures", "runs/x", "--annotations", "f"], "--annotations is an option of run, plan and stats; see"),
         (["report", "runs/x", "--verbose"], "--verbose is an option of stats; see batchjob report --help"),
         (["run", "photos", "runs/x", "--zzz"], "unrecognized arguments: --zzz; see batchjob run --help-all"),
         (["run", "photos", "--seed", "x"], "argument --seed: invalid int value: 'x'; see batchjob run --help-all"),

@@ -13,7 +13,7 @@ from batchjob.errors import UserError
 from batchjob.metrics.objects import Objects
 from batchjob.report.answer import differences
 from batchjob.stats import run_stats
-from batchjob.stats.compare import _equal, compare
+from batchjob.stats.compare import compare
 from batchjob.stats.image import Scene, score_labels
 from batchjob.stats.pool import Pool
 from batchjob.stats.run import _other_annotations
@@ -92,13 +92,6 @@ def test_other_photos_of_the_same_id_are_left_out(tmp_path: Path, annotations: P
     said = f"the runs are not compared: the {IMAGES} images with ids in common are other files or sizes in each"
     assert stats(runs, annotations)[-1] == said
     assert not (runs[0] / "stats" / "comparison.parquet").exists()
-
-
-def test_a_size_that_was_not_seen_is_no_other_size() -> None:
-    rows = np.array([[0, 1, 2], [2, 1, 0]])
-    sizes = [np.array([10, -1, 30]), np.array([31, 20, 10])]
-    assert _equal([*sizes], rows).tolist() == [True, True, False]
-    assert _equal([sizes[0], None], rows).all()
 
 
 def test_runs_that_were_planned_with_other_annotations_are_not_compared() -> None:

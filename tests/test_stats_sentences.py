@@ -81,6 +81,19 @@ def test_the_question_and_the_answer_name_what_was_clustered(
     assert " by its " not in of_maps, "the CLS map is the same, whatever is clustered"
 
 
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (0, "No photo has two objects of one category that the patch grid shows, so the question has no answer here."),
+        (1, "One photo has two objects of one category. To choose the head and to measure it takes two or more."),
+        (4, "4 photos have two objects of one category: too few to choose the head on one half of the photos and"),
+    ],
+)
+def test_why_the_question_has_no_answer(found: int, said: str) -> None:
+    (line,) = sentences.why_none({"with two of a category": found})
+    assert line.startswith(said)
+
+
 RANDOM = QUESTION | {"null": "random", "null_mean": 0.1, "gain": 0.34, "gain_low": 0.28, "gain_high": 0.4, "p": 1e-5}
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from batchjob.data.coco_schema import Annotation, Broken, Category, Photo, Piece, Run, as_number, id_text, read_loosely
 from batchjob.data.decode import MAX_PIXELS
 from batchjob.data.masks import MAX_INSTANCES, BadMask, Box, Instance, Painted, Segment, check_polygon, check_rle
-from batchjob.errors import UserError, counted
+from batchjob.errors import UserError
 
 Entry = TypeVar("Entry", Category, Photo)
 MAX_CATEGORY = 2**31 - 1  # the store keeps categories as int32
@@ -180,11 +180,9 @@ def _fill(into: CocoFile, data: mmap.mmap, prefix: str) -> None:
         content.annotations[number] = _NOTHING  # its memory is not needed any more
     if not used and content.annotations:
         causes = "; ".join(f"{n} × {cause}" for cause, n in into.left_out.most_common(3))
-        raise UserError(
-            f"--annotations {into.path}: none of its {counted(len(content.annotations), 'annotation')} can be used "
-            f"({causes}); "
-            "give instances, not captions"
-        )
+        many = len(content.annotations)
+        none = f"none of its {many:,} annotations can" if many > 1 else "its one annotation can't"
+        raise UserError(f"--annotations {into.path}: {none} be used ({causes}); give instances, not captions")
     into.categories |= {c: str(c) for c in sorted(used) if c not in into.categories}
     order = np.argsort(np.frombuffer(owners, np.int64), kind="stable") if owners else np.zeros(0, np.int64)
     counts = np.bincount(np.array(owners, np.int64), minlength=len(into.keys)) if owners else [0] * len(into.keys)

@@ -193,7 +193,7 @@ def sizes_in_bytes(folder: Path) -> NDArray[np.int64] | None:
 
     Returns
     -------
-    [rows], 0 or less where it could not be seen; None where there is no index, or the images lie in Parquet files.
+    [rows], −1 where it could not be seen; None where there is no index, or the images lie in Parquet files.
     """
     meta, where = folder / "index.json", folder / "where.npy"
     kind = json.loads(meta.read_text())["kind"] if meta.exists() else ""

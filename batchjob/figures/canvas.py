@@ -155,10 +155,11 @@ def width_of(text: str, size: float = 7.0) -> float:
 
 
 def titles_of(ids: Sequence[str], rooms: Sequence[float]) -> list[str]:
-    """Shortens the ids of one picture's images so that each fits over its image and still tells it from the others.
+    """Shortens the ids of one picture's images so that each fits over its image.
 
     The folders are left out where the names tell the images apart. Where a name is too long for its image, all names
-    lose their extension, unless that makes two alike; one that is still too long loses its beginning.
+    lose their extension, unless that makes two alike. One that is still too long loses its beginning, and may then be
+    equal to another.
 
     Parameters
     ----------

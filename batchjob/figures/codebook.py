@@ -1,6 +1,6 @@
 """Draws the codebook of a dataset-wide run: each centroid as a small map, its share of rows, and typical photos."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -198,10 +198,9 @@ def _typical(run: Run, row: int, layer: int, head: int, number: int, opened: dic
     return Typical(photo.pixels, run.stack("labels", [row], layer=layer, head=head)[0, 0] == number, photo.span)
 
 
-def clustered(options: Mapping[str, Any]) -> str:
-    """Names the rows of patches that were clustered, from a run's options."""
-    on = options["cluster_on"]
-    return "attention rows of patches" if on == "attention" else f"{on.replace('query', 'querie')}s of patches"
+def clustered(run: Run) -> str:
+    """Names the rows of patches that were clustered."""
+    return f"{run.clustered}{' rows' if run.clustered == run.rows_name else ''} of patches"
 
 
 def explain(run: Run, shown: int) -> str:
@@ -216,7 +215,7 @@ def explain(run: Run, shown: int) -> str:
     """
     options, k = run.options, int(run.options["k"])
     is_of_images = options["queries"] == "cls"
-    what = "CLS rows" if is_of_images else clustered(options)
+    what = "CLS rows" if is_of_images else clustered(run)
     order = "all of them" if shown == k else f"the {shown} most common of {k}"
     where = (
         "around the query, which is in the middle, marked +"

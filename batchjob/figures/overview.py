@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from batchjob.errors import counted
 from batchjob.figures import canvas, statistics
 from batchjob.figures.look import Look, scores_of_head
 from batchjob.figures.maps import Panel
@@ -37,6 +38,8 @@ def overview(run: Run, look: Look) -> Figure | None:
     """
     (question, said), summary = run.answer, run.table("summary")
     if run.best is None or summary is None or run.image_score is None or not said or not run.patch_algorithms:
+        return None
+    if run.image_score[0] != catalogue.QUESTION:  # then the sentence says why there is no answer
         return None
     found = statistics.of_score(summary, catalogue.QUESTION, algorithm=run.algorithms[0])
     layer, head = run.best
@@ -89,11 +92,11 @@ def _answer(run: Run, head: tuple[int, int], said: Sequence[str], heads: pd.Data
     if not chosen:
         return " ".join(said)
     tried, used = int(chosen[0]["chosen_n"]), int(chosen[0]["n"])
-    everything = statistics.count_words(heads["n"])
+    everything = statistics.count_words(heads["n"], "photo")
     which = "b is" if scores_of_head(run, *head).leaves_out else "a and b are"
     halves = (
-        f"The head was chosen on {tried:,} photo{'s' * (tried != 1)}; the answer is from the {used:,} "
-        f"other{'s' * (used != 1)}; {which} over all {everything}."
+        f"The head was chosen on {counted(tried, 'photo')}; the answer is from the {counted(used, 'other')}; "
+        f"{which} over all {everything}."
     )
     return " ".join([*said, halves])
 

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from batchjob.errors import UserError
+from batchjob.errors import UserError, counted
 from batchjob.figures import canvas, codebook, maps
 from batchjob.figures.grid import Scored, study_grid
 from batchjob.figures.look import Look, chosen_head, chosen_layer, scores_of_head
@@ -100,7 +100,7 @@ def head_gallery(run: Run, rows: Sequence[int], layer: int, head: int, look: Loo
     """
     return maps.one_head(
         {"": [panel(run, row, layer, head, look) for row in rows]},
-        heading=f"Head {head} over {len(rows)} image{'s' * (len(rows) != 1)}\n{headline(run, layer)}",
+        heading=f"Head {head} over {counted(len(rows), 'image')}\n{headline(run, layer)}",
         attention_name=run.attention_name,
         smooth=look.smooth,
         remark=_score_remark(run, rows, layer, head),
@@ -242,12 +242,11 @@ def models(runs: Sequence[Run], rows: Sequence[int], look: Look) -> Figure:
         ]
         for row in shared
     ]
-    folders = [run.name for run in runs]
-    names = [
-        f"{folder}: {_clustered(run)} of {model_name(run)}, layer {layer}, head {head}"
-        + (f", {run.algorithms[0]}" if len(run.patch_algorithms) > 1 else "")
-        for folder, run, (layer, head) in zip(folders, runs, heads, strict=True)
-    ]
+    names = []
+    for run, (layer, head) in zip(runs, heads, strict=True):
+        what = run.clustered if run.patch_algorithms else run.attention_name
+        by = f", {run.algorithms[0]}" if len(run.patch_algorithms) > 1 else ""
+        names.append(f"{run.name}: {what} of {model_name(run)}, layer {layer}, head {head}{by}")
     kinds = dict.fromkeys("saliency" if run.attention == "saliency" else "attention" for run in runs)
     return maps.side_by_side(
         panels,
@@ -319,14 +318,6 @@ def _scored(run: Run, rows: Sequence[int], layer: int) -> Scored | None:
     return Scored(_score_words(run, layer), run.image_score[1][list(rows), 0, run.layers.index(layer)])
 
 
-def _clustered(run: Run) -> str:
-    """Names what the run clustered: `attention`, `keys`, or `CLS attention` where each image has one row."""
-    on = str(run.options["cluster_on"])
-    if run.patch_algorithms:
-        return run.rows_name if on == "attention" else f"{on.replace('query', 'querie')}s"
-    return run.attention_name if on == "attention" else f"CLS {on}"
-
-
 def _score_remark(run: Run, rows: Sequence[int], layer: int, head: int) -> str:
     """Says what the numbers over the photos of one head are, and what a dash means if one of the rows has it."""
     found = scores_of_head(run, layer, head)
@@ -336,7 +327,7 @@ def _score_remark(run: Run, rows: Sequence[int], layer: int, head: int) -> str:
     parts = [f"Numbers over the photos: {_score_words(run, layer, head)}."]
     if np.isnan(found.values[list(rows)]).any():
         parts.append(f"–: no score{', or the image chose the head' if found.leaves_out else ''}.")
-    elif found.note:
+    if found.note and not (found.leaves_out and len(parts) > 1):  # else the dash has said it
         parts.append(found.note)
     return " ".join(parts) + several
 
@@ -360,7 +351,7 @@ def _score_words(run: Run, layer: int, head: int | None = None) -> str:
     name = run.image_score[0]
     words = f"{score_name(name)} of the image"
     if len(run.patch_algorithms) > 1 and catalogue.is_of_labels(name):
-        words += f", of {run.algorithms[0]}"
+        words += f", by {run.algorithms[0]}"
     summary = run.table("summary")
     if summary is None or catalogue.main_null(name) != "swap":
         return words

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from batchjob.errors import counted
 from batchjob.figures import canvas
 from batchjob.metrics import catalogue
 from batchjob.metrics.uncertainty import FEWEST_IMAGES, SURE
@@ -277,8 +278,8 @@ def by_modifier(
             axes.plot(x[~enough], values[~enough], mfc="white", **how)
             axes.plot([], [], line, ms=4.2, lw=1, color=colour, label=name)
         bins = [
-            f"{_bin(r.low, r.high)}\n{_counted(r.pairs, 'pair')},\n{_counted(r.images, 'photo')}"
-            for r in rows.itertuples()
+            f"{_bin(low, high)}\n{counted(pairs, 'pair')},\n{counted(images, 'photo')}"
+            for low, high, pairs, images in rows[["low", "high", "pairs", "images"]].itertuples(index=False)
         ]
         axes.set_xticks(x, bins)
         axes.set_xlim(-0.4, len(rows) - 0.6)
@@ -287,10 +288,6 @@ def by_modifier(
         legend(figure, axes, 0.14, 3.75)
         canvas.note(figure, 4.02, told)
     return figure
-
-
-def _counted(number: Any, noun: str) -> str:
-    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _bin(low: Any, high: Any) -> str:

@@ -194,7 +194,7 @@ def cluster(rows: Any, options: Options, *, normalise: bool) -> Any:
     if needs_square and count != width:
         raise UserError(f"spectral clustering needs rows [..., P, P], found {list(array.shape)}; take kmeans")
     if options.k.isdigit() and int(options.k) > count:
-        raise UserError(f"k {options.k} is more than the {count} rows of a problem; give 1 to {count}")
+        raise UserError(f"k {options.k} is more than the {count} rows of a problem; give 2 to {count}")
     problems = array.reshape(-1, count, width)
     seeds, mask = _seeds(rows, problems, options), _mask(rows, outer, count)
     step = max(1, _CHUNK_BYTES // (4 * count * width))

@@ -35,8 +35,9 @@ def sentences(run: Run) -> list[str]:
     selection = run.table("selection")
     if selection is None:
         return []
-    lines = run.answer[1] or _without_objects(run)
-    return [*lines, *told.exploratory(run, selection, catalogue.leading()[:4])]
+    if "sure" not in selection:
+        return [f"The statistics are of an earlier version; make them again with: batchjob stats {run.folder}"]
+    return [*run.answer[1], *told.exploratory(run, selection, catalogue.leading()[:4])] or _without_objects(run)
 
 
 def _without_objects(run: Run) -> list[str]:
@@ -63,9 +64,10 @@ def differences(runs: Sequence[Run]) -> Differences:
             outdated = "The runs were compared before their statistics were made again. "
         if len(table):
             several = len(runs) > 2
+            is_named = table.loc[table["algorithm"] != "", "algorithm"].nunique() > 1
             is_asked = table["score"].isin([catalogue.QUESTION, f"{catalogue.QUESTION} over position"])
             rows, others = (
-                [_difference(row, several) for row in part.to_dict("records")]
+                [_difference(row, several, is_named) for row in part.to_dict("records")]
                 for part in (table[is_asked], table[~is_asked])
             )
             first, second = (str(table[side].iloc[0]) for side in ("run_a", "run_b"))
@@ -91,11 +93,13 @@ def _why_none(runs: Sequence[Run]) -> str:
     return f"Paired differences come from statistics of the runs together: batchjob stats {folders}"
 
 
-def _difference(row: Any, several: bool) -> list[str]:
+def _difference(row: Any, several: bool, is_named: bool) -> list[str]:
+    """Returns the cells of a row, with the names of the runs if there are `several`, and of the algorithm if asked."""
     heads = "mean of heads"
     if row["of"] == "best head":
         places = [f"{row[f'layer_{x}']}/{row[f'head_{x}']}" for x in "ab"]
         heads = f"best: {places[0]} and {places[1]} (layer/head)"
+    heads += f", {row['algorithm']}" if is_named and row["algorithm"] else ""
     cells = [
         _score_words(str(row["score"])),
         heads,

@@ -71,7 +71,7 @@ def note(run: Run, layer: int) -> str:
         The layer's number.
     """
     options, rows = run.options, int(run.data["centroids"].attrs["rows"])
-    what = "CLS rows, one an image" if options["queries"] == "cls" else codebook.clustered(options)
+    what = "CLS rows, one an image" if options["queries"] == "cls" else codebook.clustered(run)
     text = f"Layer {layer}. {options['k']} centroids a head, fitted to {rows:,} {what}: a number means the same in "
     text += "every image. "
     if len(run.heads) > _HEADS:

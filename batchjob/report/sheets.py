@@ -17,6 +17,7 @@ from batchjob.figures import pictures as drawn
 from batchjob.figures.look import Look
 from batchjob.figures.overview import overview
 from batchjob.figures.photos import choose_rows
+from batchjob.metrics.uncertainty import SURE
 from batchjob.store.run import Run
 
 _PICTURE_DPI = 150
@@ -34,7 +35,7 @@ _CHARTS = {
     "stats-forest": (
         "Heads and their null models",
         "Each head's gain over its null models on the same images, with 95 % intervals, the best first. A filled mark "
-        "is sure: p ≤ 0.05 after Holm's correction, on enough images.",
+        f"is sure: p ≤ {SURE} after Holm's correction, on enough images.",
     ),
     "stats-gain": (
         "Gain by layer and head",

@@ -25,7 +25,8 @@ from batchjob.metrics.saliency import normalise
 from batchjob.stats.image import count_groups
 from batchjob.stats.pool import ROWS_AT_ONCE, Pool
 from batchjob.stats.position import position_labels
-from batchjob.store.run import Part, Run
+from batchjob.store.part import Part
+from batchjob.store.run import Run
 
 Floats = NDArray[np.float64]
 COMPARED = tuple(s.name for s in catalogue.SCORES if s.is_compared)
@@ -76,8 +77,8 @@ def _asked_k(run: Run) -> NDArray[np.int64] | None:
     path = run.folder / "index" / "k.npy"
     if path.exists():
         return np.asarray(np.load(path), np.int64)
-    of_algorithm = [algorithm != "hdbscan" for algorithm in run.algorithms]
-    return np.asarray(run.clusters_found[:, of_algorithm].max(axis=(1, 2, 3)), np.int64)
+    found, takes_k = run.read(0, run.rows, only=()).k, [algorithm != "hdbscan" for algorithm in run.algorithms]
+    return None if found is None else found[:, takes_k].max(axis=(1, 2, 3)).astype(np.int64)
 
 
 def _finest(runs: Sequence[Run]) -> Geometry:
@@ -151,15 +152,11 @@ def compare(runs: Sequence[Run], annotations: Annotations | None, pool: Pool) ->
 
 
 def _equal(known: Sequence[NDArray[Any] | None], rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Returns [n]: whether all runs that know a value have the same one, in their own `rows` [runs, n].
-
-    A value below 0 is unknown.
-    """
+    """Returns [n]: whether all runs that know a value have the same one, in their own `rows` [runs, n]."""
     found = [values[of_run] for values, of_run in zip(known, rows, strict=True) if values is not None]
     equal = np.ones(rows.shape[1], bool)
     for values in found[1:]:
-        same = (values == found[0]) | (values < 0) | (found[0] < 0)
-        equal &= same.reshape(len(equal), -1).all(axis=1)
+        equal &= (values == found[0]).reshape(len(equal), -1).all(axis=1)
     return equal
 
 

@@ -167,6 +167,11 @@ def agreements(runs: Sequence[Run], common: Common) -> pd.DataFrame:
 
 def why_none(common: Common) -> str:
     """Says why no image could be compared."""
+    if common.other_file and common.other_k:
+        return (
+            f"of the images that all of them labelled, {common.other_file:,} are other files or sizes in each, and for "
+            f"{common.other_k:,} other k were asked for; give runs of the same files one --k"
+        )
     if common.other_file:
         return f"the {counted(common.other_file, 'image')} with ids in common are other files or sizes in each"
     if common.other_k:

@@ -19,7 +19,8 @@ def stats(
     *runs
         Folders of runs. Several runs are compared image by image.
     annotations
-        COCO JSON or a VOC folder; by default the annotations that each run was planned with.
+        COCO or panoptic JSON, several with commas, a COCO root, or a VOC folder; by default the annotations that each
+        run was planned with.
     jobs
         How many processes; with 0, as many as are worth starting.
 

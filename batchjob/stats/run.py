@@ -53,7 +53,7 @@ def run_stats(
         Folders of runs. An untrained run (`--weights random`) is the random null of the trained runs that have the
         same options. Several trained runs are compared.
     annotations
-        COCO JSON or a VOC folder; by default the annotations that each run was planned with.
+        As `--annotations`; by default the annotations that each run was planned with.
     csv
         Whether to write a CSV file beside each Parquet file.
     jobs
@@ -94,7 +94,7 @@ def run_stats(
         given = hashes_of_annotations(annotations)
         names = {}
         for run in opened:
-            say(f"{run.folder}: scoring {counted(run.rows, 'image')} with {pool.jobs} process{'es' * (pool.jobs > 1)}")
+            say(f"{run.folder}: scoring {counted(run.rows, 'image')} with {counted(pool.jobs, 'process')}")
             names[run.folder] = _score(run, known[run.folder], manner)
             (run.folder / ANNOTATIONS_SCORED).write_text(json.dumps(given, indent=1))
         for run in opened:

@@ -12,7 +12,6 @@ from batchjob.stats.numbers import SEEDS, gain, gain_interval, listed, number, p
 from batchjob.store.run import Run
 
 _QUESTION = "Do clusters of {rows} separate objects of the same class?"
-_VECTORS = {"query": "queries", "key": "keys", "value": "values", "token": "tokens"}
 Row = Mapping[str, Any]  # of stats/selection.parquet
 # The words for a null model in place of X in "0.44, against 0.21 X".
 _AGAINST = {
@@ -32,23 +31,17 @@ _THAN = {
 
 def question(runs: Sequence[Run]) -> str:
     """Asks the study's question about what the runs cluster: self-attention, keys, or a CNN's self-similarity."""
-    return _QUESTION.format(rows=" or ".join(dict.fromkeys(map(_clustered, runs))))
-
-
-def _clustered(run: Run) -> str:
-    what = str(run.options.get("cluster_on", "attention"))
-    if what == "attention":
-        return "self-attention" if run.rows_name == "attention" else run.rows_name
-    return "features" if run.spec.get("kind") == "cnn" else _VECTORS[what]
+    names = dict.fromkeys("self-attention" if run.clustered == "attention" else run.clustered for run in runs)
+    return _QUESTION.format(rows=" or ".join(names))
 
 
 def _head_name(run: Run, layer: int, head: int, *, is_of_labels: bool) -> str:
     """Names a head, and where vectors were clustered which ones: `head 3 of layer 11 by its keys`."""
     if run.options.get("cluster_on") == "token":
-        return f"layer {layer} by its {_clustered(run)}" if is_of_labels else f"layer {layer}"
+        return f"layer {layer} by its {run.clustered}" if is_of_labels else f"layer {layer}"
     name = f"head {head}" if len(run.layers) == 1 else f"head {head} of layer {layer}"
     is_by = is_of_labels and run.options.get("cluster_on", "attention") != "attention"
-    return f"{name} by its {_clustered(run)}" if is_by else name
+    return f"{name} by its {run.clustered}" if is_by else name
 
 
 def _claim(score: str, rows_name: str) -> str:
@@ -194,9 +187,11 @@ def why_none(counts: Mapping[str, int]) -> list[str]:
         return [
             "No photo has two objects of one category that the patch grid shows, so the question has no answer here."
         ]
+    if found == 1:
+        return ["One photo has two objects of one category. To choose the head and to measure it takes two or more."]
     return [
-        f"The best head is chosen on one half of the photos and measured on the other half. Of the "
-        f"{counted(found, 'photo')} with two objects of one category, all are in one half: too few to say."
+        f"{found:,} photos have two objects of one category: too few to choose the head on one half of the photos and "
+        "to measure it on the other."
     ]
 
 

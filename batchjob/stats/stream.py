@@ -19,7 +19,8 @@ from batchjob.stats.image import PairTable, Scene, pair_table, score_labels, sco
 from batchjob.stats.lent import Added, Lent, planned_donors
 from batchjob.stats.pool import Pool, blocks
 from batchjob.stats.truth import Truth
-from batchjob.store.run import Part, Run
+from batchjob.store.part import Part
+from batchjob.store.run import Run
 
 _MAY_PASS = [STATUS[cause] for cause in retries.MAY_PASS]
 # Begin the keys of `Scored.counts` that end in an algorithm: its clusterings, and those of them that are settled.

@@ -17,7 +17,8 @@ from batchjob.data.instances import has_twins
 from batchjob.metrics.nulls import Donors
 from batchjob.metrics.objects import Objects
 from batchjob.stats.pool import Pool, blocks
-from batchjob.store.run import Part, Run
+from batchjob.store.part import Part
+from batchjob.store.run import Run
 
 # The files and their dtypes, for n images with m objects in all, image after image. Coverage is kept sparse, because
 # most objects cover few patches: `covered_*` list only the patches that an object covers at least in part.

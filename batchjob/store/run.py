@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -19,10 +18,15 @@ from batchjob.geometry import Geometry
 from batchjob.metrics import catalogue
 from batchjob.plan import load as load_plan
 from batchjob.store.outputs import raise_for_damage
+from batchjob.store.part import Part, join
 
 if TYPE_CHECKING:
     import pandas as pd
     import xarray
+
+ANNOTATIONS_SCORED = "stats/annotations.json"
+COMPARED_RUNS = "stats/comparison.json"  # the runs of comparison.parquet: name -> `stats_digest`
+_VECTORS = {"query": "queries", "key": "keys", "value": "values", "token": "tokens"}  # by --cluster-on
 
 
 class Run:
@@ -97,9 +101,7 @@ class Run:
     @property
     def annotations_scored(self) -> dict[str, str]:
         """Absolute path -> sha256 of the annotations that `stats --annotations` was given; empty where it had none."""
-        path = self.folder / ANNOTATIONS_SCORED
-        found: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
-        return found
+        return self._written(ANNOTATIONS_SCORED)
 
     # ---- the coordinates ----
 
@@ -167,11 +169,6 @@ class Run:
         return np.stack([self._array("height")[:], self._array("width")[:]], axis=1)
 
     @cached_property
-    def clusters_found(self) -> NDArray[np.uint8]:
-        """[rows, algorithm, layer, head]: how many clusters each clustering found."""
-        return np.asarray(self._array("k")[:], np.uint8)
-
-    @cached_property
     def kept_rows(self) -> list[int]:
         """The rows of the images whose attention rows are stored (`--keep-maps`) and that did not fail."""
         if "attention_rows" not in self._names:
@@ -212,6 +209,14 @@ class Run:
     def rows_name(self) -> str:
         """What a patch's row is called: `attention`, or `self-similarity` where it is computed from features."""
         return "self-similarity" if self.attention == "saliency" else "attention"
+
+    @property
+    def clustered(self) -> str:
+        """What was clustered: attention, queries, keys, values or tokens; self-similarity or features of a CNN."""
+        what = str(self.options.get("cluster_on", "attention"))
+        if what == "attention":
+            return self.rows_name
+        return "features" if self.spec.get("kind") == "cnn" else _VECTORS[what]
 
     @cached_property
     def score_names(self) -> tuple[str, ...]:
@@ -293,8 +298,8 @@ class Run:
         """Reads labels and maps of images at any rows, in this order. Rows close to each other are read together."""
         low, high = int(rows.min()), int(rows.max()) + 1
         if high - low <= 4 * len(rows):
-            return _pick(self.read(low, high, only=("labels", "maps")), rows - low)
-        return _join([self.read(int(row), int(row) + 1, only=("labels", "maps")) for row in rows])
+            return self.read(low, high, only=("labels", "maps")).pick(rows - low)
+        return join([self.read(int(row), int(row) + 1, only=("labels", "maps")) for row in rows])
 
     def read_score(self, name: str) -> NDArray[np.float64] | None:
         """Reads an array of scores.zarr as [n, C], all dimensions but `image` flattened; None where it is not there."""
@@ -322,16 +327,17 @@ class Run:
     @property
     def compared(self) -> dict[str, str]:
         """The runs that the table `comparison` is of: name -> `stats_digest` when they were compared."""
-        path = self.folder / COMPARED_RUNS
-        found: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
-        return found
+        return self._written(COMPARED_RUNS)
+
+    def _written(self, name: str) -> dict[str, Any]:
+        path = self.folder / name
+        return dict(json.loads(path.read_text())) if path.exists() else {}
 
     @cached_property
     def answer(self) -> tuple[str, list[str]]:
         """The study's question, and the sentences of the answer that `stats` wrote; none where it could not answer."""
-        path = self.folder / "stats" / "answer.json"
-        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"question": "", "lines": []}
-        return found["question"], found["lines"]
+        found = self._written("stats/answer.json")
+        return found.get("question", ""), found.get("lines", [])
 
     @cached_property
     def best(self) -> tuple[int, int] | None:
@@ -383,45 +389,6 @@ def tell_apart(runs: Sequence[Run]) -> None:
             break
     for run, name in zip(runs, names, strict=True):
         run.name = name
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """The arrays of n images; None for an array that the run lacks, or that was not asked for.
-
-    M algorithms, L layers, H heads, P patches, R repeats.
-    """
-
-    start: int  # the first image's row
-    status: NDArray[np.uint8]
-    height: NDArray[np.int32]
-    width: NDArray[np.int32]
-    labels: NDArray[np.uint8] | None  # [n, M, L, H, P]
-    k: NDArray[np.uint8] | None  # [n, M, L, H]
-    repeats: NDArray[np.uint8] | None  # [n, M, L, H, R, P]
-    maps: NDArray[np.float32] | None  # [n, L, H, P]
-    prefix_mass: NDArray[np.float32]  # [n, L, H]
-    scores: Mapping[str, NDArray[np.float32]]  # [n, L, H] each; those that labelling computed
-    instance: NDArray[np.int16] | None = None  # [n, P] which of the image's annotations owns each patch; −1 for none
-    category: NDArray[np.int32] | None = None  # [n, P] the category of that annotation; −1 for none
-    settled: NDArray[np.bool_] | None = None  # [n, M, L, H] whether the best partition was found from two starts
-
-
-ANNOTATIONS_SCORED = "stats/annotations.json"
-COMPARED_RUNS = "stats/comparison.json"  # the runs of comparison.parquet: name -> `stats_digest`
-_FIELDS = ("status", "height", "width", "labels", "k", "repeats", "maps", "prefix_mass", "instance", "category")
-
-
-def _pick(part: Part, rows: NDArray[np.integer[Any]]) -> Part:
-    own: dict[str, Any] = {name: getattr(part, name) for name in _FIELDS}
-    chosen: dict[str, Any] = {n: None if v is None else v[rows] for n, v in own.items()}
-    return Part(start=part.start, scores={}, **chosen)
-
-
-def _join(parts: list[Part]) -> Part:
-    joined = {n: [getattr(p, n) for p in parts] for n in _FIELDS}
-    whole: dict[str, Any] = {n: None if v[0] is None else np.concatenate(v) for n, v in joined.items()}
-    return Part(start=parts[0].start, scores={}, **whole)
 
 
 def _open(path: Path) -> zarr.Group:
