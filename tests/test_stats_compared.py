@@ -11,9 +11,10 @@ import zarr
 from batchjob.codes import NOISE
 from batchjob.errors import UserError
 from batchjob.metrics.objects import Objects
-from batchjob.report.answer import differences
+from batchjob.report.answer import _difference, differences
 from batchjob.stats import run_stats
-from batchjob.stats.compare import compare
+from batchjob.stats.compare import Common, compare
+from batchjob.stats.differences import why_none
 from batchjob.stats.image import Scene, score_labels
 from batchjob.stats.pool import Pool
 from batchjob.stats.run import _other_annotations
@@ -117,6 +118,25 @@ def test_runs_of_one_folder_name_are_told_apart(tmp_path: Path, annotations: Pat
     opened = [Run(folder) for folder in folders]
     tell_apart(opened)
     assert differences(opened).rows[0][0] == "x/run − y/run"
+
+
+def test_the_page_names_the_algorithm_of_a_difference_where_there_are_several() -> None:
+    row = {
+        "score": "instance_ari",
+        "of": "mean of heads",
+        "algorithm": "spectral",
+        "n": 30,
+        "mean_a": 0.3,
+        "mean_b": 0.2,
+    }
+    row |= {"difference": 0.1, "low": 0.0, "high": 0.2, "p": 0.04, "enough": True, "run_a": "a", "run_b": "b"}
+    assert _difference(row, several=False, is_named=True)[1] == "mean of heads, spectral"
+    assert _difference(row, several=True, is_named=False)[:3:2] == ["a − b", "mean of heads"]
+
+
+def test_why_none_tells_both_reasons() -> None:
+    common = Common(ids=[], grid=(1, 1), values=[], agreement={}, other_k=5, other_file=3)
+    assert "3 are other files or sizes in each, and for 5 other k were asked for" in why_none(common)
 
 
 def test_a_comparison_of_older_statistics_is_not_shown(tmp_path: Path, annotations: Path) -> None:

@@ -32,7 +32,8 @@ class Part:
     def pick(self, rows: NDArray[np.integer[Any]]) -> "Part":
         """Returns the images at some rows of this part, in their order, without scores and `settled`."""
         own: dict[str, Any] = {name: getattr(self, name) for name in _FIELDS}
-        return Part(start=self.start, scores={}, **{n: None if v is None else v[rows] for n, v in own.items()})
+        chosen: dict[str, Any] = {name: None if v is None else v[rows] for name, v in own.items()}
+        return Part(start=self.start, scores={}, **chosen)
 
 
 _FIELDS = ("status", "height", "width", "labels", "k", "repeats", "maps", "prefix_mass", "instance", "category")
