@@ -13,15 +13,17 @@ from batchjob.errors import UserError
 from batchjob.metrics.objects import Objects
 from batchjob.report.answer import _difference, differences
 from batchjob.stats import run_stats
-from batchjob.stats.compare import Common, compare
-from batchjob.stats.differences import why_none
+from batchjob.stats.compare import Common, comparable, compare
+from batchjob.stats.differences import describe, why_none
+from batchjob.stats.differences import differences as tabulate
 from batchjob.stats.image import Scene, score_labels
 from batchjob.stats.pool import Pool
 from batchjob.stats.run import _other_annotations
 from batchjob.store.run import Run, tell_apart
 from tests.made_up_runs import table, write_annotations, write_run
 
-IMAGES = 8
+IMAGES = 6
+KINDS = ("instance", "local")
 
 
 def stats(runs: list[Path], annotations: Path) -> list[str]:
@@ -39,43 +41,51 @@ def annotations(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_annotations(tmp_path_factory.mktemp("known") / "a.json", IMAGES)
 
 
+def common_of(runs: list[Path]) -> tuple[Common, list[str]]:
+    """Returns what the runs have in common, and what is said of it."""
+    opened = [Run(run) for run in runs]
+    common = compare(opened, None, Pool(1))
+    return common, describe(opened, common, tabulate(opened, common))
+
+
 def test_the_number_of_clusters_that_were_found_leaves_no_image_out(tmp_path: Path) -> None:
     """It is a result. In dataset scope it is how many of the k clusters an image shows."""
     runs = [write_run(tmp_path / name, IMAGES, k="6", scope="dataset") for name in "ab"]
     found = array(runs[1], "k")
     found[:3] = np.asarray(found[:3]) + 1
-    common = compare([Run(run) for run in runs], None, Pool(1))
+    common, _ = common_of(runs)
     assert len(common.ids) == IMAGES
     assert common.other_k == 0
 
 
 def test_images_of_another_k_are_left_out(tmp_path: Path, annotations: Path) -> None:
-    runs = [write_run(tmp_path / name, IMAGES) for name in "ab"]
+    runs = [write_run(tmp_path / name, IMAGES, kinds=KINDS) for name in "ab"]
     for run, first in zip(runs, (3, 4), strict=True):
         np.save(run / "index" / "k.npy", np.array([first, *[3] * (IMAGES - 1)], np.uint8))
-    lines = stats(runs, annotations)
-    assert any(line.startswith(f"2 runs on the same {IMAGES - 1} images") for line in lines)
-    assert any(line.startswith("1 image left out because k differs between the runs") for line in lines)
+    common, said = common_of(runs)
+    assert (len(common.ids), common.other_k) == (IMAGES - 1, 1)
+    assert said[0].startswith(f"2 runs on the same {IMAGES - 1} images")
+    assert said[1].startswith("1 image left out because k differs between the runs")
     np.save(runs[0] / "index" / "k.npy", np.full(IMAGES, 5, np.uint8))
     np.save(runs[1] / "index" / "k.npy", np.full(IMAGES, 6, np.uint8))
-    said = f"the runs are not compared: none of the {IMAGES} images that all of them labelled was asked for the same k"
-    assert stats(runs, annotations)[-1].startswith(said)
+    told = f"the runs are not compared: none of the {IMAGES} images that all of them labelled was asked for the same k"
+    assert stats(runs, annotations)[-1].startswith(told)
 
 
-def test_a_rule_for_k_is_compared_with_the_same_rule_alone(tmp_path: Path, annotations: Path) -> None:
-    runs = [
-        write_run(tmp_path / name, IMAGES, k=k) for name, k in (("a", "silhouette"), ("b", "silhouette"), ("c", "5"))
-    ]
+def test_a_rule_for_k_is_compared_with_the_same_rule_alone(tmp_path: Path) -> None:
+    rules = (("a", "silhouette"), ("b", "silhouette"), ("c", "5"))
+    runs = [write_run(tmp_path / name, IMAGES, kinds=KINDS, k=k) for name, k in rules]
     found = array(runs[1], "k")
     found[:] = np.asarray(found[:]) + 1
-    assert any(line.endswith("k by silhouette in each") for line in stats(runs[:2], annotations))
-    refused = stats(runs[1:], annotations)[-1]
-    assert refused == "the runs are not compared patch by patch: k was chosen otherwise: silhouette in b, 5 in c"
+    _, said = common_of(runs[:2])
+    assert said[0].endswith("k by silhouette in each")
+    refused = comparable([Run(run) for run in runs[1:]])
+    assert refused == "k was chosen otherwise: silhouette in b, 5 in c"
 
 
 @pytest.mark.parametrize("by", ["size in bytes", "size in pixels"])
-def test_other_photos_of_the_same_id_are_left_out(tmp_path: Path, annotations: Path, by: str) -> None:
-    runs = [write_run(tmp_path / name, IMAGES) for name in "ab"]
+def test_other_photos_of_the_same_id_are_left_out(tmp_path: Path, by: str) -> None:
+    runs = [write_run(tmp_path / name, IMAGES, kinds=KINDS) for name in "ab"]
 
     def make_differ(count: int) -> None:
         if by == "size in pixels":
@@ -86,13 +96,12 @@ def test_other_photos_of_the_same_id_are_left_out(tmp_path: Path, annotations: P
             np.save(run / "index" / "where.npy", np.stack([sizes, sizes + number], axis=1))
 
     make_differ(2)
-    lines = stats(runs, annotations)
-    assert any(line.startswith(f"2 runs on the same {IMAGES - 2} images") for line in lines)
-    assert "2 images left out because the runs saw other files or sizes of the same id" in lines
+    common, said = common_of(runs)
+    assert (len(common.ids), common.other_file) == (IMAGES - 2, 2)
+    assert "2 images left out because the runs saw other files or sizes of the same id" in said
     make_differ(IMAGES)
-    said = f"the runs are not compared: the {IMAGES} images with ids in common are other files or sizes in each"
-    assert stats(runs, annotations)[-1] == said
-    assert not (runs[0] / "stats" / "comparison.parquet").exists()
+    none = compare([Run(run) for run in runs], None, Pool(1))
+    assert why_none(none) == f"the {IMAGES} images with ids in common are other files or sizes in each"
 
 
 def test_runs_that_were_planned_with_other_annotations_are_not_compared() -> None:
@@ -108,7 +117,7 @@ def test_runs_that_were_planned_with_other_annotations_are_not_compared() -> Non
 
 def test_runs_of_one_folder_name_are_told_apart(tmp_path: Path, annotations: Path) -> None:
     folders = [tmp_path / "x" / "run", tmp_path / "y" / "run", tmp_path / "z" / "run"]
-    runs = [write_run(folder, IMAGES, kinds=["instance", "local"]) for folder in folders]
+    runs = [write_run(folder, IMAGES, kinds=KINDS) for folder in folders]
     lines = stats(runs, annotations)
     found = table(runs[0], "comparison").query("of == 'head' and score == 'instance_ari'")
     pairs = found.groupby(["run_a", "run_b"], sort=False).size()
@@ -140,7 +149,7 @@ def test_why_none_tells_both_reasons() -> None:
 
 
 def test_a_comparison_of_older_statistics_is_not_shown(tmp_path: Path, annotations: Path) -> None:
-    runs = [write_run(tmp_path / name, IMAGES, seed=i) for i, name in enumerate("ab")]
+    runs = [write_run(tmp_path / name, IMAGES, kinds=KINDS, seed=i) for i, name in enumerate("ab")]
     stats(runs, annotations)
     opened = [Run(run) for run in runs]
     assert differences(opened).rows
@@ -155,7 +164,7 @@ def test_a_comparison_of_older_statistics_is_not_shown(tmp_path: Path, annotatio
 
 
 def test_no_table_of_earlier_statistics_stays_beside_the_new_ones(tmp_path: Path, annotations: Path) -> None:
-    run = write_run(tmp_path / "run", IMAGES)
+    run = write_run(tmp_path / "run", IMAGES, kinds=KINDS)
     run_stats([run], annotations=str(annotations), jobs=1, csv=True)
     assert (run / "stats" / "summary.csv").exists()
     (run / "stats" / "mine.csv").write_text("of the user")
