@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import ROOT, SAMPLE
 
 SCRIPT = """
@@ -45,6 +47,7 @@ def run_script(folder: Path, text: str, *arguments: Path) -> subprocess.Complete
     )
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_runs_once_in_the_process_that_the_user_started(tmp_path: Path) -> None:
     done = run_script(tmp_path, SCRIPT, SAMPLE)
     assert done.returncode == 0, done.stderr

@@ -51,6 +51,7 @@ def test_the_python_of_the_readme_runs(here: Path, monkeypatch: pytest.MonkeyPat
     assert done.stdout.endswith("(1, 1, 6, 256) summary (2, 1, 12, 6, 8, 8)\n")
 
 
+@pytest.mark.slow
 def test_every_batchjob_command_of_the_readme_runs_beside_the_run_of_make(here: Path) -> None:
     lines = [shlex.split(line) for line in commands("sh") if line.startswith("batchjob ")]
     assert {line[1] for line in lines} >= {"fetch", "run", "show", "stats", "figures", "report"}
