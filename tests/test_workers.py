@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from multiprocessing.queues import Queue
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,19 @@ def test_a_loader_closes_while_a_read_hangs(files):
     loader.close()
     assert time.monotonic() - began < 20
     assert not [thread for thread in threading.enumerate() if thread.name == "ahead"]
+
+
+def test_a_loader_that_is_closed_leaves_no_thread_to_remove_semaphores_while_python_exits(files, monkeypatch):
+    feed = Queue._feed
+
+    def feed_late(*arguments):  # the arguments hold the semaphores
+        feed(*arguments)
+        time.sleep(0.5)
+
+    monkeypatch.setattr(Queue, "_feed", staticmethod(feed_late))
+    with open_loader(good_rows(files[0], 4)) as loader:
+        list(loader.batches(0, 4))
+    assert not [thread for thread in threading.enumerate() if thread.name == "QueueFeederThread"]
 
 
 def test_a_slot_is_not_reused_until_the_next_chunk_is_asked_for(files):

@@ -155,9 +155,14 @@ class Chunks:
     def close(self) -> None:
         """Ends the workers."""
         # Called by hand: the garbage collector may close the stream's pipes before it ends the threads that use them.
-        shut_down = getattr(getattr(self._loader, "_iterator", None), "_shutdown_workers", None)
-        if shut_down is not None:
-            shut_down()
+        workers: Any = getattr(self._loader, "_iterator", None)
+        if hasattr(workers, "_shutdown_workers"):
+            workers._shutdown_workers()
+            # DataLoader leaves these threads behind. One that removes its queue's semaphores while Python exits stops
+            # half-way, and Python then warns of leaked semaphores.
+            for thread in [getattr(queue, "_thread", None) for queue in workers._index_queues]:
+                if thread is not None:
+                    thread.join(timeout=5)
         self._loader = self._stream = None
         self._kill_workers()
         atexit.unregister(self._abandon)
