@@ -28,6 +28,15 @@ hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine
 hypothesis.settings.load_profile("untimed")
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "batchjob" / "sample"
+# Fixtures that take many seconds and serve several files: name -> the group of tests that run in one process.
+SHARED_FIXTURES = {
+    "cluster": "slurm",
+    "slurm_photos": "slurm",
+    "runs": "pages",
+    "chromium": "pages",
+    "codebook_page": "pages",
+    "sample_run": "sample",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +78,15 @@ def sample_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keeps the tests of a file in one process, so that fixtures are made once; also all on Slurm, and all on pages."""
+    """Keeps the tests of a file, and all that share a costly fixture, in one process, which makes fixtures once."""
     for item in items:
         if item.get_closest_marker("xdist_group"):  # a long test that says itself what it has to be with
             continue
-        on_slurm = item.get_closest_marker("slurm") is not None
-        on_pages = {"runs", "chromium"} & set(getattr(item, "fixturenames", ()))
-        item.add_marker(pytest.mark.xdist_group("slurm" if on_slurm else "pages" if on_pages else item.path.stem))
+        fixtures = getattr(item, "fixturenames", ())
+        shared = next((group for fixture, group in SHARED_FIXTURES.items() if fixture in fixtures), item.path.stem)
+        item.add_marker(pytest.mark.xdist_group(shared))
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:

@@ -267,3 +267,10 @@ def test_public_functions_say_what_they_take() -> None:
                 lacking.append(f"{path.relative_to(ROOT)}: {node.name}")
     assert lacking == []
     assert seen > 300, "saw the functions"
+
+
+def test_the_tests_of_a_file_run_in_one_process(request: pytest.FixtureRequest) -> None:
+    is_one_of_several = "PYTEST_XDIST_WORKER" in os.environ
+    assert not is_one_of_several or request.node.nodeid.endswith("@test_structure"), (
+        "this pytest-xdist does not group tests with this pytest, so fixtures are made in every process"
+    )

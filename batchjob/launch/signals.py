@@ -1,16 +1,18 @@
 """What the signals that end a command do, from its first moment to its last."""
 
 import contextlib
+import functools
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self
 
 from batchjob.children import SIGNALS
 
+AGAIN_S = 0.01
 WORK_LEFT = 75  # the exit code of a command that goes on where it stopped when it is run again
 PARENT = "BATCHJOB_PARENT"  # set by our own launcher: its process id
 _MEANINGS = {signal.SIGUSR1: " (the time limit is near, or a preemption)"}
@@ -18,6 +20,7 @@ _MEANINGS = {signal.SIGUSR1: " (the time limit is near, or a preemption)"}
 
 def exit_at_once() -> None:
     """Makes signals end the process with code 75 and without a word, until something else takes them over."""
+    sys.unraisablehook = functools.partial(_heed_again, sys.unraisablehook)
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _exit)
@@ -40,12 +43,14 @@ def interruptible() -> Iterator[None]:
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
         came.append(signal.Signals(number).name)
-        raise KeyboardInterrupt(came[-1])
+        _raise(KeyboardInterrupt(came[-1]), number)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    hook = sys.unraisablehook
+    sys.unraisablehook = functools.partial(_heed_again, hook)
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
             signal.signal(number, interrupt)
@@ -58,6 +63,7 @@ def interruptible() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        sys.unraisablehook = hook
 
 
 class Stop:
@@ -89,7 +95,7 @@ class Stop:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.reason and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            _raise(KeyboardInterrupt(), number)
         name = signal.Signals(number)
         self.reason = name.name + _MEANINGS.get(name, "")
         with contextlib.suppress(OSError):  # whoever read it may be gone
@@ -97,4 +103,20 @@ class Stop:
 
 
 def _exit(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(WORK_LEFT)
+    _raise(SystemExit(WORK_LEFT), number)
+
+
+def _raise(error: BaseException, number: int) -> NoReturn:
+    vars(error)["signal"] = number  # for `_heed_again`
+    raise error
+
+
+def _heed_again(hook: Callable[[Any], object], lost: "sys.UnraisableHookArgs") -> None:
+    """Sends a signal again whose error Python drops, since its handler ran inside a `__del__` or another callback."""
+    number = vars(lost.exc_value).get("signal") if lost.exc_value else None
+    if number is None:
+        hook(lost)
+        return
+    timer = threading.Timer(AGAIN_S, os.kill, (os.getpid(), number))  # after the callback, which can't raise anything
+    timer.daemon = True
+    timer.start()
