@@ -104,11 +104,12 @@ report: env  ## write one HTML page of RUN=…
 show: env  ## show plan, progress, throughput and failures of RUN=…
 	@$(PY) -m batchjob show $(RUN_OR_SAMPLE)
 
+IN_TWO = -n 2 --dist loadgroup --no-loadscope-reorder
 test: dev  ## run the tests, except those that need a GPU, Slurm or minutes
-	@$(PY) -m pytest -n 2 --dist loadgroup
+	@$(PY) -m pytest $(IN_TWO)
 
 test-slow: dev  ## run the long tests: kills, real Slurm, 20,000 images
-	@$(PY) -m pytest -n 2 --dist loadgroup -m 'slow and not gpu'
+	@$(PY) -m pytest $(IN_TWO) -m 'slow and not gpu'
 
 test-gpu: dev  ## run the tests for an NVIDIA GPU; fails if there is none
 	@$(PY) -m pytest -m gpu

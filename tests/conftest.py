@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ import hypothesis
 import pytest
 from _pytest.terminal import TerminalReporter
 
+from batchjob.__main__ import main
 from tests.pages import TINY, both_runs, chromium, codebook_page, page, runs  # noqa: F401  # one for all files that ask for it
 from tests.runs import empty_run, finished_run  # noqa: F401  # for the tests of the store
 from tests.slurm_jobs import calm, cluster, slurm_photos, submit  # noqa: F401  # one for all files that ask for it
@@ -55,7 +54,6 @@ _left_out: Counter[str] = Counter()
 @pytest.fixture
 def batchjob(capfd: pytest.CaptureFixture[str]) -> Command:
     """`batchjob("run", data, run, "--k", "3")` in this process; paths may be given as Path."""
-    from batchjob.__main__ import main
 
     def call(*arguments: object) -> Ended:
         capfd.readouterr()
@@ -72,9 +70,8 @@ def batchjob(capfd: pytest.CaptureFixture[str]) -> Command:
 def sample_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Labels the sample once with DINOv2's own weights: k = instances + 1, 448 px, maps of two images kept."""
     run = tmp_path_factory.mktemp("runs") / "sample"
-    command = [sys.executable, "-m", "batchjob", "run", str(SAMPLE), str(run), "--k", "instances"]
-    command += ["--image-size", "448", "--keep-maps", "2", "--rows-per-partition", "3", "--workers", "1"]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=500)
+    options = ["--k", "instances", "--image-size", "448", "--keep-maps", "2", "--rows-per-partition", "3"]
+    assert main(["run", str(SAMPLE), str(run), *options, "--workers", "1"]) == 0
     return run
 
 
@@ -87,6 +84,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         fixtures = getattr(item, "fixturenames", ())
         shared = next((group for fixture, group in SHARED_FIXTURES.items() if fixture in fixtures), item.path.stem)
         item.add_marker(pytest.mark.xdist_group(shared))
+    items.sort(key=lambda item: item.get_closest_marker("slurm") is None)  # the longest group first, mostly waiting
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:

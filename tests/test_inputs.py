@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import tarfile
 import time
 from pathlib import Path
@@ -17,9 +15,10 @@ from safetensors.torch import save_file
 import batchjob as package
 from batchjob import inputs
 from batchjob import plan as plans
+from batchjob.__main__ import main
 from batchjob.codes import STATUS
 from batchjob.store import lifecycle as store
-from tests.conftest import ROOT, SAMPLE, TINY, Command
+from tests.conftest import SAMPLE, TINY, Command
 from tests.runs import contents
 from tests.test_job import make_photos
 
@@ -64,9 +63,8 @@ def annotated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Makes a finished run of four images of the sample, with k and scores from its own copy of annotations."""
     folder = tmp_path_factory.mktemp("annotated")
     (folder / "instances.json").write_bytes(next((SAMPLE / "annotations").glob("instances_*.json")).read_bytes())
-    command = [sys.executable, "-m", "batchjob", "run", str(SAMPLE), str(folder / "run"), *TINY[:-1], "instances"]
-    command += ["--annotations", str(folder / "instances.json"), "--scores", "pairs", *SHARDS, "--limit", "4", *RUNTIME]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=300, capture_output=True)
+    options = [*TINY[:-1], "instances", "--annotations", str(folder / "instances.json"), "--scores", "pairs"]
+    assert main(["run", str(SAMPLE), str(folder / "run"), *options, *SHARDS, "--limit", "4", *RUNTIME]) == 0
     return folder / "run"
 
 
