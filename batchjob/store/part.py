@@ -1,7 +1,7 @@
 """The arrays of some images of a run, as they are read for `stats`."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -30,17 +30,19 @@ class Part:
     settled: NDArray[np.bool_] | None = None  # [n, M, L, H] whether the best partition was found from two starts
 
     def pick(self, rows: NDArray[np.integer[Any]]) -> "Part":
-        """Returns the images at some rows of this part, in their order, without scores and `settled`."""
-        own: dict[str, Any] = {name: getattr(self, name) for name in _FIELDS}
-        chosen: dict[str, Any] = {name: None if v is None else v[rows] for name, v in own.items()}
-        return Part(start=self.start, scores={}, **chosen)
-
-
-_FIELDS = ("status", "height", "width", "labels", "k", "repeats", "maps", "prefix_mass", "instance", "category")
+        """Returns the images at some rows of this part, in their order."""
+        return _made_of([self], lambda arrays: arrays[0][rows])
 
 
 def join(parts: list[Part]) -> Part:
-    """Returns the images of several parts, one part after the other, without scores and `settled`."""
-    joined = {n: [getattr(p, n) for p in parts] for n in _FIELDS}
-    whole: dict[str, Any] = {n: None if v[0] is None else np.concatenate(v) for n, v in joined.items()}
-    return Part(start=parts[0].start, scores={}, **whole)
+    """Returns the images of several parts, one part after the other."""
+    return _made_of(parts, np.concatenate)
+
+
+def _made_of(parts: list[Part], make: Callable[[list[NDArray[Any]]], NDArray[Any]]) -> Part:
+    """Makes each array of a part from those of the parts, which have the same ones."""
+    names = [field.name for field in fields(Part) if field.name not in ("start", "scores")]
+    arrays = {name: [getattr(part, name) for part in parts] for name in names}
+    made: dict[str, Any] = {name: None if values[0] is None else make(values) for name, values in arrays.items()}
+    scores = {name: make([part.scores[name] for part in parts]) for name in parts[0].scores}
+    return Part(start=parts[0].start, scores=scores, **made)
