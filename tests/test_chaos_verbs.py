@@ -1,6 +1,6 @@
 """Signals at random moments of every verb: the run gets the bytes of an undisturbed one, and no process is left.
 
-CHAOS_SIGNALS=300 sends 300 signals instead of 60; CHAOS_SEED draws others. The seed decides which signal comes when.
+CHAOS_SIGNALS=300 sends 300 signals instead of 30; CHAOS_SEED draws others. The seed decides which signal comes when.
 How far a command is by then depends on the machine.
 """
 
@@ -18,10 +18,10 @@ from batchjob.store import lifecycle as store
 from tests.chaos_verbs import Commands, Ended, Moment, session
 from tests.conftest import SAMPLE
 
-SIGNALS = int(os.environ.get("CHAOS_SIGNALS", "60"))
+SIGNALS = int(os.environ.get("CHAOS_SIGNALS", "30"))
 SEED = int(os.environ.get("CHAOS_SEED", "17"))
-A_LIFE = 30  # signals from a run's plan to its page
-OF_A_VERB = {"plan": 4, "fit": 5, "label": 8, "finish": 5, "stats": 3, "figures": 2, "report": 3}
+A_LIFE = 15  # signals from a run's plan to its page
+OF_A_VERB = {"plan": 2, "fit": 3, "label": 4, "finish": 2, "stats": 2, "figures": 1, "report": 1}
 NUMBERS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 PYTHON_BEGINS_S = 1.0  # on a busy machine; before its first line no program answers to a signal
 NEW_INTERPRETERS = 0.1  # the share of commands in a new interpreter; the others do not import torch again
