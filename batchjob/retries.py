@@ -35,3 +35,23 @@ def sentence(count: int, data: str, run: Path, options: Mapping[str, Any]) -> st
         return ""
     again = command_of(data, run, options, "--retry-failed")
     return f"those that are {COUNT} ({count:,}) are tried again by: {again} (with make: RETRY_FAILED=1)"
+
+
+def without_images(data: str, run: Path, options: Mapping[str, Any], *, is_pending: bool) -> str:
+    """Says of a run in which no image is labelled how that is mended.
+
+    Parameters
+    ----------
+    data, run, options
+        As `sentence`.
+    is_pending
+        Whether images are still to be labelled; else all of them failed.
+
+    Returns
+    -------
+    A sentence without its full stop.
+    """
+    if is_pending:
+        return f"{run} has no labelled image yet; go on with: {command_of(data, run, options)}"
+    again = command_of(data, run, options, "--retry-failed")
+    return f"all images of {run} failed ({run / 'failures.csv'} says why); once they are mended: {again}"

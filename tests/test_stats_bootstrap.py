@@ -56,6 +56,13 @@ def test_images_without_a_score_are_left_out_column_by_column() -> None:
     assert np.isnan([found.mean[2], found.low[2], found.high[2]]).all()
 
 
+def test_one_image_has_a_mean_and_no_interval() -> None:
+    found = interval(np.array([[0.5, 0.5, np.nan], [np.nan, 0.7, np.nan]]))
+    assert found.n.tolist() == [1, 2, 0]
+    np.testing.assert_array_equal(found.mean, [0.5, 0.6, np.nan])
+    assert np.isfinite(found.low).tolist() == np.isfinite(found.high).tolist() == [False, True, False]
+
+
 def test_differences_of_columns_are_paired() -> None:
     random = np.random.default_rng(0)
     hard = random.random(50)  # the difficulty of an image affects both heads

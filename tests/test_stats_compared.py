@@ -14,7 +14,7 @@ from batchjob.metrics.objects import Objects
 from batchjob.report.answer import _difference, differences
 from batchjob.stats import run_stats
 from batchjob.stats.compare import Common, comparable, compare
-from batchjob.stats.differences import describe, why_none
+from batchjob.stats.differences import _k_words, describe, why_none
 from batchjob.stats.differences import differences as tabulate
 from batchjob.stats.image import Scene, score_labels
 from batchjob.stats.pool import Pool
@@ -83,6 +83,52 @@ def test_a_rule_for_k_is_compared_with_the_same_rule_alone(tmp_path: Path) -> No
     assert refused == "k was chosen otherwise: silhouette in b, 5 in c"
 
 
+def test_runs_of_other_heads_of_one_model_are_compared_by_those_that_both_have(
+    tmp_path: Path, annotations: Path
+) -> None:
+    runs = [write_run(tmp_path / "all", IMAGES), write_run(tmp_path / "two", IMAGES, kinds=KINDS)]
+    lines = stats(runs, annotations)
+    found = table(runs[0], "comparison").query("score == 'instance_ari'")
+    mean, heads = found.query("of == 'mean of heads'").iloc[0], found.query("of == 'head'")
+    assert (mean["heads_a"], mean["heads_b"]) == (2, 2)
+    assert heads["head_a"].tolist() == heads["head_b"].tolist() == [0, 1]
+    assert mean["mean_a"] == pytest.approx(heads["mean_a"].mean())
+    assert mean["mean_b"] == pytest.approx(heads["mean_b"].mean())
+    assert any(line.startswith("instance_ari, mean of 2 heads: all ") for line in lines)
+
+
+def test_equal_numbers_of_heads_in_other_networks_are_other_heads(tmp_path: Path, annotations: Path) -> None:
+    runs = [write_run(tmp_path / "four", IMAGES), write_run(tmp_path / "two", IMAGES, kinds=KINDS)]
+    group = zarr.open_group(str(runs[1] / "labels.zarr"), mode="r+")
+    group.attrs["model"] = {**group.attrs["model"], "num_heads": 12}
+    lines = stats(runs, annotations)
+    found = table(runs[0], "comparison")
+    assert not (found["of"] == "head").any()
+    assert (found[found["of"] == "mean of heads"][["heads_a", "heads_b"]] == [4, 2]).all(axis=None)
+    assert any("instance_ari, mean of 4 heads and of 2: four " in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("silhouette hdbscan", "k by silhouette, hdbscan finds its own k"),
+        ("hdbscan silhouette", "k by silhouette, hdbscan finds its own k"),
+        ("silhouette silhouette", "k by silhouette in each"),
+        ("instances hdbscan", "k = instances, hdbscan finds its own k"),
+        ("5 instances", "equal k"),
+        ("hdbscan hdbscan", "hdbscan finds its own k"),
+    ],
+)
+def test_what_is_said_of_k_is_true_of_every_run(asked: str, said: str) -> None:
+    runs: list[Any] = [
+        SimpleNamespace(
+            options={"k": "7" if k == "hdbscan" else k}, algorithms=("hdbscan",) if k == "hdbscan" else ("kmeans",)
+        )
+        for k in asked.split()
+    ]
+    assert _k_words(runs) == said
+
+
 @pytest.mark.parametrize("by", ["size in bytes", "size in pixels"])
 def test_other_photos_of_the_same_id_are_left_out(tmp_path: Path, by: str) -> None:
     runs = [write_run(tmp_path / name, IMAGES, kinds=KINDS) for name in "ab"]
@@ -134,13 +180,15 @@ def test_the_page_names_the_algorithm_of_a_difference_where_there_are_several() 
         "score": "instance_ari",
         "of": "mean of heads",
         "algorithm": "spectral",
+        "heads_a": 6,
+        "heads_b": 2,
         "n": 30,
         "mean_a": 0.3,
         "mean_b": 0.2,
     }
     row |= {"difference": 0.1, "low": 0.0, "high": 0.2, "p": 0.04, "enough": True, "run_a": "a", "run_b": "b"}
-    assert _difference(row, several=False, is_named=True)[1] == "mean of heads, spectral"
-    assert _difference(row, several=True, is_named=False)[:3:2] == ["a − b", "mean of heads"]
+    assert _difference(row, several=False, is_named=True)[1] == "mean of 6 heads and of 2, spectral"
+    assert _difference(row, several=True, is_named=False)[:3:2] == ["a − b", "mean of 6 heads and of 2"]
 
 
 def test_why_none_tells_both_reasons() -> None:

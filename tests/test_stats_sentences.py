@@ -153,7 +153,8 @@ def test_untrained_weights_are_a_clause_of_the_answer_with_the_number_of_seeds(
         (
             0,
             {},
-            "k-means settled in none of 1,176 clusterings; --engine sklearn and cuml do not say when it does.",
+            "k-means settled in none of 1,176 clusterings: no best partition was found twice, or the engine does not "
+            "say so (sklearn, cuml).",
         ),
         (
             9,
@@ -231,6 +232,34 @@ def test_pairs_of_few_photos_have_no_interval_and_those_of_an_example_are_not_to
     (line,) = describe_modifiers(pd.DataFrame([row, few]), 0, 0, "kmeans")
     assert line.endswith("by smaller: 2 to 4 +0.05 (40 pairs, 1 photo); 4 to 8 +0.05 (20 pairs, 19 photos)")
     assert describe_modifiers(pd.DataFrame([row]), 0, 0, "kmeans") == []
+
+
+@pytest.mark.parametrize(("what", "who"), [("key", "head 3 by its keys"), ("token", "layer 0 by its tokens")])
+def test_scores_of_vectors_are_told_as_theirs(tmp_path: Path, what: str, who: str) -> None:
+    run = Run(write_run(tmp_path / "run", 4, cluster_on=what))
+    row = SWAP | {"score": "instance_ari_truth", "algorithm": "", "layer": 0, "head": 3}
+    assert who in sentences.sentence(run, [row]).lower()
+
+
+def test_tokens_of_a_vit_are_not_told_as_a_cnns_features(tmp_path: Path) -> None:
+    run = Run(write_run(tmp_path / "run", 4, cluster_on="token"))
+    run.__dict__["_names"] = frozenset({"saliency"})
+    lines = text.describe(run, {}, pd.DataFrame({"score": [], "mean": [], "null": [], "head": []}), [])
+    assert "tokens are of a whole layer, which has one head here; its map is their saliency" in lines
+    assert not any("CNN" in line for line in lines)
+
+
+def test_commands_that_would_give_missing_scores_are_those_of_the_run(tmp_path: Path) -> None:
+    untrained = Run(write_run(tmp_path / "untrained", 4, weights="random", seed=3))
+    hints = text.missing_inputs(untrained, [], has_annotations=True, has_random=True)
+    assert len(hints) == 2
+    assert all("--weights random" in hint and "--seed 3" in hint for hint in hints)
+    keys = Run(write_run(tmp_path / "keys", 4, cluster_on="key"))
+    (hint,) = text.missing_inputs(keys, [], has_annotations=True, has_random=True)
+    assert hint.startswith(
+        "instance_ari_truth needs the keys themselves; it comes from: batchjob run DATA --cluster-on key"
+    )
+    assert "--scores pairs --annotations" in hint
 
 
 def test_a_cnns_self_similarity_is_nowhere_called_attention(tmp_path: Path) -> None:

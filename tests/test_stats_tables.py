@@ -245,10 +245,15 @@ def test_wrong_input_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_a_run_without_a_labelled_image_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", 3, failed=(0, 1, 2))
-    with pytest.raises(UserError, match=r"run has no labelled image to score; .* that batchjob show \S+run prints"):
-        run_stats([run])
-    assert not (run / "stats").exists()
+    failed = write_run(tmp_path / "failed", 3, failed=(0, 1, 2))
+    pending = write_run(tmp_path / "pending", 3, failed=(0, 2), pending=(1,))
+    with pytest.raises(
+        UserError, match=r"all images of \S+failed failed \(.*; once they are mended: .* --retry-failed"
+    ):
+        run_stats([failed])
+    with pytest.raises(UserError, match=r"pending has no labelled image yet; go on with: batchjob run DATA \S+pending"):
+        run_stats([pending])
+    assert not (failed / "stats").exists()
 
 
 def test_a_block_of_failed_images_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batchjob.config import command_of
+from batchjob import retries
 from batchjob.errors import UserError, nearest
 from batchjob.geometry import Geometry
 from batchjob.store.run import Run
@@ -30,8 +30,8 @@ def open_run(folder: Path) -> Run:
     """Opens a run. Raises UserError if the folder is not a run, or the run has no labelled image."""
     run = Run.checked(folder)
     if not len(run.ok_rows):
-        again = command_of(run.plan["data"], folder, run.plan["options"])
-        raise UserError(f"{folder} has no labelled image to show; go on with: {again}")
+        asked = (run.data_asked, folder, run.options)
+        raise UserError(retries.without_images(*asked, is_pending=bool(len(run.pending_rows))))
     return run
 
 

@@ -135,5 +135,7 @@ def raise_for_large_k(k: str, patches: int) -> None:
     UserError
         There are fewer patches than clusters.
     """
+    if patches < 2:
+        raise UserError("an image has one patch only, which no clustering can divide; give a larger --image-size")
     if int(k) > patches:
         raise UserError(f"--k {k} is more than the {patches} patches of an image; give 2 to {patches}")

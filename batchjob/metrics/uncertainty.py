@@ -54,7 +54,7 @@ def interval(
 
     Returns
     -------
-    C means with their bounds.
+    C means with their bounds, which are NaN where fewer than two images have a value: one image says nothing of others.
     """
     values = np.asarray(values, np.float64)
     finite = np.isfinite(values)
@@ -64,7 +64,7 @@ def interval(
     low, high = np.full(values.shape[1], np.nan), np.full(values.shape[1], np.nan)
     for columns in _equal_columns(finite):
         rows = finite[:, columns[0]]
-        if rows.any():
+        if rows.sum() > 1:
             if lent is None:
                 means = resampled_means(filled[np.ix_(rows, columns)], resamples=resamples, seed=seed)
             else:
@@ -201,7 +201,7 @@ def sign_flip(
     finite = np.isfinite(gains)
     for columns in _equal_columns(finite):
         rows = finite[:, columns[0]]
-        if rows.any():
+        if rows.sum() > 1:
             flipped = gains[:, columns]
             if lent is not None:
                 flipped = np.where(rows[:, None], flipped, 0) - lent[:, columns]

@@ -8,13 +8,15 @@ from batchjob.figures.statistics import NULLS, score_name
 from batchjob.metrics import catalogue
 from batchjob.stats import sentences as told
 from batchjob.stats.compare import comparable
+from batchjob.stats.differences import heads_compared
 from batchjob.stats.numbers import gain, gain_interval, number, p_number
 from batchjob.store.run import Run
 
 P_NOTE = "p is from a paired sign-flip test, which tests whether the gains lie symmetrically about zero."
 _NOTE = (
     "All differences are on the same images. The best head of each run is chosen on one half of them and compared on "
-    "the other half; the mean over heads is compared on all. A difference is the first run minus the second. "
+    "the other half; the mean over heads is compared on all, and is of the heads that both runs have, or of all heads "
+    "of each where they share none. A difference is the first run minus the second. "
     f"{P_NOTE.replace('gains', 'differences')}"
 )
 _DIFFERENCES_HEADER = ["Score", "Heads", "n", "First run", "Second run", "Difference", "95 % interval", "p"]
@@ -95,7 +97,7 @@ def _why_none(runs: Sequence[Run]) -> str:
 
 def _difference(row: Any, several: bool, is_named: bool) -> list[str]:
     """Returns the cells of a row, with the names of the runs if there are `several`, and of the algorithm if asked."""
-    heads = "mean of heads"
+    heads = heads_compared(row)
     if row["of"] == "best head":
         places = [f"{row[f'layer_{x}']}/{row[f'head_{x}']}" for x in "ab"]
         heads = f"best: {places[0]} and {places[1]} (layer/head)"

@@ -240,6 +240,8 @@ def _with_interval(cell: Cell, low: float, high: float) -> Cell:
 def _gain(row: Any, low: float, high: float) -> Cell:
     if not np.isfinite(row["gain"]):
         return Cell("–", "")
+    if not np.isfinite(row["gain_low"]):
+        return _plain_gain(row)
     scale = 100 / (high - low)
     return replace(
         _plain_gain(row),

@@ -57,28 +57,29 @@ def comparable(runs: Sequence[Run]) -> str:
             return f"the inputs of {run.name} and {runs[0].name} have different aspect ratios"
     if not all(v.has_labels for v in runs):
         return "a run has no labels of patches"
-    asked = {run.name: str(run.options["k"]) for run in runs if _takes_k(run)}
+    asked = {run.name: str(run.options["k"]) for run in runs if takes_k(run)}
     if set(asked.values()) & set(RULES) and len(set(asked.values())) > 1:
         return f"k was chosen otherwise: {', '.join(f'{k} in {name}' for name, k in asked.items())}"
     return ""
 
 
-def _takes_k(run: Run) -> bool:
+def takes_k(run: Run) -> bool:
+    """Whether an algorithm of the run divides into the k clusters that it is asked for; hdbscan finds its own."""
     return any(algorithm != "hdbscan" for algorithm in run.algorithms)
 
 
 def _asked_k(run: Run) -> NDArray[np.int64] | None:
     """Returns [rows], the k that was asked for; None where each head has its own, found by a rule or by hdbscan."""
     asked = str(run.options["k"])
-    if asked in RULES or not _takes_k(run):
+    if asked in RULES or not takes_k(run):
         return None
     if asked.isdigit():
         return np.full(run.rows, int(asked))
     path = run.folder / "index" / "k.npy"
     if path.exists():
         return np.asarray(np.load(path), np.int64)
-    found, takes_k = run.read(0, run.rows, only=()).k, [algorithm != "hdbscan" for algorithm in run.algorithms]
-    return None if found is None else found[:, takes_k].max(axis=(1, 2, 3)).astype(np.int64)
+    found, asks = run.read(0, run.rows, only=()).k, [algorithm != "hdbscan" for algorithm in run.algorithms]
+    return None if found is None else found[:, asks].max(axis=(1, 2, 3)).astype(np.int64)
 
 
 def _finest(runs: Sequence[Run]) -> Geometry:

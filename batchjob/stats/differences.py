@@ -1,6 +1,6 @@
 """Compares runs by paired differences: of their best heads, of the mean over heads, and head by head."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from batchjob.config import RULES
 from batchjob.errors import counted
 from batchjob.metrics import catalogue
 from batchjob.metrics.uncertainty import SURE, first_half, holm, informative, interval, is_enough, sign_flip
-from batchjob.stats.compare import COMPARED, Common
+from batchjob.stats.compare import COMPARED, Common, takes_k
 from batchjob.stats.numbers import gain, gain_interval, number, p_value
 from batchjob.stats.summary import columns_of
 from batchjob.store.run import Run
@@ -28,6 +28,8 @@ COLUMNS = [
     "head_a",
     "layer_b",
     "head_b",
+    "heads_a",
+    "heads_b",
     "n",
     "informative",
     "mean_a",
@@ -64,7 +66,9 @@ def differences(runs: Sequence[Run], common: Common) -> pd.DataFrame:
     Returns
     -------
     For each algorithm that both runs have, or else for the first one of each: a row whose `of` is `best head`, one of
-    the `mean of heads`, and a row for each `head` where both runs have the same heads. `p` comes from sign flips;
+    the `mean of heads`, and a row for each `head` that both have. Heads are the same where they have the same numbers
+    in models of as many layers and heads. Where some are, the mean is of these alone, and otherwise of all heads of
+    each; `heads_a` and `heads_b` count them. `p` comes from sign flips;
     `p_holm` is corrected over the heads and layers of an algorithm, and NaN in the other rows. `n` counts the images
     that have the score in both runs, and `informative` those of them whose difference is not the most common one (two
     runs that mostly agree differ by zero). `enough` says whether both are enough for a claim. `sure` says whether the
@@ -84,6 +88,7 @@ def differences(runs: Sequence[Run], common: Common) -> pd.DataFrame:
 
 def _pair(a: Run, b: Run, score: str, one: Floats, other: Floats, first: NDArray[np.bool_]) -> list[tuple[Any, ...]]:
     columns = [np.array(columns_of(run, score.removesuffix(_OVER)), object) for run in (a, b)]
+    is_same_shape = _shape(a) == _shape(b)
     found = [list(dict.fromkeys(of_run[:, 0])) for of_run in columns]
     common = [(algorithm, algorithm) for algorithm in found[0] if algorithm in found[1]]
     rows: list[tuple[Any, ...]] = []
@@ -94,8 +99,17 @@ def _pair(a: Run, b: Run, score: str, one: Floats, other: Floats, first: NDArray
             heads = [(int(layer), int(head)) for _, layer, head in of_run[mine]]
             sides.append(_Side(values[:, mine], heads, _best(run, score, algorithm)))
         name = algorithms[0] if algorithms[0] == algorithms[1] else "|".join(algorithms)
-        rows += [(a.name, b.name, score, of, name, *row) for of, row in _compare_sides(sides[0], sides[1], first)]
+        rows += [
+            (a.name, b.name, score, of, name, *row)
+            for of, row in _compare_sides(sides[0], sides[1], first, is_same_shape)
+        ]
     return rows
+
+
+def _shape(run: Run) -> tuple[object, ...]:
+    """Returns what two runs have in common where equal numbers name the same place in both networks."""
+    spec = run.spec
+    return spec.get("kind"), spec.get("num_layers"), spec.get("num_heads"), run.options.get("cluster_on") == "token"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,19 +121,23 @@ class _Side:
     best: tuple[int, int] | None  # the head that `stats` chose
 
 
-def _compare_sides(a: _Side, b: _Side, first: NDArray[np.bool_]) -> Iterator[tuple[str, tuple[Any, ...]]]:
+def _compare_sides(
+    a: _Side, b: _Side, first: NDArray[np.bool_], is_same_shape: bool
+) -> Iterator[tuple[str, tuple[Any, ...]]]:
     """Yields (`of`, the rest of a row): of the best heads, of the mean over heads, and of each head."""
     if a.best is not None and b.best is not None:
         x, y = (side.values[~first][:, [side.heads.index(side.best)]] for side in (a, b) if side.best)
-        yield from _rows("best head", x, y, [(*a.best, *b.best)])
-    x, y = (side.values.mean(axis=1, keepdims=True) for side in (a, b))
-    yield from _rows("mean of heads", x, y, [(-1, -1, -1, -1)])
-    if a.heads == b.heads:
-        yield from _rows("head", a.values, b.values, [(*head, *head) for head in a.heads])
+        yield from _rows("best head", x, y, [(*a.best, *b.best, 1, 1)])
+    shared = [head for head in a.heads if head in b.heads] if is_same_shape else []
+    x, y = (side.values[:, [side.heads.index(h) for h in shared]] if shared else side.values for side in (a, b))
+    mean_x, mean_y = (values.mean(axis=1, keepdims=True) for values in (x, y))
+    yield from _rows("mean of heads", mean_x, mean_y, [(-1, -1, -1, -1, x.shape[1], y.shape[1])])
+    if shared:
+        yield from _rows("head", x, y, [(*head, *head, 1, 1) for head in shared])
 
 
 def _rows(
-    of: str, x: Floats, y: Floats, heads: list[tuple[int, int, int, int]]
+    of: str, x: Floats, y: Floats, heads: list[tuple[int, int, int, int, int, int]]
 ) -> Iterator[tuple[str, tuple[Any, ...]]]:
     """Yields a row for each column of x and y [n, C] in which an image has both."""
     known = np.isfinite(x) & np.isfinite(y)
@@ -196,11 +214,9 @@ def describe(runs: Sequence[Run], common: Common, table: pd.DataFrame) -> list[s
     -------
     Lines for a person to read.
     """
-    rule = str(runs[0].options["k"])
-    k = f"k by {rule} in each" if rule in RULES else "equal k"
     lines = [
         f"{len(runs)} runs on the same {counted(len(common.ids), 'image')}, on {common.grid[0]}×{common.grid[1]} "
-        f"patches, instances that survive on every grid, {k}"
+        f"patches, instances that survive on every grid, {_k_words(runs)}"
     ]
     if common.other_k:
         lines.append(
@@ -217,15 +233,38 @@ def describe(runs: Sequence[Run], common: Common, table: pd.DataFrame) -> list[s
     for row in records:
         a, b = str(row["run_a"]), str(row["run_b"])
         by = f" by {row['algorithm']}" if several else ""
+        of = heads_compared(row)
         if row["of"] == "best head":
             a += f" (layer {row['layer_a']} head {row['head_a']})"
             b += f" (layer {row['layer_b']} head {row['head_b']})"
         lines.append(
-            f"{row['score']}, {row['of']}{by}: {a} {number(row['mean_a'])}, {b} {number(row['mean_b'])}; "
+            f"{row['score']}, {of}{by}: {a} {number(row['mean_a'])}, {b} {number(row['mean_b'])}; "
             f"difference {gain(row['difference'])} {gain_interval(row['low'], row['high'])}, "
             f"n = {row['n']}, {p_value(row['p'], enough=row['enough'])}"
         )
     return lines + _head_by_head(table)
+
+
+def heads_compared(row: Mapping[str, Any]) -> str:
+    """Names the heads of a row of `differences`: `best head`, `mean of 6 heads`, or `mean of 6 heads and of 2`."""
+    if row["of"] != "mean of heads" or "heads_a" not in row:  # tables of an earlier version do not count them
+        return str(row["of"])
+    a, b = int(row["heads_a"]), int(row["heads_b"])
+    return f"mean of {counted(a, 'head')}" + (f" and of {b:,}" if a != b else "")
+
+
+def _k_words(runs: Sequence[Run]) -> str:
+    """Says by which k the runs were clustered; `compare` has seen to it that they agree."""
+    asked = [str(run.options["k"]) for run in runs if takes_k(run)]
+    words = []
+    if asked:
+        if asked[0] in RULES:
+            words.append(f"k by {asked[0]}" + (" in each" if len(asked) > 1 else ""))
+        else:
+            words.append("equal k" if len(asked) > 1 else f"k = {asked[0]}")
+    if len(asked) < len(runs) or any("hdbscan" in run.algorithms for run in runs):
+        words.append("hdbscan finds its own k")
+    return ", ".join(words)
 
 
 def _head_by_head(table: pd.DataFrame) -> list[str]:

@@ -55,9 +55,24 @@ def gain_interval(low: float, high: float, digits: int = 3) -> str:
 
     Returns
     -------
-    `[+0.123, +0.456]`.
+    `[+0.123, +0.456]`; `[–]` where it has no ends.
     """
-    return f"[{gain(low, digits)}, {gain(high, digits)}]"
+    return f"[{gain(low, digits)}, {gain(high, digits)}]" if np.isfinite([low, high]).all() else "[–]"
+
+
+def mean_interval(low: float, high: float) -> str:
+    """Writes the interval of a mean.
+
+    Parameters
+    ----------
+    low, high
+        Its ends.
+
+    Returns
+    -------
+    `[0.123, 0.456]`; `[–]` where it has no ends.
+    """
+    return f"[{number(low)}, {number(high)}]" if np.isfinite([low, high]).all() else "[–]"
 
 
 def p_value(value: float, *, enough: bool = True) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from batchjob import retries
 from batchjob.data.annotations import AnnotationFiles, Annotations, open_annotations
 from batchjob.errors import UserError, counted
 from batchjob.inputs import hashes_of_annotations, raise_for_changes
@@ -78,10 +79,10 @@ def run_stats(
         raise UserError("one RUN is named twice; name each once")
     if jobs < 0:
         raise UserError(f"--jobs {jobs} is not a number of processes; give 1 or more, or leave it out")
-    if empty := [v.folder for v in opened if not len(v.ok_rows)]:
-        raise UserError(
-            f"{empty[0]} has no labelled image to score; go on with the command that batchjob show {empty[0]} prints"
-        )
+    for run in opened:
+        if not len(run.ok_rows):
+            is_pending = bool(len(run.pending_rows))
+            raise UserError(retries.without_images(run.data_asked, run.folder, run.options, is_pending=is_pending))
     tell_apart(opened)
     randoms = match_randoms(opened)
     known = _open_each(opened, annotations, say)

@@ -35,12 +35,12 @@ def question(runs: Sequence[Run]) -> str:
     return _QUESTION.format(rows=" or ".join(names))
 
 
-def _head_name(run: Run, layer: int, head: int, *, is_of_labels: bool) -> str:
-    """Names a head, and where vectors were clustered which ones: `head 3 of layer 11 by its keys`."""
+def _head_name(run: Run, layer: int, head: int, *, is_of_clustered: bool) -> str:
+    """Names a head, and for a score of vectors or their clusters which ones: `head 3 of layer 11 by its keys`."""
     if run.options.get("cluster_on") == "token":
-        return f"layer {layer} by its {run.clustered}" if is_of_labels else f"layer {layer}"
+        return f"layer {layer} by its {run.clustered}" if is_of_clustered else f"layer {layer}"
     name = f"head {head}" if len(run.layers) == 1 else f"head {head} of layer {layer}"
-    is_by = is_of_labels and run.options.get("cluster_on", "attention") != "attention"
+    is_by = is_of_clustered and run.options.get("cluster_on", "attention") != "attention"
     return f"{name} by its {run.clustered}" if is_by else name
 
 
@@ -70,7 +70,9 @@ def sentence(run: Run, rows: Sequence[Row]) -> str:
     main, score = rows[0], str(rows[0]["score"])
     row = catalogue.score(score)
     what = row.short if row and row.short else score.replace("_", " ")
-    who = _head_name(run, main["layer"], main["head"], is_of_labels=catalogue.is_of_labels(score))
+    is_of_vectors = row is not None and row.source in catalogue.OF_VECTORS
+    is_clustered = is_of_vectors or catalogue.is_of_labels(score)
+    who = _head_name(run, main["layer"], main["head"], is_of_clustered=is_clustered)
     claim = _claim(score, run.rows_name)
     if len(run.algorithms) > 1 and main["algorithm"]:
         who += f" by {main['algorithm']}"

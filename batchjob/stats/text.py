@@ -11,7 +11,7 @@ from batchjob import retries
 from batchjob.config import as_arguments
 from batchjob.errors import counted
 from batchjob.metrics import catalogue
-from batchjob.stats.numbers import gain, gain_interval, listed, number, p_number, seeds
+from batchjob.stats.numbers import gain, gain_interval, listed, mean_interval, number, p_number, seeds
 from batchjob.stats.stream import CLUSTERINGS, SEARCHES, SETTLED
 from batchjob.store.run import Run
 
@@ -47,7 +47,7 @@ def _head_table(run: Run, summary: pd.DataFrame, score: str) -> list[str]:
     for row in records:
         place = (row["algorithm"], row["layer"], row["head"])
         cells = [row["algorithm"] or "–", str(row["layer"]), str(row["head"])]
-        cells += [number(row["mean"]), f"[{number(row['low'])}, {number(row['high'])}]"]
+        cells += [number(row["mean"]), mean_interval(row["low"], row["high"])]
         for null in nulls:
             against_it = by_null[null].loc[[place]].iloc[0]
             cells += [*_against(against_it), *[str(against_it["gain_n"])] * (null in fewer)]
@@ -90,8 +90,11 @@ def describe(run: Run, counts: Mapping[str, int], summary: pd.DataFrame, said: S
     weights = ", untrained" if run.is_random else ""
     lines = [f"{run.name}: {run.model}{weights}, {height}×{width} patches, k = {run.options['k']}"]
     if run.rows_name != "attention":
+        of_vit = run.options.get("cluster_on") == "token" and run.spec.get("kind") != "cnn"
         lines.append(
-            f"a CNN has no attention: its one head is the {run.rows_name} of features, its map their "
+            f"{run.clustered} are of a whole layer, which has one head here; its map is their {run.attention}"
+            if of_vit
+            else f"a CNN has no attention: its one head is the {run.rows_name} of features, its map their "
             f"{run.attention}; scores keep their names (attention_distance is the distance of similar patches)"
         )
     lines.append(
@@ -185,7 +188,8 @@ def settled(counts: Mapping[str, int], options: Mapping[str, Any]) -> list[str]:
             lines.append(f"{name} settled in all {total:,} clusterings.")
         elif not found:
             lines.append(
-                f"{name} settled in none of {total:,} clusterings; --engine sklearn and cuml do not say when it does."
+                f"{name} settled in none of {total:,} clusterings: no best partition was found twice, or the engine "
+                "does not say so (sklearn, cuml)."
             )
         else:
             percent = min(max(round(100 * found / total), 1), 99)  # neither none nor all
@@ -216,8 +220,8 @@ def missing_inputs(run: Run, names: Sequence[str], *, has_annotations: bool, has
     One line a group; none where nothing is missing.
     """
     hints = []
-    others = as_arguments(run.options, without=("weights", "seed", "scores", "annotations"))
-    again = f"batchjob run DATA {shlex.join(others)}".rstrip()
+    again = f"batchjob run DATA {shlex.join(as_arguments(run.options, without=('scores', 'annotations')))}".rstrip()
+    of_attention = run.options.get("cluster_on", "attention") == "attention"
     if not has_annotations:
         hints.append(
             f"scores against objects need masks; give them: batchjob stats {run.folder} --annotations instances.json"
@@ -225,18 +229,23 @@ def missing_inputs(run: Run, names: Sequence[str], *, has_annotations: bool, has
     if not run.has_labels:
         of_labels = ", ".join(catalogue.names("labels"))
         hints.append(f"{of_labels} need labels of patches, which --queries cls does not make")
-    if "entropy" not in names:
+    if of_attention and "entropy" not in names:
         hints.append(
             f"attention_distance, entropy, query_key_nmi and sink need the {run.rows_name} itself; they come from: "
             f"{again} --scores attention,pairs"
         )
-    pairs = catalogue.names(*catalogue.LABELLING["pairs"])
+    pairs = catalogue.names(*(catalogue.LABELLING["pairs"] if of_attention else catalogue.OF_VECTORS))
     if not set(pairs) & set(names):
-        other = f"were computed for other objects, while {run.folder} was labelled; for these "
-        why = other if set(pairs) & set(run.score_names) else f"need the {run.rows_name} itself; "
-        hints.append(
-            f"{', '.join(pairs)} {why}they come from: {again} --scores attention,pairs --annotations instances.json"
-        )
+        is_one = len(pairs) == 1
+        if set(pairs) & set(run.score_names):
+            verb = "was" if is_one else "were"
+            why = f"{verb} computed for other objects, while {run.folder} was labelled; for these "
+        else:
+            what = f"the {run.clustered} {'itself' if of_attention else 'themselves'}"
+            why = f"{'needs' if is_one else 'need'} {what}; "
+        given = "attention,pairs" if of_attention else "pairs"
+        source = f"{'it comes' if is_one else 'they come'} from: {again} --scores {given}"
+        hints.append(f"{', '.join(pairs)} {why}{source} --annotations instances.json")
     if not has_random and not run.is_random:
         same = f"batchjob run DATA {shlex.join(as_arguments(run.options, without=('weights', 'seed')))}".rstrip()
         hints.append(
