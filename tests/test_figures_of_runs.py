@@ -14,12 +14,13 @@ from matplotlib.text import Text
 
 from batchjob.errors import UserError
 from batchjob.figures import Look, canvas, objects, pictures, write, write_figures
-from batchjob.figures.look import scores_of_head
+from batchjob.figures.look import chosen_head, scores_of_head
 from batchjob.figures.outlines import Outline, choose_colours, count_words, key_entries, sharing
 from batchjob.figures.overview import overview
 from batchjob.figures.palette import OBJECT_COLOURS, object_likeness
 from batchjob.figures.photos import open_run, photo_of
 from batchjob.figures.pictures import extremes, grids, head_gallery, models
+from batchjob.metrics import catalogue
 from batchjob.metrics.uncertainty import first_half
 from batchjob.report.browser import pack
 from batchjob.stats.run import run_stats
@@ -376,6 +377,27 @@ def test_there_is_no_overview_where_the_question_has_no_answer(
     run = open_run(runs[0])
     run.image_score = ("image_ari", run.image_score[1]) if run.image_score else None
     assert overview(run, Look()) is None
+
+
+def test_a_head_that_another_score_chose_is_not_shown_under_the_question(tmp_path: Path) -> None:
+    """One photo has two objects of a class: it has the score of the question, and no other could measure the head."""
+    count = 12
+    run = Run(made_up_runs.write_run(tmp_path / "run", count))
+    annotations = made_up_runs.write_annotations(tmp_path / "a.json", count)
+    known = json.loads(annotations.read_text())
+    for one in known["annotations"]:
+        one["category_id"] = 1 if one["image_id"] == 1 else one["id"]  # the others' objects are each of a class
+    known["categories"] = [{"id": i, "name": str(i)} for i in range(len(known["annotations"]))]
+    annotations.write_text(json.dumps(known))
+    run_stats([run.folder], annotations=str(annotations), jobs=1)
+    assert run.image_score is not None
+    assert run.image_score[0] == catalogue.QUESTION
+    assert "image_ari" in set(made_up_runs.table(run.folder, "selection")["score"])
+    assert run.answer[1], "they say that there is no answer"
+    assert run.best is None
+    assert overview(run, Look()) is None
+    assert "stats-instances" not in dict(write.charts(run))
+    assert chosen_head(run, Look()) == run.heads[0]
 
 
 def test_the_picture_of_pairs_by_distance_is_of_the_algorithm_that_chose_the_head(tmp_path: Path) -> None:

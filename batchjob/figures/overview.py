@@ -87,11 +87,8 @@ def _answer(run: Run, head: tuple[int, int], said: Sequence[str], heads: pd.Data
     heads
         The rows of the heads in b.
     """
-    selection = run.table("selection")
-    chosen = [] if selection is None else selection[selection["score"] == catalogue.QUESTION].to_dict("records")
-    if not chosen:
-        return " ".join(said)
-    tried, used = int(chosen[0]["chosen_n"]), int(chosen[0]["n"])
+    chosen = run.chosen(catalogue.QUESTION)[0]
+    tried, used = int(chosen["chosen_n"]), int(chosen["n"])
     everything = statistics.count_words(heads["n"], "photo")
     which = "b is" if scores_of_head(run, *head).leaves_out else "a and b are"
     halves = (

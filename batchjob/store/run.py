@@ -343,17 +343,22 @@ class Run:
     def best(self) -> tuple[int, int] | None:
         """The numbers (layer, head) that `stats` chose on one half of the images, by the first algorithm.
 
-        None where it has chosen none.
+        None where it has chosen none by `image_score`: a head that another score chose is not told beside this one.
+        """
+        rows = [] if self.image_score is None else self.chosen(self.image_score[0])
+        return (int(rows[0]["layer"]), int(rows[0]["head"])) if rows else None
+
+    def chosen(self, score: str) -> list[dict[str, Any]]:
+        """Lists the rows of the table `selection` of the head that a score chose, by the first algorithm.
+
+        There is one for each null model, and none where the score chose no head.
         """
         selection = self.table("selection")
         if selection is None or not len(selection):
-            return None
-        selection = selection[selection["algorithm"].isin([self.algorithms[0], ""])]
-        for score in catalogue.leading():
-            rows = selection[selection["score"] == score]
-            if len(rows):
-                return int(rows["layer"].iloc[0]), int(rows["head"].iloc[0])
-        return None
+            return []
+        mine = (selection["score"] == score) & selection["algorithm"].isin([self.algorithms[0], ""])
+        rows: list[dict[str, Any]] = selection[mine].to_dict("records")  # type: ignore[assignment]
+        return rows
 
     @cached_property
     def image_score(self) -> tuple[str, NDArray[np.float32]] | None:
