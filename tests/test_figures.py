@@ -7,16 +7,21 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from numpy.typing import NDArray
 from PIL import Image
 
 from batchjob import figures
 from batchjob.codes import NO_LABEL, NOISE
 from batchjob.errors import UserError
-from batchjob.figures import canvas, codebook, maps, nulls, palette, statistics
+from batchjob.figures import canvas, codebook, maps, nulls, palette, statistics, write
 from batchjob.figures import photos as view
 from batchjob.geometry import Geometry
 from batchjob.metrics.uncertainty import FEWEST_IMAGES
+from batchjob.store.run import Run
+from tests import made_up_runs
 
 QUARTERS = np.kron(np.array([[0, 1], [2, 3]], dtype=np.uint8), np.ones((4, 4), dtype=np.uint8))
 
@@ -224,7 +229,7 @@ def summary_of(layers: int, heads: int) -> pd.DataFrame:
                 row = {"score": score, "algorithm": "" if "distance" in score else "kmeans", "n": 40}
                 row |= {"layer": layer, "head": head, "mean": 0.3 + gain, "low": 0.2 + gain, "high": 0.4 + gain}
                 row |= {"null_mean": 0.3, "gain": gain, "gain_low": gain - 0.1, "gain_high": gain + 0.1}
-                row |= {"sure": abs(gain) > 0.1}
+                row |= {"sure": abs(gain) > 0.1, "gain_n": 38}
                 rows += [row | {"null": null} for null in ("swap", "position")]
     return pd.DataFrame(rows)
 
@@ -360,6 +365,81 @@ def test_a_head_has_a_filled_point_only_if_both_of_its_gains_are_sure() -> None:
     points = nulls.against_nulls(summary, score="instance_ari", heading="model").axes[0].collections[-1]
     white = (np.asarray(points.get_facecolor())[:, :3] == 1).all(axis=1)
     assert white.tolist() == [True, True, False, True]  # gains 0.0, 0.1, 0.2 and 0.3
+
+
+def told_by(figure: Figure) -> str:
+    """Returns the small print, in one line."""
+    return " ".join(figure.texts[-1].get_text().split())
+
+
+def test_charts_of_gains_count_the_images_of_the_gains() -> None:
+    summary = summary_of(1, 4)
+    summary.loc[summary["null"] == "position", "gain_n"] = 39
+    how = {"score": "instance_ari", "heading": "model"}
+    assert "over 38 to 39 images" in told_by(nulls.against_nulls(summary, **how))
+    assert statistics.forest(summary, **how).axes[0].get_xlabel().endswith(": gain, over 38 to 39 images")
+    rows = statistics.of_score(summary, "instance_ari", null="swap")
+    assert "Means over 38 images." in told_by(statistics.gain_map(rows, heading="model"))
+
+
+def test_a_null_model_without_gains_and_heads_without_them_are_left_out() -> None:
+    summary, how = summary_of(1, 4), {"score": "instance_ari", "heading": "model"}
+    unknown = {"gain": np.nan, "gain_low": np.nan, "gain_high": np.nan, "gain_n": 0}
+    summary.loc[(summary["null"] == "swap") & (summary["head"] == 2), list(unknown)] = list(unknown.values())
+    figure = nulls.against_nulls(summary, **how)
+    assert len(figure.axes[0].collections[-1].get_offsets()) == 3
+    assert "over 38 images" in told_by(figure)
+    assert [text.get_text() for text in statistics.forest(summary, **how).legends[0].texts] == [
+        "over position alone",
+        "over other photos' objects",
+    ]
+    summary.loc[summary["null"] == "swap", list(unknown)] = list(unknown.values())
+    figure = statistics.forest(summary, **how)
+    assert [text.get_text() for text in figure.legends[0].texts] == ["over position alone"]
+    assert len(figure.axes[0].get_yticklabels()) == 4
+    assert figure.axes[0].get_xlabel().endswith(": gain, over 38 images")
+
+
+@pytest.mark.parametrize("null", ["swap", "position"])
+def test_there_is_no_chart_of_gains_that_no_head_has(tmp_path: Path, null: str) -> None:
+    run = Run(made_up_runs.write_run(tmp_path / "run", 2))
+    summary = summary_of(2, 4)
+    run.__dict__ |= {"layers": (0, 1), "heads": (0, 1, 2, 3)}
+    run.__dict__["table"] = lambda name: summary if name == "summary" else None
+    assert {"stats-forest", "stats-gain", "stats-nulls"} <= set(dict(write.charts(run)))
+    summary.loc[summary["null"] == null, "gain"] = np.nan
+    assert ("stats-gain" in dict(write.charts(run))) == (null == "position")
+    assert "stats-nulls" not in dict(write.charts(run))
+    assert "stats-forest" in dict(write.charts(run)), "over the other null model"
+    summary["gain"] = np.nan
+    assert set(dict(write.charts(run))) == {"stats-distance"}
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_image_has_marks_without_intervals() -> None:
+    bounds = ["low", "high", "gain_low", "gain_high"]
+    summary = summary_of(1, 4).assign(n=1, gain_n=1, sure=False)
+    summary[bounds] = np.nan
+    how = {"score": "instance_ari", "heading": "model"}
+    charts = {
+        "forest": statistics.forest(summary, **how),
+        "means": statistics.forest(summary.assign(null=""), **how),
+        "nulls": nulls.against_nulls(summary, **how),
+        "distance": statistics.distance_by_layer(summary, heading="model"),
+        "bins": statistics.by_modifier(
+            bins_of([FEWEST_IMAGES]).assign(pair_ari_low=np.nan, pair_ari_high=np.nan), heading="head"
+        ),
+    }
+    for name, figure in charts.items():
+        figure.draw_without_rendering()
+        words = " ".join(text.get_text() for text in figure.findobj(Text))
+        assert "nan" not in words, name
+        assert "interval" not in words, name
+        axes = figure.axes[0]
+        assert not [lines for lines in axes.collections if isinstance(lines, LineCollection)], name
+    assert len(charts["nulls"].axes[0].collections[0].get_offsets()) == 4
+    marks = [x for line in charts["forest"].axes[0].lines if line.get_marker() in "oD" for x in line.get_xdata()]
+    assert sorted(marks) == pytest.approx(sorted([0.0, 0.1, 0.2, 0.3] * 2))
 
 
 def test_names_that_find_no_place_are_counted_in_the_caption() -> None:

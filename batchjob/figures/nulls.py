@@ -40,7 +40,7 @@ def against_nulls(summary: pd.DataFrame, *, score: str, heading: str, algorithm:
     """Draws each head's gain over other photos' objects against its gain over position, with both 95 % intervals.
 
     Only a head in the upper right does better than both null models. A point is filled if both gains are sure: `sure`
-    of the summary.
+    of the summary. Heads without one of the gains are left out; at least one must have both.
 
     Parameters
     ----------
@@ -50,14 +50,16 @@ def against_nulls(summary: pd.DataFrame, *, score: str, heading: str, algorithm:
         As `statistics.gain_map`.
     """
     by_null = [statistics.of_score(summary, score, null=null, algorithm=algorithm) for null in ("position", "swap")]
-    both = by_null[0].merge(by_null[1], on=["layer", "head"], suffixes=("_x", "_y"))
+    both = of_both(*by_null)
     layers = both["layer"].to_numpy(dtype=int)
     several = len(set(layers)) > 1
     x, y = both["gain_x"].to_numpy(float), both["gain_y"].to_numpy(float)
     names = [f"{r.layer}/{r.head}" if several else f"head {r.head}" for r in both.itertuples()]
     order = [int(i) for i in np.argsort(-np.minimum(x, y), kind="stable")[:_MOST_NAMES]]
+    images = statistics.count_words(pd.concat([both["gain_n_x"], both["gain_n_y"]]), "image")
+    has_lines = bool(both[["gain_low_x", "gain_low_y"]].notna().any(axis=None))
     told = (
-        f"Lines: 95 % intervals over {statistics.count_words(both['n_x'], 'image')}. Filled: both gains have "
+        f"{'Lines: 95 % intervals' if has_lines else 'Each head: the means'} over {images}. Filled: both gains have "
         f"p ≤ {SURE} after Holm's correction, on enough images to say. "
     )
     longest = told + _told_names(len(order) - 1, len(order), len(x), several)
@@ -67,8 +69,8 @@ def against_nulls(summary: pd.DataFrame, *, score: str, heading: str, algorithm:
         for line in (axes.axhline, axes.axvline):
             line(0, color=canvas.QUIET, lw=0.7, zorder=1)
         wide: dict[str, Any] = {"color": canvas.RULE, "lw": 0.9, "zorder": 2}
-        axes.hlines(y, both["gain_low_x"], both["gain_high_x"], **wide)
-        axes.vlines(x, both["gain_low_y"], both["gain_high_y"], **wide)
+        statistics.draw_intervals(axes.hlines, y, both["gain_low_x"], both["gain_high_x"], **wide)
+        statistics.draw_intervals(axes.vlines, x, both["gain_low_y"], both["gain_high_y"], **wide)
         shades = ScalarMappable(Normalize(layers.min(), layers.max()), LAYERS)
         inks = shades.to_rgba(layers) if several else np.tile(to_rgba(statistics.BLUE), (len(x), 1))
         sure = both[["sure_x", "sure_y"]].all(axis=1).to_numpy()
@@ -83,10 +85,27 @@ def against_nulls(summary: pd.DataFrame, *, score: str, heading: str, algorithm:
             bar.invert_yaxis()  # the first layer on top, as in the other pictures
         lines = [*zip(both["gain_low_x"], y, both["gain_high_x"], y, strict=True)]
         lines += zip(x, both["gain_low_y"], x, both["gain_high_y"], strict=True)
+        drawn = np.array(lines)[np.isfinite(lines).all(axis=1)]
         _name_corners(figure, axes, np.column_stack([x, y]))
-        named = _name_points(figure, axes, np.column_stack([x, y]), [(i, names[i]) for i in order], np.array(lines))
+        named = _name_points(figure, axes, np.column_stack([x, y]), [(i, names[i]) for i in order], drawn)
         canvas.note(figure, 4.74, told + _told_names(named, len(order), len(x), several))
     return figure
+
+
+def of_both(position: pd.DataFrame, swap: pd.DataFrame) -> pd.DataFrame:
+    """Joins the heads' gains over two null models.
+
+    Parameters
+    ----------
+    position, swap
+        What `statistics.of_score` returns for each null.
+
+    Returns
+    -------
+    The heads that have both gains; columns end in `_x` and `_y`.
+    """
+    gains = (statistics.with_gains(rows) for rows in (position, swap))
+    return next(gains).merge(next(gains), on=["layer", "head"], suffixes=("_x", "_y"))
 
 
 def _told_names(named: int, wanted: int, points: int, several: bool) -> str:

@@ -41,7 +41,7 @@ def overview(run: Run, look: Look) -> Figure | None:
         return None
     if run.image_score[0] != catalogue.QUESTION:  # then the sentence says why there is no answer
         return None
-    found = statistics.of_score(summary, catalogue.QUESTION, algorithm=run.algorithms[0])
+    found = statistics.with_gains(statistics.of_score(summary, catalogue.QUESTION, algorithm=run.algorithms[0]))
     layer, head = run.best
     shown, count = _three(run, layer, head, look)
     heads = statistics.best_first(found)
@@ -60,7 +60,7 @@ def overview(run: Run, look: Look) -> Figure | None:
         axes = figure.add_axes(statistics.fraction(figure, left, top, _WIDTH - left - 0.12, tall))
         statistics.forest_on(axes, found, heads.head(_HEADS), catalogue.QUESTION)
         axes.set_xlabel(f"{name}: gain")
-        photos = statistics.count_words(heads["n"], "photo")
+        photos = statistics.count_words(pd.concat([heads["n"], found["gain_n"]]), "photo")
         _title(figure, left - _FOREST + 0.1, top - 0.24, "b", f"Each head's mean and gains (n = {photos})")
         statistics.legend(figure, axes, left - _FOREST + 0.1, top + tall + 0.38, columns=1)
         canvas.write(figure, canvas.MARGIN, top + tall + 0.16, "\n".join(wrapped), size=7, linespacing=1.35)
@@ -89,7 +89,7 @@ def _answer(run: Run, head: tuple[int, int], said: Sequence[str], heads: pd.Data
     """
     chosen = run.chosen(catalogue.QUESTION)[0]
     tried, used = int(chosen["chosen_n"]), int(chosen["n"])
-    everything = statistics.count_words(heads["n"], "photo")
+    everything = statistics.count_words(heads["gain_n"], "photo")
     which = "b is" if scores_of_head(run, *head).leaves_out else "a and b are"
     halves = (
         f"The head was chosen on {counted(tried, 'photo')}; the answer is from the {counted(used, 'other')}; "

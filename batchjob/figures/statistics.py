@@ -1,7 +1,7 @@
 """Draws the tables that `stats` writes: gains by layer and head, forests, heads against nulls, distances."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,11 @@ def of_score(summary: pd.DataFrame, score: str, *, null: str = "", algorithm: st
     return found[found["algorithm"] == algorithm] if algorithm in algorithms else found
 
 
+def with_gains(rows: pd.DataFrame) -> pd.DataFrame:
+    """Drops the rows of null models over which a head has no gain; those without a null model stay."""
+    return rows[rows["gain"].notna() | ~rows["null"].isin(list(NULLS))]
+
+
 def gain_map(rows: pd.DataFrame, *, heading: str, null: str = "swap") -> Figure:
     """Draws the gain over a null as a heat map of layers × heads, with a dot where the gain is sure.
 
@@ -76,7 +81,8 @@ def gain_map(rows: pd.DataFrame, *, heading: str, null: str = "swap") -> Figure:
     size = (values.shape[1] * cell, values.shape[0] * cell * 0.72)
     with canvas.style():
         wide, below = max(size[0], 2.6) + 1.75, size[1] + 1.1
-        told = f"Means over {count_words(rows['n'], 'image')}. ● p ≤ {SURE} after Holm's correction, on enough images."
+        images = count_words(with_gains(rows)["gain_n"], "image")
+        told = f"Means over {images}. ● p ≤ {SURE} after Holm's correction, on enough images."
         tall = below + canvas.note_height(wide, told)
         figure, axes = chart((wide, tall), heading, (0.75, 0.65, size[0], size[1]))
         image = axes.imshow(values, cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto")
@@ -114,7 +120,7 @@ def _gain_cell(axes: Axes, at: tuple[int, int], row: Any, limit: float, cell: fl
 def forest(summary: pd.DataFrame, *, score: str, heading: str, algorithm: str = "") -> Figure:
     """Draws the heads' gains over each null model with 95 % intervals, the best head first.
 
-    A mark is filled if the gain is sure: `sure` of the summary.
+    A mark is filled if the gain is sure: `sure` of the summary. A null model over which no head has a gain is left out.
 
     Parameters
     ----------
@@ -123,7 +129,7 @@ def forest(summary: pd.DataFrame, *, score: str, heading: str, algorithm: str = 
     heading
         As `gain_map`.
     """
-    found = of_score(summary, score, algorithm=algorithm)
+    found = with_gains(of_score(summary, score, algorithm=algorithm))
     heads = best_first(found)
     count, cut = len(heads), len(heads) > _MOST_HEADS
     half = _MOST_HEADS // 2
@@ -131,7 +137,8 @@ def forest(summary: pd.DataFrame, *, score: str, heading: str, algorithm: str = 
         heads = pd.concat([heads.head(half), heads.tail(half)])
     height = 0.24 * len(heads) + 0.1
     told = f"Shown: the {half} heads of {count} with the largest and the {half} with the smallest gain. " * cut
-    told += f"Lines: 95 % intervals. {OPEN}" if found["null"].isin(list(NULLS)).any() else ""
+    if found["null"].isin(list(NULLS)).any():
+        told += "Lines: 95 % intervals. " * bool(found["gain_low"].notna().any()) + OPEN
     with canvas.style():
         size = (6.2, height + 1.36 + canvas.note_height(6.2, told))
         figure, axes = chart(size, heading, (1.45, 0.65, 4.5, height))
@@ -144,7 +151,7 @@ def forest(summary: pd.DataFrame, *, score: str, heading: str, algorithm: str = 
 
 
 def best_first(found: pd.DataFrame) -> pd.DataFrame:
-    """Sorts the heads in what `of_score` returns by their gain over the first known null, the largest first."""
+    """Sorts the heads in what `with_gains` returns by their gain over the first known null, the largest first."""
     nulls = [n for n in NULLS if n in set(found["null"])]
     main = found[found["null"] == nulls[0]] if nulls else found.drop_duplicates(["layer", "head"])
     return main.sort_values(["gain", "mean", "layer", "head"], ascending=[False, False, True, True])
@@ -158,21 +165,22 @@ def forest_on(axes: Axes, found: pd.DataFrame, heads: pd.DataFrame, score: str) 
     axes
         Where to draw.
     found
-        What `of_score` returns for all nulls.
+        What `with_gains` returns for all nulls.
     heads
         The heads to draw, as `best_first` returns them.
     score
         The score's name.
     """
-    nulls = [n for n in NULLS if n in set(found["null"])]
+    places = list(zip(heads["layer"], heads["head"], strict=True))
+    shown = found[found.set_index(["layer", "head"]).index.isin(places)]
+    nulls = [n for n in NULLS if n in set(shown["null"])]
     y = np.arange(len(heads))
     for number, null in enumerate(nulls):
-        against = found[found["null"] == null].set_index(["layer", "head"])
-        mine = against.reindex(list(zip(heads["layer"], heads["head"], strict=True)))
+        mine = shown[shown["null"] == null].set_index(["layer", "head"]).reindex(places)
         _gains(axes, mine, y + 0.24 * (number - (len(nulls) - 1) / 2), null, (BLUE, canvas.QUIET, RED)[number % 3])
     if not nulls:
-        axes.hlines(y, heads["low"], heads["high"], color=BLUE, lw=1.4)
-        axes.plot(heads["mean"], y, "o", ms=4, color=BLUE, label="mean, with its 95 % interval")
+        is_known = draw_intervals(axes.hlines, y, heads["low"], heads["high"], color=BLUE, lw=1.4)
+        axes.plot(heads["mean"], y, "o", ms=4, color=BLUE, label="mean" + ", with its 95 % interval" * is_known)
     several = found["layer"].nunique() > 1
     names = [f"layer {r.layer} head {r.head}" if several else f"head {r.head}" for r in heads.itertuples()]
     means = [canvas.decimals(m) for m in heads["mean"]]
@@ -180,10 +188,33 @@ def forest_on(axes: Axes, found: pd.DataFrame, heads: pd.DataFrame, score: str) 
     axes.set_ylim(len(heads) - 0.4, -0.6)
     axes.axvline(0, color=canvas.QUIET, lw=0.8, zorder=0)
     what = f"{score_name(score)}: {'gain' if nulls else 'mean'}"
-    axes.set_xlabel(f"{what}, over {count_words(heads['n'], 'image')}")
+    axes.set_xlabel(f"{what}, over {count_words(shown['gain_n' if nulls else 'n'], 'image')}")
     if nulls:
         how: dict[str, Any] = {"ha": "right", "va": "bottom", "textcoords": "offset points", "color": canvas.QUIET}
         axes.annotate(f"mean {_unit(score)}", (0, 1), (-7, 2), xycoords="axes fraction", **how)
+
+
+def draw_intervals(lines: Callable[..., Any], at: Any, low: Any, high: Any, **how: Any) -> bool:
+    """Draws the intervals whose bounds are known: one value has a mean and no interval.
+
+    Parameters
+    ----------
+    lines
+        `hlines` or `vlines` of the axes.
+    at, low, high
+        Where each line lies, and its ends.
+    how
+        What the lines look like.
+
+    Returns
+    -------
+    Whether there is one.
+    """
+    at, low, high = (np.asarray(values, np.float64) for values in (at, low, high))
+    known = np.isfinite(low) & np.isfinite(high)
+    if known.any():
+        lines(at[known], low[known], high[known], **how)
+    return bool(known.any())
 
 
 def _unit(score: str) -> str:
@@ -195,7 +226,7 @@ def _unit(score: str) -> str:
 def _gains(axes: Axes, rows: pd.DataFrame, y: Any, null: str, colour: str) -> None:
     """Draws the gains over one null as marks with intervals; a mark is filled if the gain is sure."""
     marker, name = NULLS[null]
-    axes.hlines(y, rows["gain_low"], rows["gain_high"], color=colour, lw=1.2)
+    draw_intervals(axes.hlines, y, rows["gain_low"], rows["gain_high"], color=colour, lw=1.2)
     sure = rows["sure"].eq(True).to_numpy()  # NaN for a head without this null
     marks: dict[str, Any] = {"ms": 4, "mec": colour, "mew": 0.9, "ls": "none"}
     axes.plot(rows["gain"][~sure], y[~sure], marker, mfc="white", **marks)
@@ -219,14 +250,15 @@ def distance_by_layer(summary: pd.DataFrame, *, heading: str, rows_name: str = "
     several = rows["layer"].nunique() > 1
     x = rows["layer" if several else "head"].to_numpy(dtype=float)
     images = count_words(rows["n"], "image")
-    told = f"Each head: the mean over {images}." if several else f"Lines: 95 % intervals of the means over {images}."
+    has_lines = not several and bool(rows["low"].notna().any())
+    told = f"Lines: 95 % intervals of the means over {images}." if has_lines else f"Each head: the mean over {images}."
     with canvas.style():
         figure, axes = chart((5.2, 3.45 + canvas.note_height(5.2, told)), heading, (0.7, 0.65, 4.2, 2.35))
         if several:
             by_layer = rows.groupby("layer")["mean"].mean()
             axes.plot(by_layer.index, by_layer, "-", color=canvas.QUIET, lw=1, label="mean of the heads")
         else:
-            axes.vlines(x, rows["low"], rows["high"], color=BLUE, lw=1.4)
+            draw_intervals(axes.vlines, x, rows["low"], rows["high"], color=BLUE, lw=1.4)
         axes.plot(x, rows["mean"], "o", ms=4, color=BLUE, alpha=0.85, label="a head")
         axes.set_xticks(np.unique(x), [str(int(v)) for v in np.unique(x)])
         axes.margins(0.08)
@@ -263,12 +295,13 @@ def by_modifier(
     """
     rows = rows.sort_values("low")
     x, enough = np.arange(len(rows)), (rows["images"] >= FEWEST_IMAGES).to_numpy()
-    told = "Lines: 95 % intervals over photos. " * bool(enough.any())
+    ends = rows["pair_ari_low"][enough], rows["pair_ari_high"][enough]
+    told = "Lines: 95 % intervals over photos. " * bool(ends[0].notna().any())
     told += f"Open: fewer than {FEWEST_IMAGES} photos, too few to say. " * (not enough.all()) + remark
     with canvas.style():
         figure, axes = chart((5.2, 4.02 + canvas.note_height(5.2, told)), heading, (0.7, 0.65, 4.2, 2.3))
         axes.axhline(0, color=canvas.RULE, lw=0.8, zorder=0)
-        axes.vlines(x[enough], rows["pair_ari_low"][enough], rows["pair_ari_high"][enough], color=BLUE, lw=1.4)
+        draw_intervals(axes.vlines, x[enough], *ends, color=BLUE, lw=1.4)
         kinds = (("position", "D--", canvas.QUIET, "null: position alone"), ("pair_ari", "o-", BLUE, "head"))
         for column, line, colour, name in kinds:
             values = rows[column].to_numpy()

@@ -73,16 +73,17 @@ def charts(run: Run) -> Iterator[tuple[str, Figure]]:
     about, first = pictures.headline(run), run.algorithms[0]
     by = f"{about}, {first}" if len(run.algorithms) > 1 else about  # of scores of clusters
     rows_of = functools.partial(statistics.of_score, summary, algorithm=first)
-    if scored := [name for name in catalogue.leading() if len(rows_of(name))]:
+    scored = [name for name in catalogue.leading() if len(rows_of(name))]
+    if scored and len(statistics.with_gains(rows_of(scored[0]))):
         of = by if catalogue.is_of_labels(scored[0]) else about
         heading = f"Gain of each head over its null models, image by image\n{of}"
         yield "stats-forest", statistics.forest(summary, score=scored[0], heading=heading, algorithm=first)
     question = catalogue.QUESTION
     gains, places = (rows_of(question, null=null) for null in ("swap", "position"))
-    if len(gains) and len(run.layers) > 1:
+    if gains["gain"].notna().any() and len(run.layers) > 1:
         heading = f"Gain over other photos' objects, by layer and head\n{by}"
         yield "stats-gain", statistics.gain_map(gains, heading=heading)
-    if len(gains) and len(places):
+    if len(nulls.of_both(places, gains)):
         heading = f"Each head against two null models\n{by}"
         yield "stats-nulls", nulls.against_nulls(summary, score=question, heading=heading, algorithm=first)
     if len(rows_of("attention_distance")):
