@@ -358,6 +358,24 @@ def test_pictures_of_the_chosen_head_leave_out_the_images_that_chose_it(tmp_path
     assert other.note == ""
 
 
+def test_the_null_beside_images_that_did_not_choose_the_head_is_over_these(tmp_path: Path) -> None:
+    run = Run(made_up_runs.write_run(tmp_path / "run", 24))
+    run_stats([run.folder], annotations=str(made_up_runs.write_annotations(tmp_path / "a.json", 24)), jobs=1)
+    assert run.best == (11, 1)
+    assert run.image_score is not None
+    score = run.image_score[0]
+    of_null = run.read_score(f"{score}.swap")
+    assert of_null is not None
+    table = made_up_runs.table(run.folder, "selection")
+    rows = (table["score"] == score) & (table["null"] == "swap")
+    assert table["null_mean"][rows].tolist() == [pytest.approx(of_null[~first_half(run.ids), 1].mean(), abs=1e-6)]
+    table["null_mean"] = np.where(rows, 0.77, 0.9)  # to tell it from that over all images, which is much like it
+    table.to_parquet(run.folder / "stats" / "selection.parquet", index=False)
+    assert "(with other photos' objects 0.77 on average)" in pictures._score_words(run, 11, 1)
+    second = canvas.decimals(float(of_null[:, 2].mean()))
+    assert f"(with other photos' objects {second} on average)" in pictures._score_words(run, 11, 2)
+
+
 def test_pictures_say_where_the_images_that_chose_the_head_are_among_them(
     runs: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -352,13 +352,19 @@ def _score_words(run: Run, layer: int, head: int | None = None) -> str:
     words = f"{score_name(name)} of the image"
     if len(run.patch_algorithms) > 1 and catalogue.is_of_labels(name):
         words += f", by {run.algorithms[0]}"
-    summary = run.table("summary")
-    if summary is None or catalogue.main_null(name) != "swap":
-        return words
-    found = of_score(summary, name, null="swap", algorithm=run.algorithms[0])
-    found = found[(found["layer"] == layer) & (found["head"].isin(run.heads if head is None else [head]))]
-    known = found["null_mean"].dropna()
-    if not len(known):
-        return words
+    null = _mean_of_null(run, layer, head)
     over = " over the heads" if head is None else ""
-    return f"{words} (with other photos' objects {canvas.decimals(known.mean())} on average{over})"
+    return words if np.isnan(null) else f"{words} (with other photos' objects {canvas.decimals(null)} on average{over})"
+
+
+def _mean_of_null(run: Run, layer: int, head: int | None) -> float:
+    """Returns what `_score_words` tells of the null model `swap`, over the images that are shown; NaN without any."""
+    summary = run.table("summary")
+    if run.image_score is None or summary is None or catalogue.main_null(run.image_score[0]) != "swap":
+        return float("nan")
+    if head is not None and scores_of_head(run, layer, head).leaves_out:
+        half = [row["null_mean"] for row in run.chosen(run.image_score[0]) if row["null"] == "swap"]
+        return float(half[0]) if half else float("nan")
+    found = of_score(summary, run.image_score[0], null="swap", algorithm=run.algorithms[0])
+    found = found[(found["layer"] == layer) & (found["head"].isin(run.heads if head is None else [head]))]
+    return float(found["null_mean"].mean())
