@@ -357,8 +357,7 @@ class Run:
         if selection is None or not len(selection):
             return []
         mine = (selection["score"] == score) & selection["algorithm"].isin([self.algorithms[0], ""])
-        rows: list[dict[str, Any]] = selection[mine].to_dict("records")  # type: ignore[assignment]
-        return rows
+        return selection[mine].to_dict("records")  # type: ignore[return-value]
 
     @cached_property
     def image_score(self) -> tuple[str, NDArray[np.float32]] | None:
