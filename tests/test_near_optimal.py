@@ -121,6 +121,17 @@ def test_nearly_equal_rows_far_from_zero_are_still_told_apart():
     assert found.inertia <= theirs * 1.001
 
 
+@pytest.mark.parametrize("length", [300, 1000, 2000])
+def test_one_row_that_is_far_from_all_others_does_not_stop_their_moves(length):
+    """In single precision its square hides gains of the other rows."""
+    for seed in range(3):
+        rows = np.random.default_rng(seed).normal(size=(200, 8))
+        rows[0] *= length / np.linalg.norm(rows[0])
+        rows = rows.astype(np.float32)
+        single, double = (best_partition(rows.astype(kind), 6, seed=seed) for kind in (np.float32, np.float64))
+        assert single.inertia <= double.inertia * 1.0005
+
+
 def test_k_above_the_number_of_different_rows_is_that_number():
     rows = np.repeat(np.array([[3.0, 0.0], [1.0, 1.0]], np.float32), 3, axis=0)
     found = best_partition(rows, 5)
