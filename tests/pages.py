@@ -116,7 +116,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     driver.quit()
 
 
-def until(test: Callable[[], Any], what: str, *, seconds: float = 15) -> Any:
+def until(test: Callable[[], Any], what: str, *, seconds: float = 120) -> Any:
     """Returns the result of `test` as soon as it is true."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -84,7 +84,7 @@ def test_a_fifo_that_replaces_the_file_after_the_look_does_not_block(tmp_path, m
 
     thread = threading.Thread(target=read, daemon=True)
     thread.start()
-    thread.join(timeout=10)
+    thread.join(timeout=60)
     assert outcome == ["unreadable"]
 
 

@@ -56,7 +56,7 @@ def test_the_notebook_is_the_tutorial_and_runs(here: Path) -> None:
     assert (DOCS / "tutorial.ipynb").stat().st_size < 100_000, "outputs are kept small"
     assert len(pictures_of(notebook)) == 2, "it shows its pictures to who only reads it"
     where = {"metadata": {"path": str(here)}}
-    NotebookClient(notebook, timeout=120, kernel_name="python3", resources=where).execute()
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=where).execute()
     assert len(pictures_of(notebook)) == 2, "a plot shows by itself in a notebook"
     assert re.sub(r"[ \d.-]+", " ", printed(notebook)).startswith(" layer head null mean gain enough\n swap False\n")
 

@@ -18,7 +18,7 @@ from tests.striped import IMAGES, PLANNED, SCOPE
 
 
 def _until(process: subprocess.Popen[bytes], is_true: Iterator[bool]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not next(is_true) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
 

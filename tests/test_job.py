@@ -133,7 +133,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_labels(tmp_path: Path, batchjob
     killed = tmp_path / "killed"
     command = [sys.executable, "-m", "batchjob", "run", str(photos), str(killed), *options, "--workers", "0"]
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len(list((killed / "done").glob("*"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)

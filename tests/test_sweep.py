@@ -258,7 +258,7 @@ def test_damage_of_one_file_of_each_kind_is_found_mended_or_harmless(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)  # some 700 damages, three or four commands after each
+@pytest.mark.timeout(7200)  # some 700 damages, three or four commands after each
 @pytest.mark.parametrize(
     "scope", [pytest.param(scope, marks=pytest.mark.xdist_group(f"sweep-{scope}")) for scope in SCOPES]
 )

