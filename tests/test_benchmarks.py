@@ -3,11 +3,12 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from tests.benchmarks import harness
 from tests.benchmarks.harness import Contest, measure
 from tests.conftest import ROOT
 
@@ -39,19 +40,20 @@ def test_the_cost_of_stats_is_measured_as_runs_grow() -> None:
     assert "118,000 images on 16 cores" in done.stdout
 
 
-def test_the_ratio_is_peer_seconds_over_our_seconds_for_the_same_work() -> None:
+def test_the_ratio_is_peer_seconds_over_our_seconds_for_the_same_work(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
+    seconds = {"ours": 2.0, "theirs": 4.0}
+    clock = SimpleNamespace(perf_counter=lambda: sum(seconds[call] for call in calls))
+    monkeypatch.setattr(harness, "time", clock)
 
     def ours() -> None:
         calls.append("ours")
-        time.sleep(0.002)
 
     def theirs() -> None:
         calls.append("theirs")
-        time.sleep(0.004)
 
     result = measure(Contest("nap", "longer nap", "nap", 4, ours, theirs, theirs_items=1), rounds=3)
-    assert 4 < result.ratio < 12  # the peer takes twice as long for a quarter of the work
+    assert result.ratio == 8  # the peer takes twice as long for a quarter of the work
     assert result.rounds == 3
     assert calls[2:6] == ["ours", "theirs", "theirs", "ours"], "who goes first alternates"
 

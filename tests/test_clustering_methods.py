@@ -100,7 +100,7 @@ def test_worker_processes_give_the_labels_of_one_process():
 
 
 def test_the_cost_of_a_problem_is_measured_beforehand():
-    small, large = (pools._seconds_a_problem("agglomerative", patches) for patches in (16, 400))
+    small, large = (pools._seconds_a_problem("agglomerative", patches) for patches in (16, 1200))
     assert 0 < small < large
 
 

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -170,20 +169,22 @@ def test_a_second_job_on_the_same_run_shares_the_work_and_both_end_well(run: Pat
 def test_the_claims_of_a_dead_job_are_taken_over(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     code = (
         "import sys, time; from pathlib import Path; from batchjob.store.claims import Claims\n"
-        "claims = Claims(Path(sys.argv[1]) / 'work'); claims.take(0); print('claimed', flush=True); time.sleep(60)"
+        "claims = Claims(Path(sys.argv[1]) / 'work'); claims.take(0); print('claimed', flush=True); time.sleep(3600)"
     )
     other = subprocess.Popen([sys.executable, "-c", code, str(run)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert other.stdout is not None
     assert other.stdout.readline() == "claimed\n"
-    killer = threading.Timer(0.5, other.kill)
-    killer.start()
+
+    def end_the_other() -> bool:
+        other.kill()
+        return False
+
     labelled = []
     with Writer(run, PLAN) as writer:
-        for partition in shares.claimed(writer, [0, 1, 2], lambda: False):
+        for partition in shares.claimed(writer, [0, 1, 2], end_the_other):  # it asks only while it waits
             labelled.append(partition)
             writer.write(partition, arrays_of(PLAN, partition))
     other.communicate()
-    killer.join()
     assert labelled == [1, 2, 0]
     assert "waiting for another job that labels partitions 0 of this RUN" in capfd.readouterr().err
 
