@@ -6,6 +6,7 @@ Each child is a `batchjob` command in a session of its own: it parses, works, cl
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -55,6 +56,7 @@ class Commands:
                     env=_environment(),
                     preexec_fn=_heed_interrupts,
                 )
+            wait_for_first_line(own)
             pid = own.pid
         else:
             pid = int(self._ask({"arguments": list(arguments), "folder": str(self._folder), "log": str(self._log)}))
@@ -101,6 +103,15 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def wait_for_first_line(process: "subprocess.Popen[Any]") -> None:
+    """Waits until a command answers to signals: Python itself takes a moment, and dies of SIGTERM before that."""
+    while process.poll() is None:
+        caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text())
+        if caught and int(caught[1], 16) >> (signal.SIGUSR1 - 1) & 1:  # the last one that a command takes over
+            return
+        time.sleep(0.005)
 
 
 def session(pid: int) -> list[int]:

@@ -3,7 +3,6 @@
 import errno
 import io
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from batchjob.launch import ends
 from batchjob.model.weights import Weights, state_dict
 from batchjob.store import lifecycle as store
 from batchjob.store.partitions import marker_path, published
-from tests.chaos_verbs import session
+from tests.chaos_verbs import is_running, session, wait_for_first_line
 from tests.conftest import ROOT, TINY, Command
 from tests.made_up_runs import write_annotations, write_run
 from tests.runs import Ids, label, made_up_plan
@@ -133,7 +132,7 @@ def test_a_bug_keeps_its_traceback() -> None:
         ends.code_of(work)
 
 
-@pytest.mark.parametrize("delay_s", [0.0, 1.0, 2.5])
+@pytest.mark.parametrize("delay_s", [0.0, 2.5])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_plan_that_gets_a_signal_ends_75_without_a_traceback(
     tmp_path: Path, number: signal.Signals, delay_s: float
@@ -143,18 +142,11 @@ def test_a_plan_that_gets_a_signal_ends_75_without_a_traceback(
     process = subprocess.Popen([*COMMAND, *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     wait_for_first_line(process)
     time.sleep(delay_s)
+    is_planned = (tmp_path / "run" / "plan.json").exists()  # a fast machine may be done by now
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 75, said
+    _, said = process.communicate(timeout=300)
+    assert process.returncode in ({0, 75} if is_planned else {75}), said
     assert "Traceback" not in said
-
-
-def wait_for_first_line(process: subprocess.Popen[str]) -> None:
-    """Waits until a command answers to signals: Python itself takes a moment, and dies of SIGTERM before that."""
-    for caught in iter(lambda: re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text()), None):
-        if int(caught[1], 16) >> (signal.SIGUSR1 - 1) & 1:  # the last one that a command takes over
-            return
-        time.sleep(0.005)
 
 
 def test_an_interrupt_inside_an_exec_ends_75_too(tmp_path: Path) -> None:
@@ -190,7 +182,7 @@ command.entry()
 def test_a_command_that_ends_while_zarr_reads_says_one_line(tmp_path: Path) -> None:
     """zarr's thread goes on reading while Python ends, and has a traceback for each chunk that it can't read."""
     command = [sys.executable, "-c", END_IN_A_READ, str(tmp_path / "a.zarr")]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 75
     assert ended.stderr == "batchjob: interrupted (SIGTERM); the same command goes on where it stopped\n"
 
@@ -203,7 +195,7 @@ def test_a_run_whose_reader_goes_away_ends_with_work_left_and_goes_on(tmp_path: 
     os.close(writing)
     os.read(reading, 1)
     os.close(reading)
-    assert process.wait(120) == 75
+    assert process.wait(300) == 75
     assert subprocess.run([*COMMAND, *arguments], cwd=ROOT, check=False, capture_output=True).returncode == 0
 
 
@@ -222,20 +214,12 @@ def children_of(process: int) -> list[int]:
     return [int(p) for p in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
-def is_running(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 POOL = """
-import sys, time
+import sys
 from batchjob.children import ChildPool
 if __name__ == "__main__":
     with ChildPool(2, method=sys.argv[1]) as pool:
-        found = [pool.submit(time.sleep, 600) for _ in range(2)]
-        print("begun", flush=True)
+        found = [pool.submit(exec, f"import time; open('begun-{i}', 'w').close(); time.sleep(3600)") for i in range(2)]
         found[0].result()
 """
 
@@ -246,17 +230,14 @@ def test_the_processes_of_a_pool_end_with_their_parent(tmp_path: Path, method: s
     script = tmp_path / "pool.py"
     script.write_text(POOL)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        [sys.executable, script, method], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"begun\n"
-    time.sleep(2)
+    process = subprocess.Popen([sys.executable, script, method], cwd=tmp_path, env=environment, stderr=subprocess.PIPE)
+    while len(list(tmp_path.glob("begun-*"))) < 2 and process.poll() is None:
+        time.sleep(0.02)
     born = children_of(process.pid)
     assert len(born) >= 2
     process.send_signal(number)
-    process.communicate(timeout=20)
-    until = time.monotonic() + 10
+    process.communicate(timeout=300)
+    until = time.monotonic() + 120
     while any(is_running(child) for child in born) and time.monotonic() < until:
         time.sleep(0.1)
     assert not any(is_running(child) for child in born)
@@ -268,14 +249,14 @@ def test_statistics_that_are_killed_leave_no_process(tmp_path: Path) -> None:
     command = [*COMMAND, "stats", run, "--annotations", tmp_path / "instances.json", "--jobs", "3"]
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
     born: list[int] = []
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while len(born) < 3 and process.poll() is None and time.monotonic() < until:
         time.sleep(0.02)
         born = [child for child in session(process.pid) if child != process.pid]
     process.kill()
     process.wait()
     assert len(born) >= 3, "the kill came too early or too late to prove anything"
-    until = time.monotonic() + 10
+    until = time.monotonic() + 120
     while session(process.pid) and time.monotonic() < until:
         time.sleep(0.1)
     assert session(process.pid) == []
@@ -378,7 +359,7 @@ def test_too_few_open_files_are_one_line(tmp_path: Path) -> None:
     photos = make_photos(tmp_path / "photos", 2)
     arguments = " ".join(map(str, ["run", photos, tmp_path / "run", *TINY]))
     command = f"ulimit -n 20; exec {sys.executable} -m batchjob {arguments}"
-    done = subprocess.run(["bash", "-c", command], cwd=ROOT, check=False, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, check=False, capture_output=True, text=True, timeout=300)
     assert done.returncode in (0, 75), done.stderr
     assert "Traceback" not in done.stderr
     assert io.StringIO(done.stderr).readlines()
