@@ -104,8 +104,8 @@ def of_both(position: pd.DataFrame, swap: pd.DataFrame) -> pd.DataFrame:
     -------
     The heads that have both gains; columns end in `_x` and `_y`.
     """
-    gains = (statistics.with_gains(rows) for rows in (position, swap))
-    return next(gains).merge(next(gains), on=["layer", "head"], suffixes=("_x", "_y"))
+    own, other = statistics.with_gains(position), statistics.with_gains(swap)
+    return own.merge(other, on=["layer", "head"], suffixes=("_x", "_y"))
 
 
 def _told_names(named: int, wanted: int, points: int, several: bool) -> str:

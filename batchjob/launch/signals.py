@@ -12,7 +12,7 @@ from typing import Any, NoReturn, Self
 
 from batchjob.children import SIGNALS
 
-AGAIN_S = 0.01
+AGAIN_S = 0.01  # after which a signal comes again that Python dropped
 WORK_LEFT = 75  # the exit code of a command that goes on where it stopped when it is run again
 PARENT = "BATCHJOB_PARENT"  # set by our own launcher: its process id
 _MEANINGS = {signal.SIGUSR1: " (the time limit is near, or a preemption)"}
