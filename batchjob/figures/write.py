@@ -1,7 +1,7 @@
 """Writes the pictures under RUN/figures, and decides which pictures a run gets by what it holds."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +13,11 @@ from batchjob.figures.overview import overview
 from batchjob.figures.photos import open_run
 from batchjob.metrics import catalogue
 from batchjob.store.run import Run, tell_apart
+
+_OF_STATISTICS = (
+    "overview.*",
+    "stats-*.*",
+)  # the pictures that a run has only if its statistics have something to show
 
 
 def write_figures(runs: Path | Sequence[Path], look: Look | None = None) -> list[Path]:
@@ -41,7 +46,16 @@ def write_figures(runs: Path | Sequence[Path], look: Look | None = None) -> list
     written: list[Path] = []
     for name, figure in _pictures(opened, look):
         written += canvas.save(figure, folders[0] / "figures" / name, formats=look.formats)
+    _remove_older(folders[0] / "figures", {path.stem for path in written})
     return written
+
+
+def _remove_older(folder: Path, drawn: Collection[str]) -> None:
+    """Removes pictures of earlier statistics for which the present ones have no figures."""
+    for pattern in _OF_STATISTICS:
+        for path in folder.glob(pattern):
+            if path.stem not in drawn:
+                path.unlink()
 
 
 def _pictures(runs: Sequence[Run], look: Look) -> Iterator[tuple[str, Figure]]:

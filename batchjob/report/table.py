@@ -253,7 +253,8 @@ def _gain(row: Any, low: float, high: float) -> Cell:
 
 
 def _plain_gain(row: Any) -> Cell:
-    interval = numbers.gain_interval(row["gain_low"], row["gain_high"])
+    is_known = np.isfinite(row["gain_low"])
+    interval = numbers.gain_interval(row["gain_low"], row["gain_high"]) if is_known else ""
     return Cell(numbers.gain(row["gain"]), repr(float(row["gain"])), interval)
 
 
