@@ -32,7 +32,7 @@ daemon() {
 wait_for() {
   local what=$1
   shift
-  local until=$((SECONDS + 30))
+  local until=$((SECONDS + 300))
   while [ "$SECONDS" -lt "$until" ]; do "$@" >/dev/null 2>&1 && return 0; sleep 0.1; done
   tail -n 5 "$folder"/*.out "$folder"/*.log >&2 || true
   fail "$what did not come up"
@@ -137,13 +137,15 @@ GresTypes=gpu
 SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=1,sched_interval=1,sched_min_interval=0,bf_interval=1,preempt_youngest_first
 PriorityType=priority/basic
-KillWait=5
+KillWait=10
 MinJobAge=86400
 InactiveLimit=0
 SlurmctldTimeout=30
-SlurmdTimeout=10
-MessageTimeout=10
-UnkillableStepTimeout=20
+# long, since a busy machine may let a daemon wait for many seconds
+SlurmdTimeout=60
+MessageTimeout=60
+BatchStartTimeout=120
+UnkillableStepTimeout=300
 JobRequeue=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE

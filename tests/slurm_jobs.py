@@ -1,5 +1,6 @@
 """Starts a real Slurm on this machine for the tests, and submits runs to it."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.chaos_verbs import is_running
+
 ROOT = Path(__file__).parent.parent
-LIMIT_S = 240  # long enough for a busy machine; on an idle one no test takes more than two minutes
+LIMIT_S = 1200  # long enough for a busy machine; on an idle one no test takes more than two minutes
 OPTIONS = ["--model", "test_vit.r160_in1k", "--weights", "random", "--image-size", "64", "--k", "3", "--n-init", "1"]
 OPTIONS += ["--rows-per-partition", "2", "--precision", "fp32"]
 FLAGS = ["--device", "cpu", "--batch-size", "2", "--workers", "0", "--max-failures", "0.1"]
 PARTITIONS = 24
+TASKS = 4
+OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL"}
 CLUSTER = ROOT / "tests" / "slurm_cluster.sh"
 
 NEEDED = ("slurmctld", "slurmdbd", "munged", "mariadbd")
@@ -42,20 +47,28 @@ def sh(*command: object, check: bool = True, **environment: str) -> str:
     return ended.stdout
 
 
-def wait_until(what: str, is_so: Callable[[], object], timeout_s: float = LIMIT_S) -> None:
-    deadline = time.monotonic() + timeout_s
+def wait_until(what: str, is_so: Callable[[], object], *, pause_s: float = 0.02) -> None:
+    deadline = time.monotonic() + LIMIT_S
     while not is_so():
-        assert time.monotonic() < deadline, f"waited {timeout_s} s for: {what}"
-        time.sleep(0.02)
+        assert time.monotonic() < deadline, f"waited {LIMIT_S} s for: {what}"
+        time.sleep(pause_s)
+
+
+def send_to(processes: Iterable[int], number: signal.Signals) -> None:
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.kill(process, number)
 
 
 def start_requeued(over: threading.Event) -> None:
-    """Starts a requeued job 6 s after it was seen, since Slurm would hold it for two minutes (sooner it would fail)."""
+    """Starts a requeued job 6 s after its end, since Slurm would hold it for two minutes (sooner it would fail)."""
     seen: dict[str, float] = {}
     while not over.wait(1):
-        for line in sh("squeue", "-h", "-t", "PD", "-o", "%i %r", check=False).splitlines():
-            job, _, reason = line.partition(" ")
-            if reason == "BeginTime" and time.monotonic() - seen.setdefault(job, time.monotonic()) >= 6:
+        for line in sh("squeue", "-h", "-t", "PD", "-o", "%i %T %r", check=False).splitlines():
+            job, state, reason = line.split(" ", 2)
+            if state == "COMPLETING":  # what the nodes still run of the attempt before
+                seen.pop(job, None)
+            elif reason == "BeginTime" and time.monotonic() - seen.setdefault(job, time.monotonic()) >= 6:
                 sh("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
                 del seen[job]
 
@@ -119,8 +132,7 @@ class Job:
 
     def ended(self, job: str) -> str:
         """Waits for a job of this run and returns its final state."""
-        over = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL"}
-        wait_until(f"the end of job {job}", lambda: self.state(job) in over)
+        wait_until(f"the end of job {job}", lambda: self.state(job) in OVER)
         return self.state(job)
 
     def state(self, job: str = "") -> str:
@@ -150,16 +162,30 @@ class Job:
 
     def hold(self, least: int = 2) -> None:
         """Stops all processes (SIGSTOP) when at least `least` partitions are published, but not all."""
-        wait_until(f"{least} partitions published", lambda: self.done() >= least or self.is_over())
-        self.send(signal.SIGSTOP)
+        self.stop_when(f"{least} partitions published", lambda: self.done() >= least)
         assert least <= self.done() < PARTITIONS, self.log()
 
+    def stop_when(self, what: str, is_time: Callable[[], bool], verb: str = "label") -> None:
+        """Stops all processes of a command (SIGSTOP) as soon as it is time, or lets them end where it never is.
+
+        Their work takes less than a second, so their ids are found beforehand and Slurm isn't asked meanwhile.
+        """
+        born: list[int] = []
+
+        def have_begun() -> bool:
+            born[:] = self.processes(verb)
+            return len(born) == TASKS or is_time() or (not born and self.state(self.ids[verb]) in OVER)
+
+        wait_until(f"{TASKS} processes", have_begun)
+        wait_until(what, lambda: is_time() or not any(map(is_running, born)), pause_s=0.005)
+        send_to(born, signal.SIGSTOP)
+        self.send(signal.SIGSTOP, verb)  # also to those that began later
+
     def send(self, number: signal.Signals, verb: str = "label", **variables: str) -> None:
-        for process in self.processes(verb, **variables):
-            os.kill(process, number)
+        send_to(self.processes(verb, **variables), number)
 
     def is_over(self) -> bool:
-        return self.state() in {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL"}
+        return self.state() in OVER
 
     def wait(self) -> str:
         """Waits for the label job and returns its final state."""
@@ -223,4 +249,4 @@ def submit(cluster: Path, slurm_photos: Path, tmp_path: Path) -> Iterator[Callab
     for job in jobs:
         sh("scancel", *job.ids.values(), check=False)
         job.send(signal.SIGCONT)
-    wait_until("an empty queue", lambda: not sh("squeue", "-h"), 30)
+    wait_until("an empty queue", lambda: not sh("squeue", "-h"))

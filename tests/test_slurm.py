@@ -88,7 +88,7 @@ def test_a_requeued_job_goes_on_where_it_was(submit: Callable[..., Job], calm: P
 def test_a_preempted_job_saves_and_comes_back(submit: Callable[..., Job], calm: Path) -> None:
     job = submit()
     job.hold()
-    sh("sbatch", "-p", "urgent", "-N2", "--exclusive", "-t1", "-o", "/dev/null", "--wrap", "sleep 3")
+    sh("sbatch", "-p", "urgent", "-N2", "--exclusive", "-t1", "-o", "/dev/null", "--wrap", "true")
     wait_until("the signal", lambda: "SIGUSR1" in job.log() or "SIGTERM" in job.log())
     job.send(signal.SIGCONT)
     job.check_equal(calm)
@@ -97,14 +97,14 @@ def test_a_preempted_job_saves_and_comes_back(submit: Callable[..., Job], calm: 
 
 @pytest.mark.slow
 def test_a_job_at_its_time_limit_saves_requeues_and_goes_on(submit: Callable[..., Job], calm: Path) -> None:
-    job = submit(BATCHJOB_WARN_S="50")
+    job = submit(BATCHJOB_WARN_S="180")
     started = time.monotonic()
     job.hold()
-    limit = int(time.monotonic() - started + 40) // 60 + 1  # minutes, with at least 40 s for the warning and for saving
+    limit = int(time.monotonic() - started + 120) // 60 + 1  # minutes, at least two for the warning and for saving
     sh("scontrol", "update", f"JobId={job.label}", f"TimeLimit={limit}")
     wait_until("the signal before the limit", lambda: "SIGUSR1" in job.log())
     job.send(signal.SIGCONT)
-    wait_until("the requeue", lambda: job.facts()["Restarts"] == "1")
+    wait_until("the requeue", lambda: job.facts().get("Restarts") == "1")
     sh("scontrol", "update", f"JobId={job.label}", "TimeLimit=10")
     job.check_equal(calm)
     assert "stopped with work left: back into the queue; what is published stays" in job.log()
@@ -120,7 +120,7 @@ def test_a_cancelled_job_stays_cancelled_and_submitting_again_goes_on(submit: Ca
     job.send(signal.SIGCONT)
     assert job.wait() == "CANCELLED"
     wait_until("the processes to end", lambda: not job.processes())
-    time.sleep(3)
+    time.sleep(1.5)
     assert job.state() == "CANCELLED"
     assert job.facts()["Restarts"] == "0"
     assert done <= job.done() < PARTITIONS
@@ -133,7 +133,8 @@ def test_a_node_that_dies_costs_no_published_partition(submit: Callable[..., Job
     job.hold()
     os.kill(int((cluster / "node2.pid").read_text()), signal.SIGKILL)
     job.send(signal.SIGKILL, SLURMD_NODENAME="node2")
-    wait_until("the requeue", lambda: job.facts()["Restarts"] == "1")
+    sh("scontrol", "update", "nodename=node2", "state=down", "reason=test")  # as Slurm itself does after SlurmdTimeout
+    wait_until("the requeue", lambda: job.facts().get("Restarts") == "1")
     job.send(signal.SIGCONT)
     sh(CLUSTER, "start", cluster, "node2")
     job.check_equal(calm)
