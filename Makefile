@@ -14,6 +14,7 @@ PY := $(ENV)/bin/python
 # One stamp for each environment and checkout, so that a second `make` takes no time and another clone installs itself.
 STAMP := $(ENV)/.batchjob$(subst /,_,$(CURDIR))
 GPU = auto
+IN_TWO = -n 2 --dist loadgroup --no-loadscope-reorder
 
 # `make run` without DATA runs the embedded sample, at a size that is large enough for its figures.
 SAMPLE := batchjob/sample
@@ -104,7 +105,6 @@ report: env  ## write one HTML page of RUN=…
 show: env  ## show plan, progress, throughput and failures of RUN=…
 	@$(PY) -m batchjob show $(RUN_OR_SAMPLE)
 
-IN_TWO = -n 2 --dist loadgroup --no-loadscope-reorder
 test: dev  ## run the tests, except those that need a GPU, Slurm or minutes
 	@$(PY) -m pytest $(IN_TWO)
 

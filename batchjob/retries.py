@@ -2,9 +2,15 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from batchjob.codes import STATUS
 from batchjob.config import command_of
+
+if TYPE_CHECKING:
+    from batchjob.store.run import Run
 
 MAY_PASS = ("missing", "unreadable")
 COUNT = " or ".join(MAY_PASS)  # what stats/counts.json calls the number of these images
@@ -37,21 +43,21 @@ def sentence(count: int, data: str, run: Path, options: Mapping[str, Any]) -> st
     return f"those that are {COUNT} ({count:,}) are tried again by: {again} (with make: RETRY_FAILED=1)"
 
 
-def without_images(data: str, run: Path, options: Mapping[str, Any], *, is_pending: bool) -> str:
+def without_images(run: "Run") -> str:
     """Says of a run in which no image is labelled how that is mended.
 
     Parameters
     ----------
-    data, run, options
-        As `sentence`.
-    is_pending
-        Whether images are still to be labelled; else all of them failed.
+    run
+        The run.
 
     Returns
     -------
     A sentence without its full stop.
     """
-    if is_pending:
-        return f"{run} has no labelled image yet; go on with: {command_of(data, run, options)}"
-    again = command_of(data, run, options, "--retry-failed")
-    return f"all images of {run} failed ({run / 'failures.csv'} says why); once they are mended: {again}"
+    folder, asked = run.folder, run.data_asked
+    if len(run.pending_rows):
+        return f"{folder} has no labelled image yet; go on with: {command_of(asked, folder, run.options)}"
+    may_pass = np.isin(run.read(0, run.rows, only=()).status, [STATUS[cause] for cause in MAY_PASS])
+    remedy = sentence(int(may_pass.sum()), asked, folder, run.options) or "give other images, and another RUN for them"
+    return f"all images of {folder} failed (batchjob show {folder} counts the causes); {remedy}"

@@ -17,7 +17,8 @@ on_signal() {
   [ -z "$step" ] || kill "-$1" "$step" 2>/dev/null
 }
 trap 'on_signal USR1 "SIGUSR1: the time limit is near, or a preemption"' USR1
-trap 'on_signal TERM SIGTERM' TERM INT
+told_to_end='SIGTERM, told to end: cancelled (submit again to go on), or preempted (Slurm brings it back)'
+trap 'on_signal TERM "$told_to_end"' TERM INT # said at once: Slurm may end the script while it waits for srun
 
 . "$BATCHJOB_HOME/slurm/site.sh"
 site_environment || exit 2
@@ -119,8 +120,7 @@ requeue_or_end() {
     exit 75
   fi
   is_leaving=yes
-  say "told to end: cancelled (submit again to go on), or preempted (Slurm brings it back);" \
-    "$(counted "$(published)" partition) published"
+  say "$(counted "$(published)" partition) published"
   # does not exit yet: a job that ends within the grace time of a preemption counts as finished and is not requeued
   await_the_end
   exit 75

@@ -56,7 +56,7 @@ class Commands:
                     env=_environment(),
                     preexec_fn=_heed_interrupts,
                 )
-            wait_for_first_line(own)
+            wait_for_handlers(own)
             pid = own.pid
         else:
             pid = int(self._ask({"arguments": list(arguments), "folder": str(self._folder), "log": str(self._log)}))
@@ -105,7 +105,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def wait_for_first_line(process: "subprocess.Popen[Any]") -> None:
+def wait_for_handlers(process: "subprocess.Popen[Any]") -> None:
     """Waits until a command answers to signals: Python itself takes a moment, and dies of SIGTERM before that."""
     while process.poll() is None:
         caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text())

@@ -82,6 +82,8 @@ WRONG_FOR_ANOTHER_MODEL = [
     (["--stage", "2"], "--stage 2 is for a CNN's features"),
     (["--model", "mixer_b16_224", "--image-size", "256"], "--image-size 256 does not suit mixer_b16_224"),
     (["--image-size", "32", "--k", "5"], "--k 5 is more than the 4 patches of an image"),
+    (["--image-size", "16"], "an image has one patch only, which no clustering can divide; give a larger --image-size"),
+    (["--image-size", "16", "--k", "silhouette"], "an image has one patch only"),
 ]
 
 

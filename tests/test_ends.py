@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 import zipfile
 from pathlib import Path
@@ -18,10 +19,11 @@ import torch
 from batchjob.data.sources import index_images
 from batchjob.errors import UserError
 from batchjob.launch import ends
+from batchjob.launch.signals import Stop
 from batchjob.model.weights import Weights, state_dict
 from batchjob.store import lifecycle as store
 from batchjob.store.partitions import marker_path, published
-from tests.chaos_verbs import is_running, session, wait_for_first_line
+from tests.chaos_verbs import is_running, session, wait_for_handlers
 from tests.conftest import ROOT, TINY, Command
 from tests.made_up_runs import write_annotations, write_run
 from tests.runs import Ids, label, made_up_plan
@@ -101,6 +103,34 @@ def test_a_signal_inside_a_del_interrupts_right_after_it(
     assert sys.unraisablehook is hook
 
 
+def test_a_second_interrupt_inside_a_del_ends_a_loop_that_notes_signals() -> None:
+    hook = sys.unraisablehook
+
+    def work() -> None:
+        with Stop() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop()
+            Signalled(signal.SIGINT)
+            time.sleep(5)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert sys.unraisablehook is hook
+
+
+def test_a_loop_in_another_thread_leaves_signals_to_the_main_one() -> None:
+    before, found = signal.getsignal(signal.SIGTERM), []
+
+    def work() -> None:
+        with Stop() as stop:
+            found.append((stop(), signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [(False, before)]
+
+
 def test_a_signal_inside_a_del_of_the_first_imports_ends_75_without_a_word(tmp_path: Path) -> None:
     (tmp_path / "signalled.py").write_text(
         "import os, signal, time\nfrom batchjob.launch import signals\n"
@@ -140,7 +170,7 @@ def test_a_plan_that_gets_a_signal_ends_75_without_a_traceback(
     photos = make_photos(tmp_path / "photos", 2)
     arguments = ["plan", str(photos), str(tmp_path / "run"), *TINY]
     process = subprocess.Popen([*COMMAND, *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    wait_for_first_line(process)
+    wait_for_handlers(process)
     time.sleep(delay_s)
     is_planned = (tmp_path / "run" / "plan.json").exists()  # a fast machine may be done by now
     process.send_signal(number)
@@ -166,6 +196,7 @@ import os, signal, sys, threading
 import zarr
 from batchjob import __main__ as command
 from batchjob.launch import ends
+from batchjob.launch.signals import Stop
 
 array = zarr.create_array(sys.argv[1], shape=100_000, chunks=1, dtype="u1")
 

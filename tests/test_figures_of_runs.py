@@ -37,18 +37,22 @@ def test_every_kind_of_figure_is_written_for_runs_that_hold_it(runs: list[Path])
     assert len(list((runs[0] / "figures").glob("grid-layer-*-heads-*.svg"))) == 2
 
 
-def test_pictures_of_earlier_statistics_do_not_stay_beside_those_of_the_present_ones(
+def test_pictures_that_the_present_statistics_have_nothing_to_show_for_are_removed(
     runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(runs[0], tmp_path / "run")
     folder = tmp_path / "run" / "figures"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    for name in ("stats-nulls.png", "stats-forest.pdf", "head-9-layer-9.png"):
+    for name in ("stats-nulls.png", "stats-forest.pdf", "stats-notes.txt", "head-9-layer-9.png"):
         (folder / name).touch()
     monkeypatch.setattr(write, "charts", lambda run: iter([("stats-forest", Figure())]))
     names = {path.name for path in write_figures(tmp_path / "run", Look(count=1, formats=("png",)))}
-    assert {path.name for path in folder.iterdir()} == names | {"stats-forest.pdf", "head-9-layer-9.png"}
+    assert {path.name for path in folder.iterdir()} == names | {
+        "stats-forest.pdf",
+        "stats-notes.txt",
+        "head-9-layer-9.png",
+    }
 
 
 @pytest.mark.parametrize(

@@ -245,7 +245,7 @@ def test_tokens_of_a_vit_are_not_told_as_a_cnns_features(tmp_path: Path) -> None
     run = Run(write_run(tmp_path / "run", 4, cluster_on="token"))
     run.__dict__["_names"] = frozenset({"saliency"})
     lines = text.describe(run, {}, pd.DataFrame({"score": [], "mean": [], "null": [], "head": []}), [])
-    assert "tokens are of a whole layer, which has one head here; its map is their saliency" in lines
+    assert "tokens belong to a whole layer, so each layer has one head, and its map is their saliency" in lines
     assert not any("CNN" in line for line in lines)
 
 

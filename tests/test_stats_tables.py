@@ -246,11 +246,13 @@ def test_wrong_input_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
 
 def test_a_run_without_a_labelled_image_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     failed = write_run(tmp_path / "failed", 3, failed=(0, 1, 2))
+    gone = write_run(tmp_path / "gone", 3, failed=(0, 1, 2))
+    zarr.open_group(str(gone / "labels.zarr"), mode="r+")["status"][:2] = STATUS["missing"]  # type: ignore[index]
     pending = write_run(tmp_path / "pending", 3, failed=(0, 2), pending=(1,))
-    with pytest.raises(
-        UserError, match=r"all images of \S+failed failed \(.*; once they are mended: .* --retry-failed"
-    ):
+    with pytest.raises(UserError, match=r"all images of \S+failed failed \(batchjob show .* another RUN for them"):
         run_stats([failed])
+    with pytest.raises(UserError, match=r"missing or unreadable \(2\) are tried again by: .* --retry-failed"):
+        run_stats([gone])
     with pytest.raises(UserError, match=r"pending has no labelled image yet; go on with: batchjob run DATA \S+pending"):
         run_stats([pending])
     assert not (failed / "stats").exists()

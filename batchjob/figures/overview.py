@@ -45,7 +45,9 @@ def overview(run: Run, look: Look) -> Figure | None:
     layer, head = run.best
     shown, count = _three(run, layer, head, look)
     heads = statistics.best_first(found)
-    wrapped = textwrap.wrap(_answer(run, (layer, head), said[:2], heads), 76)
+    drawn = found.merge(heads.head(_HEADS)[["layer", "head"]], on=["layer", "head"])
+    photos = statistics.count_words(pd.concat([drawn["n"], drawn["gain_n"]]), "photo")
+    wrapped = textwrap.wrap(_answer(run, (layer, head), said[:2], photos), 76)
     left, top = canvas.MARGIN + 3 * (_CELL + _GAP) + 0.1 + _FOREST, canvas.MARGIN + 0.86
     tall = max(max(2 * _size(p)[1] for p in shown) + _KEY, 0.2 * min(len(heads), _HEADS) + 0.3)
     below = top + tall + max(0.16 + 0.142 * len(wrapped), 0.75)
@@ -60,7 +62,6 @@ def overview(run: Run, look: Look) -> Figure | None:
         axes = figure.add_axes(statistics.fraction(figure, left, top, _WIDTH - left - 0.12, tall))
         statistics.forest_on(axes, found, heads.head(_HEADS), catalogue.QUESTION)
         axes.set_xlabel(f"{name}: gain")
-        photos = statistics.count_words(pd.concat([heads["n"], found["gain_n"]]), "photo")
         _title(figure, left - _FOREST + 0.1, top - 0.24, "b", f"Each head's mean and gains (n = {photos})")
         statistics.legend(figure, axes, left - _FOREST + 0.1, top + tall + 0.38, columns=1)
         canvas.write(figure, canvas.MARGIN, top + tall + 0.16, "\n".join(wrapped), size=7, linespacing=1.35)
@@ -73,7 +74,7 @@ def _title(figure: Figure, left: float, top: float, letter: str, text: str) -> N
     canvas.write(figure, left + 0.13, top, text, va="bottom", size=7)
 
 
-def _answer(run: Run, head: tuple[int, int], said: Sequence[str], heads: pd.DataFrame) -> str:
+def _answer(run: Run, head: tuple[int, int], said: Sequence[str], photos: str) -> str:
     """Writes the answer, and which photos it is on, since its score is not that of the photos shown.
 
     Parameters
@@ -84,16 +85,15 @@ def _answer(run: Run, head: tuple[int, int], said: Sequence[str], heads: pd.Data
         The pair (layer, head) that was chosen.
     said
         The sentences of the answer.
-    heads
-        The rows of the heads in b.
+    photos
+        How many photos b is of, in words.
     """
     chosen = run.chosen(catalogue.QUESTION)[0]
     tried, used = int(chosen["chosen_n"]), int(chosen["n"])
-    everything = statistics.count_words(heads["gain_n"], "photo")
     which = "b is" if scores_of_head(run, *head).leaves_out else "a and b are"
     halves = (
         f"The head was chosen on {counted(tried, 'photo')}; the answer is from the {counted(used, 'other')}; "
-        f"{which} over all {everything}."
+        f"{which} over all {photos}."
     )
     return " ".join([*said, halves])
 

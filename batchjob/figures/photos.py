@@ -30,8 +30,7 @@ def open_run(folder: Path) -> Run:
     """Opens a run. Raises UserError if the folder is not a run, or the run has no labelled image."""
     run = Run.checked(folder)
     if not len(run.ok_rows):
-        asked = (run.data_asked, folder, run.options)
-        raise UserError(retries.without_images(*asked, is_pending=bool(len(run.pending_rows))))
+        raise UserError(retries.without_images(run))
     return run
 
 

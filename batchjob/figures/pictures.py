@@ -358,7 +358,10 @@ def _score_words(run: Run, layer: int, head: int | None = None) -> str:
 
 
 def _mean_of_null(run: Run, layer: int, head: int | None) -> float:
-    """Returns what `_score_words` tells of the null model `swap`, over the images that are shown; NaN without any."""
+    """Returns what `_score_words` tells of the null model `swap`, NaN where it is not known.
+
+    It is over the half that did not choose the head where the images shown are of that half, else over all images.
+    """
     summary = run.table("summary")
     if run.image_score is None or summary is None or catalogue.main_null(run.image_score[0]) != "swap":
         return float("nan")

@@ -151,10 +151,14 @@ def forest(summary: pd.DataFrame, *, score: str, heading: str, algorithm: str = 
 
 
 def best_first(found: pd.DataFrame) -> pd.DataFrame:
-    """Sorts the heads in what `with_gains` returns by their gain over the first known null, the largest first."""
-    nulls = [n for n in NULLS if n in set(found["null"])]
-    main = found[found["null"] == nulls[0]] if nulls else found.drop_duplicates(["layer", "head"])
-    return main.sort_values(["gain", "mean", "layer", "head"], ascending=[False, False, True, True])
+    """Sorts the heads in what `with_gains` returns by their gain over the first known null, the largest first.
+
+    Heads that have no gain over it come after the others, by their gain over the next one.
+    """
+    ranks = found["null"].map({null: rank for rank, null in enumerate(NULLS)}).fillna(len(NULLS))
+    ranked = found.assign(rank=ranks).sort_values("rank", kind="stable").drop_duplicates(["layer", "head"])
+    order = ["rank", "gain", "mean", "layer", "head"]
+    return ranked.sort_values(order, ascending=[True, False, False, True, True]).drop(columns="rank")
 
 
 def forest_on(axes: Axes, found: pd.DataFrame, heads: pd.DataFrame, score: str) -> None:

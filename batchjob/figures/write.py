@@ -8,16 +8,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from batchjob.figures import canvas, nulls, pictures, statistics
-from batchjob.figures.look import Look, check_query, chosen_head, chosen_layer, chosen_rows
+from batchjob.figures.look import FORMATS, Look, check_query, chosen_head, chosen_layer, chosen_rows
 from batchjob.figures.overview import overview
 from batchjob.figures.photos import open_run
 from batchjob.metrics import catalogue
 from batchjob.store.run import Run, tell_apart
 
-_OF_STATISTICS = (
-    "overview.*",
-    "stats-*.*",
-)  # the pictures that a run has only if its statistics have something to show
+# The pictures that a run has only if its statistics have something to show.
+_OF_STATISTICS = ("overview", "stats-forest", "stats-gain", "stats-nulls", "stats-distance", "stats-instances")
 
 
 def write_figures(runs: Path | Sequence[Path], look: Look | None = None) -> list[Path]:
@@ -51,11 +49,10 @@ def write_figures(runs: Path | Sequence[Path], look: Look | None = None) -> list
 
 
 def _remove_older(folder: Path, drawn: Collection[str]) -> None:
-    """Removes pictures of earlier statistics for which the present ones have no figures."""
-    for pattern in _OF_STATISTICS:
-        for path in folder.glob(pattern):
-            if path.stem not in drawn:
-                path.unlink()
+    """Removes pictures of earlier statistics, in any format, that the present ones have nothing to show for."""
+    for name in _OF_STATISTICS:
+        for kind in FORMATS if name not in drawn else ():
+            (folder / f"{name}.{kind}").unlink(missing_ok=True)
 
 
 def _pictures(runs: Sequence[Run], look: Look) -> Iterator[tuple[str, Figure]]:

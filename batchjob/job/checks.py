@@ -87,8 +87,8 @@ def _check_numbers(options: Options, plan: Plan) -> None:
         choose_heads(options, spec)
     if options.scope == "dataset":
         sample_rows.row_kind(options, spec.grid)
-    elif options.k.lstrip("+-").isdigit():
-        raise_for_large_k(options.k, spec.num_patches)
+    else:
+        raise_for_patches(options.k, spec.num_patches)
 
 
 def choose_heads(options: Options, spec: ModelSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -120,22 +120,22 @@ def choose_heads(options: Options, spec: ModelSpec) -> tuple[tuple[int, ...], tu
     return layers, heads
 
 
-def raise_for_large_k(k: str, patches: int) -> None:
-    """Checks `--k` against the patches of an image.
+def raise_for_patches(k: str, patches: int) -> None:
+    """Checks that an image has patches to cluster, and no fewer than `--k` asks for.
 
     Parameters
     ----------
     k
-        A whole number, as it was given.
+        As it was given: a whole number, or a rule, which finds no more clusters than there are patches.
     patches
         How many patches an image has.
 
     Raises
     ------
     UserError
-        There are fewer patches than clusters.
+        There are fewer than two patches, or fewer than clusters.
     """
     if patches < 2:
         raise UserError("an image has one patch only, which no clustering can divide; give a larger --image-size")
-    if int(k) > patches:
+    if k.lstrip("+-").isdigit() and int(k) > patches:
         raise UserError(f"--k {k} is more than the {patches} patches of an image; give 2 to {patches}")

@@ -21,7 +21,7 @@ from batchjob.data.reading import escape
 from batchjob.errors import UserError, counted
 from batchjob.files import LOCK, clear_disk_errors, new_scratch, only_one
 from batchjob.geometry import Geometry
-from batchjob.job.checks import check_input, choose_heads, raise_for_large_k
+from batchjob.job.checks import check_input, choose_heads, raise_for_patches
 from batchjob.model import weights
 from batchjob.plan import Plan
 
@@ -274,12 +274,12 @@ def _read_k(
 ) -> NDArray[np.uint8]:
     """uint8 [n]: k of every image; 0 where a rule chooses it while labelling.
 
-    Raises UserError for a k above the number of patches, and for a CSV that is wrong or incomplete.
+    Raises UserError for one patch or a k above the number of patches, and for a CSV that is wrong or incomplete.
     """
     patches = geometry.grid[0] * geometry.grid[1]
+    if options.scope == "image":
+        raise_for_patches(options.k, patches)
     if options.k.lstrip("+-").isdigit():
-        if options.scope == "image":
-            raise_for_large_k(options.k, patches)
         return np.full(len(index), int(options.k), np.uint8)
     if options.k == "instances":
         from batchjob.data.annotations import k_instances

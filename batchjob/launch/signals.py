@@ -13,6 +13,7 @@ from typing import Any, NoReturn, Self
 from batchjob.children import SIGNALS
 
 AGAIN_S = 0.01  # after which a signal comes again that Python dropped
+_NUMBER = "batchjob_signal"  # the attribute of an error that a signal raised
 WORK_LEFT = 75  # the exit code of a command that goes on where it stopped when it is run again
 PARENT = "BATCHJOB_PARENT"  # set by our own launcher: its process id
 _MEANINGS = {signal.SIGUSR1: " (the time limit is near, or a preemption)"}
@@ -78,6 +79,7 @@ class Stop:
         self.reason = ""
         self._parent = int(os.environ.get(PARENT, "0"))
         self._before: dict[signal.Signals, Any] = {}
+        self._hook = sys.unraisablehook
 
     def __call__(self) -> bool:
         if self._parent and os.getppid() != self._parent:
@@ -85,13 +87,18 @@ class Stop:
         return bool(self.reason)
 
     def __enter__(self) -> Self:
-        for number in SIGNALS:
-            self._before[number] = signal.signal(number, self._note)
+        self._hook = sys.unraisablehook
+        if threading.current_thread() is threading.main_thread():  # no other may set handlers
+            sys.unraisablehook = functools.partial(_heed_again, self._hook)
+            for number in SIGNALS:
+                self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._before:
+            sys.unraisablehook = self._hook
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.reason and number == signal.SIGINT:
@@ -107,13 +114,16 @@ def _exit(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _raise(error: BaseException, number: int) -> NoReturn:
-    vars(error)["signal"] = number  # for `_heed_again`
+    vars(error)[_NUMBER] = number
     raise error
 
 
 def _heed_again(hook: Callable[[Any], object], lost: "sys.UnraisableHookArgs") -> None:
-    """Sends a signal again whose error Python drops, since its handler ran inside a `__del__` or another callback."""
-    number = vars(lost.exc_value).get("signal") if lost.exc_value else None
+    """Sends a signal again whose error Python drops, since its handler ran inside a `__del__` or another callback.
+
+    Where the block that turns signals into errors ends before that, the signal does what it did before the block.
+    """
+    number = vars(lost.exc_value).get(_NUMBER) if lost.exc_value else None
     if number is None:
         hook(lost)
         return

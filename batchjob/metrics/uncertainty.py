@@ -194,7 +194,7 @@ def sign_flip(
 
     Returns
     -------
-    [C] two-sided p-values; NaN without images.
+    [C] two-sided p-values; NaN with fewer than two images.
     """
     gains = np.asarray(gains, np.float64)
     result = np.full(gains.shape[1], np.nan)

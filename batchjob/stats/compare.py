@@ -41,7 +41,9 @@ class Common:
     # of each run, by score: [n, C], NaN where undefined. `SCORE.position` is the position null of the run's own grid,
     # laid on the finest grid as its labels are.
     values: list[dict[str, Floats]]
-    agreement: dict[tuple[int, int], Floats]  # [n, C] adjusted Rand index of the same head, for two runs of equal shape
+    agreement: dict[
+        tuple[int, int], Floats
+    ]  # [n, C] adjusted Rand index of the same head, for two runs of the same heads
     other_k: int = 0  # images left out because other k was asked for in the runs
     other_file: int = 0  # images left out because the runs saw other files of the same id
 
@@ -66,6 +68,12 @@ def comparable(runs: Sequence[Run]) -> str:
 def takes_k(run: Run) -> bool:
     """Whether an algorithm of the run divides into the k clusters that it is asked for; hdbscan finds its own."""
     return any(algorithm != "hdbscan" for algorithm in run.algorithms)
+
+
+def shape_of_model(run: Run) -> tuple[object, ...]:
+    """Returns what two networks must share for equal numbers of layer and head to name the same place in both."""
+    shape = [run.spec.get(name) for name in ("kind", "num_layers", "num_heads", "stage")]
+    return *shape, run.options.get("cluster_on") == "token"
 
 
 def _asked_k(run: Run) -> NDArray[np.int64] | None:
@@ -169,7 +177,8 @@ def _compare_block(
     fine = _finest(runs)
     names = [*COMPARED, *(f"{n}.position" for n in COMPARED if "position" in catalogue.nulls_of(n))]
     values: list[dict[str, list[Floats]]] = [{name: [] for name in names} for _ in runs]
-    alike = [(a, b) for a in range(len(runs)) for b in range(a + 1, len(runs)) if runs[a].shape == runs[b].shape]
+    places = [(shape_of_model(run), run.algorithms, run.layers, run.heads) for run in runs]
+    alike = [(a, b) for a in range(len(runs)) for b in range(a + 1, len(runs)) if places[a] == places[b]]
     agreement: dict[tuple[int, int], list[Floats]] = {pair: [] for pair in alike}
     for i in range(rows.shape[1]):
         truths = _surviving(annotated[i], [*(v.geometry for v in runs), fine], parts[0], i)

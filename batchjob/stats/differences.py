@@ -12,7 +12,7 @@ from batchjob.config import RULES
 from batchjob.errors import counted
 from batchjob.metrics import catalogue
 from batchjob.metrics.uncertainty import SURE, first_half, holm, informative, interval, is_enough, sign_flip
-from batchjob.stats.compare import COMPARED, Common, takes_k
+from batchjob.stats.compare import COMPARED, Common, shape_of_model, takes_k
 from batchjob.stats.numbers import gain, gain_interval, number, p_value
 from batchjob.stats.summary import columns_of
 from batchjob.store.run import Run
@@ -65,13 +65,13 @@ def differences(runs: Sequence[Run], common: Common) -> pd.DataFrame:
 
     Returns
     -------
-    For each algorithm that both runs have, or else for the first one of each: a row whose `of` is `best head`, one of
-    the `mean of heads`, and a row for each `head` that both have. Heads are the same where they have the same numbers
-    in models of as many layers and heads. Where some are, the mean is of these alone, and otherwise of all heads of
-    each; `heads_a` and `heads_b` count them. `p` comes from sign flips;
-    `p_holm` is corrected over the heads and layers of an algorithm, and NaN in the other rows. `n` counts the images
-    that have the score in both runs, and `informative` those of them whose difference is not the most common one (two
-    runs that mostly agree differ by zero). `enough` says whether both are enough for a claim. `sure` says whether the
+    For each algorithm that both runs have, or else for the first one of each: a row whose `of` is `best head`, one
+    of the `mean of heads`, and a row for each `head` that both have. Both have a head if its layer and its number
+    are the same in networks of one shape (`compare.shape_of_model`). The mean is of these heads, or of all heads of
+    each run where both have none; `heads_a` and `heads_b` count them. `p` comes from sign flips; `p_holm` is
+    corrected over the heads and layers of an algorithm, and NaN in the other rows. `n` counts the images that have
+    the score in both runs, and `informative` those of them whose difference is not the most common one (two runs
+    that mostly agree differ by zero). `enough` says whether both are enough for a claim. `sure` says whether the
     difference may be called more or less than zero: there are enough images, and p is at most `SURE`, after the
     correction in the rows of heads.
     """
@@ -88,7 +88,7 @@ def differences(runs: Sequence[Run], common: Common) -> pd.DataFrame:
 
 def _pair(a: Run, b: Run, score: str, one: Floats, other: Floats, first: NDArray[np.bool_]) -> list[tuple[Any, ...]]:
     columns = [np.array(columns_of(run, score.removesuffix(_OVER)), object) for run in (a, b)]
-    is_same_shape = _shape(a) == _shape(b)
+    is_same_shape = shape_of_model(a) == shape_of_model(b)
     found = [list(dict.fromkeys(of_run[:, 0])) for of_run in columns]
     common = [(algorithm, algorithm) for algorithm in found[0] if algorithm in found[1]]
     rows: list[tuple[Any, ...]] = []
@@ -104,12 +104,6 @@ def _pair(a: Run, b: Run, score: str, one: Floats, other: Floats, first: NDArray
             for of, row in _compare_sides(sides[0], sides[1], first, is_same_shape)
         ]
     return rows
-
-
-def _shape(run: Run) -> tuple[object, ...]:
-    """Returns what two runs have in common where equal numbers name the same place in both networks."""
-    spec = run.spec
-    return spec.get("kind"), spec.get("num_layers"), spec.get("num_heads"), run.options.get("cluster_on") == "token"
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,14 +241,14 @@ def describe(runs: Sequence[Run], common: Common, table: pd.DataFrame) -> list[s
 
 def heads_compared(row: Mapping[str, Any]) -> str:
     """Names the heads of a row of `differences`: `best head`, `mean of 6 heads`, or `mean of 6 heads and of 2`."""
-    if row["of"] != "mean of heads" or "heads_a" not in row:  # tables of an earlier version do not count them
+    if row["of"] != "mean of heads":
         return str(row["of"])
     a, b = int(row["heads_a"]), int(row["heads_b"])
     return f"mean of {counted(a, 'head')}" + (f" and of {b:,}" if a != b else "")
 
 
 def _k_words(runs: Sequence[Run]) -> str:
-    """Says by which k the runs were clustered; `compare` has seen to it that they agree."""
+    """Says by which k the runs were clustered; `comparable` has seen to it that rules agree."""
     asked = [str(run.options["k"]) for run in runs if takes_k(run)]
     words = []
     if asked:

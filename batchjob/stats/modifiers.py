@@ -90,7 +90,7 @@ def _one_layer(path: Path, heads: Sequence[int], task: tuple[str, int, str]) -> 
         sums = np.zeros((len(used), stacked.shape[1]))
         np.add.at(sums, where, stacked)
         drawn = resampled_ratios(sums, np.broadcast_to(count[:, None], sums.shape))
-        bounds = np.nanpercentile(drawn, [2.5, 97.5], axis=0)
+        bounds = np.nanpercentile(drawn, [2.5, 97.5], axis=0) if len(used) > 1 else np.full((2, drawn.shape[1]), np.nan)
         for i, head in enumerate(heads):
             own, over = bounds[:, i], bounds[:, len(heads) + i]
             figures = (ari[inside, i].mean(), *own, position[inside, i].mean(), gain[inside, i].mean(), *over)

@@ -81,8 +81,7 @@ def run_stats(
         raise UserError(f"--jobs {jobs} is not a number of processes; give 1 or more, or leave it out")
     for run in opened:
         if not len(run.ok_rows):
-            is_pending = bool(len(run.pending_rows))
-            raise UserError(retries.without_images(run.data_asked, run.folder, run.options, is_pending=is_pending))
+            raise UserError(retries.without_images(run))
     tell_apart(opened)
     randoms = match_randoms(opened)
     known = _open_each(opened, annotations, say)

@@ -70,9 +70,8 @@ def sentence(run: Run, rows: Sequence[Row]) -> str:
     main, score = rows[0], str(rows[0]["score"])
     row = catalogue.score(score)
     what = row.short if row and row.short else score.replace("_", " ")
-    is_of_vectors = row is not None and row.source in catalogue.OF_VECTORS
-    is_clustered = is_of_vectors or catalogue.is_of_labels(score)
-    who = _head_name(run, main["layer"], main["head"], is_of_clustered=is_clustered)
+    is_of_clustered = catalogue.is_of_labels(score) or (row is not None and row.source in catalogue.OF_VECTORS)
+    who = _head_name(run, main["layer"], main["head"], is_of_clustered=is_of_clustered)
     claim = _claim(score, run.rows_name)
     if len(run.algorithms) > 1 and main["algorithm"]:
         who += f" by {main['algorithm']}"

@@ -280,7 +280,7 @@ def agreement_table(run: Run, sums: dict[str, NDArray[np.float64]]) -> pd.DataFr
                     for j in range(i + 1, len(names)):
                         place = (a, b, i, j)
                         algorithm, layer, head = (x, y, -1) if kind == "heads" else ("", x, y)
-                        spread = 1.96 * error[place]
+                        spread = 1.96 * error[place] if n[place] > 1 else np.nan
                         bounds = (mean[place], mean[place] - spread, mean[place] + spread)
                         who = (str(names[i]), str(names[j]))
                         rows.append((kind, algorithm, layer, head, *who, int(n[place]), *bounds))

@@ -92,7 +92,7 @@ def describe(run: Run, counts: Mapping[str, int], summary: pd.DataFrame, said: S
     if run.rows_name != "attention":
         of_vit = run.options.get("cluster_on") == "token" and run.spec.get("kind") != "cnn"
         lines.append(
-            f"{run.clustered} are of a whole layer, which has one head here; its map is their {run.attention}"
+            f"{run.clustered} belong to a whole layer, so each layer has one head, and its map is their {run.attention}"
             if of_vit
             else f"a CNN has no attention: its one head is the {run.rows_name} of features, its map their "
             f"{run.attention}; scores keep their names (attention_distance is the distance of similar patches)"
@@ -230,9 +230,11 @@ def missing_inputs(run: Run, names: Sequence[str], *, has_annotations: bool, has
         of_labels = ", ".join(catalogue.names("labels"))
         hints.append(f"{of_labels} need labels of patches, which --queries cls does not make")
     if of_attention and "entropy" not in names:
+        words = as_arguments(run.options, without=("scores",))
+        more = "attention,pairs" if "pairs" in str(run.options.get("scores")) else "attention"
         hints.append(
             f"attention_distance, entropy, query_key_nmi and sink need the {run.rows_name} itself; they come from: "
-            f"{again} --scores attention,pairs"
+            f"{shlex.join(['batchjob', 'run', 'DATA', *words, '--scores', more])}"
         )
     pairs = catalogue.names(*(catalogue.LABELLING["pairs"] if of_attention else catalogue.OF_VECTORS))
     if not set(pairs) & set(names):
