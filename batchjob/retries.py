@@ -2,15 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from batchjob.codes import STATUS
+from batchjob.codes import PENDING, STATUS
 from batchjob.config import command_of
-
-if TYPE_CHECKING:
-    from batchjob.store.run import Run
 
 MAY_PASS = ("missing", "unreadable")
 COUNT = " or ".join(MAY_PASS)  # what stats/counts.json calls the number of these images
@@ -43,21 +41,22 @@ def sentence(count: int, data: str, run: Path, options: Mapping[str, Any]) -> st
     return f"those that are {COUNT} ({count:,}) are tried again by: {again} (with make: RETRY_FAILED=1)"
 
 
-def without_images(run: "Run") -> str:
+def without_images(status: NDArray[np.uint8], data: str, run: Path, options: Mapping[str, Any]) -> str:
     """Says of a run in which no image is labelled how that is mended.
 
     Parameters
     ----------
-    run
-        The run.
+    status
+        [n], the images' `batchjob.codes.STATUS`.
+    data, run, options
+        As `sentence`.
 
     Returns
     -------
     A sentence without its full stop.
     """
-    folder, asked = run.folder, run.data_asked
-    if len(run.pending_rows):
-        return f"{folder} has no labelled image yet; go on with: {command_of(asked, folder, run.options)}"
-    may_pass = np.isin(run.read(0, run.rows, only=()).status, [STATUS[cause] for cause in MAY_PASS])
-    remedy = sentence(int(may_pass.sum()), asked, folder, run.options) or "give other images, and another RUN for them"
-    return f"all images of {folder} failed (batchjob show {folder} counts the causes); {remedy}"
+    if (status == PENDING).any():
+        return f"{run} has no labelled image yet; go on with: {command_of(data, run, options)}"
+    may_pass = int(np.isin(status, [STATUS[cause] for cause in MAY_PASS]).sum())
+    remedy = sentence(may_pass, data, run, options) or "give other images, and another RUN for them"
+    return f"all images of {run} failed (batchjob show {run} counts the causes); {remedy}"

@@ -388,6 +388,8 @@ def test_a_null_model_without_gains_and_heads_without_them_are_left_out() -> Non
     summary.loc[(summary["null"] == "swap") & (summary["head"] == 2), list(unknown)] = list(unknown.values())
     figure = nulls.against_nulls(summary, **how)
     assert len(figure.axes[0].collections[-1].get_offsets()) == 3
+    names = [label.get_text().split()[1] for label in statistics.forest(summary, **how).axes[0].get_yticklabels()]
+    assert names == ["3", "1", "0", "2"], "a head that has the other gain alone comes last"
     assert "over 38 images" in told_by(figure)
     assert [text.get_text() for text in statistics.forest(summary, **how).legends[0].texts] == [
         "over position alone",

@@ -97,6 +97,13 @@ def test_runs_of_other_heads_of_one_model_are_compared_by_those_that_both_have(
     assert any(line.startswith("instance_ari, mean of 2 heads: all ") for line in lines)
 
 
+def test_labels_of_other_heads_are_not_said_to_agree(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, IMAGES, kinds=KINDS) for name in "ab"]
+    assert list(common_of(runs)[0].agreement) == [(0, 1)]
+    array(runs[1], "head")[:] = [2, 3]
+    assert common_of(runs)[0].agreement == {}
+
+
 def test_equal_numbers_of_heads_in_other_networks_are_other_heads(tmp_path: Path, annotations: Path) -> None:
     runs = [write_run(tmp_path / "four", IMAGES), write_run(tmp_path / "two", IMAGES, kinds=KINDS)]
     group = zarr.open_group(str(runs[1] / "labels.zarr"), mode="r+")

@@ -67,6 +67,14 @@ def test_eight_images_make_no_gain_sure_however_small_p_is(few: Any) -> None:
     assert (selection["too_few"] == selection["heads"]).all()
 
 
+def test_pairs_of_one_image_have_no_interval(few: Any) -> None:
+    modifiers = table(few[0][0], "modifiers")
+    is_one, bounds = modifiers["images"] == 1, ["pair_ari_low", "pair_ari_high", "gain_low", "gain_high"]
+    assert is_one.any()
+    assert modifiers.loc[is_one, bounds].isna().all(axis=None)
+    assert modifiers.loc[~is_one, bounds].notna().all(axis=None)
+
+
 def test_eight_images_give_no_mark_on_the_page(few: Any) -> None:
     run = Run(few[0][0])
     found = heads_table.scored(run, table(run.folder, "summary"))

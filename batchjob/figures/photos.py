@@ -30,7 +30,8 @@ def open_run(folder: Path) -> Run:
     """Opens a run. Raises UserError if the folder is not a run, or the run has no labelled image."""
     run = Run.checked(folder)
     if not len(run.ok_rows):
-        raise UserError(retries.without_images(run))
+        status = run.read(0, run.rows, only=()).status
+        raise UserError(retries.without_images(status, run.data_asked, folder, run.options))
     return run
 
 

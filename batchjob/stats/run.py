@@ -81,7 +81,8 @@ def run_stats(
         raise UserError(f"--jobs {jobs} is not a number of processes; give 1 or more, or leave it out")
     for run in opened:
         if not len(run.ok_rows):
-            raise UserError(retries.without_images(run))
+            status = run.read(0, run.rows, only=()).status
+            raise UserError(retries.without_images(status, run.data_asked, run.folder, run.options))
     tell_apart(opened)
     randoms = match_randoms(opened)
     known = _open_each(opened, annotations, say)
