@@ -84,7 +84,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         fixtures = getattr(item, "fixturenames", ())
         shared = next((group for fixture, group in SHARED_FIXTURES.items() if fixture in fixtures), item.path.stem)
         item.add_marker(pytest.mark.xdist_group(shared))
-    items.sort(key=lambda item: item.get_closest_marker("slurm") is None)  # the longest group first, mostly waiting
+    items.sort(key=lambda item: item.get_closest_marker("slurm") is None)  # the longest group first
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:

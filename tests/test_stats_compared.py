@@ -218,6 +218,17 @@ def test_a_comparison_of_older_statistics_is_not_shown(tmp_path: Path, annotatio
     assert not (runs[0] / "stats" / "comparison.parquet").exists()
 
 
+def test_a_comparison_by_an_earlier_version_is_not_shown(tmp_path: Path, annotations: Path) -> None:
+    """Its means were over all heads of each run, also where the runs have few heads in common."""
+    runs = [write_run(tmp_path / name, IMAGES, kinds=KINDS, seed=i) for i, name in enumerate("ab")]
+    stats(runs, annotations)
+    earlier = table(runs[0], "comparison").drop(columns=["heads_a", "heads_b"])
+    earlier.to_parquet(runs[0] / "stats" / "comparison.parquet", index=False)
+    found = differences([Run(run) for run in runs])
+    assert not found.rows
+    assert found.note.startswith("The runs were compared by an earlier version of batchjob. ")
+
+
 def test_no_table_of_earlier_statistics_stays_beside_the_new_ones(tmp_path: Path, annotations: Path) -> None:
     run = write_run(tmp_path / "run", IMAGES, kinds=KINDS)
     run_stats([run], annotations=str(annotations), jobs=1, csv=True)

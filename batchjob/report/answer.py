@@ -59,10 +59,11 @@ def differences(runs: Sequence[Run]) -> Differences:
         table = run.table("comparison")
         if table is None or not len(table):
             continue
+        if "heads_a" not in table:  # a table of an earlier version, whose means are of other heads
+            outdated = "The runs were compared by an earlier version of batchjob. "
+            continue
         digests = {other.stats_digest for other in runs}
         names = [name for name, digest in run.compared.items() if digest in digests]
-        if "heads_a" not in table:  # a table of an earlier version, whose means are of other heads
-            outdated, names = "The runs were compared by an earlier version of batchjob. ", []
         table = table[table["run_a"].isin(names) & table["run_b"].isin(names) & (table["of"] != "head")]
         if not len(table) and len(set(run.compared) & {other.name for other in runs}) > 1:
             outdated = "The runs were compared before their statistics were made again. "

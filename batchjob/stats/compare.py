@@ -41,9 +41,7 @@ class Common:
     # of each run, by score: [n, C], NaN where undefined. `SCORE.position` is the position null of the run's own grid,
     # laid on the finest grid as its labels are.
     values: list[dict[str, Floats]]
-    agreement: dict[
-        tuple[int, int], Floats
-    ]  # [n, C] adjusted Rand index of the same head, for two runs of the same heads
+    agreement: dict[tuple[int, int], Floats]  # [n, C] adjusted Rand index of each head, for two runs of equal heads
     other_k: int = 0  # images left out because other k was asked for in the runs
     other_file: int = 0  # images left out because the runs saw other files of the same id
 

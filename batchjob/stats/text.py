@@ -90,10 +90,10 @@ def describe(run: Run, counts: Mapping[str, int], summary: pd.DataFrame, said: S
     weights = ", untrained" if run.is_random else ""
     lines = [f"{run.name}: {run.model}{weights}, {height}×{width} patches, k = {run.options['k']}"]
     if run.rows_name != "attention":
-        of_vit = run.options.get("cluster_on") == "token" and run.spec.get("kind") != "cnn"
+        is_of_tokens = run.options.get("cluster_on") == "token" and run.spec.get("kind") != "cnn"
         lines.append(
             f"{run.clustered} belong to a whole layer, so each layer has one head, and its map is their {run.attention}"
-            if of_vit
+            if is_of_tokens
             else f"a CNN has no attention: its one head is the {run.rows_name} of features, its map their "
             f"{run.attention}; scores keep their names (attention_distance is the distance of similar patches)"
         )
